@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module dynprune_cuda._C. Importing it loads this library and with it the operator registrations of
+// the other files here; the module itself only says what was built. Limited API: one binary for Python >= 3.10.
+#include <Python.h>
+
+#if defined(__clang__)
+#define DYNPRUNE_COMPILER "Clang " __VERSION__
+#else
+#define DYNPRUNE_COMPILER "GCC " __VERSION__
+#endif
+
+namespace {
+
+int add_build_facts(PyObject* module) {
+  const char* const facts[][2] = {
+      {"TORCH_VERSION", DYNPRUNE_TORCH_VERSION},
+      {"CUDA_VERSION", DYNPRUNE_CUDA_VERSION},              // "" when built for the CPU only
+      {"CUDA_ARCHITECTURES", DYNPRUNE_CUDA_ARCHITECTURES},  // as in TORCH_CUDA_ARCH_LIST
+      {"COMPILER", DYNPRUNE_COMPILER},
+  };
+  for (const auto& [name, value] : facts) {
+    if (PyModule_AddStringConstant(module, name, value) != 0) return -1;
+  }
+  return 0;
+}
+
+PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, reinterpret_cast<void*>(add_build_facts)},
+    {0, nullptr},
+};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr, slots, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModuleDef_Init(&definition); }
