@@ -100,12 +100,17 @@ if cuda is not None:
 
 from torch.utils.cpp_extension import BuildExtension  # noqa: E402  (reads CUDA_HOME when imported)
 
+
+class IncrementalBuild(BuildExtension):
+    """Keeps the objects in one place, so that a pip install recompiles only what changed."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = str(ROOT / "build" / "temp")
+
+
 setup(
     ext_modules=[extension(cuda)],
-    cmdclass={"build_ext": BuildExtension},
-    options={
-        "bdist_wheel": {"py_limited_api": "cp310"},
-        # A fixed place, so that every way of building (pip, editable, build_ext) is incremental.
-        "build_ext": {"build_temp": str(ROOT / "build" / "temp")},
-    },
+    cmdclass={"build_ext": IncrementalBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
