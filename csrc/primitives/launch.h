@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a kernel file talks to its target. One .cu source, two targets: nvcc turns these names into plain
-// CUDA; with DYNPRUNE_EMULATOR, simt.h (tests/emulator) gives the same names to g++, which runs every CUDA
-// thread as a fiber on the CPU. Kernels use nothing else for launches, shared memory and ordered accesses:
+// How a kernel file talks to its target. One .cu source, two targets: nvcc turns these names into
+// plain CUDA; with DYNPRUNE_EMULATOR, simt.h (tests/emulator) gives the same names to g++, which
+// runs every CUDA thread as a fiber on the CPU. Kernels use nothing else for launches, shared
+// memory and ordered accesses:
 //
 //   DYNPRUNE_LAUNCH((kernel<T>), grid, block, dynamic_shared_bytes, stream, args...);
 //   DYNPRUNE_SHARED(float, tile, [32][33]);      a scalar: DYNPRUNE_SHARED(int, flag, );
@@ -19,8 +20,8 @@
 #define DYNPRUNE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   DYNPRUNE_UNPAREN kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 #define DYNPRUNE_SHARED(T, name, dims) __shared__ T name dims
-#define DYNPRUNE_DYNAMIC_SHARED(T, name)                                     \
-  extern __shared__ __align__(16) unsigned char dynprune_dynamic_shared_[];  \
+#define DYNPRUNE_DYNAMIC_SHARED(T, name)                                    \
+  extern __shared__ __align__(16) unsigned char dynprune_dynamic_shared_[]; \
   T* name = reinterpret_cast<T*>(dynprune_dynamic_shared_)
 
 namespace dynprune {

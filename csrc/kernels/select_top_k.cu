@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/select_top_k.h"
+
+#include "kernels/radix_select.cuh"
+
+namespace dynprune {
+namespace cuda {
+
+size_t selection_workspace_bytes(const Selection& selection) {
+  return SelectionWorkspace::bytes(selection);
+}
+
+cudaError_t launch_select_top_k(const void* scores, ScalarType type, const Selection& selection,
+                                void* workspace, cudaStream_t stream) {
+  return dispatch(type, [&](auto tag) {
+    using T = decltype(tag);
+    const ScoreRanking<T> ranking{static_cast<const T*>(scores)};
+    return radix_select(ranking, selection, workspace, nullptr, stream);
+  });
+}
+
+}  // namespace cuda
+}  // namespace dynprune

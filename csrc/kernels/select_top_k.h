@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// select_top_k, and with num_random > 0 select_epsilon_greedy: ranks by the score itself.
+#pragma once
+
+#include "kernels/selection.h"
+#include "primitives/cuda_types.h"
+#include "primitives/scalar_types.h"
+
+namespace dynprune {
+namespace cuda {
+
+// scores: [N] of `type`, contiguous. workspace: selection_workspace_bytes(selection).
+cudaError_t launch_select_top_k(const void* scores, ScalarType type, const Selection& selection,
+                                void* workspace, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace dynprune

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the cross-entropy kernels do with one row, on CPU and GPU: options of
+// torch.nn.functional.cross_entropy (class weights w, label smoothing eps) on top of the row's
+// statistics.
+//   loss = (1 - eps) w_y nll + eps/C sum_j w_j (lse - x_j)
+//   d loss / d x_j = (1 - eps) w_y (p_j - [j = y]) + eps/C (p_j W - w_j),  W = sum_j w_j;  p_y - 1
+//   = -miss
+// Smoothing and weights change the loss, never the scores.
+#pragma once
+
+#include "row_stats.h"
+
+namespace dynprune {
+
+template <class A>
+struct LossOptions {
+  const A* class_weight;  // [C] or null
+  A label_smoothing;
+  int64_t ignore_index;
+
+  DYNPRUNE_HD A weight_of(int64_t c) const {
+    return class_weight != nullptr ? class_weight[c] : A{1};
+  }
+};
+
+// sum_weight: W; sum_distance: X. Both are only read with label smoothing.
+template <class A>
+DYNPRUNE_HD A row_loss(const LossOptions<A>& o, A nll, int64_t target, int64_t classes,
+                       A sum_weight, A sum_distance) {
+  A loss = o.weight_of(target) * nll;
+  if (o.label_smoothing > 0) {
+    const A uniform = (sum_weight * nll - sum_distance) / static_cast<A>(classes);
+    loss = (1 - o.label_smoothing) * loss + o.label_smoothing * uniform;
+  }
+  return loss;
+}
+
+// What backward needs of a row, as forward saves it.
+template <class A>
+struct SavedRow {
+  A max, log_normaliser, miss;
+  A sum_weight;  // W; 0 without label smoothing
+};
+constexpr int kSavedPerRow = 4;
+
+// The gradient of a row's loss times `scale` with respect to one logit.
+template <class A>
+struct RowGradient {
+  LossOptions<A> options;
+  SavedRow<A> saved;
+  int64_t target;
+  A hit_weight;      // scale (1 - eps) w_y
+  A uniform_weight;  // scale eps / C
+
+  DYNPRUNE_HD RowGradient(const LossOptions<A>& o, const SavedRow<A>& s, int64_t y, int64_t classes,
+                          A scale)
+      : options(o),
+        saved(s),
+        target(y),
+        hit_weight(scale * (1 - o.label_smoothing) * o.weight_of(y)),
+        uniform_weight(scale * o.label_smoothing / static_cast<A>(classes)) {}
+
+  DYNPRUNE_HD A at(int64_t c, A x) const {
+    const A p = c == target ? 1 - saved.miss : exp_of(x - saved.max - saved.log_normaliser);
+    A g = hit_weight * (c == target ? -saved.miss : p);
+    if (uniform_weight != 0) g += uniform_weight * (p * saved.sum_weight - options.weight_of(c));
+    return g;
+  }
+};
+
+}  // namespace dynprune

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The moving averages of one sample. Rule of the UCB baseline that the InfoBatch authors released:
+// the variance takes the new value's distance to the old mean, and alpha is the weight of the new
+// value.
+#pragma once
+
+#include "portable.h"
+
+namespace dynprune {
+
+// Variance after the first visit: nothing is known of the spread yet (0), or alpha * value^2, which
+// is what the published code gives because its mean starts at 0.
+enum class FirstVisit { kZero, kPublished };
+
+// The score table's columns, one element per sample. The last two may be null.
+template <class Count>
+struct ScoreColumns {
+  float* mean;
+  float* variance;
+  Count* count;
+  int32_t* non_finite_count;
+  bool* last_non_finite;
+
+  // A non-finite value changes no average; it is counted, and the sample is marked until a finite
+  // one comes.
+  DYNPRUNE_HD void update(int64_t id, float value, float alpha, FirstVisit first_visit) const {
+    const bool finite = value - value == 0.0f;
+    if (last_non_finite != nullptr) last_non_finite[id] = !finite;
+    if (!finite) {
+      if (non_finite_count != nullptr) non_finite_count[id] += 1;
+      return;
+    }
+    if (count[id] == 0) {
+      mean[id] = value;
+      variance[id] = first_visit == FirstVisit::kZero ? 0.0f : mul_rn(alpha, mul_rn(value, value));
+    } else {
+      const float old_mean = mean[id];
+      const float distance = sub_rn(value, old_mean);
+      const float beta = sub_rn(1.0f, alpha);
+      mean[id] = add_rn(mul_rn(beta, old_mean), mul_rn(alpha, value));
+      variance[id] = add_rn(mul_rn(beta, variance[id]), mul_rn(alpha, mul_rn(distance, distance)));
+    }
+    count[id] += 1;
+  }
+};
+
+// The id of a row that belongs to no sample (an ignored target, padding): skipped without an error.
+constexpr int64_t kNoSample = -1;
+
+}  // namespace dynprune
