@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds a CUDA toolkit and decides what to build. Shared by setup.py and `make kernels`; needs no torch.
+"""Finds a CUDA toolkit and decides what to build, for setup.py and `make kernels`. Needs no torch.
 
-A toolkit is a directory that holds bin/nvcc and the runtime headers. An nvcc on the PATH may be a wrapper script
-whose parent directory is no toolkit, so nvcc is asked where it lives instead of being taken at its place.
+A toolkit is a directory that holds bin/nvcc and the runtime headers. An nvcc on the PATH may be a
+wrapper script whose parent directory is no toolkit, so nvcc is asked where it lives.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from pathlib import Path
 # What a wheel should serve: Ampere, Ada, Hopper and Blackwell, data centre and desktop.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
+USUAL_PLACE = Path("/usr/local")
+
 INSTALL_HINT = (
-    "Install the NVIDIA CUDA toolkit with the major version of your torch (torch.version.cuda) and set CUDA_HOME to "
-    "it, or install its pip wheels next to torch: "
-    "pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'"
+    "Install the NVIDIA CUDA toolkit of the same major version as torch.version.cuda and set "
+    "CUDA_HOME to it, or install its pip wheels next to torch, for CUDA 13.0:\n"
+    "  pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' "
+    "'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-runtime==13.0.*'"
 )
 
 
@@ -87,8 +90,17 @@ def header_directory(root: Path) -> Path | None:
 
 def nvcc_root(nvcc: str) -> Path | None:
     """The toolkit that an nvcc works with, which its own dry run prints as TOP."""
-    match = re.search(r"^#\$ TOP=(.+)$", output_of(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.M)
+    match = re.search(
+        r"^#\$ TOP=(.+)$", output_of(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.M
+    )
     return Path(match[1].strip()).resolve() if match else None
+
+
+def package_directories() -> list[Path]:
+    """Where pip may have put wheels; sys.path alone lacks them in some isolated builds."""
+    return [
+        Path(path) for path in (sysconfig.get_path("platlib"), *site.getsitepackages(), *sys.path)
+    ]
 
 
 def candidates(env: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
@@ -100,11 +112,10 @@ def candidates(env: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
         for root in (nvcc_root(nvcc), Path(nvcc).resolve().parents[1]):
             if root is not None:
                 yield f"nvcc ({nvcc})", root
-    local = Path("/usr/local")
-    for root in (local / "cuda", *sorted(local.glob("cuda-*"), reverse=True)):
+    for root in (USUAL_PLACE / "cuda", *sorted(USUAL_PLACE.glob("cuda-*"), reverse=True)):
         yield "usual place", root
-    for packages in dict.fromkeys((sysconfig.get_path("platlib"), *site.getsitepackages(), *sys.path)):
-        for root in sorted(Path(packages).glob("nvidia/cu[0-9]*"), reverse=True):
+    for packages in package_directories():
+        for root in sorted(packages.glob("nvidia/cu[0-9]*"), reverse=True):
             yield "pip wheels", root
     if env.get("CONDA_PREFIX"):
         yield "CONDA_PREFIX", Path(env["CONDA_PREFIX"])
@@ -120,7 +131,9 @@ def inspect(root: Path) -> Toolkit | str:
     return Toolkit(root, release[1]) if release else "its nvcc does not run"
 
 
-def find(major: str | None = None, env: Mapping[str, str] | None = None) -> tuple[Toolkit | None, list[str]]:
+def find(
+    major: str | None = None, env: Mapping[str, str] | None = None
+) -> tuple[Toolkit | None, list[str]]:
     """The first toolkit (of that major version), and why the places before it were passed over."""
     passed_over: list[str] = []
     seen: set[Path] = set()
@@ -151,9 +164,10 @@ def decide(torch_cuda: str | None, env: Mapping[str, str]) -> Decision:
         remedy = "Install a CUDA build of torch."
     else:
         toolkit, passed_over = find(torch_cuda.split(".")[0], env)
+        looked = "".join(f"\n  not {place}" for place in passed_over)
         if toolkit is not None:
-            return Decision(toolkit, f"building CPU and CUDA with CUDA {toolkit.version} from {toolkit.root}")
-        looked = "".join(f"\n  {place}" for place in passed_over)
+            found = f"CUDA {toolkit.version} from {toolkit.root}"
+            return Decision(toolkit, f"building CPU and CUDA with {found}{looked}")
         reason = f"this torch needs CUDA {torch_cuda} and no matching toolkit was found{looked}"
         remedy = INSTALL_HINT
     if request == "1":
@@ -167,8 +181,10 @@ def parse_architectures(text: str) -> list[str]:
 
 
 def default_architectures(toolkit: Toolkit) -> list[str]:
-    """DEFAULT_ARCHITECTURES as far as the toolkit knows them; the newest also as PTX, for GPUs still to come."""
+    """DEFAULT_ARCHITECTURES that the toolkit knows; the newest also as PTX, for later GPUs."""
     known = toolkit.architectures()
     if not known:
-        raise ToolkitError(f"nvcc of {toolkit.root} knows none of {', '.join(DEFAULT_ARCHITECTURES)}")
+        raise ToolkitError(
+            f"nvcc of {toolkit.root} knows none of {', '.join(DEFAULT_ARCHITECTURES)}"
+        )
     return [*known[:-1], f"{known[-1]}+PTX"]

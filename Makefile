@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target makes what it needs first: the virtual environment, torch, the tools, the extension.
+# TORCH=2.11.0 chooses another torch, PYTHON=... another interpreter; DYNPRUNE_CUDA, TORCH_CUDA_ARCH_LIST and
+# MAX_JOBS reach the build.
+PYTHON ?= python3
+TORCH ?= 2.14.1
+# The torchvision of any other torch is left to pip, which takes the one that fits.
+TORCHVISION ?= $(if $(filter 2.14.1,$(TORCH)),==0.29.1)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CPP_FILES = $(shell find csrc tests/emulator -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp')
+
+# Stamps carry the settings in their names: other settings, other stamp, new build.
+SETTINGS := $(shell echo "$$CFLAGS|$$CXX|$$CUDA_HOME|$$DYNPRUNE_CUDA|$$TORCH_CUDA_ARCH_LIST" | cksum | cut -d' ' -f1)
+TOOLS := $(VENV)/.tools-torch-$(TORCH)
+BUILT := $(VENV)/.built-torch-$(TORCH)-$(SETTINGS)
+MODULE := dynprune_cuda/_C.abi3.so
+SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-emulator lint format kernels bench clean
+ifeq ($(wildcard $(MODULE)),)
+.PHONY: $(BUILT)
+endif
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(BUILT) ## Set up .venv and build the extension in place
+
+demo: $(BUILT) ## Train on real data with and without pruning and compare (under 3 minutes on 2 cores)
+	@$(BIN)/python benchmarks/train.py
+
+test: $(BUILT) ## Run all tests: CPU, emulated CUDA, and CUDA where a GPU is visible
+	@$(BIN)/python -m pytest
+
+test-emulator: $(BUILT) ## Run the CUDA kernels on the CPU, with race and bounds checks
+	@$(BIN)/python -m pytest tests/emulator
+
+lint: $(TOOLS) ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: $(TOOLS) ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvcc (no GPU), report registers and spills
+	@$(BIN)/python scripts/kernel_resources.py
+
+bench: $(BUILT) ## Run the microbenchmarks
+	@set -e; for benchmark in benchmarks/bench_*.py; do $(BIN)/python "$$benchmark"; done
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist *.egg-info $(MODULE) $(VENV)/.built-* .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	@echo "creating $(VENV) with $(PYTHON)"
+	@sh scripts/make_venv.sh $(PYTHON) $(VENV)
+
+$(TOOLS): pyproject.toml scripts/requirements.py | $(BIN)/python
+	@echo "installing torch $(TORCH) (the CUDA build is some GB and takes minutes; nothing is done if it is there)"
+	@$(PIP) torch==$(TORCH) 'torchvision$(TORCHVISION)'
+	@echo "installing the tools of the extras demo, test and dev"
+	@$(BIN)/python scripts/requirements.py demo test dev > $(VENV)/requirements.txt
+	@$(PIP) torch==$(TORCH) -r $(VENV)/requirements.txt
+	@rm -f $(VENV)/.tools-* && touch $@
+
+$(BUILT): $(TOOLS) $(SOURCES)
+	@echo "building dynprune_cuda"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c "import dynprune_cuda; print('built:', dynprune_cuda.build_info())"
+	@rm -f $(VENV)/.built-* && touch $@

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles every CUDA kernel for every architecture; reports registers, shared memory and spills.
+
+Needs no GPU and no torch. Fails on a compiler warning and on a register spill. Without a toolkit on
+the machine it installs nvcc's pip wheels into the running Python environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuda_toolkit import Toolkit, find
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "build" / "kernel_resources.md"
+ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+NVCC_FLAGS = (
+    *("-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v", "--Werror=all-warnings"),
+    "-Xcompiler=-Wall,-Wextra,-Werror",
+)
+# nvcc with its parts and headers; torch brings none of them but the runtime.
+TOOLKIT_WHEELS = (
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-cccl==13.0.85",
+    "nvidia-cuda-runtime==13.0.96",
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel uses on one architecture, as ptxas says."""
+
+    kernel: str
+    arch: str
+    registers: int
+    shared_bytes: int
+    spill_bytes: int  # stores and loads
+
+
+def parse_ptxas(log: str) -> list[Resources]:
+    """The figures that `nvcc -Xptxas=-v` printed, one entry per kernel and architecture."""
+    found: list[Resources] = []
+    kernel = arch = ""
+    spills = 0
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)' for '(sm_\w+)'", line):
+            kernel, arch, spills = match[1], match[2], 0
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            # Of a device function that was not inlined, too: it counts for the kernel above it.
+            spills += int(match[1]) + int(match[2])
+        elif (match := re.search(r"Used (\d+) registers", line)) and kernel:
+            shared = re.search(r"(\d+) bytes smem", line)
+            found.append(
+                Resources(kernel, arch, int(match[1]), int(shared[1]) if shared else 0, spills)
+            )
+            kernel = ""
+    return found
+
+
+def compile_kernel(
+    toolkit: Toolkit, source: Path, objects: Path, archs: tuple[str, ...]
+) -> tuple[bool, str]:
+    """Compiles one file for all architectures: whether nvcc was content, and its output."""
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    command = [
+        str(toolkit.nvcc),
+        *NVCC_FLAGS,
+        *targets,
+        f"-I{ROOT / 'csrc'}",
+        f"-I{toolkit.include}",
+    ]
+    command += ["-c", str(source), "-o", str(objects / f"{source.stem}.o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    return done.returncode == 0 and not re.search(r"\bwarning\b", output), output
+
+
+def demangle(names: list[str]) -> dict[str, str]:
+    """Readable kernel names without parameter lists; mangled where no tool can read them."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None or not names:
+        return {name: name for name in names}
+    done = subprocess.run(
+        [tool], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    return {name: shorten(long) for name, long in zip(names, done.stdout.splitlines(), strict=True)}
+
+
+def shorten(name: str) -> str:
+    """`void dynprune::(anonymous namespace)::f<T>(T const*)` as `f<T>`."""
+    name = (
+        name.replace("(anonymous namespace)::", "")
+        .replace("dynprune::", "")
+        .replace("cuda::", "")
+        .removeprefix("void ")
+    )
+    depth = 0
+    for position, character in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            return name[:position]
+    return name
+
+
+def table(rows: list[Resources]) -> str:
+    """The figures as Markdown: a row per kernel, its registers in a column per architecture."""
+    names = demangle(sorted({row.kernel for row in rows}))
+    archs = sorted({row.arch for row in rows}, key=lambda arch: int(arch.removeprefix("sm_")))
+    columns = ["registers of kernel", *archs, "static shared memory, bytes", "spills, bytes"]
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    for kernel, name in sorted(names.items(), key=lambda item: item[1]):
+        builds = {row.arch: row for row in rows if row.kernel == kernel}
+        registers = [str(builds[arch].registers) if arch in builds else "" for arch in archs]
+        worst = (
+            max(build.shared_bytes for build in builds.values()),
+            max(b.spill_bytes for b in builds.values()),
+        )
+        lines.append(f"| {' | '.join([f'`{name}`', *registers, *map(str, worst)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def toolkit_or_wheels() -> Toolkit:
+    """The machine's toolkit, or nvcc from its pip wheels."""
+    toolkit, passed_over = find("13")
+    if toolkit is None:
+        print("no CUDA 13 toolkit here:", *passed_over, sep="\n  ")
+        print("installing nvcc's pip wheels:", ", ".join(TOOLKIT_WHEELS), flush=True)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
+        subprocess.run([*pip, *TOOLKIT_WHEELS], check=True)
+        toolkit, passed_over = find("13")
+    if toolkit is None:
+        raise SystemExit(
+            "the pip wheels of nvcc are installed, but make no toolkit:\n  "
+            + "\n  ".join(passed_over)
+        )
+    return toolkit
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--arch", action="append", help="only these, e.g. 90 (default: all)")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="files compiled at once"
+    )
+    options = parser.parse_args()
+    archs = tuple(options.arch or ARCHITECTURES)
+    sources = sorted((ROOT / "csrc" / "kernels").glob("*.cu"))
+    if not sources:
+        print("csrc/kernels holds no .cu file", file=sys.stderr)
+        return 1
+    toolkit = toolkit_or_wheels()
+    print(f"CUDA {toolkit.version} from {toolkit.root}", flush=True)
+    print(f"{len(sources)} files for sm_{', sm_'.join(archs)}", flush=True)
+    objects = TABLE.parent / "kernels"
+    objects.mkdir(parents=True, exist_ok=True)
+
+    rows: list[Resources] = []
+    failures: list[str] = []
+
+    def compile_timed(source: Path) -> tuple[bool, str, float]:
+        start = time.perf_counter()
+        content, output = compile_kernel(toolkit, source, objects, archs)
+        return content, output, time.perf_counter() - start
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for source, (content, output, seconds) in zip(
+            sources, pool.map(compile_timed, sources), strict=True
+        ):
+            figures = parse_ptxas(output)
+            print(f"  {source.name}: {len(figures)} kernel builds in {seconds:.1f} s", flush=True)
+            rows += figures
+            if not content:
+                failures.append(f"{source.name} does not compile without warnings:\n{output}")
+    rows_by_name = demangle(sorted({row.kernel for row in rows}))
+    failures += [
+        f"{rows_by_name[r.kernel]} spills {r.spill_bytes} bytes on {r.arch}"
+        for r in rows
+        if r.spill_bytes
+    ]
+    TABLE.write_text(table(rows))
+    print(f"\n{table(rows)}\nwritten to {TABLE.relative_to(ROOT)}")
+    print("\n".join(failures) if failures else f"{len(rows)} kernel builds, no warning, no spill")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
