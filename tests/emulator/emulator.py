@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds kernels for the CPU emulator and runs them from Python.
+
+    library = build([CSRC / "kernels/select_top_k.cu"])  # mode "check": races, bounds, traffic
+    with Emulator(library) as emulator:
+        emulator.configure(seed=3, order=2, resident=4)
+        scores = emulator.array(np.float32([3, 1, 2]), "scores")
+        ids = emulator.array(2, "ids", np.int64, initialised=False)
+        emulator.library.launch(emulator.pointer(scores), emulator.pointer(ids))
+        emulator.check()  # raises with the report, if there is one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
+BUILD_DIR = ROOT / "build" / "emulator"
+COMPILE_JOBS = 2
+
+Mode = Literal["fast", "check", "asan"]
+PathLike = str | Path
+Array = npt.NDArray[Any]
+
+RUNTIME_SOURCES = ("report.cpp", "fiber.cpp", "scheduler.cpp", "collectives.cpp", "memory.cpp")
+CHECKER_SOURCES = ("checker.cpp", "memory_ranges.cpp", "traffic.cpp", "tsan_symbols.cpp")
+
+# -fno-strict-aliasing: CUDA code reads packed values through vector pointers.
+# -fno-gnu-unique: two libraries in one process must not share the statics of templates.
+# DWARF 4: addr2line of binutils 2.40 misreads inlined functions in DWARF 5.
+COMMON_FLAGS = (
+    "-std=c++17 -fPIC -g1 -gdwarf-4 -fno-strict-aliasing -fno-gnu-unique -ffp-contract=off "
+    "-Wall -Wno-unknown-pragmas -DDYNPRUNE_EMULATOR"
+).split()
+ASAN = "-fsanitize=address,undefined"
+ASAN_FLAGS = f"-O1 -fno-omit-frame-pointer {ASAN} -fno-sanitize-recover=undefined".split()
+KERNEL_FLAGS: dict[Mode, list[str]] = {
+    "fast": ["-O2"],
+    "check": "-O1 -fsanitize=thread --param tsan-distinguish-volatile=1".split(),
+    "asan": ASAN_FLAGS,
+}
+# The runtime and CPU code: never instrumented for the checker.
+HOST_FLAGS: dict[Mode, list[str]] = {
+    "fast": ["-O2"],
+    "check": ["-O2", "-DEMULATOR_CHECK"],
+    "asan": ASAN_FLAGS,
+}
+LINK_FLAGS: dict[Mode, list[str]] = {"fast": [], "check": ["-ldl"], "asan": [ASAN]}
+
+
+class EmulatorError(RuntimeError):
+    """What the emulator reported about the launches since the last check."""
+
+
+# ---- build
+
+
+def compiler() -> list[str]:
+    """The C++ compiler as a command: $CXX, or g++."""
+    return os.environ.get("CXX", "g++").split()
+
+
+def build(
+    sources: Sequence[PathLike | tuple[PathLike, bool]],
+    mode: Mode = "check",
+    include_dirs: Sequence[PathLike] = (CSRC, CSRC / "primitives"),
+    extra_flags: Sequence[str] = (),
+) -> Path:
+    """Compiles the emulator and the sources into one shared library, unless that has been done before.
+
+    A source is a path or a pair (path, instrumented). Only instrumented code is checked; by default that is
+    everything but .cpp files. Flags apply to the sources, not to the emulator; -l, -L and -Wl, flags, -pthread
+    and -fopenmp also to the link. Several processes may build the same library at once.
+    """
+    includes = [Path(directory).resolve() for directory in include_dirs]
+    objects = _runtime_objects(mode)
+    pairs = [_with_instrumentation(source) for source in sources]
+    # Of an inline function compiled both ways the linker keeps the first copy: instrumented code first.
+    for source, instrumented in sorted(pairs, key=lambda pair: not pair[1]):
+        flags = KERNEL_FLAGS[mode] if instrumented else HOST_FLAGS[mode]
+        include_flags = [f"-I{directory}" for directory in (HERE, *includes)]
+        flags = [*COMMON_FLAGS, *flags, *include_flags, *extra_flags]
+        objects.append(_object(source, flags, _header_digest((HERE, CSRC, *includes))))
+
+    link_extra = [f for f in extra_flags if f.startswith(("-l", "-L", "-Wl,", "-pthread", "-fopenmp"))]
+    link_flags = [*LINK_FLAGS[mode], *link_extra]
+    name = f"{mode}-{_digest([str(o.path) for o in objects] + link_flags)}"
+    library = BUILD_DIR / name / "libemulated.so"
+    if not library.exists():
+        with ThreadPoolExecutor(COMPILE_JOBS) as pool:
+            list(pool.map(_Object.compile, objects))
+        with _replacing(library) as output:
+            inputs = [str(o.path) for o in objects]
+            _run([*compiler(), "-shared", "-Wl,-Bsymbolic", *inputs, *link_flags, "-o", output])
+    return library
+
+
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """One compilation, named by everything that its result depends on."""
+
+    source: Path
+    flags: tuple[str, ...]
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        return BUILD_DIR / "objects" / f"{self.source.stem}-{self.digest}.o"
+
+    def compile(self) -> None:
+        if self.path.exists():
+            return
+        with _replacing(self.path) as output:
+            _run([*compiler(), *self.flags, "-x", "c++", "-c", str(self.source), "-o", output])
+
+
+def _object(source: Path, flags: Sequence[str], headers: str) -> _Object:
+    parts = [_compiler_version(tuple(compiler())), headers, str(source), source.read_bytes(), *flags]
+    return _Object(source, tuple(flags), _digest(parts))
+
+
+def _runtime_objects(mode: Mode) -> list[_Object]:
+    names = RUNTIME_SOURCES + (CHECKER_SOURCES if mode == "check" else ())
+    flags = [*COMMON_FLAGS, *HOST_FLAGS[mode]]
+    headers = _header_digest((HERE,))
+    return [_object(HERE / name, flags, headers) for name in names]
+
+
+def _with_instrumentation(source: PathLike | tuple[PathLike, bool]) -> tuple[Path, bool]:
+    if isinstance(source, tuple):
+        return Path(source[0]).resolve(), source[1]
+    path = Path(source).resolve()
+    return path, path.suffix != ".cpp"
+
+
+def _digest(parts: Iterable[bytes | str]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()[:16]
+
+
+def _header_digest(directories: Iterable[Path]) -> str:
+    patterns = ("*.h", "*.cuh", "*.hpp")
+    headers = {h for directory in directories for p in patterns for h in directory.rglob(p)}
+    return _digest(part for h in sorted(headers) for part in (str(h), h.read_bytes()))
+
+
+@functools.cache
+def _compiler_version(command: tuple[str, ...]) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _run(command: Sequence[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """A temporary name that becomes `path` at the end: other processes see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        temporary = Path(directory) / path.name
+        yield str(temporary)
+        temporary.replace(path)
+
+
+def asan_environment() -> dict[str, str] | None:
+    """The environment in which Python can load an "asan" library; None if the compiler has no libasan."""
+    command = [*compiler(), "-print-file-name=libasan.so"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(path):
+        return None
+    options = "detect_leaks=0:detect_stack_use_after_return=0"
+    return {**os.environ, "LD_PRELOAD": path, "ASAN_OPTIONS": options}
+
+
+# ---- run
+
+
+class _Config(ctypes.Structure):
+    _fields_ = (
+        ("seed", ctypes.c_uint64),
+        ("resident_blocks", ctypes.c_int32),
+        ("block_order", ctypes.c_int32),
+        ("preempt", ctypes.c_int32),
+        ("strict", ctypes.c_int32),
+        ("multiprocessors", ctypes.c_int32),
+    )
+
+
+STATISTICS = ("switches", "barriers", "warp_operations", "blocks")
+TRAFFIC = (
+    "bytes_read",
+    "bytes_written",
+    "sectors_read",
+    "sectors_written",
+    "unique_sectors_read",
+    "unique_sectors_written",
+    "requests",
+    "atomics",
+)
+
+
+class Emulator:
+    """An emulator library in this process. Its state is the library's: two objects for one path share it."""
+
+    def __init__(self, path: PathLike) -> None:
+        """Loads what build() returned; call the launchers of the sources through `library`."""
+        self.library = ctypes.CDLL(str(path))
+        self._allocations: set[int] = set()
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self.library.emulator_allocate.restype = pointer
+        self.library.emulator_allocate.argtypes = (size, ctypes.c_char_p, ctypes.c_int)
+        self.library.emulator_free.argtypes = (pointer,)
+        self.library.emulator_mark_initialised.argtypes = (pointer, ctypes.c_int)
+        self.library.emulator_take_error.restype = ctypes.c_char_p
+        self.configure()
+        self.take_error()
+        self.traffic()
+        self.statistics()
+
+    def __enter__(self) -> Emulator:
+        """Frees all arrays at the end of the with statement."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free_all()
+
+    def configure(
+        self,
+        seed: int = 0,
+        resident: int = 64,
+        order: int = 0,
+        preempt: int = 0,
+        strict: bool = True,
+        multiprocessors: int = 4,
+    ) -> None:
+        """Chooses the schedule of later launches.
+
+        Args:
+            seed: 0 runs threads round robin; any other number is a random, repeatable schedule.
+            resident: how many blocks may be on the machine at once.
+            order: in which order blocks start: 0 ascending, 1 descending, 2 random by seed.
+            preempt: with a seed, the chance out of 256 of a switch after an atomic or fence, and out of 4096
+                before any other access (check mode).
+            strict: report threads of a block that leave after different numbers of barriers.
+            multiprocessors: what dynprune::multiprocessor_count() answers.
+        """
+        config = _Config(seed, resident, order, preempt, strict, multiprocessors)
+        self.library.emulator_configure(ctypes.byref(config))
+
+    def array(
+        self,
+        source: npt.ArrayLike | tuple[int, ...],
+        name: str = "array",
+        dtype: npt.DTypeLike | None = None,
+        *,
+        initialised: bool = True,
+    ) -> Array:
+        """An array in device memory, outside of which a kernel must not reach.
+
+        Args:
+            source: a numpy array (or list) to copy, or a shape (int or tuple of ints).
+            name: what reports call it.
+            dtype: required with a shape; with an array, what to convert it to.
+            initialised: False fills the memory with garbage that a kernel must not read before writing. With
+                a shape, True means zeros.
+
+        The array is invalid once freed.
+        """
+        is_shape = isinstance(source, (int, tuple))
+        if is_shape and dtype is None:
+            raise TypeError("array(shape) needs a dtype")
+        contents = None if is_shape else np.asarray(source, dtype)
+        shape = source if contents is None else contents.shape
+        kind = np.dtype(dtype if contents is None else contents.dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        address = self.library.emulator_allocate(count * kind.itemsize, name.encode(), initialised)
+        self._allocations.add(address)
+        raw = (ctypes.c_uint8 * max(1, count * kind.itemsize)).from_address(address)
+        result = np.frombuffer(raw, np.uint8)[: count * kind.itemsize].view(kind).reshape(shape)
+        if initialised:
+            result[...] = 0 if contents is None else contents
+        return result
+
+    def mark_initialised(self, array: Array, initialised: bool = True) -> None:
+        """Tells the checker that Python has written a whole array (or, with False, that it holds garbage)."""
+        self.library.emulator_mark_initialised(self.pointer(array), initialised)
+
+    def pointer(self, array: Array | None) -> ctypes.c_void_p:
+        """The address of an array's first element, as a launcher's argument; None is a null pointer."""
+        return ctypes.c_void_p(None if array is None else array.__array_interface__["data"][0])
+
+    def free(self, *arrays: Array) -> None:
+        """Frees arrays: whole ones, as array() returned them."""
+        for array in arrays:
+            address = self.pointer(array).value
+            if address not in self._allocations:
+                raise ValueError("free: not an array of this emulator, or freed before")
+            self._allocations.remove(address)
+            self.library.emulator_free(address)
+
+    def free_all(self) -> None:
+        """Frees every array that is left."""
+        while self._allocations:
+            self.library.emulator_free(self._allocations.pop())
+
+    def take_error(self) -> str:
+        """The reports since the last call, "" if there are none. Allows launches again after a failed one."""
+        report: bytes = self.library.emulator_take_error()
+        return report.decode()
+
+    def check(self) -> None:
+        """Raises EmulatorError if there was a report since the last call."""
+        report = self.take_error()
+        if report:
+            raise EmulatorError(report)
+
+    def traffic(self) -> dict[str, int]:
+        """Global memory traffic since the last call (check mode; zeros elsewhere).
+
+        Bytes, 32-byte sectors that warps asked for, sectors counted once per launch, executions of an access
+        by a warp, and atomics. A read-modify-write counts as one write.
+        """
+        return self._counters("emulator_traffic", TRAFFIC)
+
+    def statistics(self) -> dict[str, int]:
+        """Context switches, barriers, warp operations and blocks since the last call."""
+        return self._counters("emulator_statistics", STATISTICS)
+
+    def _counters(self, function: str, names: tuple[str, ...]) -> dict[str, int]:
+        values = (ctypes.c_uint64 * len(names))()
+        getattr(self.library, function)(values)
+        return dict(zip(names, (int(v) for v in values), strict=True))

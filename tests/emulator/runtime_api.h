@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam between kernels compiled for the CPU (simt.h) and the emulator's runtime, and between
+// the runtime and Python (emulator.py). Plain C symbols: kernels may be instrumented, the runtime
+// never is, so the two must not share C++ templates.
+#pragma once
+
+#include "simt_types.h"
+
+// What one CUDA thread knows about itself; the runtime points emulator_current_thread at the
+// running one.
+struct EmulatorThread {
+  uint3 thread_index, block_index;
+  dim3 block_size, grid_size;
+  unsigned lane;
+};
+
+enum EmulatorBarrier { kBarrierPlain, kBarrierCount, kBarrierAnd, kBarrierOr };
+
+enum EmulatorWarpOperation {
+  kWarpSync,
+  kWarpShuffle,
+  kWarpBallot,
+  kWarpMatchAny,
+  kWarpMatchAll,
+  kWarpAdd,
+  kWarpMinUnsigned,
+  kWarpMaxUnsigned,
+  kWarpMinSigned,
+  kWarpMaxSigned,
+  kWarpAnd,
+  kWarpOr,
+  kWarpXor,
+};
+
+enum EmulatorAccess { kAccessRead, kAccessWrite, kAccessReadWrite };
+
+struct EmulatorConfig {
+  uint64_t seed;            // 0: round robin; otherwise random threads, blocks and preemptions
+  int32_t resident_blocks;  // how many blocks may be on the machine at once
+  int32_t block_order;      // 0 ascending, 1 descending, 2 random (by seed)
+  int32_t
+      preempt;     // of 256: chance of a switch after an atomic; of 4096: before any access (check)
+  int32_t strict;  // report threads of a block that leave after different numbers of barriers
+  int32_t multiprocessors;  // what multiprocessor_count() answers
+};
+
+struct EmulatorStatistics {
+  uint64_t switches, barriers, warp_operations, blocks;
+};
+
+// Global memory only. A read-modify-write counts as one write.
+struct EmulatorTraffic {
+  uint64_t bytes_read, bytes_written;
+  uint64_t sectors_read, sectors_written;                // 32-byte sectors, per request of a warp
+  uint64_t unique_sectors_read, unique_sectors_written;  // each sector once per launch
+  uint64_t requests;                                     // executions of an access by a warp
+  uint64_t atomics;
+};
+
+extern "C" {
+extern EmulatorThread* emulator_current_thread;  // null while host code runs
+
+// ---- called by kernels, through simt.h
+int emulator_barrier(int kind, int predicate, const char* file, int line);
+// operand: the lane's value; source_lane: for shuffles. Returns the lane's result.
+uint64_t emulator_warp_operation(int operation, unsigned mask, uint64_t operand, int source_lane,
+                                 const char* file, int line);
+void emulator_fence(int device_scope);
+void emulator_poll(const void* address);  // an access that may be a busy wait: yields when repeated
+void emulator_progress();  // other threads may see a change: resets the livelock watch
+void emulator_trap(const char* file, int line);
+void* emulator_shared_variable(const void* tag, size_t bytes, const char* name);
+void* emulator_dynamic_shared();
+int emulator_multiprocessor_count();
+
+// ---- called by kernels in check builds only; the return address is the place that gets reported
+void emulator_record_plain(const volatile void* address, size_t bytes, int access);
+void emulator_record_atomic(const volatile void* address, size_t bytes, int access,
+                            int memory_order);
+
+// ---- called by launchers
+void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                     void (*kernel)(void*), void* arguments);
+int emulator_last_error(int clear);
+int emulator_memset(void* address, int value, size_t bytes);
+
+// ---- called by tests
+void emulator_configure(const EmulatorConfig* config);
+const char* emulator_take_error();  // every report since the last call; allows launches again
+void emulator_statistics(EmulatorStatistics* out);  // since the last call
+void emulator_traffic(EmulatorTraffic* out);  // since the last call; zeros except in check builds
+void* emulator_allocate(size_t bytes, const char* name, int initialised);
+void emulator_free(void* address);
+void emulator_mark_initialised(const void* address, int initialised);
+}

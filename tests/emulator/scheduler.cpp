@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decides which thread runs next. Seed 0: round robin within a block, and a block keeps the machine
+// until all its runnable threads poll. Other seeds: random threads, blocks and preemptions,
+// repeatable by seed. A block is admitted when the machine is empty or the resident blocks poll for
+// something that they cannot give each other; so a kernel that needs a block which CUDA does not
+// promise to run is caught as a livelock.
+#include <algorithm>
+#include <cstdio>
+
+#include "checker.h"
+#include "runtime.h"
+
+namespace emulator {
+namespace {
+
+constexpr uint64_t kLivelockPolls = 1000000;
+constexpr size_t kMaxThreads = 1024;
+
+void start_thread(Block& block, unsigned index) {
+  const dim3& size = runtime.launch.block;
+  Fiber& fiber = block.fibers[index];
+  fiber.block = &block;
+  fiber.block_index = block.index;
+  fiber.block_size = size;
+  fiber.grid_size = runtime.launch.grid;
+  fiber.thread_index = {index % size.x, index / size.x % size.y, index / (size.x * size.y)};
+  fiber.index = index;
+  fiber.lane = index % kWarpSize;
+  fiber.warp = index / kWarpSize;
+  fiber.last_polled = nullptr;
+  fiber.num_polls = 0;
+  prepare_fiber(fiber);
+  make_ready(fiber);
+}
+
+std::unique_ptr<Block> start_block(unsigned linear_index) {
+  const dim3& grid = runtime.launch.grid;
+  auto block = std::make_unique<Block>(static_cast<unsigned>(runtime.launch.num_threads()));
+  block->linear_index = linear_index;
+  block->index = {linear_index % grid.x, linear_index / grid.x % grid.y,
+                  linear_index / (grid.x * grid.y)};
+  runtime.statistics.blocks++;
+  checker_begin_block(*block);
+  create_shared_memory(*block);
+  for (unsigned i = 0; i < block->fibers.size(); i++) start_thread(*block, i);
+  return block;
+}
+
+void end_block(Block& block) {
+  for (Fiber& fiber : block.fibers) release_fiber(fiber);
+  destroy_shared_memory(block);
+  checker_end_block(block);
+}
+
+void report_deadlock(const Block& block) {
+  constexpr unsigned kMaxShown = 4;
+  unsigned num_waiting = 0;
+  std::string waiting;
+  for (const Fiber& fiber : block.fibers) {
+    if (fiber.state == FiberState::kDone || num_waiting++ >= kMaxShown) continue;
+    char text[320];
+    if (fiber.state == FiberState::kAtBarrier) {
+      snprintf(text, sizeof(text), " thread %u at the barrier %s:%d;", fiber.index, fiber.site.file,
+               fiber.site.line);
+    } else {
+      snprintf(text, sizeof(text), " thread %u at the warp operation %s:%d with mask %08x;",
+               fiber.index, fiber.site.file, fiber.site.line, fiber.mask);
+    }
+    waiting += text;
+  }
+  report("DEADLOCK in block %u: %u threads wait:%s%s", block.linear_index, num_waiting,
+         waiting.c_str(), num_waiting > kMaxShown ? " ..." : "");
+}
+
+// The blocks of one launch: those waiting to be admitted, in admission order, and those on the
+// machine.
+class Grid {
+ public:
+  Grid() : num_blocks_(runtime.launch.num_blocks()) {
+    const int order = runtime.config.block_order;
+    if (order == 0) return;
+    order_.resize(num_blocks_);
+    for (size_t i = 0; i < num_blocks_; i++) order_[i] = static_cast<unsigned>(i);
+    if (order == 1) std::reverse(order_.begin(), order_.end());
+    if (order == 2) {
+      for (size_t i = num_blocks_; i > 1; i--) std::swap(order_[i - 1], order_[random_below(i)]);
+    }
+  }
+
+  ~Grid() {
+    for (auto& block : resident_) end_block(*block);
+  }
+
+  void run() {
+    while (!runtime.aborted && (num_admitted_ < num_blocks_ || !resident_.empty())) {
+      if (resident_.empty()) admit();
+      if (runtime.randomised()) choose_at_random();
+      Block& block = *resident_[chosen_];
+      if (block.num_alive == 0) {
+        retire_chosen();
+      } else if (block.ready.size() == 0) {
+        report_deadlock(block);
+        abort_launch();
+      } else if (block.polls_without_progress < block.ready.size() || !leave_polling_block()) {
+        run_one_thread(block);
+      }
+    }
+  }
+
+ private:
+  bool can_admit() const {
+    return num_admitted_ < num_blocks_ &&
+           resident_.size() < static_cast<size_t>(std::max(1, runtime.config.resident_blocks));
+  }
+
+  void admit() {
+    const size_t next = num_admitted_++;
+    resident_.push_back(start_block(order_.empty() ? static_cast<unsigned>(next) : order_[next]));
+    chosen_ = resident_.size() - 1;
+  }
+
+  void retire_chosen() {
+    end_block(*resident_[chosen_]);
+    resident_.erase(resident_.begin() + static_cast<ptrdiff_t>(chosen_));
+    chosen_ = 0;
+  }
+
+  void choose_at_random() {
+    if (can_admit() && random_chance(1, 64)) admit();
+    if (random_chance(1, 8)) chosen_ = random_below(resident_.size());
+  }
+
+  // All runnable threads of the chosen block poll. Returns false if it must go on nevertheless.
+  bool leave_polling_block() {
+    resident_[chosen_]->polls_without_progress = 0;
+    if (can_admit()) {
+      admit();
+      return true;
+    }
+    if (runtime.polls_without_progress > kLivelockPolls) {
+      report("LIVELOCK: the %zu resident blocks poll without progress, %zu blocks have not started",
+             resident_.size(), num_blocks_ - num_admitted_);
+      abort_launch();
+      return true;
+    }
+    chosen_ = (chosen_ + 1) % resident_.size();
+    return resident_.size() > 1;
+  }
+
+  void run_one_thread(Block& block) {
+    if (runtime.randomised()) block.ready.bring_to_front(random_below(block.ready.size()));
+    resume_fiber(block.fibers[block.ready.pop()]);
+  }
+
+  const size_t num_blocks_;
+  std::vector<unsigned> order_;  // empty: ascending
+  size_t num_admitted_ = 0;
+  std::vector<std::unique_ptr<Block>> resident_;
+  size_t chosen_ = 0;
+};
+
+// DYNPRUNE_LAUNCH takes kernels in parentheses.
+std::string without_parentheses(const std::string& name) {
+  const bool enclosed = name.size() >= 2 && name.front() == '(' && name.back() == ')';
+  return enclosed ? name.substr(1, name.size() - 2) : name;
+}
+
+bool valid_launch(const Launch& launch) {
+  const dim3 &g = launch.grid, &b = launch.block;
+  const bool block_fits = b.x >= 1 && b.y >= 1 && b.z >= 1 && b.x <= kMaxThreads &&
+                          b.y <= kMaxThreads && b.z <= 64 && launch.num_threads() <= kMaxThreads;
+  const bool grid_fits = g.x >= 1 && g.y >= 1 && g.z >= 1 && g.x <= 0x7fffffffu && g.y <= 65535 &&
+                         g.z <= 65535 && launch.num_blocks() <= 0xffffffffu;
+  return block_fits && grid_fits && launch.dynamic_shared_bytes <= kSharedMemoryLimit;
+}
+
+}  // namespace
+
+void make_ready(Fiber& fiber) {
+  fiber.state = FiberState::kReady;
+  fiber.block->ready.push(fiber.index);
+}
+
+void give_way() {
+  make_ready(*current_fiber());
+  suspend_current_fiber();
+}
+
+void finish_current_thread() {
+  Fiber& self = *current_fiber();
+  Block& block = *self.block;
+  emulator_progress();
+  self.state = FiberState::kDone;
+  block.num_alive--;
+  const int phase = static_cast<int>(block.barrier.phase);
+  if (runtime.config.strict && block.exit_phase >= 0 && block.exit_phase != phase) {
+    report("threads of one block leave after different numbers of barriers (%d and %d)",
+           block.exit_phase, phase);
+  }
+  block.exit_phase = phase;
+  // Threads that have left do not take part in barriers.
+  if (block.num_alive > 0 && block.barrier.num_arrived == block.num_alive) complete_barrier(block);
+}
+
+void run_grid() {
+  Grid grid;
+  grid.run();
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+extern "C" {
+
+// The first poll of an address is free, repeating it is a busy wait; so is every 16th poll, in case
+// a thread polls several addresses in turn.
+void emulator_poll(const void* address) {
+  Fiber* self = current_fiber();
+  if (self == nullptr) return;
+  const bool repeated = address == nullptr || self->last_polled == address;
+  self->last_polled = address;
+  if (!repeated && ++self->num_polls % 16 != 0 &&
+      !(runtime.randomised() && random_chance(runtime.config.preempt, 256))) {
+    return;
+  }
+  self->block->polls_without_progress++;
+  runtime.polls_without_progress++;
+  give_way();
+}
+
+// Barriers and warp operations are no progress: threads may poll together.
+void emulator_progress() {
+  Fiber* self = current_fiber();
+  if (self == nullptr) return;
+  self->block->polls_without_progress = 0;
+  self->last_polled = nullptr;
+  runtime.polls_without_progress = 0;
+  if (self->state == FiberState::kReady && runtime.randomised() &&
+      random_chance(runtime.config.preempt, 256)) {
+    give_way();
+  }
+}
+
+void emulator_fence(int device_scope) {
+  Fiber* self = current_fiber();
+  if (self == nullptr) return;
+  checker_fence(*self, device_scope != 0);
+  if (runtime.randomised() && random_chance(runtime.config.preempt, 256)) give_way();
+}
+
+void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                     void (*kernel)(void*), void* arguments) {
+  if (runtime.aborted) return;  // cudaGetLastError still tells
+  runtime.launch = {without_parentheses(name), grid,   block,
+                    dynamic_shared_bytes,      kernel, arguments};
+  if (!valid_launch(runtime.launch)) {
+    report("INVALID LAUNCH: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory",
+           grid.x, grid.y, grid.z, block.x, block.y, block.z, dynamic_shared_bytes);
+    runtime.last_error = cudaErrorInvalidConfiguration;
+    return;
+  }
+  runtime.random_state = (runtime.config.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
+  runtime.polls_without_progress = 0;
+  checker_begin_launch();
+  run_grid();
+  runtime.launch.name = "host code";
+}
+
+}  // extern "C"
