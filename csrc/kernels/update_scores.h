@@ -7,26 +7,9 @@
 
 #include "primitives/cuda_types.h"
 #include "primitives/error_flags.h"
-#include "primitives/scalar_types.h"
 #include "primitives/score_update.h"
 
 namespace dynprune {
-
-struct ScoreUpdate {
-  float* mean;      // [N]
-  float* variance;  // [N]
-  void* count;      // [N] of count_type (int32 or int64)
-  IndexType count_type;
-  int32_t* non_finite_count;  // [N] or null
-  bool* last_non_finite;      // [N] or null
-  int64_t num_samples;        // N
-  const int64_t*
-      sample_ids;  // [B]; kNoSample is skipped; of an id that occurs twice the last value counts
-  const float* values;  // [B]
-  int64_t batch_size;   // B < 2^31
-  float alpha;
-  FirstVisit first_visit;
-};
 
 namespace cuda {
 

@@ -9,8 +9,39 @@
 #pragma once
 
 #include "row_stats.h"
+#include "scalar_types.h"
 
 namespace dynprune {
+
+// Calls of scored_cross_entropy and its backward, as their launchers take them.
+// A = float, or double for float64 logits.
+struct CrossEntropyInput {
+  const void* logits;  // [B, C] of type
+  ScalarType type;
+  int64_t batch_size;        // B
+  int64_t num_classes;       // C
+  int64_t row_stride;        // elements between rows; a row is contiguous
+  IndexArray target;         // [B]
+  const void* class_weight;  // [C] of A, or null
+  double label_smoothing;    // in [0, 1]
+  int64_t ignore_index;
+};
+
+struct CrossEntropyOutput {
+  void* loss;     // [B] of A
+  void* el2n;     // [B] of A
+  void* entropy;  // [B] of A, nats
+  void* margin;   // [B] of A
+  bool* correct;  // [B]
+  void* saved;    // [B, 4] of A, for the backward launcher: SavedRow
+};
+
+struct CrossEntropyGradient {
+  const void* grad_loss;     // [B] of A
+  int64_t grad_loss_stride;  // 0 for one gradient shared by all rows
+  const void* saved;         // [B, 4] of A
+  void* grad_logits;         // [B, C] of the input's type, contiguous, out
+};
 
 template <class A>
 struct LossOptions {

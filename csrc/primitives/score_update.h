@@ -4,7 +4,7 @@
 // value.
 #pragma once
 
-#include "portable.h"
+#include "scalar_types.h"
 
 namespace dynprune {
 
@@ -46,5 +46,22 @@ struct ScoreColumns {
 
 // The id of a row that belongs to no sample (an ignored target, padding): skipped without an error.
 constexpr int64_t kNoSample = -1;
+
+// A call of update_scores_, as its launchers take it.
+struct ScoreUpdate {
+  float* mean;      // [N]
+  float* variance;  // [N]
+  void* count;      // [N] of count_type (int32 or int64)
+  IndexType count_type;
+  int32_t* non_finite_count;  // [N] or null
+  bool* last_non_finite;      // [N] or null
+  int64_t num_samples;        // N
+  const int64_t*
+      sample_ids;  // [B]; kNoSample is skipped; of an id that occurs twice the last value counts
+  const float* values;  // [B]
+  int64_t batch_size;   // B < 2^31
+  float alpha;
+  FirstVisit first_visit;
+};
 
 }  // namespace dynprune

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every binding does: check, guard the device, allocate, find the stream. Python checks
+// arguments first and names them (functional.py); the checks here keep a direct caller of torch.ops
+// inside its memory.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/parallel.h"
+#include "kernels/selection.h"
+#include "primitives/error_flags.h"
+#include "primitives/scalar_types.h"
+
+#if defined(DYNPRUNE_WITH_CUDA)
+#include <cuda_runtime_api.h>
+#endif
+
+namespace dynprune {
+namespace bindings {
+
+using torch::stable::Tensor;
+using Dtype = torch::headeronly::ScalarType;
+
+// std::invalid_argument becomes ValueError in Python, std::out_of_range IndexError.
+template <class Error = std::invalid_argument, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(message.str());
+}
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+ScalarType scalar_type(const Tensor& t, const char* name);  // float32, float16, bfloat16 or float64
+IndexType index_type(const Tensor& t, const char* name);    // int64, int32 or uint8
+void check_vector(const Tensor& t, const char* name, int64_t length);
+void check_dtype(const Tensor& t, const char* name, Dtype dtype, const char* dtype_name);
+void check_same_device(const Tensor& t, const char* name, const Tensor& reference);
+
+// A tensor without gaps, copied on its device where it has some.
+Tensor dense(const Tensor& t);
+// An uninitialised tensor on the device of `like`.
+Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Dtype dtype);
+Tensor allocate_bytes(const Tensor& like, size_t bytes);
+
+// torch's intra-op thread pool, as the CPU launchers take it.
+cpu::Parallel torch_threads();
+
+// Throws what a CPU launcher found: IndexError for targets and ids, ValueError for weights.
+void raise_if_bad(const DataStatus& status, int64_t limit);
+
+// True if the tensor lies on a GPU that this build has kernels for; throws if the build has none.
+bool on_cuda(const Tensor& t);
+
+#if defined(DYNPRUNE_WITH_CUDA)
+// Makes the tensor's device current, and knows its stream and its error records.
+class CudaScope {
+ public:
+  explicit CudaScope(const Tensor& t);
+  cudaStream_t stream() const { return stream_; }
+  ErrorRecord* errors() const;
+
+ private:
+  int device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+void cuda_check(cudaError_t error, const char* what);
+#endif
+
+}  // namespace bindings
+}  // namespace dynprune

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every schema on one page. Each op has one implementation for CPU and CUDA tensors, which branches
+// inside: the checks and allocations are the same. seed: the 64-bit seed as a signed integer,
+// unless seed_tensor (0-d int64 on the op's device) is given. Fake kernels and the autograd formula
+// are registered in dynprune_cuda/_ops.py.
+#include "bindings/common.h"
+
+STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
+  m.def(
+      "select_top_k(Tensor scores, int k, Tensor? seed_tensor, int seed, bool ascending) -> "
+      "Tensor");
+  m.def(
+      "select_epsilon_greedy(Tensor scores, int k, int num_random, Tensor? seed_tensor, int seed, "
+      "bool ascending) -> Tensor");
+  m.def(
+      "select_ucb(Tensor mean, Tensor variance, int k, float c, bool sqrt_bonus, Tensor? "
+      "seed_tensor, "
+      "int seed, bool ascending) -> Tensor");
+  m.def(
+      "select_ucb1(Tensor mean, Tensor count, int k, float c, float log_step, Tensor? seed_tensor, "
+      "int seed, bool ascending) -> Tensor");
+  m.def(
+      "select_weighted(Tensor weights, int k, Tensor? seed_tensor, int seed, bool ascending) -> "
+      "Tensor");
+  // No tensor tells the device here: the result goes to the device of `like`, whose contents are
+  // not read.
+  m.def(
+      "select_uniform(Tensor like, int num_samples, int k, Tensor? seed_tensor, int seed, "
+      "bool ascending) -> Tensor");
+  m.def(
+      "scored_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+      "float label_smoothing) -> (Tensor loss, Tensor el2n, Tensor entropy, Tensor margin, "
+      "Tensor correct, Tensor saved)");
+  m.def(
+      "scored_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? "
+      "weight, "
+      "int ignore_index, float label_smoothing, Tensor saved) -> Tensor");
+  m.def(
+      "update_scores_(Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor sample_ids, "
+      "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "
+      "Tensor(e!)? last_non_finite) -> ()");
+  // (count, example) of the data errors that kernels recorded on the device of `like`: int64 [3,
+  // 2], cleared.
+  m.def("take_errors(Tensor like) -> Tensor");
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/selection_ops.h"
+
+#include <atomic>
+
+#include "cpu/radix_select.h"
+
+namespace dynprune {
+namespace cpu {
+
+void select_top_k(const void* scores, ScalarType type, const Selection& selection,
+                  const Parallel& parallel) {
+  dispatch(type, [&](auto tag) {
+    using T = decltype(tag);
+    radix_select(ScoreRanking<T>{static_cast<const T*>(scores)}, selection, parallel);
+  });
+}
+
+void select_ucb(const void* mean, const void* variance, ScalarType type, float c, bool sqrt_bonus,
+                const Selection& selection, const Parallel& parallel) {
+  dispatch(type, [&](auto tag) {
+    using T = decltype(tag);
+    if constexpr (!std::is_same<T, double>::value) {
+      const UcbRanking<T> ranking{static_cast<const T*>(mean), static_cast<const T*>(variance), c,
+                                  sqrt_bonus};
+      radix_select(ranking, selection, parallel);
+    }
+  });
+}
+
+void select_ucb1(const float* mean, const void* count, IndexType count_type, float c,
+                 float log_step, const Selection& selection, const Parallel& parallel) {
+  const auto select = [&](auto tag) {
+    using Count = decltype(tag);
+    const Ucb1Ranking<Count> ranking{mean, static_cast<const Count*>(count), c, log_step};
+    radix_select(ranking, selection, parallel);
+  };
+  if (count_type == IndexType::kInt32) {
+    select(int32_t{});
+  } else {
+    select(int64_t{});
+  }
+}
+
+DataStatus select_weighted(const void* weights, ScalarType type, const Selection& selection,
+                           const Parallel& parallel) {
+  return dispatch(type, [&](auto tag) {
+    using T = decltype(tag);
+    const WeightRanking<T> ranking{static_cast<const T*>(weights)};
+    const int64_t n = selection.num_samples;
+    std::atomic<int64_t> first_bad{n};
+    for_each_range(parallel, n, num_tasks(parallel, n, kMinSamplesPerTask), [&](int, Range range) {
+      for (int64_t id = range.begin; id < range.end; id++) {
+        if (ranking.valid(id)) continue;
+        int64_t seen = first_bad.load();
+        while (id < seen && !first_bad.compare_exchange_weak(seen, id)) {
+        }
+        return;
+      }
+    });
+    if (first_bad < n) return DataStatus{false, DataError::kWeight, first_bad, first_bad};
+    radix_select(ranking, selection, parallel);
+    return DataStatus{};
+  });
+}
+
+void select_uniform(const Selection& s, const Parallel& parallel) {
+  if (s.k() == 0) return;
+  const uint64_t seed = s.seed.get();
+  if (s.order == Order::kRandom) {
+    shuffle(nullptr, s.num_samples, s.k(), seed, Stream::kPermutation, s.ids, parallel);
+    return;
+  }
+  const Permutation permutation(static_cast<uint64_t>(s.num_samples), seed, Stream::kPermutation);
+  const uint64_t k = static_cast<uint64_t>(s.k());
+  compact(
+      s.num_samples,
+      [&](int64_t id) { return permutation.position_of(static_cast<uint64_t>(id)) < k; }, s.ids,
+      parallel);
+}
+
+}  // namespace cpu
+}  // namespace dynprune

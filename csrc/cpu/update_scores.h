@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// update_scores_ for the CPU; see kernels/update_scores.h.
+#pragma once
+
+#include "cpu/parallel.h"
+#include "primitives/error_flags.h"
+#include "primitives/score_update.h"
+
+namespace dynprune {
+namespace cpu {
+
+// Changes nothing if an id is out of range, and tells which.
+DataStatus update_scores(const ScoreUpdate& update, const Parallel& parallel);
+
+}  // namespace cpu
+}  // namespace dynprune

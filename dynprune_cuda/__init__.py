@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic data pruning: train on the samples worth it, chosen anew every few epochs."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from dynprune_cuda import functional
+from dynprune_cuda._ops import compiled
+from dynprune_cuda.functional import ScoredLoss
+
+try:
+    __version__ = version("dynprune_cuda")
+except PackageNotFoundError:  # run from a source tree that was built but not installed
+    __version__ = "unknown"
+
+
+def build_info() -> dict[str, str]:
+    """What was built and what runs: versions, architectures, compiler.
+
+    "cuda" is the toolkit's version, "" for a CPU-only build.
+    """
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "built_with_torch": compiled.TORCH_VERSION,
+        "cuda": compiled.CUDA_VERSION,
+        "cuda_architectures": compiled.CUDA_ARCHITECTURES,
+        "compiler": compiled.COMPILER,
+    }
+
+
+__all__ = ["ScoredLoss", "build_info", "functional"]
