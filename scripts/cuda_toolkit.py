@@ -24,7 +24,7 @@ DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 USUAL_PLACE = Path("/usr/local")
 
 INSTALL_HINT = (
-    "Install the NVIDIA CUDA toolkit of the same major version as torch.version.cuda and set "
+    "For CUDA, install NVIDIA's toolkit of the same major version as torch.version.cuda and set "
     "CUDA_HOME to it, or install its pip wheels next to torch, for CUDA 13.0:\n"
     "  pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' "
     "'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-runtime==13.0.*'"
@@ -161,7 +161,7 @@ def decide(torch_cuda: str | None, env: Mapping[str, str]) -> Decision:
         return Decision(None, "building CPU only: DYNPRUNE_CUDA=0")
     if torch_cuda is None:
         reason = "this torch is a CPU build (torch.version.cuda is None)"
-        remedy = "Install a CUDA build of torch."
+        remedy = "For CUDA, install a CUDA build of torch."
     else:
         toolkit, passed_over = find(torch_cuda.split(".")[0], env)
         looked = "".join(f"\n  not {place}" for place in passed_over)
