@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of scalar arguments: every error names the argument and the value."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+
+def as_int(name: str, value: Any, *, minimum: int | None = None) -> int:
+    """Returns `value` as a Python int; a bool is no number here, and neither is 3.0."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an int, got {value!r} of type {type(value).__name__}"
+        ) from None
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    return number
+
+
+def as_float(
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float = math.inf,
+    above_low: bool = False,
+) -> float:
+    """Returns `value` as a finite float in [low, high], or in (low, high] with `above_low`."""
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    inside = (low < number if above_low else low <= number) and number <= high
+    if not (inside and math.isfinite(number)):
+        wanted = f"{'(' if above_low else '['}{low:g}, {high:g}{']' if high < math.inf else ')'}"
+        raise ValueError(f"{name} must be in {wanted}, got {value!r}")
+    return number
+
+
+def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Returns `value` if it is one of `choices`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {value!r} of type {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value

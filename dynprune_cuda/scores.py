@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The per-sample state that dynamic pruning learns from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda import functional
+from dynprune_cuda._arguments import as_choice, as_float, as_int
+
+__all__ = ["ScoreTable"]
+
+FIRST_VISITS = ("zero", "published")
+FirstVisit = Literal["zero", "published"]
+
+
+class ScoreTable:
+    """A moving average and a moving variance of the score of every sample.
+
+    A visit with the value `v` updates the sample's row as the UCB baseline of the InfoBatch
+    authors does (https://github.com/henryqin1997/InfoBatch-ImageNet, `infobatch_ucb.py`):
+    `variance = (1 - alpha) * variance + alpha * (v - mean)**2`, with the old mean, then
+    `mean = (1 - alpha) * mean + alpha * v`. The first visit sets `mean = v`.
+
+    A value that is not finite leaves the averages alone: it is counted, and the sample ranks first
+    until its next finite value. The table is a plain object: it can be pickled and deep-copied.
+
+    Attributes:
+        mean: Moving average of the score, float32 [num_samples]; NaN until the first finite value,
+            so that a sample that was never visited ranks first (NaN is the greatest score).
+        variance: Moving variance of the score, float32 [num_samples]; 0 until the second visit.
+        count: Finite values seen, int32 [num_samples].
+        non_finite_count: Values seen that were not finite, int32 [num_samples].
+        last_non_finite: Whether the newest value was not finite, bool [num_samples].
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        device: torch.device | str | int = "cpu",
+        alpha: float = 0.8,
+        first_visit: FirstVisit = "zero",
+    ) -> None:
+        """Makes the table of a training set in which no sample has been visited.
+
+        Args:
+            num_samples: Size of the training set, at least 1.
+            device: Where the table lives.
+            alpha: Weight of the newest value in the moving averages, in (0, 1].
+            first_visit: Variance after the first visit: "zero", or "published" for the baseline's
+                own `alpha * value**2`, which lifts samples that were visited once.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of range.
+        """
+        self.num_samples = as_int("num_samples", num_samples, minimum=1)
+        self.alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
+        as_choice("first_visit", first_visit, FIRST_VISITS)
+        self.first_visit = first_visit
+        size = self.num_samples
+        self.mean = torch.full((size,), float("nan"), dtype=torch.float32, device=device)
+        self.variance = torch.zeros(size, dtype=torch.float32, device=device)
+        self.count = torch.zeros(size, dtype=torch.int32, device=device)
+        self.non_finite_count = torch.zeros(size, dtype=torch.int32, device=device)
+        self.last_non_finite = torch.zeros(size, dtype=torch.bool, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table lives."""
+        return self.mean.device
+
+    @torch.no_grad()
+    def update(self, ids: Tensor, values: Tensor) -> None:
+        """Enters one value per sample id, without waiting for the device.
+
+        An id that occurs more than once counts once, with its last value. A row whose id is -1
+        belongs to no sample and is skipped.
+
+        Args:
+            ids: Sample ids, any integer dtype [batch]; on the CPU or on the table's device.
+            values: Scores, any floating-point dtype [batch], on the CPU or on the table's device;
+                read as float32, detached from the graph.
+
+        Raises:
+            TypeError: `ids` or `values` is no tensor.
+            ValueError: A dtype or a shape is wrong, the lengths differ, or a tensor is on a GPU and
+                the table on the CPU (moving it would wait for the GPU at every step).
+            IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
+                raised by the next call that may wait, such as `stats`).
+        """
+        check_ids_and_values(ids, values)
+        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
+        values = move_without_waiting("values", values.to(torch.float32), self.device)
+        functional.update_scores_(
+            self.mean,
+            self.variance,
+            self.count,
+            ids,
+            values,
+            alpha=self.alpha,
+            first_visit=self.first_visit,
+            non_finite_count=self.non_finite_count,
+            last_non_finite=self.last_non_finite,
+        )
+
+    def ranking_mean(self) -> Tensor:
+        """Returns the mean as selections read it, without waiting for the device.
+
+        Returns:
+            float32 [num_samples] on the table's device: `mean`, and NaN, the greatest score, where
+            the sample was never visited or its newest value was not finite.
+        """
+        return self.mean.masked_fill(self.last_non_finite, float("nan"))
+
+    def stats(self) -> dict[str, float]:
+        """Summarises the table for a log. Waits for the device.
+
+        Returns:
+            `visited` and `never_visited` (samples with and without a finite value), `values` (all
+            finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
+            value was not finite), and over the visited samples `score_mean`, `score_min`,
+            `score_max` and `score_variance` (the mean of `variance`), which are NaN while there
+            are none.
+
+        Raises:
+            IndexError: An earlier update on a GPU met an id out of range.
+        """
+        functional.check_errors(self.device)
+        visited = self.count > 0
+        number = visited.sum().double()
+        values = torch.stack(
+            [
+                number,
+                self.count.sum().double(),
+                self.non_finite_count.sum().double(),
+                self.last_non_finite.sum().double(),
+                torch.where(visited, self.mean, 0.0).sum(dtype=torch.float64) / number,
+                torch.where(visited, self.mean, float("inf")).amin().double(),
+                torch.where(visited, self.mean, float("-inf")).amax().double(),
+                self.variance.sum(dtype=torch.float64) / number,
+            ]
+        ).tolist()
+        seen, entered, broken, broken_samples, mean, low, high, variance = values
+        nan = float("nan")
+        return {
+            "visited": int(seen),
+            "never_visited": self.num_samples - int(seen),
+            "values": int(entered),
+            "non_finite_values": int(broken),
+            "non_finite_samples": int(broken_samples),
+            "score_mean": mean,
+            "score_min": low if seen else nan,
+            "score_max": high if seen else nan,
+            "score_variance": variance,
+        }
+
+    def __repr__(self) -> str:
+        """Tells how the table was made."""
+        return (
+            f"ScoreTable(num_samples={self.num_samples}, device='{self.device}', "
+            f"alpha={self.alpha}, first_visit={self.first_visit!r})"
+        )
+
+
+def check_ids_and_values(ids: Any, values: Any) -> None:
+    """Checks the types, dtypes and lengths of one batch of sample ids and their values."""
+    for name, tensor in (("ids", ids), ("values", values)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        raise ValueError(f"ids must have an integer dtype, got {ids.dtype}")
+    if not values.dtype.is_floating_point:
+        raise ValueError(f"values must have a floating-point dtype, got {values.dtype}")
+    if ids.dim() != 1:
+        raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
+    if values.dim() != 1:
+        raise ValueError(
+            f"values must hold one value per sample in 1-D, got shape "
+            f"{tuple(values.shape)}; compute the loss with reduction='none'"
+        )
+    if ids.shape != values.shape:
+        raise ValueError(
+            f"ids and values must have the same length, got {len(ids)} ids and {len(values)} values"
+        )
+
+
+def move_without_waiting(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor to `device` in stream order; refuses the direction that would wait."""
+    if tensor.device == device:
+        return tensor
+    if tensor.device.type == "cpu":
+        # Only from pinned memory is the copy asynchronous; the allocator that hands out pinned
+        # memory keeps it until the copy is done, although nobody holds it here any longer.
+        pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+        return pinned.to(device, non_blocking=True)
+    if device.type == "cpu":
+        raise ValueError(
+            f"{name} is on {tensor.device} and the score table on the CPU: make the table with "
+            f"device='{tensor.device.type}', so that no step has to wait for {name}"
+        )
+    return tensor.to(device, non_blocking=True)
