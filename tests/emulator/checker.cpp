@@ -15,7 +15,7 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kMaxReports = 20;  // of one launch
+constexpr size_t kMaxReports = 10;  // of one launch
 
 // What has been published through one address.
 struct SyncPoint {

@@ -27,6 +27,7 @@ struct CallSite {
   uint16_t index;
   MemoryRange* last_range = nullptr;  // valid if last_generation is the current one
   uint64_t last_generation = 0;
+  std::string source_line;  // once a report has needed it
 };
 
 struct Access {

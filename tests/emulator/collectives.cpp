@@ -61,8 +61,8 @@ uint64_t shuffle_result(Block& block, const Fiber& reader, unsigned mask) {
     return block.fibers[reader.warp * kWarpSize + static_cast<unsigned>(reader.source_lane)]
         .operand;
   }
-  report("SHUFFLE at %s:%d: lane %u reads lane %d, which is not in mask %08x", reader.site.file,
-         reader.site.line, reader.lane, reader.source_lane, mask);
+  report("SHUFFLE at %s: lane %u reads lane %d, which is not in mask %08x",
+         reader.site.text().c_str(), reader.lane, reader.source_lane, mask);
   return kUndefinedResult;
 }
 
@@ -104,17 +104,25 @@ void compute_results(Block& block, unsigned warp, unsigned mask, EmulatorWarpOpe
   });
 }
 
+// Threads may poll together, by voting or with a barrier in the loop: then meeting is no progress.
+// Returns whether the fiber has polled since its last collective operation.
+bool take_polled(Fiber& fiber) {
+  const bool polled = fiber.polled;
+  fiber.polled = false;
+  return polled;
+}
+
 // What the calling lane may not do: aborts with a report.
 void check_caller(Block& block, const Fiber& self, unsigned mask) {
   if ((mask >> self.lane & 1) == 0) {
-    report("WARP OPERATION at %s:%d: the calling lane %u is not in mask %08x", self.site.file,
-           self.site.line, self.lane, mask);
+    report("WARP OPERATION at %s: the calling lane %u is not in mask %08x",
+           self.site.text().c_str(), self.lane, mask);
     abort_launch();
   }
   for_each_lane(block, self.warp, mask, [&](const Fiber& fiber) {
     if (fiber.state != FiberState::kDone) return;
-    report("WARP OPERATION at %s:%d: mask %08x names lane %u, which has left the kernel",
-           self.site.file, self.site.line, mask, fiber.lane);
+    report("WARP OPERATION at %s: mask %08x names lane %u, which has left the kernel",
+           self.site.text().c_str(), mask, fiber.lane);
     abort_launch();
   });
 }
@@ -130,13 +138,12 @@ Rendezvous& join_rendezvous(std::vector<Rendezvous>& groups, const Fiber& self, 
   for (const Rendezvous& group : groups) {
     const bool waits_for_self = (group.mask >> self.lane & 1) != 0;
     if (!waits_for_self && (group.arrived & mask) == 0) continue;
-    report("DIVERGENT WARP OPERATION: %s:%d with mask %08x meets %s:%d with mask %08x",
-           self.site.file, self.site.line, mask, group.site.file, group.site.line, group.mask);
+    report("DIVERGENT WARP OPERATION: %s with mask %08x meets %s with mask %08x",
+           self.site.text().c_str(), mask, group.site.text().c_str(), group.mask);
     abort_launch();
   }
   if (groups.size() == kMaxRendezvous) {
-    report("%s:%d: more than %zu groups of one warp wait", self.site.file, self.site.line,
-           kMaxRendezvous);
+    report("%s: more than %zu groups of one warp wait", self.site.text().c_str(), kMaxRendezvous);
     abort_launch();
   }
   groups.push_back({mask, 0, operation, self.site});
@@ -154,9 +161,13 @@ void complete_barrier(Block& block) {
   barrier.num_arrived = barrier.num_true = 0;
   barrier.site = {};
   checker_barrier(block);
+  bool anybody_polled = false;
   for (Fiber& fiber : block.fibers) {
-    if (fiber.state == FiberState::kAtBarrier) make_ready(fiber);
+    if (fiber.state != FiberState::kAtBarrier) continue;
+    anybody_polled |= take_polled(fiber);
+    make_ready(fiber);
   }
+  if (!anybody_polled) runtime.polls_without_step = 0;
 }
 
 }  // namespace emulator
@@ -172,8 +183,7 @@ int emulator_barrier(int kind, int predicate, const char* file, int line) {
   self.site = {file, line};
   if (barrier.num_arrived == 0) barrier.site = self.site;
   if (!same_site(barrier.site, self.site)) {
-    report("DIVERGENT BARRIER: %s:%d meets %s:%d", file, line, barrier.site.file,
-           barrier.site.line);
+    report("DIVERGENT BARRIER: %s meets %s", self.site.text().c_str(), barrier.site.text().c_str());
     abort_launch();
   }
   barrier.num_arrived++;
@@ -219,9 +229,12 @@ uint64_t emulator_warp_operation(int operation_code, unsigned mask, uint64_t ope
   groups.pop_back();
   compute_results(block, self.warp, mask, operation);
   if (operation == kWarpSync) checker_syncwarp(block, self.warp, mask);
+  bool anybody_polled = false;
   for_each_lane(block, self.warp, mask, [&](Fiber& fiber) {
+    anybody_polled |= take_polled(fiber);
     if (&fiber != &self) make_ready(fiber);
   });
+  if (!anybody_polled) runtime.polls_without_step = 0;
   if (runtime.randomised() && random_chance(1, 4)) give_way();
   return self.result;
 }

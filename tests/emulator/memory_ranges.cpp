@@ -45,7 +45,10 @@ CallSite& add_site(const void* return_address) {
   // 65535 places that access memory are far more than a test library has; the last one stands for
   // the rest.
   const size_t index = std::min<size_t>(sites.size(), std::numeric_limits<uint16_t>::max());
-  sites.push_back({return_address, static_cast<uint16_t>(index)});
+  CallSite site;
+  site.return_address = return_address;
+  site.index = static_cast<uint16_t>(index);
+  sites.push_back(site);
   return *(site_table[slot_of(return_address)] = &sites.back());
 }
 
@@ -105,7 +108,11 @@ CallSite& call_site(const void* return_address) {
   return site != nullptr ? *site : add_site(return_address);
 }
 
-std::string source_line(uint16_t site) { return symbolise(sites[site].return_address); }
+std::string source_line(uint16_t index) {
+  CallSite& site = sites[index];
+  if (site.source_line.empty()) site.source_line = symbolise(site.return_address);
+  return site.source_line;
+}
 
 MemoryRange* find_range(CallSite& site, uintptr_t address) {
   MemoryRange* last = site.last_range;

@@ -92,7 +92,7 @@ void emulator_traffic(EmulatorTraffic* out) { *out = {}; }
 #endif
 
 void emulator_trap(const char* file, int line) {
-  report("%s:%d: __trap()", file, line);
+  report("%s: __trap()", (Site{file, line}.text().c_str()));
   abort_launch();
 }
 

@@ -9,6 +9,7 @@
 //   report.cpp       errors, configuration, statistics
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,6 +35,11 @@ enum class FiberState : uint8_t { kReady, kAtBarrier, kAtWarpOperation, kDone };
 struct Site {
   const char* file = nullptr;
   int line = 0;
+
+  std::string text() const {
+    const char* slash = strrchr(file, '/');
+    return std::string(slash != nullptr ? slash + 1 : file) + ":" + std::to_string(line);
+  }
 };
 
 struct Fiber : EmulatorThread {
@@ -50,6 +56,7 @@ struct Fiber : EmulatorThread {
 
   const void* last_polled;
   unsigned num_polls;
+  bool polled;  // since its last collective operation
 
   char* stack;
   void* stack_pointer;  // while suspended
@@ -135,8 +142,12 @@ struct Runtime {
   EmulatorStatistics statistics = {};
   Launch launch;
   uint64_t random_state = 1;
-  uint64_t polls_without_progress = 0;  // of the whole grid
-  bool aborted = false;                 // the launch in progress, or the last one
+  // Polls of the whole grid since a thread changed something that others can see, and since any
+  // thread got further: for that, a collective operation counts in which nobody takes part who
+  // polls.
+  uint64_t polls_without_change = 0;
+  uint64_t polls_without_step = 0;
+  bool aborted = false;  // the launch in progress, or the last one
   int last_error = cudaSuccess;
   std::string reports;
 

@@ -13,7 +13,11 @@
 namespace emulator {
 namespace {
 
-constexpr uint64_t kLivelockPolls = 1000000;
+// Polls for each runnable thread: a loop of atomics that change nothing is no livelock if it ends.
+// The first limit is what finds livelocks. The second is for loops in which some threads poll and
+// the rest of the block keeps meeting in warp operations.
+constexpr uint64_t kMaxPollsWithoutStep = 10000;
+constexpr uint64_t kMaxPollsWithoutChange = 200000;
 constexpr size_t kMaxThreads = 1024;
 
 void start_thread(Block& block, unsigned index) {
@@ -29,6 +33,7 @@ void start_thread(Block& block, unsigned index) {
   fiber.warp = index / kWarpSize;
   fiber.last_polled = nullptr;
   fiber.num_polls = 0;
+  fiber.polled = false;
   prepare_fiber(fiber);
   make_ready(fiber);
 }
@@ -52,23 +57,24 @@ void end_block(Block& block) {
   checker_end_block(block);
 }
 
+std::string describe_wait(const Fiber& fiber) {
+  std::string text = " thread " + std::to_string(fiber.index) + " at ";
+  if (fiber.state == FiberState::kAtBarrier) return text + "the barrier " + fiber.site.text() + ";";
+  char mask[32];
+  snprintf(mask, sizeof(mask), " with mask %08x;", fiber.mask);
+  return text + "the warp operation " + fiber.site.text() + mask;
+}
+
 void report_deadlock(const Block& block) {
   constexpr unsigned kMaxShown = 4;
   unsigned num_waiting = 0;
   std::string waiting;
   for (const Fiber& fiber : block.fibers) {
-    if (fiber.state == FiberState::kDone || num_waiting++ >= kMaxShown) continue;
-    char text[320];
-    if (fiber.state == FiberState::kAtBarrier) {
-      snprintf(text, sizeof(text), " thread %u at the barrier %s:%d;", fiber.index, fiber.site.file,
-               fiber.site.line);
-    } else {
-      snprintf(text, sizeof(text), " thread %u at the warp operation %s:%d with mask %08x;",
-               fiber.index, fiber.site.file, fiber.site.line, fiber.mask);
-    }
-    waiting += text;
+    if (fiber.state == FiberState::kDone) continue;
+    if (num_waiting++ < kMaxShown) waiting += describe_wait(fiber);
   }
-  report("DEADLOCK in block %u: %u threads wait:%s%s", block.linear_index, num_waiting,
+  report("DEADLOCK in block %u: %u of %zu threads wait, %u have left:%s%s", block.linear_index,
+         num_waiting, block.fibers.size(), static_cast<unsigned>(block.fibers.size()) - num_waiting,
          waiting.c_str(), num_waiting > kMaxShown ? " ..." : "");
 }
 
@@ -130,6 +136,13 @@ class Grid {
     if (random_chance(1, 8)) chosen_ = random_below(resident_.size());
   }
 
+  bool livelocked() const {
+    size_t num_ready = 0;
+    for (const auto& block : resident_) num_ready += block->ready.size();
+    return runtime.polls_without_step > kMaxPollsWithoutStep * num_ready ||
+           runtime.polls_without_change > kMaxPollsWithoutChange * num_ready;
+  }
+
   // All runnable threads of the chosen block poll. Returns false if it must go on nevertheless.
   bool leave_polling_block() {
     resident_[chosen_]->polls_without_progress = 0;
@@ -137,7 +150,7 @@ class Grid {
       admit();
       return true;
     }
-    if (runtime.polls_without_progress > kLivelockPolls) {
+    if (livelocked()) {
       report("LIVELOCK: the %zu resident blocks poll without progress, %zu blocks have not started",
              resident_.size(), num_blocks_ - num_admitted_);
       abort_launch();
@@ -225,17 +238,18 @@ void emulator_poll(const void* address) {
     return;
   }
   self->block->polls_without_progress++;
-  runtime.polls_without_progress++;
+  self->polled = true;
+  runtime.polls_without_step++;
+  runtime.polls_without_change++;
   give_way();
 }
 
-// Barriers and warp operations are no progress: threads may poll together.
 void emulator_progress() {
   Fiber* self = current_fiber();
   if (self == nullptr) return;
   self->block->polls_without_progress = 0;
   self->last_polled = nullptr;
-  runtime.polls_without_progress = 0;
+  runtime.polls_without_step = runtime.polls_without_change = 0;
   if (self->state == FiberState::kReady && runtime.randomised() &&
       random_chance(runtime.config.preempt, 256)) {
     give_way();
@@ -261,7 +275,7 @@ void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_sha
     return;
   }
   runtime.random_state = (runtime.config.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
-  runtime.polls_without_progress = 0;
+  runtime.polls_without_step = runtime.polls_without_change = 0;
   checker_begin_launch();
   run_grid();
   runtime.launch.name = "host code";
