@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What train.py leaves behind: a table, a figure and the raw numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+__all__ = ["Epoch", "Run", "make_notes", "make_table", "plot", "write_json"]
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in print.
+COLOURS = ("#000000", "#7f7f7f", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a run; `samples` and `seconds` belong to this epoch alone."""
+
+    samples: int
+    seconds: float  # training, scoring and selection; evaluation excluded
+    train_loss: float  # mean over the samples of the epoch
+    accuracy: float  # on the test set after the epoch, 0 to 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run from a fresh model."""
+
+    method: str
+    label: str
+    seed: int
+    epochs: list[Epoch] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        """Of the last epoch: without a third split no best epoch can honestly be chosen."""
+        return self.epochs[-1].accuracy
+
+    @property
+    def samples(self) -> int:
+        return sum(epoch.samples for epoch in self.epochs)
+
+    @property
+    def seconds(self) -> float:
+        return sum(epoch.seconds for epoch in self.epochs)
+
+
+def make_table(runs: Sequence[Run], reference: str = "full") -> str:
+    """One row per method, means over seeds; speed-up is against the seconds of `reference`."""
+    groups = group_by_method(runs)
+    reference_seconds = _mean_seconds(groups[reference]) if reference in groups else None
+    rows = [("method", "accuracy %", "samples", "seconds", "speed-up")]
+    for group in groups.values():
+        seconds = _mean_seconds(group)
+        speed_up = f"{reference_seconds / seconds:.2f}x" if reference_seconds else "-"
+        samples = round(statistics.fmean(run.samples for run in group))
+        rows.append((group[0].label, _accuracy(group), f"{samples:,}", f"{seconds:.1f}", speed_up))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def make_notes(runs: Sequence[Run], *, num_test: int, note: str = "") -> str:
+    """What a reader must know before comparing two rows."""
+    rate = statistics.fmean(run.accuracy for run in runs)
+    two_sigma = 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
+    num_seeds = len({run.seed for run in runs})
+    seeds = "one seed" if num_seeds == 1 else f"mean ± standard deviation over {num_seeds} seeds"
+    lines = [
+        f"accuracy: after the last epoch, on {num_test:,} test images, {seeds}.",
+        f"  Differences below {two_sigma:.1f} points are within the test set's sampling error.",
+        "seconds: wall-clock training with loading, scoring and selection; evaluation excluded.",
+        "full data uses the same loop, loader and scoring loss (policy full); the learning rate",
+        "  of every row has the same shape, stretched over the row's own steps.",
+    ]
+    return "\n".join([*lines, f"data: {note}."] if note else lines)
+
+
+def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None:
+    """Writes a PNG of test accuracy against samples processed.
+
+    With several seeds a line is their mean and a band around it spans them.
+    """
+    groups = group_by_method(runs)
+    figure, axes = plt.subplots(figsize=(9, 5), dpi=150)
+    ends = []
+    for group, colour in zip(groups.values(), _cycle(COLOURS), strict=False):
+        samples = _running_sum(epoch.samples for epoch in group[0].epochs)
+        by_epoch = [
+            [100 * epoch.accuracy for epoch in epochs]
+            for epochs in zip(*(r.epochs for r in group), strict=True)
+        ]
+        mean = [statistics.fmean(values) for values in by_epoch]
+        axes.plot(samples, mean, color=colour, linewidth=1.8, marker="o", markersize=3)
+        if len(group) > 1:
+            low, high = [min(values) for values in by_epoch], [max(values) for values in by_epoch]
+            axes.fill_between(samples, low, high, color=colour, alpha=0.15, linewidth=0)
+        ends.append((samples[-1], mean[-1], f"{group[0].label}  {mean[-1]:.1f} %", colour))
+
+    # Accuracies that end close together are only readable near the top: the axis says if it is cut.
+    worst = min(mean for _, mean, _, _ in ends)
+    bottom = max(0.0, math.floor(100 - max(4 * (100 - worst), 1)))
+    top = 100 + 0.02 * (100 - bottom)
+    axes.set_ylim(bottom, top)
+    axes.set_xlim(0, 1.02 * max(end[0] for end in ends))
+    _label_ends(axes, ends, gap=0.06 * (top - bottom))
+    axes.set_xlabel("training samples processed")
+    axes.set_ylabel("test accuracy, %" + (f" (axis starts at {bottom:.0f})" if bottom else ""))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if note:
+        figure.text(0.01, 0.01, note, fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def write_json(path: Path, runs: Sequence[Run], setting: Mapping[str, Any]) -> None:
+    """Writes the setting and every epoch of every run."""
+    document = {"setting": dict(setting), "runs": [asdict(run) for run in runs]}
+    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def group_by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each method, methods in order of first appearance."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.method, []).append(run)
+    return groups
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Positions near `values`, in their order and at least `gap` apart."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    # Runs of labels that would overlap merge into clusters, each centred on the mean of its values.
+    clusters: list[list[int]] = []
+    for index in order:
+        clusters.append([index])
+        while (
+            len(clusters) > 1
+            and _lowest(clusters[-1], values, gap) < _highest(clusters[-2], values, gap) + gap
+        ):
+            last = clusters.pop()
+            clusters[-1] += last
+    placed = [0.0] * len(values)
+    for cluster in clusters:
+        for rank, index in enumerate(cluster):
+            placed[index] = _lowest(cluster, values, gap) + rank * gap
+    return placed
+
+
+def _lowest(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
+    return statistics.fmean(values[index] for index in cluster) - 0.5 * gap * (len(cluster) - 1)
+
+
+def _highest(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
+    return statistics.fmean(values[index] for index in cluster) + 0.5 * gap * (len(cluster) - 1)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float) -> None:
+    """Names every curve beside the axes, as level with its end as the other names let it."""
+    right = axes.get_xlim()[1]
+    for (x, y, text, colour), height in zip(
+        ends, spread([end[1] for end in ends], gap), strict=True
+    ):
+        axes.annotate(
+            text,
+            xy=(x, y),
+            xytext=(1.03 * right, height),
+            color=colour,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linestyle": ":",
+                "linewidth": 0.9,
+                "relpos": (0, 0.5),
+                "shrinkB": 3,
+            },
+            zorder=1,
+        )
+
+
+def _accuracy(group: Sequence[Run]) -> str:
+    values = [100 * run.accuracy for run in group]
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def _mean_seconds(group: Sequence[Run]) -> float:
+    return statistics.fmean(run.seconds for run in group)
+
+
+def _running_sum(values: Iterable[int]) -> list[int]:
+    total, sums = 0, []
+    for value in values:
+        total += value
+        sums.append(total)
+    return sums
+
+
+def _cycle(colours: Sequence[str]) -> Iterable[str]:
+    while True:
+        yield from colours
