@@ -72,7 +72,10 @@ $(TOOLS): pyproject.toml scripts/requirements.py | $(BIN)/python
 	@rm -f $(VENV)/.tools-* && touch $@
 
 $(BUILT): $(TOOLS) $(SOURCES)
-	@echo "building dynprune_cuda"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps --editable .
-	@$(BIN)/python -c "import dynprune_cuda; print('built:', dynprune_cuda.build_info())"
+	@echo "building dynprune_cuda (log: build/install.log)"
+	@mkdir -p build
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -v --no-build-isolation --no-deps --editable . \
+		> build/install.log 2>&1 || { cat build/install.log; exit 1; }
+	@sed -n 's/^ *dynprune_cuda: //p' build/install.log | sort -u
+	@$(BIN)/python -c "from dynprune_cuda import build_info; print(build_info())"
 	@rm -f $(VENV)/.built-* && touch $@

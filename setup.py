@@ -73,7 +73,8 @@ def extension(toolkit: Toolkit | None) -> Extension:
         py_limited_api=True,
     )
     host_flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread"]
-    host_flags += ["-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    # -g0: the interpreter's own -g would make the module ten times larger.
+    host_flags += ["-g0", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     headers = include_paths()
     facts = {"TORCH_VERSION": torch.__version__, "CUDA_VERSION": "", "CUDA_ARCHITECTURES": ""}
     if toolkit is not None:
