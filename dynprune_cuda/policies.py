@@ -220,9 +220,7 @@ class Weighted:
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
-        weights = (
-            table.ranking_mean().clamp_(min=0.0).nan_to_num_(nan=float("inf"), posinf=float("inf"))
-        )
+        weights = table.ranking_mean().clamp_(min=0.0).nan_to_num_(nan=float("inf"))
         return functional.select_weighted(weights, k, seed=seed, order="ascending")
 
 
