@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds kernels for the CPU emulator and runs them from Python.
 
-    library = build([CSRC / "kernels/select_top_k.cu"])  # mode "check": races, bounds, traffic
-    with Emulator(library) as emulator:
-        emulator.configure(seed=3, order=2, resident=4)
-        scores = emulator.array(np.float32([3, 1, 2]), "scores")
-        ids = emulator.array(2, "ids", np.int64, initialised=False)
-        emulator.library.launch(emulator.pointer(scores), emulator.pointer(ids))
-        emulator.check()  # raises with the report, if there is one
+library = build([CSRC / "kernels/select_top_k.cu"])  # mode "check": races, bounds, traffic
+with Emulator(library) as emulator:
+    emulator.configure(seed=3, order=2, resident=4)
+    scores = emulator.array(np.float32([3, 1, 2]), "scores")
+    ids = emulator.array(2, "ids", np.int64, initialised=False)
+    emulator.library.launch(emulator.pointer(scores), emulator.pointer(ids))
+    emulator.check()  # raises with the report, if there is one
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import subprocess
 import tempfile
@@ -44,15 +45,23 @@ CHECKER_SOURCES = ("checker.cpp", "memory_ranges.cpp", "traffic.cpp", "tsan_symb
 # -fno-strict-aliasing: CUDA code reads packed values through vector pointers.
 # -fno-gnu-unique: two libraries in one process must not share the statics of templates.
 # DWARF 4: addr2line of binutils 2.40 misreads inlined functions in DWARF 5.
-COMMON_FLAGS = (
-    "-std=c++17 -fPIC -g1 -gdwarf-4 -fno-strict-aliasing -fno-gnu-unique -ffp-contract=off "
-    "-Wall -Wno-unknown-pragmas -DDYNPRUNE_EMULATOR"
-).split()
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-fPIC",
+    "-g1",
+    "-gdwarf-4",
+    "-fno-strict-aliasing",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-DDYNPRUNE_EMULATOR",
+]
 ASAN = "-fsanitize=address,undefined"
-ASAN_FLAGS = f"-O1 -fno-omit-frame-pointer {ASAN} -fno-sanitize-recover=undefined".split()
+ASAN_FLAGS = ["-O1", "-fno-omit-frame-pointer", ASAN, "-fno-sanitize-recover=undefined"]
 KERNEL_FLAGS: dict[Mode, list[str]] = {
     "fast": ["-O2"],
-    "check": "-O1 -fsanitize=thread --param tsan-distinguish-volatile=1".split(),
+    "check": ["-O1", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"],
     "asan": ASAN_FLAGS,
 }
 # The runtime and CPU code: never instrumented for the checker.
@@ -82,23 +91,26 @@ def build(
     include_dirs: Sequence[PathLike] = (CSRC, CSRC / "primitives"),
     extra_flags: Sequence[str] = (),
 ) -> Path:
-    """Compiles the emulator and the sources into one shared library, unless that has been done before.
+    """Compiles the emulator and the sources into one shared library, unless there is one already.
 
-    A source is a path or a pair (path, instrumented). Only instrumented code is checked; by default that is
-    everything but .cpp files. Flags apply to the sources, not to the emulator; -l, -L and -Wl, flags, -pthread
-    and -fopenmp also to the link. Several processes may build the same library at once.
+    A source is a path or a pair (path, instrumented). Only instrumented code is checked; by
+    default that is everything but .cpp files. Flags apply to the sources, not to the emulator; -l,
+    -L and -Wl, flags, -pthread and -fopenmp also to the link. Several processes may build the same
+    library at once.
     """
     includes = [Path(directory).resolve() for directory in include_dirs]
     objects = _runtime_objects(mode)
     pairs = [_with_instrumentation(source) for source in sources]
-    # Of an inline function compiled both ways the linker keeps the first copy: instrumented code first.
+    # Of an inline function compiled both ways the linker keeps the first copy: instrumented first.
     for source, instrumented in sorted(pairs, key=lambda pair: not pair[1]):
         flags = KERNEL_FLAGS[mode] if instrumented else HOST_FLAGS[mode]
         include_flags = [f"-I{directory}" for directory in (HERE, *includes)]
         flags = [*COMMON_FLAGS, *flags, *include_flags, *extra_flags]
         objects.append(_object(source, flags, _header_digest((HERE, CSRC, *includes))))
 
-    link_extra = [f for f in extra_flags if f.startswith(("-l", "-L", "-Wl,", "-pthread", "-fopenmp"))]
+    link_extra = [
+        f for f in extra_flags if f.startswith(("-l", "-L", "-Wl,", "-pthread", "-fopenmp"))
+    ]
     link_flags = [*LINK_FLAGS[mode], *link_extra]
     name = f"{mode}-{_digest([str(o.path) for o in objects] + link_flags)}"
     library = BUILD_DIR / name / "libemulated.so"
@@ -131,8 +143,9 @@ class _Object:
 
 
 def _object(source: Path, flags: Sequence[str], headers: str) -> _Object:
-    parts = [_compiler_version(tuple(compiler())), headers, str(source), source.read_bytes(), *flags]
-    return _Object(source, tuple(flags), _digest(parts))
+    version = _compiler_version(tuple(compiler()))
+    digest = _digest([version, headers, str(source), source.read_bytes(), *flags])
+    return _Object(source, tuple(flags), digest)
 
 
 def _runtime_objects(mode: Mode) -> list[_Object]:
@@ -166,7 +179,9 @@ def _header_digest(directories: Iterable[Path]) -> str:
 
 @functools.cache
 def _compiler_version(command: tuple[str, ...]) -> str:
-    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [*command, "--version"], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _run(command: Sequence[str]) -> None:
@@ -177,7 +192,7 @@ def _run(command: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[str]:
-    """A temporary name that becomes `path` at the end: other processes see the whole file or none."""
+    """A temporary name that becomes `path` at the end: nobody sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         temporary = Path(directory) / path.name
@@ -186,13 +201,14 @@ def _replacing(path: Path) -> Iterator[str]:
 
 
 def asan_environment() -> dict[str, str] | None:
-    """The environment in which Python can load an "asan" library; None if the compiler has no libasan."""
+    """What a process needs to load an "asan" library; None if the compiler has no libasan."""
     command = [*compiler(), "-print-file-name=libasan.so"]
     path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if not os.path.isabs(path):
         return None
     options = "detect_leaks=0:detect_stack_use_after_return=0"
-    return {**os.environ, "LD_PRELOAD": path, "ASAN_OPTIONS": options}
+    undefined = "print_stacktrace=1"
+    return {**os.environ, "LD_PRELOAD": path, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": undefined}
 
 
 # ---- run
@@ -223,7 +239,7 @@ TRAFFIC = (
 
 
 class Emulator:
-    """An emulator library in this process. Its state is the library's: two objects for one path share it."""
+    """An emulator library in this process. Two objects for one path share its state."""
 
     def __init__(self, path: PathLike) -> None:
         """Loads what build() returned; call the launchers of the sources through `library`."""
@@ -262,8 +278,8 @@ class Emulator:
             seed: 0 runs threads round robin; any other number is a random, repeatable schedule.
             resident: how many blocks may be on the machine at once.
             order: in which order blocks start: 0 ascending, 1 descending, 2 random by seed.
-            preempt: with a seed, the chance out of 256 of a switch after an atomic or fence, and out of 4096
-                before any other access (check mode).
+            preempt: with a seed, the chance out of 256 of a switch after an atomic or fence, and
+                out of 4096 before any other access (check mode).
             strict: report threads of a block that leave after different numbers of barriers.
             multiprocessors: what dynprune::multiprocessor_count() answers.
         """
@@ -284,32 +300,35 @@ class Emulator:
             source: a numpy array (or list) to copy, or a shape (int or tuple of ints).
             name: what reports call it.
             dtype: required with a shape; with an array, what to convert it to.
-            initialised: False fills the memory with garbage that a kernel must not read before writing. With
-                a shape, True means zeros.
+            initialised: False fills the memory with garbage that a kernel must not read before
+                writing. With a shape, True means zeros.
 
         The array is invalid once freed.
         """
-        is_shape = isinstance(source, (int, tuple))
-        if is_shape and dtype is None:
-            raise TypeError("array(shape) needs a dtype")
-        contents = None if is_shape else np.asarray(source, dtype)
-        shape = source if contents is None else contents.shape
-        kind = np.dtype(dtype if contents is None else contents.dtype)
-        count = int(np.prod(shape, dtype=np.int64))
-        address = self.library.emulator_allocate(count * kind.itemsize, name.encode(), initialised)
+        if isinstance(source, (int, tuple)):
+            if dtype is None:
+                raise TypeError("array(shape) needs a dtype")
+            contents: Array = np.zeros(1, dtype)[0]
+            shape = source if isinstance(source, tuple) else (source,)
+        else:
+            contents = np.asarray(source, dtype)
+            shape = contents.shape
+        num_bytes = math.prod(shape) * contents.dtype.itemsize
+        address = self.library.emulator_allocate(num_bytes, name.encode(), initialised)
         self._allocations.add(address)
-        raw = (ctypes.c_uint8 * max(1, count * kind.itemsize)).from_address(address)
-        result = np.frombuffer(raw, np.uint8)[: count * kind.itemsize].view(kind).reshape(shape)
+        memory = (ctypes.c_uint8 * max(1, num_bytes)).from_address(address)
+        raw: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8)  # type: ignore[call-overload]
+        result: Array = raw[:num_bytes].view(contents.dtype).reshape(shape)
         if initialised:
-            result[...] = 0 if contents is None else contents
+            result[...] = contents
         return result
 
     def mark_initialised(self, array: Array, initialised: bool = True) -> None:
-        """Tells the checker that Python has written a whole array (or, with False, that it holds garbage)."""
+        """Tells the checker that Python has written the array (or not: that it is garbage)."""
         self.library.emulator_mark_initialised(self.pointer(array), initialised)
 
     def pointer(self, array: Array | None) -> ctypes.c_void_p:
-        """The address of an array's first element, as a launcher's argument; None is a null pointer."""
+        """The address of the first element, as a launcher's argument; None is a null pointer."""
         return ctypes.c_void_p(None if array is None else array.__array_interface__["data"][0])
 
     def free(self, *arrays: Array) -> None:
@@ -327,7 +346,7 @@ class Emulator:
             self.library.emulator_free(self._allocations.pop())
 
     def take_error(self) -> str:
-        """The reports since the last call, "" if there are none. Allows launches again after a failed one."""
+        """The reports since the last call, or "". Allows launches again after a failed one."""
         report: bytes = self.library.emulator_take_error()
         return report.decode()
 
@@ -340,8 +359,8 @@ class Emulator:
     def traffic(self) -> dict[str, int]:
         """Global memory traffic since the last call (check mode; zeros elsewhere).
 
-        Bytes, 32-byte sectors that warps asked for, sectors counted once per launch, executions of an access
-        by a warp, and atomics. A read-modify-write counts as one write.
+        Bytes, 32-byte sectors that warps asked for, sectors counted once per launch, executions of
+        an access by a warp, and atomics. A read-modify-write counts as one write.
         """
         return self._counters("emulator_traffic", TRAFFIC)
 
