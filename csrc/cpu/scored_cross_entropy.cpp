@@ -49,7 +49,7 @@ void forward_row(const T* x, int64_t row, int64_t target, int64_t classes,
                  const LossOptions<compute_t<T>>& options, const Outputs<compute_t<T>>& out) {
   using A = compute_t<T>;
   const A x_y = widen(x[target]);
-  RowStats<A> stats;
+  RowStats<A> stats = RowStats<A>::none();
   for (int64_t c = 0; c < classes; c++) {
     const A v = widen(x[c]);
     if (v > stats.m && c != target) stats.m = v;

@@ -35,8 +35,8 @@ struct Outputs {
 template <class A>
 struct RowSums {
   RowStats<A> stats;
-  A weight = 0;    // sum_j w_j
-  A distance = 0;  // sum_j w_j (x_j - x_y)
+  A weight;    // sum_j w_j
+  A distance;  // sum_j w_j (x_j - x_y)
 
   __device__ void merge(const RowSums& other) {
     stats.merge(other.stats);
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
   const T* x = logits + row * row_stride;
   const A x_y = widen(x[target]);
   const bool smooth = options.label_smoothing > 0;
-  RowSums<A> sums;
+  RowSums<A> sums{RowStats<A>::none(), 0, 0};
   for (int64_t c = member; c < classes; c += kThreadsPerRow) {
     const A v = widen(x[c]);
     if (c != target) sums.stats.add(v);

@@ -39,8 +39,9 @@ struct Limits<double> {
 // The sums over the classes other than the target seen so far. A: float or double.
 template <class A>
 struct RowStats {
-  A m = Limits<A>::lowest();
-  A s = 0, q = 0, t = 0;
+  A m, s, q, t;
+
+  static DYNPRUNE_HD RowStats none() { return {Limits<A>::lowest(), 0, 0, 0}; }
 
   DYNPRUNE_HD void add(A x) {
     if (x > m) {

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The project's kernels on the emulator, as functions of numpy arrays.
+
+Every array that a kernel sees lies in checked device memory of exactly its size; outputs and
+workspaces hold garbage at the start. Each call raises EmulatorError if the checker has anything to
+report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from emulator import CSRC, HERE, Array, Emulator, Mode, build
+from torch import Tensor
+
+SCALAR_TYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.float64: 3,
+}
+INDEX_TYPES = {torch.int64: 0, torch.int32: 1, torch.uint8: 2}
+NUM_DATA_ERRORS = 3
+
+
+class SelectionArguments(ctypes.Structure):
+    _fields_ = (
+        ("num_samples", ctypes.c_int64),
+        ("num_greedy", ctypes.c_int64),
+        ("num_random", ctypes.c_int64),
+        ("seed", ctypes.c_uint64),
+        ("seed_pointer", ctypes.c_void_p),
+        ("ascending", ctypes.c_int32),
+        ("ids", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+    )
+
+
+class IndexArray(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("type", ctypes.c_int32))
+
+
+class CrossEntropyInput(ctypes.Structure):
+    _fields_ = (
+        ("logits", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("batch_size", ctypes.c_int64),
+        ("num_classes", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("target", IndexArray),
+        ("class_weight", ctypes.c_void_p),
+        ("label_smoothing", ctypes.c_double),
+        ("ignore_index", ctypes.c_int64),
+    )
+
+
+class CrossEntropyOutput(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("loss", "el2n", "entropy", "margin", "correct", "saved")
+    )
+
+
+class CrossEntropyGradient(ctypes.Structure):
+    _fields_ = (
+        ("grad_loss", ctypes.c_void_p),
+        ("grad_loss_stride", ctypes.c_int64),
+        ("saved", ctypes.c_void_p),
+        ("grad_logits", ctypes.c_void_p),
+    )
+
+
+class ScoreUpdate(ctypes.Structure):
+    _fields_ = (
+        ("mean", ctypes.c_void_p),
+        ("variance", ctypes.c_void_p),
+        ("count", ctypes.c_void_p),
+        ("count_type", ctypes.c_int32),
+        ("non_finite_count", ctypes.c_void_p),
+        ("last_non_finite", ctypes.c_void_p),
+        ("num_samples", ctypes.c_int64),
+        ("sample_ids", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("batch_size", ctypes.c_int64),
+        ("alpha", ctypes.c_float),
+        ("first_visit", ctypes.c_int32),
+    )
+
+
+@functools.cache
+def load(mode: Mode = "check") -> Emulator:
+    """The emulator with all kernels of csrc/kernels."""
+    sources = [*sorted((CSRC / "kernels").glob("*.cu")), HERE / "launchers.cpp"]
+    emulator = Emulator(build(sources, mode))
+    library = emulator.library
+    library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_update_scores_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
+    for name in ("permutation_at", "permutation_position_of"):
+        getattr(library, name).restype = ctypes.c_uint64
+        getattr(library, name).argtypes = (ctypes.c_uint64,) * 3
+    library.tie_hash_of.restype = ctypes.c_uint32
+    library.tie_hash_of.argtypes = (ctypes.c_uint64, ctypes.c_int64)
+    library.exponential_of.restype = ctypes.c_float
+    library.exponential_of.argtypes = (ctypes.c_uint32,)
+    for name in ("half", "bfloat16"):
+        getattr(library, f"widen_{name}").restype = ctypes.c_float
+        getattr(library, f"widen_{name}").argtypes = (ctypes.c_uint16,)
+        getattr(library, f"narrow_{name}").restype = ctypes.c_uint16
+        getattr(library, f"narrow_{name}").argtypes = (ctypes.c_float,)
+    return emulator
+
+
+def raw(tensor: Tensor) -> Array:
+    """A tensor's elements as numpy; 16-bit floats as their bits."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.contiguous().view(torch.int16).numpy()
+    return tensor.detach().contiguous().numpy()
+
+
+class Kernels:
+    """Launches kernels on one emulator and collects what they recorded of data errors."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self.library = emulator.library
+        self.errors = np.zeros((NUM_DATA_ERRORS, 2), np.int64)
+
+    def _input(self, tensor: Tensor, name: str) -> ctypes.c_void_p:
+        return self.emulator.pointer(self.emulator.array(raw(tensor), name))
+
+    def _call(self, op: str, *arguments: Any) -> None:
+        """Calls a launcher; raises what the emulator reports, or the launcher's own error."""
+        error = getattr(self.library, f"emulated_{op}")(*arguments)
+        self.emulator.check()
+        assert error == 0, f"{op} returned error {error}"
+
+    @contextlib.contextmanager
+    def _launch(self) -> Iterator[Array]:
+        """Keeps the error records, which it yields, and frees this launch's arrays."""
+        errors = self.emulator.array((NUM_DATA_ERRORS, 2), "errors", np.int64)
+        try:
+            yield errors
+            self.errors = errors.copy()
+        finally:
+            self.emulator.free_all()
+
+    def select(
+        self,
+        op: str,
+        *inputs: Any,
+        num_samples: int,
+        k: int,
+        num_random: int = 0,
+        seed: int = 0,
+        order: str = "random",
+        seed_in_memory: bool = False,
+    ) -> Tensor:
+        """Runs a selection op. `inputs`: tensors (passed by address) and ctypes scalars."""
+        with self._launch() as errors:
+            ids = self.emulator.array((k,), "ids", np.int64, initialised=False)
+            arguments = SelectionArguments(
+                num_samples=num_samples,
+                num_greedy=k - num_random,
+                num_random=num_random,
+                seed=0 if seed_in_memory else seed % 2**64,
+                ascending=order == "ascending",
+                ids=self.emulator.pointer(ids),
+            )
+            if seed_in_memory:
+                cell = self.emulator.array(np.array([seed], np.int64), "seed")
+                arguments.seed_pointer = self.emulator.pointer(cell)
+            size = self.library.emulated_selection_workspace_bytes(ctypes.byref(arguments))
+            workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)
+            arguments.workspace = self.emulator.pointer(workspace)
+            passed = [
+                self._input(value, f"input {i}") if isinstance(value, Tensor) else value
+                for i, value in enumerate(inputs)
+            ]
+            if op == "select_weighted":
+                passed.append(self.emulator.pointer(errors))
+            self._call(op, ctypes.byref(arguments), *passed)
+            return torch.from_numpy(ids.copy())
+
+    def scored_cross_entropy(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        grad_loss: Tensor | None = None,
+        padding: int = 0,
+    ) -> tuple[Tensor, ...]:
+        """Forward and, with grad_loss [B] or [1] (shared by all rows), backward.
+
+        Returns loss, el2n, entropy, margin, correct and the gradient of the logits. `padding`
+        elements lie between rows.
+        """
+        rows, classes = logits.shape
+        kind = np.dtype(np.float64 if logits.dtype == torch.float64 else np.float32)
+        with self._launch() as errors:
+            emulator = self.emulator
+            bits = raw(logits)
+            spaced = np.full(
+                (rows, classes + padding), np.nan if bits.dtype.kind == "f" else 0x7FC0
+            )
+            spaced = spaced.astype(bits.dtype)
+            spaced[:, :classes] = bits
+            # The last row ends with its last class: reading the padding behind it is out of bounds.
+            flat = spaced.reshape(-1)[: spaced.size - padding if rows else 0]
+            call = CrossEntropyInput(
+                logits=emulator.pointer(emulator.array(flat, "logits")),
+                type=SCALAR_TYPES[logits.dtype],
+                batch_size=rows,
+                num_classes=classes,
+                row_stride=classes + padding,
+                target=IndexArray(self._input(target, "target"), INDEX_TYPES[target.dtype]),
+                class_weight=None if weight is None else self._input(weight, "weight"),
+                label_smoothing=label_smoothing,
+                ignore_index=ignore_index,
+            )
+            names = ("loss", "el2n", "entropy", "margin")
+            outputs = {n: emulator.array((rows,), n, kind, initialised=False) for n in names}
+            outputs["correct"] = emulator.array((rows,), "correct", np.bool_, initialised=False)
+            saved = emulator.array((rows, 4), "saved", kind, initialised=False)
+            pointers = {name: emulator.pointer(array) for name, array in outputs.items()}
+            output = CrossEntropyOutput(**pointers, saved=emulator.pointer(saved))
+            self._call(
+                "scored_cross_entropy",
+                ctypes.byref(call),
+                ctypes.byref(output),
+                emulator.pointer(errors),
+            )
+            results = [torch.from_numpy(array.copy()) for array in outputs.values()]
+            if grad_loss is not None:
+                grad = emulator.array((rows, classes), "grad_logits", bits.dtype, initialised=False)
+                gradient = CrossEntropyGradient(
+                    grad_loss=self._input(grad_loss, "grad_loss"),
+                    grad_loss_stride=0 if grad_loss.numel() == 1 else 1,
+                    saved=emulator.pointer(saved),
+                    grad_logits=emulator.pointer(grad),
+                )
+                self._call(
+                    "scored_cross_entropy_backward", ctypes.byref(call), ctypes.byref(gradient)
+                )
+                results.append(torch.from_numpy(grad.copy()).view(logits.dtype))
+            return tuple(results)
+
+    def update_scores_(
+        self,
+        columns: dict[str, Tensor],
+        sample_ids: Tensor,
+        values: Tensor,
+        alpha: float,
+        published: bool = False,
+    ) -> None:
+        """Updates the columns (mean, variance, count and perhaps the non-finite ones) in place."""
+        with self._launch() as errors:
+            arrays = {name: self.emulator.array(raw(t), name) for name, t in columns.items()}
+            update = ScoreUpdate(
+                **{name: self.emulator.pointer(array) for name, array in arrays.items()},
+                count_type=INDEX_TYPES[columns["count"].dtype],
+                num_samples=columns["mean"].numel(),
+                sample_ids=self._input(sample_ids, "sample_ids"),
+                values=self._input(values, "values"),
+                batch_size=sample_ids.numel(),
+                alpha=alpha,
+                first_visit=int(published),
+            )
+            size = self.library.emulated_update_scores_workspace_bytes(sample_ids.numel())
+            workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)
+            self._call(
+                "update_scores",
+                ctypes.byref(update),
+                self.emulator.pointer(workspace),
+                self.emulator.pointer(errors),
+            )
+            for name, array in arrays.items():
+                columns[name].copy_(torch.from_numpy(array.copy()))

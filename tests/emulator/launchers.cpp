@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launchers of csrc/kernels with C names and flat arguments, for ctypes. Each returns the
+// launcher's error.
+#include "kernels/scored_cross_entropy.h"
+#include "kernels/select_top_k.h"
+#include "kernels/select_ucb.h"
+#include "kernels/select_uniform.h"
+#include "kernels/select_weighted.h"
+#include "kernels/update_scores.h"
+#include "primitives/permutation.h"
+#include "primitives/ranking.h"
+
+using namespace dynprune;
+
+extern "C" {
+
+// What every selection is asked, in the order of SelectionArguments in kernels.py.
+struct SelectionArguments {
+  int64_t num_samples, num_greedy, num_random;
+  uint64_t seed;
+  const int64_t* seed_pointer;
+  int32_t ascending;
+  int64_t* ids;
+  void* workspace;
+
+  Selection selection() const {
+    return {num_samples,
+            num_greedy,
+            num_random,
+            Seed{seed, seed_pointer},
+            ascending != 0 ? Order::kAscending : Order::kRandom,
+            ids};
+  }
+};
+
+size_t emulated_selection_workspace_bytes(const SelectionArguments* a) {
+  return cuda::selection_workspace_bytes(a->selection());
+}
+int emulated_select_top_k(const SelectionArguments* a, const void* scores, int type) {
+  return cuda::launch_select_top_k(scores, static_cast<ScalarType>(type), a->selection(),
+                                   a->workspace, nullptr);
+}
+int emulated_select_ucb(const SelectionArguments* a, const void* mean, const void* variance,
+                        int type, float c, int sqrt_bonus) {
+  return cuda::launch_select_ucb(mean, variance, static_cast<ScalarType>(type), c, sqrt_bonus != 0,
+                                 a->selection(), a->workspace, nullptr);
+}
+int emulated_select_ucb1(const SelectionArguments* a, const float* mean, const void* count,
+                         int count_type, float c, float log_step) {
+  return cuda::launch_select_ucb1(mean, count, static_cast<IndexType>(count_type), c, log_step,
+                                  a->selection(), a->workspace, nullptr);
+}
+int emulated_select_weighted(const SelectionArguments* a, const void* weights, int type,
+                             ErrorRecord* errors) {
+  return cuda::launch_select_weighted(weights, static_cast<ScalarType>(type), a->selection(),
+                                      a->workspace, errors, nullptr);
+}
+int emulated_select_uniform(const SelectionArguments* a) {
+  return cuda::launch_select_uniform(a->selection(), a->workspace, nullptr);
+}
+
+int emulated_scored_cross_entropy(const CrossEntropyInput* input, const CrossEntropyOutput* output,
+                                  ErrorRecord* errors) {
+  return cuda::launch_scored_cross_entropy(*input, *output, errors, nullptr);
+}
+int emulated_scored_cross_entropy_backward(const CrossEntropyInput* input,
+                                           const CrossEntropyGradient* gradient) {
+  return cuda::launch_scored_cross_entropy_backward(*input, *gradient, nullptr);
+}
+
+size_t emulated_update_scores_workspace_bytes(int64_t batch_size) {
+  return cuda::update_scores_workspace_bytes(batch_size);
+}
+int emulated_update_scores(const ScoreUpdate* update, void* workspace, ErrorRecord* errors) {
+  return cuda::launch_update_scores(*update, workspace, errors, nullptr);
+}
+
+// Arithmetic on sizes that no memory here holds: a permutation of n elements, for n up to 2^63, and
+// the digits of a composite key at an id near 2^32.
+uint64_t permutation_at(uint64_t n, uint64_t seed, uint64_t position) {
+  return Permutation(n, seed, Stream::kPermutation)(position);
+}
+uint64_t permutation_position_of(uint64_t n, uint64_t seed, uint64_t element) {
+  return Permutation(n, seed, Stream::kPermutation).position_of(element);
+}
+uint32_t tie_hash_of(uint64_t seed, int64_t id) { return IdHash(seed, Stream::kTie)(id); }
+float exponential_of(uint32_t hash) { return exponential(hash); }
+float widen_half(uint16_t bits) { return widen(Half{bits}); }
+uint16_t narrow_half(float x) { return narrow<Half>(x).bits; }
+float widen_bfloat16(uint16_t bits) { return widen(BFloat16{bits}); }
+uint16_t narrow_bfloat16(float x) { return narrow<BFloat16>(x).bits; }
+}
