@@ -5,9 +5,21 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from dynprune_cuda import functional
+from dynprune_cuda import functional, policies
 from dynprune_cuda._ops import compiled
+from dynprune_cuda.data import IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
+from dynprune_cuda.policies import (
+    UCB,
+    EpsilonGreedy,
+    Full,
+    RandomStatic,
+    StaticSubset,
+    UniformRandom,
+    Weighted,
+)
+from dynprune_cuda.pruner import Pruner
+from dynprune_cuda.scores import ScoreTable
 
 try:
     __version__ = version("dynprune_cuda")
@@ -30,4 +42,19 @@ def build_info() -> dict[str, str]:
     }
 
 
-__all__ = ["ScoredLoss", "build_info", "functional"]
+__all__ = [
+    "UCB",
+    "EpsilonGreedy",
+    "Full",
+    "IndexedDataset",
+    "Pruner",
+    "RandomStatic",
+    "ScoreTable",
+    "ScoredLoss",
+    "StaticSubset",
+    "UniformRandom",
+    "Weighted",
+    "build_info",
+    "functional",
+    "policies",
+]
