@@ -1,24 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emulators of the emulator's own kernels."""
+"""Emulators of the emulator's own kernels, and of the project's at several schedules."""
 
 from collections.abc import Iterator
 
 import pytest
 from bug_matrix import SOURCES
 from emulator import HERE, Emulator, build
+from kernels import Kernels, load
 
 ALL_SOURCES = (*SOURCES, HERE / "intrinsics.cu", HERE / "behaviour.cu")
 
 
 @pytest.fixture
 def checked() -> Iterator[Emulator]:
-    """The check build."""
+    """The emulator's own kernels, check build."""
     with Emulator(build(ALL_SOURCES, "check")) as emulator:
         yield emulator
 
 
 @pytest.fixture(params=["check", "fast"])
 def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
-    """Both builds that run inside Python."""
+    """The emulator's own kernels, both builds that run inside Python."""
     with Emulator(build(ALL_SOURCES, request.param)) as emulator:
         yield emulator
+
+
+@pytest.fixture
+def kernels_in_turn() -> Kernels:
+    """The project's kernels, threads and blocks one after the other."""
+    emulator = load("check")
+    emulator.take_error()
+    emulator.configure()
+    return Kernels(emulator)
+
+
+@pytest.fixture(
+    params=[
+        {"multiprocessors": 4},
+        {"seed": 1, "order": 1, "resident": 2, "multiprocessors": 3},
+        {"seed": 2, "order": 2, "resident": 5, "preempt": 64, "multiprocessors": 2},
+    ],
+    ids=["in_turn", "descending", "random"],
+)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The project's kernels at several schedules."""
+    emulator = load("check")
+    emulator.take_error()
+    emulator.configure(**request.param)
+    return Kernels(emulator)
