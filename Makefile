@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests/emulator -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp')
 
 # Stamps carry the settings in their names: other settings, other stamp, new build.
-SETTINGS := $(shell echo "$$CFLAGS|$$CXX|$$CUDA_HOME|$$DYNPRUNE_CUDA|$$TORCH_CUDA_ARCH_LIST" | cksum | cut -d' ' -f1)
+SETTINGS := $(shell echo '$(CFLAGS)|$(CXX)|$(CUDA_HOME)|$(DYNPRUNE_CUDA)|$(TORCH_CUDA_ARCH_LIST)' \
+	| cksum | cut -d' ' -f1)
 TOOLS := $(VENV)/.tools-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)-$(SETTINGS)
 MODULE := dynprune_cuda/_C.abi3.so

@@ -99,12 +99,9 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 def shorten(name: str) -> str:
     """`void dynprune::(anonymous namespace)::f<T>(T const*)` as `f<T>`."""
-    name = (
-        name.replace("(anonymous namespace)::", "")
-        .replace("dynprune::", "")
-        .replace("cuda::", "")
-        .removeprefix("void ")
-    )
+    for noise in ("(anonymous namespace)::", "dynprune::", "cuda::"):
+        name = name.replace(noise, "")
+    name = re.sub(r">\s+(?=>)", ">", name.removeprefix("void "))
     depth = 0
     for position, character in enumerate(name):
         depth += {"<": 1, ">": -1}.get(character, 0)
