@@ -23,7 +23,9 @@ __global__ void add_previous(const float* in, float* out) {
   out[i] = i > 0 ? in[i] + in[i - 1] : in[i];
 }
 
-__global__ void arrival_order(int* out, int* ticket) { out[global_thread()] = atomicAdd(ticket, 1); }
+__global__ void arrival_order(int* out, int* ticket) {
+  out[global_thread()] = atomicAdd(ticket, 1);
+}
 
 // A barrier of the whole grid: every block must be resident at once.
 __global__ void grid_barrier(int* out, int* arrived) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every intrinsic that kernels may use, one row of output each; test_emulator.py computes the same rows in
-// numpy. Nothing here depends on the emulator: on a GPU the integer rows must come out the same.
+// Every intrinsic that kernels may use, one row of output each; test_emulator.py computes the same
+// rows in numpy. Nothing here depends on the emulator: on a GPU the integer rows must come out the
+// same.
 #include <cstdint>
 
 #include "launch.h"
