@@ -129,8 +129,10 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if note:
-        figure.text(0.01, 0.01, note, fontsize=7, color="#555555")
+    seeds = max(len(group) for group in groups.values())
+    spans = f"line: mean of {seeds} seeds, band: their range" if seeds > 1 else "one seed"
+    note = f"{spans}; {note}" if note else spans
+    figure.text(0.01, 0.01, note, fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path)
     plt.close(figure)
