@@ -72,7 +72,15 @@ def extension(toolkit: Toolkit | None) -> Extension:
         language="c++",
         py_limited_api=True,
     )
-    host_flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread"]
+    host_flags = [
+        "-std=c++17",
+        "-O3",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-pthread",
+    ]
     # -g0: the interpreter's own -g would make the module ten times larger.
     host_flags += ["-g0", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     headers = include_paths()

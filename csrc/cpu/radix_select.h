@@ -1,138 +1,309 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact selection by the total order on the CPU: the same digits, thresholds and order as the CUDA
-// kernels (kernels/radix_select.cuh). Each thread histograms its own range; a pass reads what the
-// ranking reads.
+// Selection by the total order on the CPU, in one read of what the ranking reads. A random sample
+// of the scores brackets the threshold; one pass classifies each sample as in (a bit in a bitmap),
+// out, or candidate (1-3 % of them); an exact selection among the candidates settles the rest. If
+// the bracket misses, which happens about once in 10^8 selections, the bracket is widened to
+// everything. Then the bitmap becomes a list. The subset is that of the CUDA kernels: both are
+// exact, and both use primitives/ranking.h.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "cpu/bitmap.h"
+#include "cpu/clones.h"
 #include "cpu/parallel.h"
+#include "cpu/shuffle.h"
 #include "kernels/selection.h"
-#include "primitives/permutation.h"
 #include "primitives/ranking.h"
 
 namespace dynprune {
 namespace cpu {
+namespace {
 
-constexpr int64_t kMinSamplesPerTask = 16384;
+constexpr int kBlock =
+    2048;  // samples classified at a time: keys, hashes and flags stay in the first cache
+constexpr int64_t kMinBlocksPerTask = 8;
+constexpr int64_t kMaxSampleSize = 1 << 16;
+constexpr double kBracketSigmas = 6;
 
-using Histogram = std::vector<int64_t>;  // [kNumBins]
+// A composite key in one word: (key, tie), greatest first.
+template <class Key>
+struct Pack;
+template <>
+struct Pack<uint32_t> {
+  using type = uint64_t;
+};
+template <>
+struct Pack<uint64_t> {
+  using type = unsigned __int128;
+};
+template <class Key>
+using packed_t = typename Pack<Key>::type;
 
-// The threshold at or above which exactly `wanted` eligible samples lie. key(id) ranks,
-// eligible(id) filters.
-template <class Key, class Eligible, class KeyOf>
-Threshold<Key> find_threshold(int64_t n, int64_t wanted, const IdHash& tie_hash,
-                              const Eligible& eligible, const KeyOf& key,
-                              const Parallel& parallel) {
-  const int tasks = num_tasks(parallel, n, kMinSamplesPerTask);
-  std::vector<Histogram> histograms(tasks);
-  Threshold<Key> threshold{0, 0};
-  for (int pass = 0; pass < Digit<Key>::kNumPasses; pass++) {
-    const Digit<Key> digit(pass);
-    for_each_range(parallel, n, tasks, [&](int task, Range range) {
-      Histogram& bins = histograms[task];
-      bins.assign(kNumBins, 0);
-      for (int64_t id = range.begin; id < range.end; id++) {
-        if (!eligible(id)) continue;
-        const int bin = digit.bin(key(id), id, tie_hash, threshold);
-        if (bin >= 0) bins[bin]++;
+template <class Key>
+packed_t<Key> pack(Key key, uint32_t tie) {
+  return static_cast<packed_t<Key>>(key) << 32 | tie;
+}
+template <class Key>
+Key key_of(packed_t<Key> packed) {
+  return static_cast<Key>(packed >> 32);
+}
+
+template <class Key>
+struct Candidate {
+  packed_t<Key> packed;
+  uint32_t id;
+};
+
+// Samples above `high` are in, below `low` out; those between, both ends included, are candidates.
+template <class Key>
+struct Bracket {
+  packed_t<Key> low, high;
+
+  static Bracket everything() { return {0, ~packed_t<Key>{0}}; }
+};
+
+template <class Ranking>
+DYNPRUNE_CLONES void build_keys(const Ranking& ranking, int64_t first, int count, uint64_t seed,
+                                typename Ranking::Key* keys) {
+  const Ranking local = ranking;
+  for (int i = 0; i < count; i++) keys[i] = local.key(first + i, seed);
+}
+
+DYNPRUNE_CLONES void hash_ids(const IdHash& hash, int64_t first, int count, uint32_t* hashes) {
+  const IdHash local = hash;
+  for (int i = 0; i < count; i++) hashes[i] = local(first + i);
+}
+
+// flags: bit 0 in, bit 1 undecided because only the key was looked at.
+template <class Key>
+DYNPRUNE_CLONES void classify_by_key(const Key* keys, int count, Key low, Key high,
+                                     uint8_t* flags) {
+  for (int i = 0; i < count; i++) {
+    const bool in = keys[i] > high, undecided = !in & (keys[i] >= low);
+    flags[i] = static_cast<uint8_t>(in | undecided << 1);
+  }
+}
+
+// flags: bit 0 in, bit 1 candidate.
+template <class Key>
+DYNPRUNE_CLONES void classify_by_tie(const Key* keys, const uint32_t* ties, int count, Key low,
+                                     uint32_t low_tie, Key high, uint32_t high_tie,
+                                     uint8_t* flags) {
+  for (int i = 0; i < count; i++) {
+    const bool in = (keys[i] > high) | ((keys[i] == high) & (ties[i] > high_tie));
+    const bool reaches_low = (keys[i] > low) | ((keys[i] == low) & (ties[i] >= low_tie));
+    flags[i] = static_cast<uint8_t>(in | (!in & reaches_low) << 1);
+  }
+}
+
+// What one task found in its range.
+template <class Key>
+struct Found {
+  int64_t num_in = 0;
+  std::vector<Candidate<Key>> candidates;
+};
+
+// Classifies samples block by block against a bracket.
+template <class Ranking>
+class Classifier {
+ public:
+  using Key = typename Ranking::Key;
+
+  Classifier(const Ranking& ranking, uint64_t seed, const Bracket<Key>& bracket)
+      : ranking_(ranking), seed_(seed), tie_hash_(seed, Stream::kTie), bracket_(bracket) {}
+
+  // Samples [first, first + count), count <= kBlock. excluded: their bits in another bitmap, or
+  // null; a sample whose bit is set there is left out. chosen: receives the bits of those that are
+  // in.
+  void block(int64_t first, int count, const uint64_t* excluded, uint64_t* chosen,
+             Found<Key>* found) {
+    const Key low = key_of<Key>(bracket_.low), high = key_of<Key>(bracket_.high);
+    build_keys(ranking_, first, count, seed_, keys_);
+    classify_by_key(keys_, count, low, high, flags_);
+    if (pack_words(count, excluded, chosen) > count / 8) {
+      // Many equal scores: all hashes of the block at once, so that few samples are looked at one
+      // by one.
+      hash_ids(tie_hash_, first, count, ties_);
+      classify_by_tie(keys_, ties_, count, low, static_cast<uint32_t>(bracket_.low), high,
+                      static_cast<uint32_t>(bracket_.high), flags_);
+      pack_words(count, excluded, chosen);
+    }
+    for (int w = 0; w * 64 < count; w++) {
+      for (uint64_t bits = undecided_[w]; bits != 0; bits &= bits - 1) {
+        const int i = w * 64 + __builtin_ctzll(bits);
+        const packed_t<Key> packed = pack(keys_[i], tie_hash_(first + i));
+        if (packed > bracket_.high) {
+          chosen[w] |= bits & (~bits + 1);
+        } else if (packed >= bracket_.low) {
+          found->candidates.push_back({packed, static_cast<uint32_t>(first + i)});
+        }
+      }
+      found->num_in += __builtin_popcountll(chosen[w]);
+    }
+  }
+
+ private:
+  // Turns flags into words: bit 0 into chosen, bit 1 into undecided_. Returns how many are
+  // undecided.
+  int pack_words(int count, const uint64_t* excluded, uint64_t* chosen) {
+    const int num_words = (count + 63) / 64;
+    for (int i = count; i < num_words * 64; i++) flags_[i] = 0;
+    int undecided = 0;
+    for (int w = 0; w < num_words; w++) {
+      uint64_t in = 0, open = 0;
+      for (int b = 0; b < 8; b++) {
+        uint64_t bytes;
+        memcpy(&bytes, flags_ + w * 64 + b * 8, 8);
+        in |= pack_flags(bytes) << b * 8;
+        open |= pack_flags(bytes >> 1) << b * 8;
+      }
+      const uint64_t eligible = excluded != nullptr ? ~excluded[w] : ~uint64_t{0};
+      chosen[w] = in & eligible;
+      undecided_[w] = open & eligible;
+      undecided += __builtin_popcountll(undecided_[w]);
+    }
+    return undecided;
+  }
+
+  Ranking ranking_;
+  uint64_t seed_;
+  IdHash tie_hash_;
+  Bracket<Key> bracket_;
+  Key keys_[kBlock];
+  uint32_t ties_[kBlock];
+  uint8_t flags_[kBlock];
+  uint64_t undecided_[kBlock / 64];
+};
+
+// Two members of a random sample of the composite keys, between which the wanted-th greatest of all
+// n lies but for one time in 10^8.
+template <class Ranking>
+Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
+                                              uint64_t seed) {
+  using Key = typename Ranking::Key;
+  Bracket<Key> bracket = Bracket<Key>::everything();
+  const int64_t size = std::min(kMaxSampleSize, n / 64);
+  if (size < 256) return bracket;
+  const IdHash tie_hash(seed, Stream::kTie);
+  const uint64_t base = stream_key(seed, Stream::kSample);
+  std::vector<packed_t<Key>> sample(size);
+  for (int64_t i = 0; i < size; i++) {
+    const unsigned __int128 draw = mix64(base + i);
+    const int64_t id = static_cast<int64_t>(draw * static_cast<uint64_t>(n) >> 64);
+    sample[i] = pack(ranking.key(id, seed), tie_hash(id));
+  }
+  const double share = static_cast<double>(wanted) / n, expected = share * size;
+  const double slack = kBracketSigmas * std::sqrt(expected * (1 - share)) + 2;
+  const auto above = static_cast<int64_t>(std::floor(expected - slack));
+  const auto below = static_cast<int64_t>(std::ceil(expected + slack));
+  auto end = sample.end();
+  if (below < size) {
+    end = sample.begin() + below;
+    std::nth_element(sample.begin(), end, sample.end(), std::greater<>());
+    bracket.low = *end;
+  }
+  if (above >= 0) {
+    std::nth_element(sample.begin(), sample.begin() + above, end, std::greater<>());
+    bracket.high = sample[above];
+  }
+  return bracket;
+}
+
+// The same for a hash, whose distribution is known: `wanted` of `eligible` 32-bit words.
+inline Bracket<uint32_t> hash_bracket(int64_t eligible, int64_t wanted) {
+  const double share = static_cast<double>(wanted) / eligible;
+  const double slack = (kBracketSigmas * std::sqrt(share * (1 - share) * eligible) + 2) / eligible;
+  const auto threshold = [](double upper_share) {
+    return static_cast<uint64_t>((1 - upper_share) * 4294967295.0) << 32;
+  };
+  Bracket<uint32_t> bracket = Bracket<uint32_t>::everything();
+  if (share + slack < 1) bracket.low = threshold(share + slack);
+  if (share - slack > 0) bracket.high = threshold(share - slack);
+  return bracket;
+}
+
+// The `wanted` greatest samples that are not excluded, of which there are at least as many.
+template <class Ranking>
+Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t seed,
+                     const Bitmap* excluded, Bracket<typename Ranking::Key> bracket,
+                     const Parallel& parallel) {
+  using Key = typename Ranking::Key;
+  Bitmap chosen(n);
+  const int64_t num_blocks = (n + kBlock - 1) / kBlock;
+  const int tasks = num_tasks(parallel, num_blocks, kMinBlocksPerTask);
+  while (true) {
+    std::vector<Found<Key>> found(tasks);
+    for_each_range(parallel, num_blocks, tasks, [&](int task, Range blocks) {
+      Classifier<Ranking> classifier(ranking, seed, bracket);
+      for (int64_t b = blocks.begin; b < blocks.end; b++) {
+        const int64_t first = b * kBlock, word = first / Bitmap::kWordBits;
+        const int count = static_cast<int>(std::min<int64_t>(kBlock, n - first));
+        classifier.block(first, count, excluded != nullptr ? excluded->words() + word : nullptr,
+                         chosen.words() + word, &found[task]);
       }
     });
-    int bin = kNumBins;
-    int64_t in_bin = 0;
-    while (true) {
-      bin--;
-      in_bin = 0;
-      for (const Histogram& h : histograms) in_bin += h[bin];
-      if (in_bin >= wanted) break;
-      wanted -= in_bin;
+    std::vector<Candidate<Key>> candidates = std::move(found[0].candidates);
+    int64_t missing = wanted - found[0].num_in;
+    for (int t = 1; t < tasks; t++) {
+      missing -= found[t].num_in;
+      candidates.insert(candidates.end(), found[t].candidates.begin(), found[t].candidates.end());
     }
-    digit.append(static_cast<uint32_t>(bin), &threshold);
-    if (in_bin == wanted) break;  // the whole bin is taken
+    if (missing < 0 || missing > static_cast<int64_t>(candidates.size())) {
+      bracket = Bracket<Key>::everything();
+      continue;
+    }
+    const auto end = candidates.begin() + missing;
+    if (end != candidates.end()) {
+      std::nth_element(candidates.begin(), end, candidates.end(),
+                       [](const auto& a, const auto& b) { return a.packed > b.packed; });
+    }
+    for (auto c = candidates.begin(); c != end; ++c) chosen.set(c->id);
+    return chosen;
   }
-  return threshold;
 }
 
-// The ids below n that keeps(id) accepts, ascending; list has room for all of them.
-template <class Keeps>
-void compact(int64_t n, const Keeps& keeps, int64_t* list, const Parallel& parallel) {
-  const int tasks = num_tasks(parallel, n, kMinSamplesPerTask);
-  if (tasks == 1) {
-    for (int64_t id = 0; id < n; id++) {
-      if (keeps(id)) *list++ = id;
-    }
-    return;
-  }
-  std::vector<std::vector<int64_t>> parts(tasks);
-  for_each_range(parallel, n, tasks, [&](int task, Range range) {
-    for (int64_t id = range.begin; id < range.end; id++) {
-      if (keeps(id)) parts[task].push_back(id);
-    }
-  });
-  std::vector<int64_t*> starts(tasks);
-  for (int t = 0; t < tasks; t++) {
-    starts[t] = list;
-    list += parts[t].size();
-  }
-  for_each_range(parallel, tasks, tasks, [&](int, Range range) {
-    for (int64_t t = range.begin; t < range.end; t++) {
-      if (!parts[t].empty()) memcpy(starts[t], parts[t].data(), parts[t].size() * sizeof(int64_t));
-    }
-  });
-}
-
-// out[j] = list[pi(j)] for j < k, pi a keyed permutation of the list's n positions; without a list,
-// pi(j).
-inline void shuffle(const int64_t* list, int64_t n, int64_t k, uint64_t seed, Stream stream,
-                    int64_t* out, const Parallel& parallel) {
-  const Permutation permutation(static_cast<uint64_t>(n), seed, stream);
-  for_each_range(
-      parallel, k, num_tasks(parallel, k, kMinSamplesPerTask / 4), [&](int, Range range) {
-        for (int64_t j = range.begin; j < range.end; j++) {
-          const int64_t element = static_cast<int64_t>(permutation(static_cast<uint64_t>(j)));
-          out[j] = list != nullptr ? list[element] : element;
-        }
-      });
-}
-
-// Compaction into the order that is asked for.
-template <class Keeps>
-void emit(const Selection& s, const Keeps& keeps, const Parallel& parallel) {
+// The ids of a bitmap, which has s.k() bits set, in the order that is asked for.
+inline void emit(const Selection& s, const Bitmap& chosen, const Parallel& parallel) {
   if (s.order == Order::kAscending) {
-    compact(s.num_samples, keeps, s.ids, parallel);
+    chosen.list(s.ids, parallel);
     return;
   }
-  const std::unique_ptr<int64_t[]> list(new int64_t[static_cast<size_t>(s.k())]);
-  compact(s.num_samples, keeps, list.get(), parallel);
+  const std::unique_ptr<uint32_t[]> list(new uint32_t[static_cast<size_t>(s.k())]);
+  chosen.list(list.get(), parallel);
   shuffle(list.get(), s.k(), s.k(), s.seed.get(), Stream::kOrder, s.ids, parallel);
 }
 
 template <class Ranking>
 void radix_select(const Ranking& ranking, const Selection& s, const Parallel& parallel) {
-  using Key = typename Ranking::Key;
   if (s.k() == 0) return;
+  const int64_t n = s.num_samples;
   const uint64_t seed = s.seed.get();
-  const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
-  const auto key = [&](int64_t id) { return ranking.key(id, seed); };
-
-  Threshold<Key> greedy{0, 0};
-  if (s.num_greedy > 0) {
-    greedy = find_threshold<Key>(
-        s.num_samples, s.num_greedy, tie_hash, [](int64_t) { return true; }, key, parallel);
-  }
-  const auto taken = [&](int64_t id) {
-    return s.num_greedy > 0 && greedy.admits(key(id), id, tie_hash);
-  };
-  if (s.num_random == 0) {
-    emit(s, taken, parallel);
+  if (s.k() == n) {  // nothing to choose
+    if (s.order == Order::kAscending) {
+      for_each_range(parallel, n, num_tasks(parallel, n, 65536), [&](int, Range range) {
+        for (int64_t id = range.begin; id < range.end; id++) s.ids[id] = id;
+      });
+    } else {
+      shuffle(nullptr, n, n, seed, Stream::kOrder, s.ids, parallel);
+    }
     return;
   }
-  const Threshold<uint32_t> random = find_threshold<uint32_t>(
-      s.num_samples, s.num_random, tie_hash, [&](int64_t id) { return !taken(id); }, explore_hash,
-      parallel);
-  emit(s, [&](int64_t id) { return taken(id) || explore_hash(id) >= random.key; }, parallel);
+  Bitmap chosen(n);
+  if (s.num_greedy > 0) {
+    const auto bracket = sample_bracket(ranking, n, s.num_greedy, seed);
+    chosen = take_greatest(ranking, n, s.num_greedy, seed, nullptr, bracket, parallel);
+  }
+  if (s.num_random > 0) {
+    const auto bracket = hash_bracket(n - s.num_greedy, s.num_random);
+    chosen.merge(
+        take_greatest(ExploreRanking{}, n, s.num_random, seed, &chosen, bracket, parallel));
+  }
+  emit(s, chosen, parallel);
 }
 
+}  // namespace
 }  // namespace cpu
 }  // namespace dynprune

@@ -49,7 +49,7 @@ DataStatus select_weighted(const void* weights, ScalarType type, const Selection
     const WeightRanking<T> ranking{static_cast<const T*>(weights)};
     const int64_t n = selection.num_samples;
     std::atomic<int64_t> first_bad{n};
-    for_each_range(parallel, n, num_tasks(parallel, n, kMinSamplesPerTask), [&](int, Range range) {
+    for_each_range(parallel, n, num_tasks(parallel, n, 65536), [&](int, Range range) {
       for (int64_t id = range.begin; id < range.end; id++) {
         if (ranking.valid(id)) continue;
         int64_t seen = first_bad.load();
@@ -66,17 +66,28 @@ DataStatus select_weighted(const void* weights, ScalarType type, const Selection
 
 void select_uniform(const Selection& s, const Parallel& parallel) {
   if (s.k() == 0) return;
+  const int64_t n = s.num_samples;
   const uint64_t seed = s.seed.get();
   if (s.order == Order::kRandom) {
-    shuffle(nullptr, s.num_samples, s.k(), seed, Stream::kPermutation, s.ids, parallel);
+    shuffle(nullptr, n, s.k(), seed, Stream::kPermutation, s.ids, parallel);
     return;
   }
-  const Permutation permutation(static_cast<uint64_t>(s.num_samples), seed, Stream::kPermutation);
-  const uint64_t k = static_cast<uint64_t>(s.k());
-  compact(
-      s.num_samples,
-      [&](int64_t id) { return permutation.position_of(static_cast<uint64_t>(id)) < k; }, s.ids,
-      parallel);
+  const Permutation permutation(static_cast<uint64_t>(n), seed, Stream::kPermutation);
+  Bitmap chosen(n);
+  const int64_t num_blocks = (n + kPermuteBlock - 1) / kPermuteBlock;
+  for_each_range(parallel, num_blocks, num_tasks(parallel, num_blocks, 8), [&](int, Range blocks) {
+    uint32_t x[kPermuteBlock];
+    for (int64_t first = blocks.begin * kPermuteBlock;
+         first < blocks.end * kPermuteBlock && first < n; first += kPermuteBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kPermuteBlock, n - first));
+      for (int i = 0; i < count; i++) x[i] = static_cast<uint32_t>(first + i);
+      permute_block<true>(permutation, static_cast<uint64_t>(n), x, count);
+      uint64_t* words = chosen.words() + first / Bitmap::kWordBits;
+      for (int i = 0; i < count; i++)
+        words[i / 64] |= static_cast<uint64_t>(x[i] < s.k()) << i % 64;
+    }
+  });
+  chosen.list(s.ids, parallel);
 }
 
 }  // namespace cpu

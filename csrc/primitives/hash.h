@@ -19,7 +19,14 @@ struct Seed {
 };
 
 // What a random number is for. Streams of one seed are independent of each other.
-enum class Stream : uint64_t { kTie = 1, kExplore = 2, kWeight = 3, kOrder = 4, kPermutation = 5 };
+enum class Stream : uint64_t {
+  kTie = 1,
+  kExplore = 2,
+  kWeight = 3,
+  kOrder = 4,
+  kPermutation = 5,
+  kSample = 6,  // where to look for a bracket; never changes a result
+};
 
 // Steele, Lea, Flood 2014 (SplitMix64): a bijection of 64-bit words, so that every bit of a seed
 // counts.

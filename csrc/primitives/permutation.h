@@ -17,8 +17,8 @@ class Permutation {
   DYNPRUNE_HD Permutation(uint64_t n, uint64_t seed, Stream stream) : n_(n) {
     const int bits = n > 1 ? 64 - count_leading_zeros(n - 1) : 0;
     low_bits_ = bits - bits / 2;
-    high_mask_ = (1ull << bits / 2) - 1;
-    low_mask_ = (1ull << low_bits_) - 1;
+    high_mask_ = static_cast<uint32_t>((1ull << bits / 2) - 1);
+    low_mask_ = static_cast<uint32_t>((1ull << low_bits_) - 1);
     uint64_t key = stream_key(seed, stream);
     for (int r = 0; r < kNumRounds; r += 2) {
       key = mix64(key);
@@ -45,34 +45,55 @@ class Permutation {
     return x;
   }
 
+  // One step of the walk on the power of two that holds n, in its parts: a word is split into two
+  // halves, of which even rounds change the high one and odd rounds the low one. Word: uint32_t if
+  // n <= 2^32, else uint64_t.
+  template <class Word>
+  DYNPRUNE_HD uint32_t high_of(Word x) const {
+    return static_cast<uint32_t>(x >> low_bits_);
+  }
+  template <class Word>
+  DYNPRUNE_HD uint32_t low_of(Word x) const {
+    return static_cast<uint32_t>(x) & low_mask_;
+  }
+  template <class Word>
+  DYNPRUNE_HD Word join(uint32_t high, uint32_t low) const {
+    return static_cast<Word>(high) << low_bits_ | low;
+  }
+  DYNPRUNE_HD uint32_t next_high(uint32_t high, uint32_t low, uint32_t key) const {
+    return high ^ (mix32(low + key) & high_mask_);
+  }
+  DYNPRUNE_HD uint32_t next_low(uint32_t high, uint32_t low, uint32_t key) const {
+    return low ^ (mix32(high + key) & low_mask_);
+  }
+  DYNPRUNE_HD uint32_t key(int round) const { return keys_[round]; }
+
  private:
   DYNPRUNE_HD uint64_t encrypt(uint64_t x) const {
-    uint32_t high = static_cast<uint32_t>(x >> low_bits_);
-    uint32_t low = static_cast<uint32_t>(x & low_mask_);
+    uint32_t high = high_of(x), low = low_of(x);
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
     for (int r = 0; r < kNumRounds; r += 2) {
-      high ^= mix32(low + keys_[r]) & static_cast<uint32_t>(high_mask_);
-      low ^= mix32(high + keys_[r + 1]) & static_cast<uint32_t>(low_mask_);
+      high = next_high(high, low, keys_[r]);
+      low = next_low(high, low, keys_[r + 1]);
     }
-    return static_cast<uint64_t>(high) << low_bits_ | low;
+    return join<uint64_t>(high, low);
   }
   DYNPRUNE_HD uint64_t decrypt(uint64_t x) const {
-    uint32_t high = static_cast<uint32_t>(x >> low_bits_);
-    uint32_t low = static_cast<uint32_t>(x & low_mask_);
+    uint32_t high = high_of(x), low = low_of(x);
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
     for (int r = kNumRounds - 2; r >= 0; r -= 2) {
-      low ^= mix32(high + keys_[r + 1]) & static_cast<uint32_t>(low_mask_);
-      high ^= mix32(low + keys_[r]) & static_cast<uint32_t>(high_mask_);
+      low = next_low(high, low, keys_[r + 1]);
+      high = next_high(high, low, keys_[r]);
     }
-    return static_cast<uint64_t>(high) << low_bits_ | low;
+    return join<uint64_t>(high, low);
   }
 
   uint64_t n_;
-  uint64_t high_mask_, low_mask_;
+  uint32_t high_mask_, low_mask_;
   int low_bits_;
   uint32_t keys_[kNumRounds];
 };

@@ -60,6 +60,16 @@ struct Ucb1Ranking {
   }
 };
 
+// The random part of epsilon-greedy: a hash of its own, without equals.
+struct ExploreRanking {
+  using Key = uint32_t;
+  static constexpr bool kChecked = false;
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
+    return IdHash(seed, Stream::kExplore)(id);
+  }
+};
+
 // A positive finite weight as m * 2^exponent with m in [1, 2).
 struct Scientific {
   float m;

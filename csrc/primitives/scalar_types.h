@@ -35,14 +35,12 @@ DYNPRUNE_HD float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_
 DYNPRUNE_HD float widen(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) {  // infinity or NaN
-    return bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  }
-  if (magnitude < 0x400u) {  // subnormal: a multiple of 2^-24
-    const float value = mul_rn(static_cast<float>(magnitude), 5.9604644775390625e-8f);
-    return bit_cast<float>(sign | bit_cast<uint32_t>(value));
-  }
-  return bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+  // Without branches, so that loops of it vectorise. A subnormal half is a multiple of 2^-24.
+  const float subnormal =
+      mul_rn(static_cast<float>(static_cast<int32_t>(magnitude)), 5.9604644775390625e-8f);
+  const uint32_t rebias = magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u;
+  const uint32_t normal = (magnitude << 13) + rebias;
+  return bit_cast<float>(sign | (magnitude < 0x400u ? bit_cast<uint32_t>(subnormal) : normal));
 }
 
 template <class T>
