@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as torch sees them: schemas, fake kernels, autograd, compilation, direct calls."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import dynprune_cuda
+from dynprune_cuda import functional as F
+
+ops = torch.ops.dynprune_cuda
+N = 37
+NAMES = {
+    "select_top_k",
+    "select_epsilon_greedy",
+    "select_ucb",
+    "select_ucb1",
+    "select_weighted",
+    "select_uniform",
+    "scored_cross_entropy",
+    "scored_cross_entropy_backward",
+    "update_scores_",
+    "take_errors",
+}
+
+
+def samples(device):
+    """Arguments of every op, several calls each."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.rand(N, generator=generator).to(device)
+    seed = torch.tensor(5, device=device)
+    count = torch.arange(N, device=device)
+    logits = torch.randn(6, 4, generator=generator).to(device).requires_grad_()
+    target = torch.tensor([0, 1, 2, 3, -100, 0], device=device)
+    weight = torch.rand(4, device=device)
+    saved = ops.scored_cross_entropy(logits.detach(), target, weight, -100, 0.1)[5]
+    grad = torch.ones(6, device=device)
+
+    def columns():
+        return scores.clone(), scores.clone(), count.int()
+
+    return [
+        ("select_top_k", (scores, 9, None, 3, False)),
+        ("select_top_k", (scores.bfloat16(), 0, seed, 0, True)),
+        ("select_epsilon_greedy", (scores, 9, 4, None, 3, False)),
+        ("select_ucb", (scores, scores, 9, 0.5, True, None, 3, False)),
+        ("select_ucb1", (scores, count, 9, 0.5, 3.0, seed, 0, True)),
+        ("select_weighted", (scores.double(), 9, None, 3, False)),
+        ("select_uniform", (scores[:0], 1000, 9, None, 3, False)),
+        ("scored_cross_entropy", (logits, target, None, -100, 0.0)),
+        ("scored_cross_entropy", (logits, target.clamp(min=0), weight, 2, 0.1)),
+        ("scored_cross_entropy", (logits.detach().half(), target.int(), weight, -100, 0.1)),
+        ("scored_cross_entropy", (logits.detach().double(), target, None, -100, 0.1)),
+        (
+            "scored_cross_entropy_backward",
+            (grad, logits.detach(), target, weight, -100, 0.1, saved),
+        ),
+        ("update_scores_", (*columns(), count[:5], scores[:5], 0.8, False, None, None)),
+        (
+            "update_scores_",
+            (*columns(), count[:5], scores[:5], 0.8, True, count.int(), count > 3),
+        ),
+        ("take_errors", (scores[:0],)),
+    ]
+
+
+SAMPLES = range(len(samples("cpu")))
+
+
+def test_every_op_is_sampled():
+    assert {name for name, _ in samples("cpu")} == NAMES
+    registered = {
+        schema.name.removeprefix("dynprune_cuda::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("dynprune_cuda::")
+    }
+    assert registered == NAMES
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # opcheck looks at it
+@pytest.mark.parametrize("index", SAMPLES)
+def test_opcheck(device, index):
+    name, arguments = samples(device)[index]
+    torch.library.opcheck(getattr(ops, name).default, arguments)
+
+
+@pytest.mark.parametrize("index", SAMPLES)
+def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(device, index):
+    name, arguments = samples(device)[index]
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        fake = getattr(ops, name)(*fakes)
+    real = getattr(ops, name)(*arguments)
+    if real is None:
+        assert fake is None
+        return
+    for a, b in zip(
+        *((v if isinstance(v, list | tuple) else [v]) for v in (fake, real)), strict=True
+    ):
+        assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
+
+
+def test_the_functions_run_on_fake_tensors():
+    """Their checks look at shapes and dtypes only; nothing waits for a value."""
+    with FakeTensorMode():
+        scores, count = torch.rand(100), torch.ones(100, dtype=torch.int64)
+        for ids in (
+            F.select_top_k(scores, 7),
+            F.select_epsilon_greedy(scores, 7, 0.5),
+            F.select_ucb(scores, scores, 7),
+            F.select_ucb1(scores, count, 7, step=3),
+            F.select_weighted(scores, 7),
+            F.select_uniform(100, 7),
+            F.permutation(7),
+        ):
+            assert ids.shape == (7,) and ids.dtype == torch.int64
+        got = F.scored_cross_entropy(torch.rand(5, 3).bfloat16(), count[:5])
+        assert [v.dtype for v in got] == [torch.float32] * 4 + [torch.bool]
+        assert F.update_scores_(scores, scores, count, count[:5], got.loss, alpha=0.5) is None
+
+
+def training_step(logits, target, mean, variance, count, ids):
+    """What a training script compiles: loss, update, and a selection by the updated scores."""
+    scored = F.scored_cross_entropy(logits, target, label_smoothing=0.1)
+    F.update_scores_(mean, variance, count, ids, scored.el2n, alpha=0.8)
+    chosen = F.select_ucb(mean, variance, 20, bonus="std", seed=3)
+    return scored.loss.mean(), chosen, scored.correct
+
+
+def inputs(device, rows=8):
+    generator = torch.Generator().manual_seed(rows)
+    mean = torch.rand(60, generator=generator).to(device)
+    logits = torch.randn(rows, 5, generator=generator).to(device).requires_grad_()
+    target = torch.randint(5, (rows,), generator=generator).to(device)
+    ids = torch.randperm(60, generator=generator)[:rows].to(device)
+    count = torch.ones(60, dtype=torch.int32, device=device)
+    return logits, target, mean, mean / 2, count, ids
+
+
+def assert_same_step(compiled, device, rows):
+    results = []
+    for step in (training_step, compiled):
+        arguments = inputs(device, rows)
+        loss, chosen, correct = step(*arguments)
+        loss.backward()
+        results.append([loss.detach(), chosen, correct, arguments[0].grad, *arguments[2:5]])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+    assert not torch.equal(results[1][4], inputs(device, rows)[2])  # the table did change
+
+
+@pytest.mark.parametrize("dynamic", [False, None, True])
+def test_compiles_into_one_graph(device, dynamic):
+    """With batches of two sizes, as an epoch's last batch is smaller."""
+    torch.compiler.reset()
+    compiled = torch.compile(training_step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for rows in (8, 5, 7):
+        assert_same_step(compiled, device, rows)
+
+
+def test_compiles_with_inductor(device):
+    torch.compiler.reset()
+    assert_same_step(torch.compile(training_step, fullgraph=True), device, 8)
+
+
+@pytest.mark.parametrize("name", ["top_k", "epsilon", "ucb1", "weighted", "uniform", "permutation"])
+def test_every_selection_compiles(device, name):
+    functions = {
+        "top_k": lambda t, k, s: F.select_top_k(t, k, seed=s),
+        "epsilon": lambda t, k, s: F.select_epsilon_greedy(t, k, 0.25, seed=s),
+        "ucb1": lambda t, k, s: F.select_ucb1(t, (t * 9).long(), k, step=50.0, seed=s),
+        "weighted": lambda t, k, s: F.select_weighted(t, k, seed=s, order="ascending"),
+        "uniform": lambda t, k, s: F.select_uniform(len(t), k, seed=s, device=t.device),
+        "permutation": lambda t, k, s: F.permutation(k, seed=s, device=t.device),
+    }
+    torch.compiler.reset()
+    compiled = torch.compile(functions[name], fullgraph=True, backend="aot_eager")
+    scores = torch.rand(80, device=device)
+    for k, seed in ((9, 1), (10, 2), (11, torch.tensor(7, device=device))):
+        assert torch.equal(compiled(scores, k, seed), functions[name](scores, k, seed))
+
+
+def test_options_that_change_between_calls_compile(device):
+    """As an exploration rate or a bonus that decays over the epochs."""
+
+    def step(scores, rate):
+        return (
+            F.select_epsilon_greedy(scores, 20, rate, seed=1),
+            F.select_ucb(scores, scores, 20, c=rate, seed=1),
+            F.select_ucb1(scores, (scores * 9).long(), 20, step=1 + rate, seed=1),
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    scores = torch.rand(80, device=device)
+    for rate in (0.5, 0.4, 0.3):
+        for a, b in zip(compiled(scores, rate), step(scores, rate), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_selection_is_not_merged_or_reordered_around_an_update(device):
+    """The same selection before and after an update in one graph: two results."""
+
+    def step(mean, variance, count, ids, values):
+        before = F.select_top_k(mean, 5, order="ascending")
+        F.update_scores_(mean, variance, count, ids, values, alpha=1.0)
+        return before, F.select_top_k(mean, 5, order="ascending")
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    mean = torch.arange(10.0, device=device)
+    count = torch.ones(10, dtype=torch.int64, device=device)
+    ids, values = torch.arange(5, device=device), torch.full((5,), 99.0, device=device)
+    before, after = compiled(mean, mean.clone(), count, ids, values)
+    assert before.tolist() == [5, 6, 7, 8, 9] and after.tolist() == [0, 1, 2, 3, 4]
+
+
+# What a caller of torch.ops can get wrong, past the checks of functional.py.
+MISUSE = """
+import torch, dynprune_cuda
+ops = torch.ops.dynprune_cuda
+s, n = torch.rand(9), torch.arange(9)
+x, y, f = torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.zeros
+calls = [
+    lambda: ops.select_top_k(s, 10, None, 0, False),
+    lambda: ops.select_top_k(s, -1, None, 0, False),
+    lambda: ops.select_top_k(s, 1 << 62, None, 0, True),
+    lambda: ops.select_top_k(n, 1, None, 0, False),
+    lambda: ops.select_top_k(x, 1, None, 0, False),
+    lambda: ops.select_top_k(s, 1, s[0], 0, False),
+    lambda: ops.select_top_k(s, 1, n, 0, False),
+    lambda: ops.select_top_k(s, 1, n[:0], 0, False),
+    lambda: ops.select_top_k(f(1).expand(1 << 50), 1, None, 0, False),
+    lambda: ops.select_epsilon_greedy(s, 3, 4, None, 0, False),
+    lambda: ops.select_epsilon_greedy(s, 3, -1, None, 0, False),
+    lambda: ops.select_ucb(s, s[:5], 3, 1.0, False, None, 0, False),
+    lambda: ops.select_ucb(s, s.half(), 3, 1.0, False, None, 0, False),
+    lambda: ops.select_ucb(s.double(), s.double(), 3, 1.0, False, None, 0, False),
+    lambda: ops.select_ucb1(s.half(), n, 3, 1.0, 1.0, None, 0, False),
+    lambda: ops.select_ucb1(s, s, 3, 1.0, 1.0, None, 0, False),
+    lambda: ops.select_ucb1(s, n.byte(), 3, 1.0, 1.0, None, 0, False),
+    lambda: ops.select_ucb1(s, n[:5], 3, 1.0, 1.0, None, 0, False),
+    lambda: ops.select_weighted(-s - 1, 3, None, 0, False),
+    lambda: ops.select_weighted(n, 3, None, 0, False),
+    lambda: ops.select_uniform(s, -5, 0, None, 0, False),
+    lambda: ops.select_uniform(s, -5, -7, None, 0, False),
+    lambda: ops.select_uniform(s, 5, 6, None, 0, False),
+    lambda: ops.select_uniform(s, 1 << 40, 6, None, 0, False),
+    lambda: ops.scored_cross_entropy(x[0], y, None, -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y[:2], None, -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y.float(), None, -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y + 2, None, -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y - 1, None, -100, 0.0),
+    lambda: ops.scored_cross_entropy(x[:, :0], y, None, -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y, s[:3], -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y, s[:4].double(), -100, 0.0),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, 1.5),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, float("nan")),
+    lambda: ops.scored_cross_entropy(x.long(), y, None, -100, 0.0),
+    lambda: ops.scored_cross_entropy_backward(f(2), x, y, None, -100, 0.0, f(3, 4)),
+    lambda: ops.scored_cross_entropy_backward(f(3), x, y, None, -100, 0.0, f(2, 4)),
+    lambda: ops.scored_cross_entropy_backward(f(3), x, y, None, -100, 0.0, f(4, 3).T),
+    lambda: ops.scored_cross_entropy_backward(f(3).half(), x, y, None, -100, 0.0, f(3, 4)),
+    lambda: ops.scored_cross_entropy_backward(f(3), x, y, None, -100, 0.0, f(3, 4).double()),
+    lambda: ops.update_scores_(s, s[:5], n, n, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n[:5], n, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n.byte(), n, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n, s[:5], 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n.int(), s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n, s.double(), 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n + 1, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n - 3, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, n, None),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, n.int()[:5], None),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, None, (n > 1)[:5]),
+    lambda: ops.update_scores_(f(18)[::2], s, n, n, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(f(1).expand(9), s, n, n, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(x, s, n, n, s, 0.5, False, None, None),
+]
+for i, call in enumerate(calls):
+    try:
+        call()
+    except (ValueError, IndexError) as error:
+        assert len(str(error)) > 10, i
+    else:
+        raise SystemExit(f"call {i} did not fail")
+# A backward without its forward's check of the targets stays inside its row.
+g = ops.scored_cross_entropy_backward(torch.ones(3), x, y + (1 << 40), None, -100, 0.0, f(3, 4))
+assert not g.any()
+print(len(calls), "refused")
+"""
+
+
+def test_direct_calls_with_wrong_arguments_raise_and_do_not_crash():
+    """In another process, so that a crash fails this test only."""
+    done = subprocess.run(
+        [sys.executable, "-c", MISUSE], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused" in done.stdout
+
+
+def test_check_errors_on_the_cpu_has_nothing_to_report():
+    assert F.check_errors("cpu") is None
+    assert ops.take_errors(torch.empty(0)).tolist() == [[0, 0]] * 3
+
+
+def test_what_was_built_is_visible():
+    info = dynprune_cuda.build_info()
+    assert info["torch"] == torch.__version__ and info["compiler"]
+    assert set(info) >= {"version", "torch", "cuda", "cuda_architectures"}

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scored_cross_entropy: options of the loss and its gradient, against torch in float64."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch.nn.functional import cross_entropy
+
+from dynprune_cuda import functional as F
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def batch(rows, classes, dtype, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, classes, generator=generator, dtype=torch.float64) * scale
+    return logits.to(dtype), torch.randint(classes, (rows,), generator=generator)
+
+
+def uneven(rows, dtype=torch.float32):
+    """Gradients of the loss that differ from row to row, some of them zero or negative."""
+    grad = torch.linspace(-2, 3, rows, dtype=torch.float64)
+    grad[::5] = 0
+    return grad.to(reference.compute_dtype(dtype))
+
+
+def both(logits, target, grad, device, **options):
+    """Loss and gradient of the op, and of torch in float64 for the same stored logits."""
+    x = logits.detach().to(device).requires_grad_()
+    weight = options.pop("weight", None)
+    on_device = None if weight is None else weight.to(device)
+    loss = F.scored_cross_entropy(x, target.to(device), weight=on_device, **options).loss
+    loss.backward(grad.to(device))
+    assert x.grad.dtype == logits.dtype and x.grad.shape == logits.shape
+    exact = logits.detach().cpu().double().requires_grad_()
+    weight = None if weight is None else weight.cpu().double()
+    kept = target.long()
+    expected = cross_entropy(exact, kept, weight=weight, reduction="none", **options)
+    expected.backward(grad.cpu().double())
+    return loss, x.grad, expected.detach().numpy(), exact.grad
+
+
+def distance_in_places(got, exact):
+    """How many 16-bit numbers lie between the gradient and the exact one, rounded."""
+    a, b = got.cpu().view(torch.int16).int(), exact.to(got.dtype).view(torch.int16).int()
+    a, b = (torch.where(v < 0, -(v & 0x7FFF), v) for v in (a, b))
+    return (a - b).abs().max().item()
+
+
+def assert_gradient(got, exact, quantity="gradient"):
+    if got.dtype in (torch.float16, torch.bfloat16):
+        assert distance_in_places(got, exact) <= 1
+    else:
+        reference.assert_close(got, exact.numpy(), quantity)
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [1, 2, 10, 100, 1025])
+def test_loss_and_gradient_with_every_option_are_torch_s(device, classes, dtype):
+    rows = 48
+    logits, target = batch(rows, classes, dtype)
+    weight = torch.rand(classes, generator=torch.Generator().manual_seed(1)) * 2
+    weight[classes // 2] = 0
+    for w, smoothing, ignore_index in itertools.product(
+        (None, weight), (0.0, 0.1, 1.0), (-100, classes - 1, 99_999)
+    ):
+        t = target.clone()
+        t[1::7] = ignore_index
+        options = {"weight": w, "label_smoothing": smoothing, "ignore_index": ignore_index}
+        loss, gradient, exact_loss, exact_gradient = both(
+            logits, t, uneven(rows, dtype), device, **options
+        )
+        reference.assert_close(loss, exact_loss, "smoothed_loss")
+        assert_gradient(gradient, exact_gradient, "smoothed_gradient")
+        assert not gradient.cpu()[t == ignore_index].any()
+
+
+@every_dtype
+def test_weights_of_every_dtype(device, dtype):
+    logits, target = batch(9, 7, torch.float32)
+    weight = torch.linspace(0.5, 3, 7).to(dtype)
+    wide = torch.stack([weight, weight * 9], dim=1)[:, 0]
+    got = F.scored_cross_entropy(logits.to(device), target.to(device), weight=wide.to(device))
+    exact = cross_entropy(logits.double(), target, weight=weight.double(), reduction="none")
+    reference.assert_close(got.loss, exact.numpy(), "loss")
+
+
+@every_dtype
+def test_expanded_zero_and_single_gradients_of_the_loss(device, dtype):
+    """A mean hands every row the same number without writing it down: stride 0."""
+    for rows in (1, 2, 33):
+        logits, target = batch(rows, 21, dtype, seed=rows)
+        compute = reference.compute_dtype(dtype)
+        shared = torch.tensor(0.75, dtype=compute).expand(rows)
+        apart = torch.stack([uneven(rows, dtype), torch.full((rows,), 9.0)], dim=1)[:, 0]
+        for grad in (shared, apart.to(compute), torch.zeros(rows, dtype=compute)):
+            _, gradient, _, exact = both(logits, target, grad, device)
+            assert_gradient(gradient, exact)
+            assert grad.any() or not gradient.any()
+        x = logits.to(device).requires_grad_()
+        F.scored_cross_entropy(x, target.to(device)).loss.mean().backward()
+        _, _, _, exact = both(logits, target, torch.full((rows,), 1 / rows, dtype=compute), device)
+        assert_gradient(x.grad, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_target_s_gradient_keeps_its_relative_precision(device, dtype):
+    """p_y - 1 down to -1e-17, which a probability near 1 minus 1 has lost."""
+    gaps = torch.linspace(-40, 40, 33, dtype=torch.float64)
+    logits = torch.stack([gaps, torch.zeros(33), torch.full((33,), -1.0)], dim=1).to(dtype)
+    x = logits.to(device).requires_grad_()
+    F.scored_cross_entropy(x, torch.zeros(33, dtype=torch.int64).to(device)).loss.sum().backward()
+    others = np.exp(reference.as_float64(logits[:, 1:])).sum(axis=1)
+    gap = reference.as_float64(logits[:, 0])
+    reference.assert_close(x.grad[:, 0], -others / (others + np.exp(gap)), "target_gradient")
+
+
+@every_dtype
+def test_gradients_of_strided_logits_reach_the_right_elements(device, dtype):
+    logits, target = batch(33, 21, dtype)
+    _, expected, _, _ = both(logits, target, uneven(33, dtype), device)
+    base = torch.zeros(33, 50, dtype=dtype, device=device)
+    base[:, 4:46:2] = logits.to(device)
+    base.requires_grad_()
+    loss = F.scored_cross_entropy(base[:, 4:46:2], target.to(device)).loss
+    loss.backward(uneven(33, dtype).to(device))
+    assert torch.equal(base.grad[:, 4:46:2], expected)
+    base.grad[:, 4:46:2] = 0
+    assert not base.grad.any()
+
+
+def test_gradients_of_rows_with_infinite_logits(device):
+    logits = torch.tensor([[2.0, -torch.inf, 0.0], [-torch.inf, 1.0, 1.0], [0.0, -torch.inf, 1.0]])
+    target = torch.zeros(3, dtype=torch.int64)
+    _, gradient, _, exact = both(logits, target, torch.ones(3), device)
+    reference.assert_close(gradient, exact.numpy(), "gradient")
+    broken = torch.tensor([[torch.nan, 1.0], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
+    x = broken.to(device).requires_grad_()
+    F.scored_cross_entropy(x, target.to(device)).loss.sum().backward()
+    assert x.grad.isnan().all()
+
+
+def test_rows_without_a_gradient_get_zeros_even_if_broken(device):
+    """A row that pruning gave the weight 0 must not poison the parameters."""
+    x = torch.full((3, 4), torch.nan, device=device, requires_grad=True)
+    target = torch.tensor([0, 1, -100], device=device)
+    F.scored_cross_entropy(x, target).loss.backward(torch.tensor([0.0, 0.0, 5.0], device=device))
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_an_empty_batch_has_an_empty_gradient(device):
+    x = torch.zeros(0, 5, device=device, requires_grad=True)
+    F.scored_cross_entropy(
+        x, torch.zeros(0, dtype=torch.int64, device=device)
+    ).loss.sum().backward()
+    assert x.grad.shape == (0, 5)
+
+
+def test_only_the_loss_is_differentiable(device):
+    x = torch.randn(4, 3, device=device, requires_grad=True)
+    got = F.scored_cross_entropy(x, torch.tensor([0, 1, 2, 0], device=device))
+    assert got.loss.requires_grad
+    for name in ("el2n", "entropy", "margin", "correct"):
+        assert not getattr(got, name).requires_grad, name
+    (got.loss * got.el2n).sum().backward()  # scores weight the loss as constants
+    again = x.detach().clone().requires_grad_()
+    exact = cross_entropy(again, torch.tensor([0, 1, 2, 0], device=device), reduction="none")
+    (exact * got.el2n).sum().backward()
+    torch.testing.assert_close(x.grad, again.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_get_no_gradient(device):
+    weight = torch.ones(3, device=device, requires_grad=True)
+    x = torch.randn(2, 3, device=device, requires_grad=True)
+    target = torch.tensor([0, 1], device=device)
+    F.scored_cross_entropy(x, target, weight=weight).loss.sum().backward()
+    assert weight.grad is None and x.grad is not None
+
+
+def test_without_grad_nothing_is_recorded(device):
+    x = torch.randn(2, 3, device=device, requires_grad=True)
+    with torch.no_grad():
+        assert not F.scored_cross_entropy(x, torch.tensor([0, 1]).to(device)).loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_neither_casts_nor_breaks_it(device, dtype):
+    logits, target = batch(8, 5, dtype)
+    plain = F.scored_cross_entropy(logits.to(device), target.to(device))
+    layer = torch.nn.Linear(4, 5, device=device)
+    with torch.autocast(device.type, dtype=dtype):
+        inside = F.scored_cross_entropy(logits.to(device), target.to(device))
+        hidden = layer(torch.randn(8, 4, device=device))
+        assert hidden.dtype == dtype
+        loss = F.scored_cross_entropy(hidden, target.to(device)).loss
+    for a, b in zip(plain, inside, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    assert loss.dtype == torch.float32
+    loss.mean().backward()
+    assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.3}, {"ignore_index": 1}], ids=str)
+def test_gradcheck(device, options):
+    logits, target = batch(5, 4, torch.float64)
+    x, target = logits.to(device).requires_grad_(), target.to(device)
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0], dtype=torch.float64, device=device)
+    for w in (None, weight):
+        assert torch.autograd.gradcheck(
+            lambda x, w=w: F.scored_cross_entropy(x, target, weight=w, **options).loss, (x,)
+        )
+
+
+def test_a_second_derivative_is_an_error_that_says_what_to_use(device):
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    loss = F.scored_cross_entropy(x, torch.tensor([0, 1, 2], device=device)).loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # create_graph warns of reference cycles
+        (grad,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"scored_cross_entropy.*torch\.nn\.functional"):
+        grad.square().sum().backward()
+
+
+def test_inputs_keep_every_bit(device):
+    x, target = batch(64, 21, torch.float32)
+    x[::9] = torch.nan
+    x, target = x.to(device).requires_grad_(), target.to(device)
+    weight = torch.rand(21, device=device)
+    before = [t.detach().clone() for t in (x, target, weight)]
+    state = torch.get_rng_state()
+    grad = uneven(64).to(device)
+    kept = grad.clone()
+    F.scored_cross_entropy(x, target, weight=weight, label_smoothing=0.1).loss.backward(grad)
+    assert torch.equal(x.detach().view(torch.int32), before[0].view(torch.int32))
+    assert torch.equal(target, before[1]) and torch.equal(weight, before[2])
+    assert torch.equal(grad, kept) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_threads_and_repetition_change_no_bit():
+    logits, target = batch(500, 200, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 1):
+            torch.set_num_threads(threads)
+            x = logits.clone().requires_grad_()
+            got = F.scored_cross_entropy(x, target, label_smoothing=0.1)
+            got.loss.backward(uneven(500))
+            results.append([*(v.detach() for v in got), x.grad])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
