@@ -44,12 +44,13 @@ lint: $(TOOLS) ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@echo "clang-format --dry-run on $(words $(CPP_FILES)) C++ files"
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 format: $(TOOLS) ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CPP_FILES)
+	@$(BIN)/clang-format -i $(CPP_FILES)
 
 kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvcc (no GPU), report registers and spills
 	@$(BIN)/python scripts/kernel_resources.py
