@@ -8,7 +8,7 @@ import operator
 from typing import Any
 
 
-def as_int(name: str, value: Any, *, minimum: int | None = None) -> int:
+def as_int(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Returns `value` as a Python int; a bool is no number here, and neither is 3.0."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
@@ -20,6 +20,8 @@ def as_int(name: str, value: Any, *, minimum: int | None = None) -> int:
         ) from None
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {number}")
     return number
 
 
@@ -34,9 +36,17 @@ def as_float(
     """Returns `value` as a finite float in [low, high], or in (low, high] with `above_low`."""
     if isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got {value!r}") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a single number, got {value!r}") from None
+    # Comparisons only: torch.compile traces them for floats that change from call to call.
     inside = (low < number if above_low else low <= number) and number <= high
-    if not (inside and math.isfinite(number)):
+    if not (inside and -math.inf < number < math.inf):
+        if low == -math.inf and high == math.inf:
+            raise ValueError(f"{name} must be finite, got {value!r}")
         wanted = f"{'(' if above_low else '['}{low:g}, {high:g}{']' if high < math.inf else ')'}"
         raise ValueError(f"{name} must be in {wanted}, got {value!r}")
     return number

@@ -305,7 +305,7 @@ def scored_cross_entropy(
         _check_vector("weight", weight, _FLOATING, logits, classes)
         compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
         weight = weight.detach().to(compute)
-    ignore_index = as_int("ignore_index", ignore_index)
+    ignore_index = as_int("ignore_index", ignore_index, minimum=-(1 << 63), maximum=(1 << 63) - 1)
     label_smoothing = as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
     *scored, _saved = ops.scored_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing

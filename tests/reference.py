@@ -61,6 +61,7 @@ def assert_close(got: torch.Tensor, exact: np.ndarray, quantity: str) -> None:
 
 TIE, EXPLORE, WEIGHT, ORDER, PERMUTATION = 1, 2, 3, 4, 5
 NUM_ROUNDS = 12
+FEW_ELEMENTS, FEW_ELEMENTS_REPEATS = 64, 4
 _WORD = (1 << 64) - 1
 
 
@@ -101,12 +102,14 @@ def permuted(n: int, k: int, seed: int, stream: int) -> np.ndarray:
     for _ in range(NUM_ROUNDS // 2):
         key = mix64(key)
         keys += [key & 0xFFFFFFFF, key >> 32]
+    repeats = FEW_ELEMENTS_REPEATS if n <= FEW_ELEMENTS else 1
+    keys = [(key + repeat * 0x9E3779B9) & 0xFFFFFFFF for repeat in range(repeats) for key in keys]
     word = np.uint64(0xFFFFFFFF)
     high_mask, low_mask = np.uint64((1 << high_bits) - 1), np.uint64((1 << low_bits) - 1)
 
     def encrypt(x: np.ndarray) -> np.ndarray:
         high, low = x >> np.uint64(low_bits), x & low_mask
-        for i in range(0, NUM_ROUNDS, 2):
+        for i in range(0, len(keys), 2):
             high = high ^ (mix32((low + np.uint64(keys[i])) & word) & high_mask)
             low = low ^ (mix32((high + np.uint64(keys[i + 1])) & word) & low_mask)
         return high << np.uint64(low_bits) | low

@@ -22,12 +22,22 @@ struct Request {
   bool ascending;
 };
 
-Selection make_selection(const Request& r, const Tensor& like, const Tensor& ids) {
-  Seed seed{static_cast<uint64_t>(r.seed), nullptr};
+// Comes before anything is copied or allocated.
+void check_request(const Request& r, const Tensor& like) {
+  check(r.num_samples <= kMaxSamples, "num_samples must be at most 2^32, got ", r.num_samples);
+  check(r.k >= 0 && r.k <= r.num_samples, "k must be in [0, ", r.num_samples, "], got ", r.k);
+  check(r.num_random >= 0 && r.num_random <= r.k, "num_random must be in [0, k], got ",
+        r.num_random);
   if (r.seed_tensor.has_value()) {
     check_same_device(*r.seed_tensor, "seed", like);
     check_dtype(*r.seed_tensor, "seed", Dtype::Long, "int64");
     check(r.seed_tensor->numel() == 1, "seed must have one element");
+  }
+}
+
+Selection make_selection(const Request& r, const Tensor& ids) {
+  Seed seed{static_cast<uint64_t>(r.seed), nullptr};
+  if (r.seed_tensor.has_value()) {
     seed.device = static_cast<const int64_t*>(r.seed_tensor->const_data_ptr());
   }
   return {r.num_samples,
@@ -38,16 +48,12 @@ Selection make_selection(const Request& r, const Tensor& like, const Tensor& ids
           static_cast<int64_t*>(ids.mutable_data_ptr())};
 }
 
-// Allocates the ids on the device of `like` and has them filled: on_cpu(selection, parallel), or
-// on_gpu(selection, workspace, scope).
+// Allocates the ids on the device of `like`, for a checked request, and has them filled:
+// on_cpu(selection, parallel), or on_gpu(selection, workspace, scope).
 template <class OnCpu, class OnGpu>
 Tensor select(const Tensor& like, const Request& r, const OnCpu& on_cpu, const OnGpu& on_gpu) {
-  check(r.num_samples <= kMaxSamples, "num_samples must be at most 2^32, got ", r.num_samples);
-  check(r.k >= 0 && r.k <= r.num_samples, "k must be in [0, ", r.num_samples, "], got ", r.k);
-  check(r.num_random >= 0 && r.num_random <= r.k, "num_random must be in [0, k], got ",
-        r.num_random);
   Tensor ids = allocate(like, {r.k}, Dtype::Long);
-  const Selection selection = make_selection(r, like, ids);
+  const Selection selection = make_selection(r, ids);
   if (r.k == 0) return ids;
   if (!on_cuda(like)) {
     on_cpu(selection, torch_threads());
@@ -73,6 +79,7 @@ Tensor select(const Tensor& like, const Request& r, const OnCpu& on_cpu, const O
 Tensor select_by_score(const Tensor& scores, const Request& r) {
   const ScalarType type = scalar_type(scores, "scores");
   check_vector(scores, "scores", r.num_samples);
+  check_request(r, scores);
   const Tensor compact = dense(scores);
   const void* data = compact.const_data_ptr();
   return select(
@@ -105,6 +112,7 @@ Tensor select_ucb(const Tensor& mean, const Tensor& variance, int64_t k, double 
   check_vector(mean, "mean", r.num_samples);
   check_vector(variance, "variance", r.num_samples);
   check_same_device(variance, "variance", mean);
+  check_request(r, mean);
   const Tensor dense_mean = dense(mean), dense_variance = dense(variance);
   const void *means = dense_mean.const_data_ptr(), *variances = dense_variance.const_data_ptr();
   const float c32 = static_cast<float>(c);
@@ -128,6 +136,7 @@ Tensor select_ucb1(const Tensor& mean, const Tensor& count, int64_t k, double c,
   check_vector(mean, "mean", r.num_samples);
   check_vector(count, "count", r.num_samples);
   check_same_device(count, "count", mean);
+  check_request(r, mean);
   const Tensor dense_mean = dense(mean), dense_count = dense(count);
   const float* means = static_cast<const float*>(dense_mean.const_data_ptr());
   const void* counts = dense_count.const_data_ptr();
@@ -148,6 +157,7 @@ Tensor select_weighted(const Tensor& weights, int64_t k, std::optional<Tensor> s
   const Request r{weights.numel(), k, 0, seed_tensor, seed, ascending};
   const ScalarType type = scalar_type(weights, "weights");
   check_vector(weights, "weights", r.num_samples);
+  check_request(r, weights);
   const Tensor compact = dense(weights);
   const void* data = compact.const_data_ptr();
   return select(
@@ -163,8 +173,10 @@ Tensor select_weighted(const Tensor& weights, int64_t k, std::optional<Tensor> s
 
 Tensor select_uniform(const Tensor& like, int64_t num_samples, int64_t k,
                       std::optional<Tensor> seed_tensor, int64_t seed, bool ascending) {
+  const Request r{num_samples, k, 0, seed_tensor, seed, ascending};
+  check_request(r, like);
   return select(
-      like, {num_samples, k, 0, seed_tensor, seed, ascending},
+      like, r,
       [&](const Selection& s, const cpu::Parallel& threads) { cpu::select_uniform(s, threads); },
       DYNPRUNE_ON_GPU({ return cuda::launch_select_uniform(s, workspace, scope.stream()); }));
 }

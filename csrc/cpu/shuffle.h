@@ -21,9 +21,11 @@ DYNPRUNE_CLONES void step_block(const Permutation& p, uint32_t* x, int count) {
     high[i] = p.high_of(x[i]);
     low[i] = p.low_of(x[i]);
   }
-  for (int r = 0; r < Permutation::kNumRounds; r++) {
-    const int round = kInverse ? Permutation::kNumRounds - 1 - r : r;
-    const uint32_t key = p.key(round);
+  const int rounds = p.repeats() * Permutation::kNumRounds;
+  for (int r = 0; r < rounds; r++) {
+    const int step = kInverse ? rounds - 1 - r : r;
+    const int round = step % Permutation::kNumRounds;
+    const uint32_t key = p.key(step / Permutation::kNumRounds, round);
     if (round % 2 == 0) {
       for (int i = 0; i < count; i++) high[i] = p.next_high(high[i], low[i], key);
     } else {

@@ -16,6 +16,8 @@ namespace dynprune {
 namespace cuda {
 
 constexpr int kHistogramThreads = 512;
+// Left to itself, ptxas aims at 32 registers and spills for it on some architectures.
+constexpr int kHistogramBlocksPerSm = 3;
 
 // Of one threshold search; all zero before the first pass.
 struct SearchState {
@@ -125,7 +127,7 @@ __device__ void choose_digit(const Digit<Key>& digit, long long remaining, Searc
 }
 
 template <class Search>
-__global__ void __launch_bounds__(kHistogramThreads)
+__global__ void __launch_bounds__(kHistogramThreads, kHistogramBlocksPerSm)
     histogram_kernel(Search search, int64_t n, Seed seed, int pass, int64_t wanted,
                      SearchState* state) {
   using Key = typename Search::Key;

@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxClassesPerWarp = 1024;
+// Left to itself, ptxas aims at 32 registers for backward and spills for it on some architectures.
+constexpr int kBackwardBlocksPerSm = 6;
 
 template <class A>
 struct Outputs {
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, int kThreadsPerRow>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
     backward_kernel(const T* logits, int64_t rows, int64_t classes, int64_t row_stride,
                     IndexArray targets, LossOptions<compute_t<T>> options,
                     const compute_t<T>* grad_loss, int64_t grad_loss_stride,

@@ -60,7 +60,9 @@ DYNPRUNE_HD A row_loss(const LossOptions<A>& o, A nll, int64_t target, int64_t c
                        A sum_weight, A sum_distance) {
   A loss = o.weight_of(target) * nll;
   if (o.label_smoothing > 0) {
-    const A uniform = (sum_weight * nll - sum_distance) / static_cast<A>(classes);
+    // An impossible target makes both terms infinite, and the sum of all classes' losses with them.
+    const A total = nll == Limits<A>::infinity() ? nll : sum_weight * nll - sum_distance;
+    const A uniform = total / static_cast<A>(classes);
     loss = (1 - o.label_smoothing) * loss + o.label_smoothing * uniform;
   }
   return loss;

@@ -25,13 +25,15 @@ template <class A>
 struct Limits;
 template <>
 struct Limits<float> {
-  static DYNPRUNE_HD float lowest() { return -3.0e38f; }  // finite: inf - inf must not arise
+  static DYNPRUNE_HD float lowest() {
+    return -3.402823466e38f;
+  }  // finite: inf - inf must not arise
   static DYNPRUNE_HD float infinity() { return bit_cast<float>(0x7f800000u); }
   static DYNPRUNE_HD float nan() { return bit_cast<float>(0x7fc00000u); }
 };
 template <>
 struct Limits<double> {
-  static DYNPRUNE_HD double lowest() { return -1.0e308; }
+  static DYNPRUNE_HD double lowest() { return -1.7976931348623157e308; }
   static DYNPRUNE_HD double infinity() { return bit_cast<double>(uint64_t{0x7ff} << 52); }
   static DYNPRUNE_HD double nan() { return bit_cast<double>(uint64_t{0xfff} << 51); }
 };
@@ -102,7 +104,8 @@ DYNPRUNE_HD RowResult<A> finish_row(const RowStats<A>& r, A x_y) {
   RowResult<A> result;
   result.nll = nll;
   result.el2n = miss * sqrt_of(ratio);
-  result.entropy = hit * nll + miss * other_nll + miss * others_entropy;
+  // p log p is 0 at p = 0, where the logarithm may have overflowed.
+  result.entropy = (hit > 0 ? hit * nll : 0) + (miss > 0 ? miss * (other_nll + others_entropy) : 0);
   result.margin = x_y - r.m;
   result.max = target_greatest ? x_y : r.m;
   result.log_normaliser = target_greatest ? nll : log_s + softplus;  // x_y < m implies d > 0
