@@ -15,7 +15,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxClassesPerWarp = 1024;
 // Left to itself, ptxas aims at 32 registers for backward and spills for it on some architectures.
-constexpr int kBackwardBlocksPerSm = 6;
+constexpr int kBackwardBlocksPerSm = 4;
 
 template <class A>
 struct Outputs {

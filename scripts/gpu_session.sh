@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Everything that a machine with a GPU is for, in one go: build for that GPU, run the whole suite on it, check
+# memory accesses, measure. Needs torch (CUDA build), the CUDA toolkit and pytest; no network.
+#   bash scripts/gpu_session.sh [OUTPUT_DIRECTORY]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:-benchmarks/results/gpu}")
+mkdir -p "$out"
+exec > >(tee "$out/log.txt") 2>&1
+
+step() {
+    printf '\n==> %s   [%d s]\n' "$*" "$SECONDS"
+    "$@" || failures+=("$*")
+}
+failures=()
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || echo "no nvidia-smi: a rehearsal"
+if [[ -z ${TORCH_CUDA_ARCH_LIST:-} ]]; then
+    TORCH_CUDA_ARCH_LIST=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || unset TORCH_CUDA_ARCH_LIST
+    export TORCH_CUDA_ARCH_LIST
+fi
+DYNPRUNE_CUDA=1 python3 -m pip install -q --no-build-isolation --no-deps -e .
+step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --ignore=tests/test_train.py
+if command -v compute-sanitizer > /dev/null; then
+    step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" tests/test_selection.py tests/test_update_scores.py
+fi
+step python3 benchmarks/bench_selection.py --device cuda --num-samples 5e4 1e6 1e8 --out "$out/bench_selection.json"
+if ((${#failures[@]})); then
+    printf 'FAILED: %s\n' "${failures[@]}"
+    exit 1
+fi
