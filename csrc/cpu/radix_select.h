@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Selection by the total order on the CPU, in one read of what the ranking reads. A random sample
 // of the scores brackets the threshold; one pass classifies each sample as in (a bit in a bitmap),
-// out, or candidate (1-3 % of them); an exact selection among the candidates settles the rest. If
-// the bracket misses, which happens about once in 10^8 selections, the bracket is widened to
-// everything. Then the bitmap becomes a list. The subset is that of the CUDA kernels: both are
-// exact, and both use primitives/ranking.h.
+// out, or candidate (a few percent); an exact selection among the candidates settles the rest. If
+// the bracket misses, it is widened to everything. Then the bitmap becomes a list. The subset is
+// that of the CUDA kernels: both are exact, and both use primitives/ranking.h.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +24,20 @@ namespace {
 constexpr int kBlock =
     2048;  // samples classified at a time: keys, hashes and flags stay in the first cache
 constexpr int64_t kMinBlocksPerTask = 8;
-constexpr int64_t kMaxSampleSize = 1 << 16;
-constexpr double kBracketSigmas = 6;
+
+// How large a random sample brackets the threshold, and how wide the bracket is in standard
+// deviations. A miss costs a second pass with everything a candidate: 1 time in 10^8 for many
+// samples, where that would take long; 1 in 2000 for few, where a narrow bracket saves more.
+struct BracketPlan {
+  int64_t sample_size;
+  double sigmas;
+
+  static BracketPlan of(int64_t n) {
+    constexpr int64_t kFew = 1 << 20, kMaxSampleSize = 1 << 16;
+    if (n < kFew) return {n / 32, 3.5};
+    return {std::min(kMaxSampleSize, n / 32), 6};
+  }
+};
 
 // A composite key in one word: (key, tie), greatest first.
 template <class Key>
@@ -179,13 +190,14 @@ class Classifier {
 };
 
 // Two members of a random sample of the composite keys, between which the wanted-th greatest of all
-// n lies but for one time in 10^8.
+// n most likely lies.
 template <class Ranking>
 Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
                                               uint64_t seed) {
   using Key = typename Ranking::Key;
   Bracket<Key> bracket = Bracket<Key>::everything();
-  const int64_t size = std::min(kMaxSampleSize, n / 64);
+  const BracketPlan plan = BracketPlan::of(n);
+  const int64_t size = plan.sample_size;
   if (size < 256) return bracket;
   const IdHash tie_hash(seed, Stream::kTie);
   const uint64_t base = stream_key(seed, Stream::kSample);
@@ -196,7 +208,7 @@ Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n,
     sample[i] = pack(ranking.key(id, seed), tie_hash(id));
   }
   const double share = static_cast<double>(wanted) / n, expected = share * size;
-  const double slack = kBracketSigmas * std::sqrt(expected * (1 - share)) + 2;
+  const double slack = plan.sigmas * std::sqrt(expected * (1 - share)) + 2;
   const auto above = static_cast<int64_t>(std::floor(expected - slack));
   const auto below = static_cast<int64_t>(std::ceil(expected + slack));
   auto end = sample.end();
@@ -215,7 +227,8 @@ Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n,
 // The same for a hash, whose distribution is known: `wanted` of `eligible` 32-bit words.
 inline Bracket<uint32_t> hash_bracket(int64_t eligible, int64_t wanted) {
   const double share = static_cast<double>(wanted) / eligible;
-  const double slack = (kBracketSigmas * std::sqrt(share * (1 - share) * eligible) + 2) / eligible;
+  const double sigmas = BracketPlan::of(eligible).sigmas;
+  const double slack = (sigmas * std::sqrt(share * (1 - share) * eligible) + 2) / eligible;
   const auto threshold = [](double upper_share) {
     return static_cast<uint64_t>((1 - upper_share) * 4294967295.0) << 32;
   };
