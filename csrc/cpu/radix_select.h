@@ -34,7 +34,7 @@ struct BracketPlan {
 
   static BracketPlan of(int64_t n) {
     constexpr int64_t kFew = 1 << 20, kMaxSampleSize = 1 << 16;
-    if (n < kFew) return {n / 32, 3.5};
+    if (n < kFew) return {n / 20, 3.5};
     return {std::min(kMaxSampleSize, n / 32), 6};
   }
 };
@@ -62,12 +62,6 @@ Key key_of(packed_t<Key> packed) {
   return static_cast<Key>(packed >> 32);
 }
 
-template <class Key>
-struct Candidate {
-  packed_t<Key> packed;
-  uint32_t id;
-};
-
 // Samples above `high` are in, below `low` out; those between, both ends included, are candidates.
 template <class Key>
 struct Bracket {
@@ -86,6 +80,12 @@ DYNPRUNE_CLONES void build_keys(const Ranking& ranking, int64_t first, int count
 DYNPRUNE_CLONES void hash_ids(const IdHash& hash, int64_t first, int count, uint32_t* hashes) {
   const IdHash local = hash;
   for (int i = 0; i < count; i++) hashes[i] = local(first + i);
+}
+
+DYNPRUNE_CLONES void hash_listed_ids(const IdHash& hash, const uint32_t* ids, int count,
+                                     uint32_t* hashes) {
+  const IdHash local = hash;
+  for (int i = 0; i < count; i++) hashes[i] = local(ids[i]);
 }
 
 // flags: bit 0 in, bit 1 undecided because only the key was looked at.
@@ -114,7 +114,8 @@ DYNPRUNE_CLONES void classify_by_tie(const Key* keys, const uint32_t* ties, int 
 template <class Key>
 struct Found {
   int64_t num_in = 0;
-  std::vector<Candidate<Key>> candidates;
+  std::vector<packed_t<Key>> candidates;  // unique
+  std::vector<uint32_t> candidate_ids;
 };
 
 // Classifies samples block by block against a bracket.
@@ -142,18 +143,10 @@ class Classifier {
                       static_cast<uint32_t>(bracket_.high), flags_);
       pack_words(count, excluded, chosen);
     }
-    for (int w = 0; w * 64 < count; w++) {
-      for (uint64_t bits = undecided_[w]; bits != 0; bits &= bits - 1) {
-        const int i = w * 64 + __builtin_ctzll(bits);
-        const packed_t<Key> packed = pack(keys_[i], tie_hash_(first + i));
-        if (packed > bracket_.high) {
-          chosen[w] |= bits & (~bits + 1);
-        } else if (packed >= bracket_.low) {
-          found->candidates.push_back({packed, static_cast<uint32_t>(first + i)});
-        }
-      }
-      found->num_in += __builtin_popcountll(chosen[w]);
-    }
+    const int num_undecided = settle(first, count, chosen);
+    found->candidates.insert(found->candidates.end(), packed_, packed_ + num_undecided);
+    found->candidate_ids.insert(found->candidate_ids.end(), ids_, ids_ + num_undecided);
+    for (int w = 0; w * 64 < count; w++) found->num_in += __builtin_popcountll(chosen[w]);
   }
 
  private:
@@ -179,11 +172,36 @@ class Classifier {
     return undecided;
   }
 
+  // Compares the undecided by their whole composite keys: sets the bits of those that are in,
+  // leaves the candidates in packed_ and ids_, and returns how many there are.
+  int settle(int64_t first, int count, uint64_t* chosen) {
+    int undecided = 0;
+    for (int w = 0; w * 64 < count; w++) {
+      for (uint64_t bits = undecided_[w]; bits != 0; bits &= bits - 1) {
+        ids_[undecided++] = static_cast<uint32_t>(first + w * 64 + __builtin_ctzll(bits));
+      }
+    }
+    hash_listed_ids(tie_hash_, ids_, undecided, ties_);
+    int candidates = 0;
+    for (int u = 0; u < undecided; u++) {
+      const uint32_t id = ids_[u];
+      const int64_t i = id - first;
+      const packed_t<Key> packed = pack(keys_[i], ties_[u]);
+      if (packed > bracket_.high) chosen[i / 64] |= uint64_t{1} << i % 64;
+      packed_[candidates] = packed;
+      ids_[candidates] = id;
+      candidates += (packed <= bracket_.high) & (packed >= bracket_.low);
+    }
+    return candidates;
+  }
+
   Ranking ranking_;
   uint64_t seed_;
   IdHash tie_hash_;
   Bracket<Key> bracket_;
   Key keys_[kBlock];
+  packed_t<Key> packed_[kBlock];
+  uint32_t ids_[kBlock];
   uint32_t ties_[kBlock];
   uint8_t flags_[kBlock];
   uint64_t undecided_[kBlock / 64];
@@ -202,10 +220,15 @@ Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n,
   const IdHash tie_hash(seed, Stream::kTie);
   const uint64_t base = stream_key(seed, Stream::kSample);
   std::vector<packed_t<Key>> sample(size);
-  for (int64_t i = 0; i < size; i++) {
-    const unsigned __int128 draw = mix64(base + i);
-    const int64_t id = static_cast<int64_t>(draw * static_cast<uint64_t>(n) >> 64);
-    sample[i] = pack(ranking.key(id, seed), tie_hash(id));
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, size - begin));
+    uint32_t ids[kBlock], ties[kBlock];
+    for (int i = 0; i < count; i++) {
+      const unsigned __int128 draw = mix64(base + begin + i);
+      ids[i] = static_cast<uint32_t>(draw * static_cast<uint64_t>(n) >> 64);
+    }
+    hash_listed_ids(tie_hash, ids, count, ties);
+    for (int i = 0; i < count; i++) sample[begin + i] = pack(ranking.key(ids[i], seed), ties[i]);
   }
   const double share = static_cast<double>(wanted) / n, expected = share * size;
   const double slack = plan.sigmas * std::sqrt(expected * (1 - share)) + 2;
@@ -258,22 +281,24 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
                          chosen.words() + word, &found[task]);
       }
     });
-    std::vector<Candidate<Key>> candidates = std::move(found[0].candidates);
-    int64_t missing = wanted - found[0].num_in;
-    for (int t = 1; t < tasks; t++) {
-      missing -= found[t].num_in;
-      candidates.insert(candidates.end(), found[t].candidates.begin(), found[t].candidates.end());
+    int64_t missing = wanted;
+    std::vector<packed_t<Key>> candidates;
+    for (const Found<Key>& f : found) {
+      missing -= f.num_in;
+      candidates.insert(candidates.end(), f.candidates.begin(), f.candidates.end());
     }
     if (missing < 0 || missing > static_cast<int64_t>(candidates.size())) {
       bracket = Bracket<Key>::everything();
       continue;
     }
-    const auto end = candidates.begin() + missing;
-    if (end != candidates.end()) {
-      std::nth_element(candidates.begin(), end, candidates.end(),
-                       [](const auto& a, const auto& b) { return a.packed > b.packed; });
+    if (missing == 0) return chosen;
+    const auto last = candidates.begin() + (missing - 1);
+    std::nth_element(candidates.begin(), last, candidates.end(), std::greater<>());
+    for (const Found<Key>& f : found) {
+      for (size_t c = 0; c < f.candidates.size(); c++) {
+        if (f.candidates[c] >= *last) chosen.set(f.candidate_ids[c]);
+      }
     }
-    for (auto c = candidates.begin(); c != end; ++c) chosen.set(c->id);
     return chosen;
   }
 }
