@@ -373,8 +373,8 @@ def test_a_uniform_subset_of_billions_needs_no_memory_for_them(device):
     assert (ids >= 1 << 31).any() and len(set(ids.tolist())) == 1000
 
 
-# On the CPU the threshold is bracketed by a random sample. For these seeds it lies below the bracket
-# (the first three) or above it, and the second attempt must give what the first could not.
+# On the CPU a random sample brackets the threshold. For these seeds it lies below the bracket (the
+# first three) or above it, and the second attempt must find what the first could not.
 @pytest.mark.parametrize("seed", [9001, 13200, 34143, 20899, 29423])
 def test_a_threshold_outside_its_bracket_is_found_all_the_same(device, seed):
     n, k = 8000, 2500
