@@ -77,6 +77,7 @@ def extension(toolkit: Toolkit | None) -> Extension:
         "-O3",
         "-ffp-contract=off",
         "-fno-math-errno",
+        "-fno-trapping-math",
         "-Wall",
         "-Wextra",
         "-pthread",

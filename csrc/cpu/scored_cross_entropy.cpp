@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row at a time: its maximum first, then the sums, so that nothing is rescaled in the loop.
+// A row at a time, in chunks that stay in the first cache: the chunk's maximum, then its sums in
+// independent lanes, then one merge into the row's.
 #include "cpu/scored_cross_entropy.h"
 
+#include <algorithm>
+
+#include "cpu/clones.h"
+#include "cpu/vector_math.h"
 #include "primitives/cross_entropy_row.h"
 
 namespace dynprune {
@@ -38,10 +43,60 @@ struct Outputs {
   }
 };
 
-// The sums over [begin, end), none of which is the target; stats.m is their maximum already.
-template <class T, class A>
-void add_classes(const T* x, int64_t begin, int64_t end, RowStats<A>* stats) {
-  for (int64_t c = begin; c < end; c++) stats->add(widen(x[c]));
+constexpr int kChunk = 1024;
+constexpr int kLanes = 16;
+
+template <class T>
+DYNPRUNE_CLONES void widen_chunk(const T* x, int count, compute_t<T>* out) {
+  for (int i = 0; i < count; i++) out[i] = widen(x[i]);
+}
+
+// Sums in kLanes independent lanes, so that no addition waits for the one before; count is a
+// multiple of kLanes.
+template <class A>
+DYNPRUNE_CLONES A sum_lanes(const A* x, int count) {
+  A sums[kLanes] = {};
+  for (int i = 0; i < count; i += kLanes) {
+    for (int l = 0; l < kLanes; l++) sums[l] += x[i + l];
+  }
+  A sum = 0;
+  for (int l = 0; l < kLanes; l++) sum += sums[l];
+  return sum;
+}
+
+template <class A>
+DYNPRUNE_CLONES A max_lanes(const A* x, int count) {
+  A greatest[kLanes];
+  for (int l = 0; l < kLanes; l++) greatest[l] = Limits<A>::lowest();
+  for (int i = 0; i < count; i += kLanes) {
+    for (int l = 0; l < kLanes; l++) greatest[l] = x[i + l] > greatest[l] ? x[i + l] : greatest[l];
+  }
+  A max = Limits<A>::lowest();
+  for (int l = 0; l < kLanes; l++) max = greatest[l] > max ? greatest[l] : max;
+  return max;
+}
+
+// The terms of s, q and t of each class, for a maximum m.
+template <class A>
+DYNPRUNE_CLONES void exponentials(const A* x, int count, A m, A* s, A* q, A* t) {
+  constexpr A kNothing = -1000;  // e^x is 0 from here on; the product with x must be 0 too, not NaN
+  for (int i = 0; i < count; i++) {
+    const A below = x[i] - m;
+    const A clamped = below < kNothing ? kNothing : below;
+    const A e = exp_nonpositive(clamped);
+    s[i] = e;
+    q[i] = e * e;
+    t[i] = e * clamped;
+  }
+}
+
+// The statistics of a chunk whose length is a multiple of kLanes. -inf adds nothing.
+template <class A>
+RowStats<A> chunk_stats(const A* x, int count) {
+  A s[kChunk], q[kChunk], t[kChunk];
+  const A m = max_lanes(x, count);
+  exponentials(x, count, m, s, q, t);
+  return {m, sum_lanes(s, count), sum_lanes(q, count), sum_lanes(t, count)};
 }
 
 template <class T>
@@ -50,12 +105,20 @@ void forward_row(const T* x, int64_t row, int64_t target, int64_t classes,
   using A = compute_t<T>;
   const A x_y = widen(x[target]);
   RowStats<A> stats = RowStats<A>::none();
-  for (int64_t c = 0; c < classes; c++) {
-    const A v = widen(x[c]);
-    if (v > stats.m && c != target) stats.m = v;
+  A chunk[kChunk];
+  for (int64_t first = 0; first < classes; first += kChunk) {
+    const int count = static_cast<int>(std::min<int64_t>(kChunk, classes - first));
+    const int padded = (count + kLanes - 1) / kLanes * kLanes;
+    widen_chunk(x + first, count, chunk);
+    for (int i = count; i < padded; i++) chunk[i] = -Limits<A>::infinity();
+    if (target >= first && target < first + count) chunk[target - first] = -Limits<A>::infinity();
+    const RowStats<A> part = chunk_stats(chunk, padded);
+    if (first == 0) {
+      stats = part;
+    } else {
+      stats.merge(part);
+    }
   }
-  add_classes(x, 0, target, &stats);
-  add_classes(x, target + 1, classes, &stats);
   A sum_weight = 0, sum_distance = 0;
   if (options.label_smoothing > 0) {
     for (int64_t c = 0; c < classes; c++) {
@@ -66,6 +129,31 @@ void forward_row(const T* x, int64_t row, int64_t target, int64_t classes,
   const RowResult<A> result = finish_row(stats, x_y);
   out.write(row, row_loss(options, result.nll, target, classes, sum_weight, sum_distance), result,
             sum_weight);
+}
+
+// The gradient without label smoothing, but for the target's own class.
+template <class T>
+DYNPRUNE_CLONES void scaled_softmax(const T* x, int64_t classes, compute_t<T> max,
+                                    compute_t<T> log_normaliser, compute_t<T> scale, T* out) {
+  for (int64_t c = 0; c < classes; c++) {
+    out[c] = narrow<T>(scale * exp_nonpositive(widen(x[c]) - max - log_normaliser));
+  }
+}
+
+template <class T>
+void backward_row(const T* x, int64_t target, int64_t classes,
+                  const LossOptions<compute_t<T>>& options, const SavedRow<compute_t<T>>& saved,
+                  compute_t<T> scale, T* out) {
+  using A = compute_t<T>;
+  const RowGradient<A> gradient(options, saved, target, classes, scale);
+  if (options.label_smoothing > 0) {
+    for (int64_t c = 0; c < classes; c++) {
+      out[c] = narrow<T>(gradient.at(c, static_cast<A>(widen(x[c]))));
+    }
+    return;
+  }
+  scaled_softmax(x, classes, saved.max, saved.log_normaliser, gradient.hit_weight, out);
+  out[target] = narrow<T>(gradient.at(target, static_cast<A>(widen(x[target]))));
 }
 
 }  // namespace
@@ -124,10 +212,7 @@ void scored_cross_entropy_backward(const CrossEntropyInput& in, const CrossEntro
           for (int64_t c = 0; c < in.num_classes; c++) out[c] = narrow<T>(A{0});
           continue;
         }
-        const RowGradient<A> gradient(options, saved[row], target, in.num_classes, scale);
-        for (int64_t c = 0; c < in.num_classes; c++) {
-          out[c] = narrow<T>(gradient.at(c, static_cast<A>(widen(x[c]))));
-        }
+        backward_row(x, target, in.num_classes, options, saved[row], scale, out);
       }
     });
   });
