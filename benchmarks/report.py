@@ -15,7 +15,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 
 __all__ = ["Epoch", "Run", "make_notes", "make_table", "plot", "write_json"]
 
@@ -63,7 +62,7 @@ def make_table(runs: Sequence[Run], reference: str = "full") -> str:
     rows = [("method", "accuracy %", "samples", "seconds", "speed-up")]
     for group in groups.values():
         seconds = _mean_seconds(group)
-        speed_up = f"{reference_seconds / seconds:.2f}x" if reference_seconds else "-"
+        speed_up = f"{reference_seconds / seconds:.1f}x" if reference_seconds else "-"
         samples = round(statistics.fmean(run.samples for run in group))
         rows.append((group[0].label, _accuracy(group), f"{samples:,}", f"{seconds:.1f}", speed_up))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -110,19 +109,20 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
             for epochs in zip(*(r.epochs for r in group), strict=True)
         ]
         mean = [statistics.fmean(values) for values in by_epoch]
-        axes.plot(samples, mean, color=colour, linewidth=1.8, marker="o", markersize=3)
+        label = f"{group[0].label}: {mean[-1]:.1f} %"
+        axes.plot(samples, mean, color=colour, linewidth=1.8, marker="o", markersize=3, label=label)
         if len(group) > 1:
             low, high = [min(values) for values in by_epoch], [max(values) for values in by_epoch]
             axes.fill_between(samples, low, high, color=colour, alpha=0.15, linewidth=0)
-        ends.append((samples[-1], mean[-1], f"{group[0].label}  {mean[-1]:.1f} %", colour))
+        ends.append((samples[-1], mean[-1]))
 
     # Accuracies that end close together are only readable near the top: the axis says if it is cut.
-    worst = min(mean for _, mean, _, _ in ends)
+    worst = min(mean for _, mean in ends)
     bottom = max(0.0, math.floor(100 - max(4 * (100 - worst), 1)))
     top = 100 + 0.02 * (100 - bottom)
     axes.set_ylim(bottom, top)
     axes.set_xlim(0, 1.02 * max(end[0] for end in ends))
-    _label_ends(axes, ends, gap=0.06 * (top - bottom))
+    axes.legend(loc="lower right", frameon=False, fontsize=9, title="accuracy at the end")
     axes.set_xlabel("training samples processed")
     axes.set_ylabel("test accuracy, %" + (f" (axis starts at {bottom:.0f})" if bottom else ""))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -150,60 +150,6 @@ def group_by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(run.method, []).append(run)
     return groups
-
-
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Positions near `values`, in their order and at least `gap` apart."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    # Runs of labels that would overlap merge into clusters, each centred on the mean of its values.
-    clusters: list[list[int]] = []
-    for index in order:
-        clusters.append([index])
-        while (
-            len(clusters) > 1
-            and _lowest(clusters[-1], values, gap) < _highest(clusters[-2], values, gap) + gap
-        ):
-            last = clusters.pop()
-            clusters[-1] += last
-    placed = [0.0] * len(values)
-    for cluster in clusters:
-        for rank, index in enumerate(cluster):
-            placed[index] = _lowest(cluster, values, gap) + rank * gap
-    return placed
-
-
-def _lowest(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
-    return statistics.fmean(values[index] for index in cluster) - 0.5 * gap * (len(cluster) - 1)
-
-
-def _highest(cluster: Sequence[int], values: Sequence[float], gap: float) -> float:
-    return statistics.fmean(values[index] for index in cluster) + 0.5 * gap * (len(cluster) - 1)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float) -> None:
-    """Names every curve beside the axes, as level with its end as the other names let it."""
-    right = axes.get_xlim()[1]
-    for (x, y, text, colour), height in zip(
-        ends, spread([end[1] for end in ends], gap), strict=True
-    ):
-        axes.annotate(
-            text,
-            xy=(x, y),
-            xytext=(1.03 * right, height),
-            color=colour,
-            fontsize=9,
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linestyle": ":",
-                "linewidth": 0.9,
-                "relpos": (0, 0.5),
-                "shrinkB": 3,
-            },
-            zorder=1,
-        )
 
 
 def _accuracy(group: Sequence[Run]) -> str:

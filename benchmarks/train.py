@@ -46,6 +46,7 @@ METHODS = {
     "uniform": Method("uniform random", "uniform"),
     "epsilon_greedy": Method("epsilon-greedy", "epsilon_greedy"),
     "ucb": Method("UCB", "ucb"),
+    "weighted": Method("weighted by loss", "weighted"),
     "random_static": Method("static random subset", "random_static"),
 }
 DEFAULT_METHODS = ["full", "full_short", "uniform", "epsilon_greedy", "ucb"]

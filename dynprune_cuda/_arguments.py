@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 from typing import Any
 
 
@@ -15,8 +16,9 @@ def as_int(name: str, value: Any, *, minimum: int | None = None, maximum: int | 
     try:
         number = operator.index(value)
     except TypeError:
+        shown = reprlib.repr(value)  # a whole tensor or data set says no more than its type
         raise TypeError(
-            f"{name} must be an int, got {value!r} of type {type(value).__name__}"
+            f"{name} must be an int, got {shown} of type {type(value).__name__}"
         ) from None
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")

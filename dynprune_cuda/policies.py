@@ -34,9 +34,10 @@ BONUSES = ("variance", "std")
 class Policy(Protocol):
     """What a policy of your own has to offer: this one method.
 
-    Three optional attributes tell the `Pruner` more. `static = True`: one selection serves the
-    whole run. `fixed_count(num_samples) -> int`: the policy, not `keep`, decides how many samples
-    are selected. `first_visit = "published"`: the score table's rule for first visits.
+    Four optional attributes tell the `Pruner` more. `static = True`: one selection serves the whole
+    run. `fixed_count(num_samples) -> int`: the policy, not `keep`, decides how many samples are
+    selected. `first_visit = "published"`: the score table's rule for first visits.
+    `uses_scores = True`: selecting before any score was observed earns a warning.
     """
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
@@ -149,6 +150,8 @@ class EpsilonGreedy:
 
     epsilon: float = 0.1
 
+    uses_scores: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Checks the parameters."""
         object.__setattr__(self, "epsilon", as_float("epsilon", self.epsilon, low=0.0, high=1.0))
@@ -179,6 +182,8 @@ class UCB:
     c: float = 1.0
     bonus: Literal["variance", "std"] = "variance"
     first_visit: FirstVisit = "zero"
+
+    uses_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the parameters."""
@@ -217,6 +222,8 @@ class Weighted:
     A negative mean weighs 0, and zero weights are drawn only when positive ones run out. Samples
     that were never visited, or whose newest value was not finite, come first.
     """
+
+    uses_scores: ClassVar[bool] = True
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
@@ -288,7 +295,10 @@ def resolve_count(policy: Policy, keep: Any, num_samples: int) -> int:
     fixed_count = getattr(policy, "fixed_count", None)
     if fixed_count is None:
         if keep is None:
-            raise ValueError(f"keep is needed: {policy!r} does not decide how many samples to keep")
+            raise ValueError(
+                f"keep is needed: {policy!r} does not decide how many samples to keep; pass a "
+                "fraction such as keep=0.3, or a count such as keep=30_000"
+            )
         return resolve_keep(keep, num_samples)
     count: int = fixed_count(num_samples)
     if keep is not None and resolve_keep(keep, num_samples) != count:

@@ -107,6 +107,11 @@ class Pruner:
             epochs=epochs,
         )
         self.score = as_choice("score", score, SCORES)
+        if self.score == "margin" and isinstance(self.policy, policies.Weighted):
+            raise ValueError(
+                "score='margin' does not fit policy='weighted', which needs scores >= 0: the "
+                "margins of correct samples count as negative, and would all weigh nothing"
+            )
         self.seed = as_int("seed", seed) % 2**64
         _check_single_process(process_group, sharding)
         self.table = ScoreTable(
@@ -119,6 +124,7 @@ class Pruner:
         self._subset: Tensor | None = None  # ascending ids of the period `_subset_epoch`
         self._subset_epoch = -1
         self._order: Tensor | None = None  # the current epoch's, once somebody asked for it
+        self._observed = False  # any score at all
         self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: no matter
 
     @property
@@ -356,6 +362,15 @@ class Pruner:
             static = getattr(self.policy, "static", False)
             due = not static and (epoch == start or start != self._subset_epoch)
             if subset is None or due:
+                if start > 0 and not self._observed and getattr(self.policy, "uses_scores", False):
+                    self._observed = True  # said once
+                    warnings.warn(
+                        f"no score was observed before epoch {start}, so {self.policy!r} selects "
+                        "at random; compute the loss with pruner.cross_entropy(...), or call "
+                        "pruner.observe(ids, values), in the training loop",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
                 seed = derive_seed(self.seed, "select", 0 if static else start)
                 subset = policies.select(self.policy, self.table, self.schedule.num_kept, seed)
         self._subset, self._subset_epoch = subset, start
@@ -370,6 +385,7 @@ class Pruner:
 
     def _update(self, ids: Tensor, values: Tensor) -> None:
         self.table.update(ids, values)
+        self._observed = True
         if self._unscheduled is not None:
             self._unscheduled += len(ids)
             if self._unscheduled > 2 * self.num_samples:

@@ -16,6 +16,8 @@ from dynprune_cuda.data import IndexedDataset
 from dynprune_cuda.pruner import Pruner
 
 N = 60
+# Many tests here are about the schedule alone and observe nothing.
+pytestmark = pytest.mark.filterwarnings("ignore:no score was observed:RuntimeWarning")
 NAMES = ["random_static", "uniform", "epsilon_greedy", "ucb", "weighted"]
 
 

@@ -358,3 +358,24 @@ def test_training_ends_up_on_the_hard_samples(device, policy, score):
     assert losses[-1] < losses[0]
     assert steps == pruner.total_steps(8, 32) == 13 + 7 * 4
     assert pruner.stats()["never_visited"] == 0
+
+
+@pytest.mark.parametrize("policy", ["epsilon_greedy", "ucb", "weighted"])
+def test_selecting_without_any_score_is_said_once(device, policy):
+    pruner = Pruner(40, 0.5, policy, period=1, device=device)
+    pruner.set_epoch(0)
+    with pytest.warns(RuntimeWarning, match=r"no score was observed before epoch 1"):
+        pruner.set_epoch(1)
+    pruner.set_epoch(2)  # warnings are errors here: this one would fail
+
+
+@pytest.mark.parametrize("policy", ["uniform", "random_static", "full"])
+def test_policies_without_scores_need_no_observation(device, policy):
+    pruner = Pruner(40, None if policy == "full" else 0.5, policy, period=1, device=device)
+    for epoch in range(3):
+        pruner.set_epoch(epoch)
+
+
+def test_margins_are_no_weights(device):
+    with pytest.raises(ValueError, match=r"score='margin' does not fit policy='weighted'"):
+        Pruner(40, 0.5, "weighted", score="margin", device=device)
