@@ -74,7 +74,7 @@ $(TOOLS): pyproject.toml scripts/requirements.py | $(BIN)/python
 	@rm -f $(VENV)/.tools-* && touch $@
 
 $(BUILT): $(TOOLS) $(SOURCES)
-	@echo "building dynprune_cuda (log: build/install.log)"
+	@echo "building dynprune_cuda, which takes minutes with CUDA (log: build/install.log)"
 	@mkdir -p build
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -v --no-build-isolation --no-deps --editable . \
 		> build/install.log 2>&1 || { cat build/install.log; exit 1; }
