@@ -77,7 +77,10 @@ class IndexedDataset(Dataset[Any]):
 
     def _sample_id(self, index: Any) -> int:
         number = as_int("index", index)
-        return number + len(self.dataset) if number < 0 else number
+        size = len(self.dataset)
+        if not -size <= number < size:
+            raise IndexError(f"index {number} is out of range for a dataset of {size} samples")
+        return number + size if number < 0 else number
 
     def __getattr__(self, name: str) -> Any:
         """Returns the wrapped dataset's attribute."""
@@ -217,7 +220,9 @@ def _pinned(order: Tensor, chunk_size: int) -> Iterator[Tensor]:
         order.record_stream(stream)
     pieces = torch.split(order, chunk_size)
     width = min(chunk_size, len(order))
-    buffers = [torch.empty(width, dtype=order.dtype, pin_memory=True) for _ in pieces[:2]]
+    buffers = [
+        torch.empty(width, dtype=order.dtype, device="cpu", pin_memory=True) for _ in pieces[:2]
+    ]
     events: list[torch.cuda.Event] = []
 
     def start(number: int) -> None:

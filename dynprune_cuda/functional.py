@@ -50,6 +50,7 @@ _UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _COUNT_DTYPES = (torch.int32, torch.int64)
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
 _MAX_SAMPLES = 1 << 32
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def select_top_k(
@@ -129,7 +130,7 @@ def select_ucb(
     _check_vector("mean", mean, _UCB_DTYPES)
     _check_vector("variance", variance, (mean.dtype,), mean)
     k = _check_k(k, mean.numel())
-    c = as_float("c", c, low=-math.inf)
+    c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
     sqrt_bonus = as_choice("bonus", bonus, ("variance", "std")) == "std"
     common = _seed_and_order(seed, order, mean.device)
     return _ids(ops.select_ucb(mean.detach(), variance.detach(), k, c, sqrt_bonus, *common))
@@ -165,7 +166,7 @@ def select_ucb1(
     _check_vector("mean", mean, (torch.float32,))
     _check_vector("count", count, _COUNT_DTYPES, mean)
     k = _check_k(k, mean.numel())
-    c = as_float("c", c, low=-math.inf)
+    c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
     log_step = math.log(as_float("step", step, low=1.0))
     common = _seed_and_order(seed, order, mean.device)
     return _ids(ops.select_ucb1(mean.detach(), count, k, c, log_step, *common))
@@ -333,6 +334,7 @@ def update_scores_(
     the last value is entered, once. The id -1 marks a row without a sample and is skipped. Any
     other id out of range is an IndexError on the CPU before anything changes; on CUDA it is skipped
     and `check_errors` raises.
+    The tensors must not share memory with each other.
 
     Args:
         mean: [N] float32, contiguous.
@@ -384,6 +386,8 @@ def update_scores_(
         non_finite_count,
         last_non_finite,
     )
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(list(columns.values()))
 
 
 def check_errors(device: torch.device | str | int) -> None:
@@ -397,19 +401,18 @@ def check_errors(device: torch.device | str | int) -> None:
     if not place.is_cuda:
         return  # CPU ops raise at once
     (targets, target), (ids, sample_id), (weights, weight_id) = ops.take_errors(place).tolist()
+    out_of_range, negative = [], []
     if targets:
-        raise IndexError(
-            f"{targets} targets were out of range on {place.device}, for example {target}"
-        )
+        out_of_range.append(f"{targets} targets were out of range, for example {target}")
     if ids:
-        raise IndexError(
-            f"{ids} sample ids were out of range on {place.device}, for example {sample_id}"
-        )
+        out_of_range.append(f"{ids} sample ids were out of range, for example {sample_id}")
     if weights:
-        raise ValueError(
-            f"{weights} weights were negative or NaN on {place.device}, "
-            f"for example weights[{weight_id}]"
-        )
+        negative.append(f"{weights} weights were negative or NaN, as weights[{weight_id}]")
+    message = f"on {place.device}: " + "; ".join(out_of_range + negative)
+    if out_of_range:
+        raise IndexError(message)
+    if negative:
+        raise ValueError(message)
 
 
 _UNSET: Any = object()

@@ -275,12 +275,15 @@ class Pruner:
         values = self._score_of(scored)
         check_ids_and_values(ids, values)
         labels = target.to(torch.int64)
-        counts = labels != ignore_index
+        # A GPU cannot raise for a target out of range without waiting: such a row is left out here
+        # and reported by the next call that may wait.
+        counts = (labels != ignore_index) & (labels >= 0) & (labels < logits.shape[1])
         ids = move_without_waiting("ids", ids.to(torch.int64), labels.device)
         self._update(torch.where(counts, ids, -1), values)
+        loss = torch.where(counts, scored.loss, 0.0)
         if reduction == "none":
-            return scored.loss
-        total = scored.loss.sum()
+            return loss
+        total = loss.sum()
         if reduction == "sum":
             return total
         if weight is None:
@@ -314,6 +317,8 @@ class Pruner:
         if isinstance(values, functional.ScoredLoss):
             values = self._score_of(values)
         check_ids_and_values(ids, values)
+        if correct is not None and not isinstance(correct, Tensor):
+            raise TypeError(f"correct must be a tensor, got {type(correct).__name__}")
         if correct is not None and (correct.dtype != torch.bool or correct.shape != ids.shape):
             raise ValueError(
                 f"correct must be bool of shape {tuple(ids.shape)}, got {correct.dtype} of shape "

@@ -3,9 +3,9 @@
 # Creates the virtual environment $2 with the Python $1, or says what is missing.
 set -eu
 python=$1 venv=$2
-missing=$(sh "$(dirname "$0")/prerequisites.sh" "$python" | tr '\n' ' ')
+missing=$(sh "$(dirname "$0")/prerequisites.sh" "$python")
 if [ -n "$missing" ]; then
-    echo "Missing on this machine. On Debian or Ubuntu: apt-get install $missing" >&2
+    echo "Missing on this machine. On Debian or Ubuntu: apt-get install" $missing >&2
     exit 1
 fi
 if "$python" -c 'import ensurepip' 2> /dev/null; then

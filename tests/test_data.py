@@ -296,3 +296,13 @@ def test_chunks_survive_later_work_on_the_device(device, monkeypatch):
         seen += batch
         torch.zeros(1 << 15, dtype=torch.int64, device=device).add_(1)
     assert seen == expected.tolist()
+
+
+@pytest.mark.parametrize("index", [10, -11, 2**40])
+def test_an_index_outside_the_dataset_is_no_other_sample(index):
+    dataset = IndexedDataset(list(range(100, 110)))
+    with pytest.raises(IndexError, match=str(index)):
+        dataset[index]
+    with pytest.raises(IndexError, match=str(index)):
+        dataset.__getitems__([0, index])
+    assert dataset[-10] == (100, 0)

@@ -379,3 +379,31 @@ def test_policies_without_scores_need_no_observation(device, policy):
 def test_margins_are_no_weights(device):
     with pytest.raises(ValueError, match=r"score='margin' does not fit policy='weighted'"):
         Pruner(40, 0.5, "weighted", score="margin", device=device)
+
+
+def test_a_row_that_a_gpu_skips_counts_for_nothing(device, monkeypatch):
+    """On a GPU a target out of range gives NaN and a record; loss and table must not see it."""
+    real = functional.scored_cross_entropy
+
+    def as_on_a_gpu(logits, target, **options):
+        bad = (target < 0) | (target >= logits.shape[1])
+        scored = real(logits, torch.where(bad, 0, target), **options)
+        return functional.ScoredLoss(
+            *(torch.where(bad, torch.nan, value) for value in scored[:4]), scored.correct & ~bad
+        )
+
+    monkeypatch.setattr(functional, "scored_cross_entropy", as_on_a_gpu)
+    logits = torch.randn(6, 3, device=device, generator=torch.Generator(device).manual_seed(0))
+    target = torch.tensor([0, 1, 7, 2, -5, 1], device=device)
+    good = torch.tensor([0, 1, 3, 5], device=device)
+    for reduction in ("mean", "sum", "none"):
+        pruner = Pruner(6, 0.5, device=device)
+        ids = torch.arange(6, device=device)
+        loss = pruner.cross_entropy(logits, target, ids, reduction=reduction)
+        expected = F.cross_entropy(logits[good], target[good], reduction=reduction)
+        if reduction == "none":
+            assert loss[[2, 4]].tolist() == [0.0, 0.0]
+            loss = loss[good]
+        torch.testing.assert_close(loss, expected)
+        assert pruner.table.count.tolist() == [1, 1, 0, 1, 0, 1]
+        assert not pruner.table.last_non_finite.any()

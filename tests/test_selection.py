@@ -381,3 +381,20 @@ def test_a_threshold_outside_its_bracket_is_found_all_the_same(device, seed):
     scores = torch.arange(n, dtype=torch.float32, device=device)
     ids = F.select_top_k(scores, k, seed=seed, order="ascending")
     assert torch.equal(ids, torch.arange(n - k, n, device=device))
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU keeps all subnormals")
+def test_flushing_subnormals_changes_no_subset():
+    scores = torch.arange(1, 200_001) * 1e-44
+    calls = [
+        lambda: F.select_top_k(scores, 50_000, seed=1),
+        lambda: F.select_weighted(scores, 50_000, seed=1),
+        lambda: F.select_ucb(scores, scores, 50_000, seed=1),
+    ]
+    expected = [call() for call in calls]
+    torch.set_flush_denormal(True)
+    try:
+        for call, ids in zip(calls, expected, strict=True):
+            assert torch.equal(call(), ids)
+    finally:
+        torch.set_flush_denormal(False)

@@ -153,7 +153,7 @@ def test_command_line_on_digits(tmp_path: Path) -> None:
     table = done.stdout.partition("method ")[2]
     for label in ("full data ", "full data, 3 epochs", "uniform random", "epsilon-greedy", "UCB"):
         assert f"\n{label}" in table
-    assert "1.00x" in table and "evaluation excluded" in table
+    assert "1.0x" in table and "evaluation excluded" in table
     assert "UCB, seed 0: epoch 4/4, 250 samples" in done.stdout  # a line per epoch, and no bar
     assert done.stderr == ""
     with Image.open(tmp_path / "new" / "demo" / "accuracy.png") as figure:

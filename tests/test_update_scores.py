@@ -172,11 +172,12 @@ def test_values_beyond_float32_are_not_finite(device):
     assert got["count"].tolist() == [0, 0, 1]
 
 
-def test_averages_may_overflow_without_an_error(device):
+def test_averages_saturate_instead_of_becoming_infinite(device):
     columns = empty_columns(2)
     columns["mean"][0], columns["count"][0] = -3e38, 1
     got = run(columns, [0], [3e38], device, alpha=0.5)
-    assert got["mean"][0].item() == 0 and got["variance"][0].item() == INF
+    assert got["mean"][0].item() == 0
+    assert got["variance"][0].item() == pytest.approx(0.5 * torch.finfo(torch.float32).max)
     assert got["count"][0] == 2 and not got["last_non_finite"].any()
 
 
@@ -341,3 +342,25 @@ def test_bad_arguments_are_named(error, name, value, changed):
 def test_alpha_is_required():
     with pytest.raises(TypeError, match="alpha"):
         F.update_scores_(*(torch.zeros(1),) * 5)
+
+
+def test_a_huge_value_is_forgotten_in_time(device):
+    columns = [torch.zeros(1, device=device), torch.zeros(1, device=device)]
+    count = torch.zeros(1, dtype=torch.int32, device=device)
+    ids = torch.zeros(1, dtype=torch.int64, device=device)
+    for value in [3e38, -3e38] + [1.0] * 100:
+        values = torch.tensor([value], device=device)
+        F.update_scores_(*columns, count, ids, values, alpha=0.8)
+        assert all(column.isfinite().all() for column in columns)
+    assert columns[0].item() == pytest.approx(1.0) and columns[1].item() < 1e-3
+
+
+def test_autograd_notices_that_the_columns_changed(device):
+    mean, variance = torch.ones(3, device=device), torch.zeros(3, device=device)
+    count = torch.ones(3, dtype=torch.int64, device=device)
+    weight = torch.ones(3, device=device, requires_grad=True)
+    out = (weight * mean).sum()
+    ids = torch.tensor([0], device=device)
+    F.update_scores_(mean, variance, count, ids, torch.ones(1, device=device), alpha=0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()

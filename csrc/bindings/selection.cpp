@@ -50,7 +50,8 @@ Selection make_selection(const Request& r, const Tensor& ids) {
 
 // Allocates the ids on the device of `like`, for a checked request, and has them filled:
 // on_cpu(selection, parallel), or on_gpu(selection, workspace, scope).
-template <class OnCpu, class OnGpu>
+// kSearches: the op ranks the samples, and wants a workspace for it.
+template <bool kSearches = true, class OnCpu, class OnGpu>
 Tensor select(const Tensor& like, const Request& r, const OnCpu& on_cpu, const OnGpu& on_gpu) {
   Tensor ids = allocate(like, {r.k}, Dtype::Long);
   const Selection selection = make_selection(r, ids);
@@ -61,7 +62,9 @@ Tensor select(const Tensor& like, const Request& r, const OnCpu& on_cpu, const O
   }
 #if defined(DYNPRUNE_WITH_CUDA)
   const CudaScope scope(like);
-  const Tensor workspace = allocate_bytes(like, cuda::selection_workspace_bytes(selection));
+  const size_t bytes = kSearches ? cuda::selection_workspace_bytes(selection)
+                                 : cuda::select_uniform_workspace_bytes(selection);
+  const Tensor workspace = allocate_bytes(like, bytes);
   cuda_check(on_gpu(selection, workspace.mutable_data_ptr(), scope), "selecting samples");
 #else
   (void)on_gpu;
@@ -175,7 +178,7 @@ Tensor select_uniform(const Tensor& like, int64_t num_samples, int64_t k,
                       std::optional<Tensor> seed_tensor, int64_t seed, bool ascending) {
   const Request r{num_samples, k, 0, seed_tensor, seed, ascending};
   check_request(r, like);
-  return select(
+  return select<false>(
       like, r,
       [&](const Selection& s, const cpu::Parallel& threads) { cpu::select_uniform(s, threads); },
       DYNPRUNE_ON_GPU({ return cuda::launch_select_uniform(s, workspace, scope.stream()); }));

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace dynprune {
 namespace cpu {
 
@@ -12,6 +16,22 @@ struct Parallel {
   int num_threads;
   // Runs task(context, i) for 0 <= i < num_tasks, in any order, and returns when all are done.
   void (*run)(int num_tasks, void (*task)(void* context, int i), void* context);
+};
+
+// While it lives, this thread keeps subnormal numbers: torch.set_flush_denormal must not change a
+// subset, least of all in some threads only.
+class KeepSubnormals {
+ public:
+#if defined(__SSE__)
+  KeepSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~kFlushBits); }
+  ~KeepSubnormals() { _mm_setcsr(saved_); }
+
+ private:
+  static constexpr unsigned kFlushBits = 0x8040;  // flush to zero, and denormals are zero
+  unsigned saved_;
+#else
+  KeepSubnormals() {}
+#endif
 };
 
 // A half-open range of indices.
@@ -28,6 +48,7 @@ void for_each_range(const Parallel& parallel, int64_t n, int num_tasks, const Bo
     int num_tasks;
   } context{&body, n, num_tasks};
   const auto task = [](void* opaque, int i) {
+    const KeepSubnormals keep_subnormals;
     const Context& c = *static_cast<Context*>(opaque);
     const int64_t each = c.n / c.num_tasks, rest = c.n % c.num_tasks;
     const int64_t begin = i * each + (i < rest ? i : rest);

@@ -213,6 +213,7 @@ template <class Ranking>
 Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
                                               uint64_t seed) {
   using Key = typename Ranking::Key;
+  const KeepSubnormals keep_subnormals;
   Bracket<Key> bracket = Bracket<Key>::everything();
   const BracketPlan plan = BracketPlan::of(n);
   const int64_t size = plan.sample_size;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The selection launchers of csrc/kernels for the CPU: same arguments, same ids in the same order.
-// They allocate what they need, and a few megabytes at most beside k ids.
+// They allocate what they need, about N / 4 bytes beside the ids.
 #pragma once
 
 #include "cpu/parallel.h"

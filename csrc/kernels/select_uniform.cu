@@ -27,18 +27,21 @@ struct AmongFirst {
 
 }  // namespace
 
+size_t select_uniform_workspace_bytes(const Selection& s) {
+  return s.order == Order::kRandom ? 0 : CompactState::bytes(s.num_samples);
+}
+
 cudaError_t launch_select_uniform(const Selection& s, void* workspace, cudaStream_t stream) {
   if (s.k() == 0) return cudaSuccess;
   if (s.order == Order::kRandom) {
     return launch_shuffle(nullptr, s.num_samples, s.k(), s.seed, Stream::kPermutation, s.ids,
                           stream);
   }
-  const SelectionWorkspace w(workspace, s);
   const cudaError_t error =
-      cudaMemsetAsync(workspace, 0, SelectionWorkspace::zero_bytes(s), stream);
+      cudaMemsetAsync(workspace, 0, select_uniform_workspace_bytes(s), stream);
   if (error != cudaSuccess) return error;
-  return launch_compact(AmongFirst{s.seed, s.num_samples, s.k()}, s.num_samples, w.compact, s.ids,
-                        stream);
+  return launch_compact(AmongFirst{s.seed, s.num_samples, s.k()}, s.num_samples,
+                        static_cast<CompactState*>(workspace), s.ids, stream);
 }
 
 }  // namespace cuda

@@ -66,7 +66,7 @@ struct IdHash {
 
 // E = -log(u) for the hash h, u = (h + 1/2) / 2^32: an Exp(1) draw, always positive and finite.
 // Built from exactly rounded operations, since the CPU's and the GPU's logf differ; relative error
-// below 2e-7.
+// below 3e-7.
 DYNPRUNE_HD float exponential(uint32_t h) {
   const uint64_t odd = 2 * static_cast<uint64_t>(h) + 1;   // u = odd / 2^33
   const int shift = count_leading_zeros(odd) - (64 - 33);  // u = m / 2^shift, m in [1/2, 1)

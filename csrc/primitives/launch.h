@@ -26,27 +26,44 @@
 
 namespace dynprune {
 
-// The compiler's own atomics: <cuda/atomic> says the same but costs seconds per file.
-template <class T>
-__device__ __forceinline__ T load_acquire(const T* p) {
-  T v;
-  __nv_atomic_load(const_cast<T*>(p), &v, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE);
-  return v;
-}
-template <class T>
-__device__ __forceinline__ T load_relaxed(const T* p) {
-  T v;
-  __nv_atomic_load(const_cast<T*>(p), &v, __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE);
-  return v;
-}
-template <class T>
-__device__ __forceinline__ void store_release(T* p, T v) {
-  __nv_atomic_store(p, &v, __NV_ATOMIC_RELEASE, __NV_THREAD_SCOPE_DEVICE);
-}
-template <class T>
-__device__ __forceinline__ void store_relaxed(T* p, T v) {
-  __nv_atomic_store(p, &v, __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE);
-}
+// Inline PTX: the compiler's own __nv_atomic_load and _store would say the same, but only from
+// nvcc 12.8 on, and <cuda/atomic> costs seconds per file. T: a word of 4 or 8 bytes.
+#define DYNPRUNE_ORDERED_LOAD(name, order)                                             \
+  template <class T>                                                                   \
+  __device__ __forceinline__ T name(const T* p) {                                      \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #name ": a word of 4 or 8 bytes"); \
+    if constexpr (sizeof(T) == 8) {                                                    \
+      unsigned long long v;                                                            \
+      asm volatile("ld." order ".gpu.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");    \
+      return reinterpret_cast<T&>(v);                                                  \
+    } else {                                                                           \
+      unsigned v;                                                                      \
+      asm volatile("ld." order ".gpu.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");    \
+      return reinterpret_cast<T&>(v);                                                  \
+    }                                                                                  \
+  }
+#define DYNPRUNE_ORDERED_STORE(name, order)                                            \
+  template <class T>                                                                   \
+  __device__ __forceinline__ void name(T* p, T v) {                                    \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #name ": a word of 4 or 8 bytes"); \
+    if constexpr (sizeof(T) == 8) {                                                    \
+      asm volatile("st." order ".gpu.b64 [%0], %1;"                                    \
+                   :                                                                   \
+                   : "l"(p), "l"(reinterpret_cast<unsigned long long&>(v))             \
+                   : "memory");                                                        \
+    } else {                                                                           \
+      asm volatile("st." order ".gpu.b32 [%0], %1;"                                    \
+                   :                                                                   \
+                   : "l"(p), "r"(reinterpret_cast<unsigned&>(v))                       \
+                   : "memory");                                                        \
+    }                                                                                  \
+  }
+DYNPRUNE_ORDERED_LOAD(load_acquire, "acquire")
+DYNPRUNE_ORDERED_LOAD(load_relaxed, "relaxed")
+DYNPRUNE_ORDERED_STORE(store_release, "release")
+DYNPRUNE_ORDERED_STORE(store_relaxed, "relaxed")
+#undef DYNPRUNE_ORDERED_LOAD
+#undef DYNPRUNE_ORDERED_STORE
 
 inline int multiprocessor_count() {
   int device = 0, count = 1;

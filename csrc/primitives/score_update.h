@@ -12,6 +12,10 @@ namespace dynprune {
 // is what the published code gives because its mean starts at 0.
 enum class FirstVisit { kZero, kPublished };
 
+// The greatest float instead of infinity, which no later value would ever lower.
+DYNPRUNE_HD float saturate(float x) { return x < 3.402823466e38f ? x : 3.402823466e38f; }
+DYNPRUNE_HD float square(float x) { return saturate(mul_rn(x, x)); }
+
 // The score table's columns, one element per sample. The last two may be null.
 template <class Count>
 struct ScoreColumns {
@@ -32,13 +36,13 @@ struct ScoreColumns {
     }
     if (count[id] == 0) {
       mean[id] = value;
-      variance[id] = first_visit == FirstVisit::kZero ? 0.0f : mul_rn(alpha, mul_rn(value, value));
+      variance[id] = first_visit == FirstVisit::kZero ? 0.0f : mul_rn(alpha, square(value));
     } else {
       const float old_mean = mean[id];
       const float distance = sub_rn(value, old_mean);
       const float beta = sub_rn(1.0f, alpha);
       mean[id] = add_rn(mul_rn(beta, old_mean), mul_rn(alpha, value));
-      variance[id] = add_rn(mul_rn(beta, variance[id]), mul_rn(alpha, mul_rn(distance, distance)));
+      variance[id] = saturate(add_rn(mul_rn(beta, variance[id]), mul_rn(alpha, square(distance))));
     }
     count[id] += 1;
   }

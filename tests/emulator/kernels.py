@@ -100,6 +100,7 @@ def load(mode: Mode = "check") -> Emulator:
     emulator = Emulator(build(sources, mode))
     library = emulator.library
     library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_select_uniform_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):
@@ -176,7 +177,9 @@ class Kernels:
             if seed_in_memory:
                 cell = self.emulator.array(np.array([seed], np.int64), "seed")
                 arguments.seed_pointer = self.emulator.pointer(cell)
-            size = self.library.emulated_selection_workspace_bytes(ctypes.byref(arguments))
+            kind = "select_uniform" if op == "select_uniform" else "selection"
+            workspace_bytes = getattr(self.library, f"emulated_{kind}_workspace_bytes")
+            size = workspace_bytes(ctypes.byref(arguments))
             workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)
             arguments.workspace = self.emulator.pointer(workspace)
             passed = [

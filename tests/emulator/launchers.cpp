@@ -36,6 +36,9 @@ struct SelectionArguments {
 size_t emulated_selection_workspace_bytes(const SelectionArguments* a) {
   return cuda::selection_workspace_bytes(a->selection());
 }
+size_t emulated_select_uniform_workspace_bytes(const SelectionArguments* a) {
+  return cuda::select_uniform_workspace_bytes(a->selection());
+}
 int emulated_select_top_k(const SelectionArguments* a, const void* scores, int type) {
   return cuda::launch_select_top_k(scores, static_cast<ScalarType>(type), a->selection(),
                                    a->workspace, nullptr);

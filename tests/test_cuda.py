@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU can show: captured graphs, other streams, no waiting, errors that come later."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynprune_cuda import Pruner
+from dynprune_cuda import functional as F
+
+pytestmark = pytest.mark.needs_cuda
+N, K = 50_000, 15_000
+
+
+def scores(kind: str = "levels") -> Tensor:
+    x = torch.randn(N, generator=torch.Generator().manual_seed(0))
+    return ((x * 2).round() if kind == "levels" else x).cuda()
+
+
+def test_a_captured_selection_is_replayed_with_a_new_seed() -> None:
+    x, seed = scores(), torch.zeros((), dtype=torch.int64, device="cuda")
+    F.select_top_k(x, K, seed=seed)  # warm-up
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        top_k = F.select_top_k(x, K, seed=seed)
+        greedy = F.select_epsilon_greedy(x, K, 0.2, seed=seed)
+        weighted = F.select_weighted(x.abs(), K, seed=seed)
+        uniform = F.select_uniform(N, K, seed=seed, device="cuda")
+    for value in (3, -7, 2**62):
+        seed.fill_(value)
+        graph.replay()
+        cpu = x.cpu()
+        assert torch.equal(top_k.cpu(), F.select_top_k(cpu, K, seed=value))
+        assert torch.equal(greedy.cpu(), F.select_epsilon_greedy(cpu, K, 0.2, seed=value))
+        assert torch.equal(weighted.cpu(), F.select_weighted(cpu.abs(), K, seed=value))
+        assert torch.equal(uniform.cpu(), F.select_uniform(N, K, seed=value))
+
+
+def test_ops_run_on_the_current_stream() -> None:
+    expected = F.select_top_k(scores("normal").cpu() + 1, K, seed=1)
+    x, stream = scores("normal"), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        y = x + 1  # late, on this stream only
+        ids = F.select_top_k(y, K, seed=1)
+    stream.synchronize()
+    assert torch.equal(ids.cpu(), expected)
+
+
+def test_a_training_step_and_a_selection_never_wait() -> None:
+    pruner = Pruner(N, 0.3, "ucb", device="cuda")
+    logits = torch.randn(512, 10, device="cuda", requires_grad=True)
+    target, ids = torch.arange(512, device="cuda") % 10, torch.arange(512, device="cuda")
+    pruner.cross_entropy(logits, target, ids).backward()  # first calls set things up
+    table = pruner.table
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pruner.cross_entropy(logits, target, ids).backward()
+        F.select_ucb(table.ranking_mean(), table.variance, K, seed=1)
+        F.select_epsilon_greedy(table.ranking_mean(), K, 0.1, seed=1)
+        F.select_weighted(table.variance, K, seed=1)
+        F.permutation(N, seed=1, device="cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_all_data_errors_are_raised_together_and_once() -> None:
+    F.check_errors("cuda")
+    logits = torch.randn(4, 3, device="cuda")
+    scored = F.scored_cross_entropy(logits, torch.tensor([0, 3, 1, 2], device="cuda"))
+    assert scored.loss.isnan().tolist() == [False, True, False, False]
+    columns = [torch.zeros(5, device="cuda") for _ in range(2)]
+    count = torch.zeros(5, dtype=torch.int32, device="cuda")
+    F.update_scores_(*columns, count, torch.tensor([9], device="cuda"), columns[0][:1] + 1, alpha=1)
+    with pytest.raises(IndexError, match=r"1 targets .* 3; 1 sample ids .* 9"):
+        F.check_errors("cuda")
+    F.check_errors("cuda")
+    assert not count.any()
