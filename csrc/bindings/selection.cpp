@@ -50,9 +50,10 @@ Selection make_selection(const Request& r, const Tensor& ids) {
 
 // Allocates the ids on the device of `like`, for a checked request, and has them filled:
 // on_cpu(selection, parallel), or on_gpu(selection, workspace, scope).
-// kSearches: the op ranks the samples, and wants a workspace for it.
-template <bool kSearches = true, class OnCpu, class OnGpu>
-Tensor select(const Tensor& like, const Request& r, const OnCpu& on_cpu, const OnGpu& on_gpu) {
+// ranked_by: the type of the scores that the op ranks the samples by; none: it draws uniformly.
+template <class OnCpu, class OnGpu>
+Tensor select(const Tensor& like, std::optional<ScalarType> ranked_by, const Request& r,
+              const OnCpu& on_cpu, const OnGpu& on_gpu) {
   Tensor ids = allocate(like, {r.k}, Dtype::Long);
   const Selection selection = make_selection(r, ids);
   if (r.k == 0) return ids;
@@ -62,12 +63,13 @@ Tensor select(const Tensor& like, const Request& r, const OnCpu& on_cpu, const O
   }
 #if defined(DYNPRUNE_WITH_CUDA)
   const CudaScope scope(like);
-  const size_t bytes = kSearches ? cuda::selection_workspace_bytes(selection)
-                                 : cuda::select_uniform_workspace_bytes(selection);
+  const size_t bytes = ranked_by.has_value()
+                           ? cuda::selection_workspace_bytes(selection, *ranked_by)
+                           : cuda::select_uniform_workspace_bytes(selection);
   const Tensor workspace = allocate_bytes(like, bytes);
   cuda_check(on_gpu(selection, workspace.mutable_data_ptr(), scope), "selecting samples");
 #else
-  (void)on_gpu;
+  (void)on_gpu, (void)ranked_by;
 #endif
   return ids;
 }
@@ -86,7 +88,7 @@ Tensor select_by_score(const Tensor& scores, const Request& r) {
   const Tensor compact = dense(scores);
   const void* data = compact.const_data_ptr();
   return select(
-      scores, r,
+      scores, type, r,
       [&](const Selection& s, const cpu::Parallel& threads) {
         cpu::select_top_k(data, type, s, threads);
       },
@@ -120,7 +122,7 @@ Tensor select_ucb(const Tensor& mean, const Tensor& variance, int64_t k, double 
   const void *means = dense_mean.const_data_ptr(), *variances = dense_variance.const_data_ptr();
   const float c32 = static_cast<float>(c);
   return select(
-      mean, r,
+      mean, type, r,
       [&](const Selection& s, const cpu::Parallel& threads) {
         cpu::select_ucb(means, variances, type, c32, sqrt_bonus, s, threads);
       },
@@ -145,7 +147,7 @@ Tensor select_ucb1(const Tensor& mean, const Tensor& count, int64_t k, double c,
   const void* counts = dense_count.const_data_ptr();
   const float c32 = static_cast<float>(c), log32 = static_cast<float>(log_step);
   return select(
-      mean, r,
+      mean, ScalarType::kFloat32, r,
       [&](const Selection& s, const cpu::Parallel& threads) {
         cpu::select_ucb1(means, counts, count_type, c32, log32, s, threads);
       },
@@ -164,7 +166,7 @@ Tensor select_weighted(const Tensor& weights, int64_t k, std::optional<Tensor> s
   const Tensor compact = dense(weights);
   const void* data = compact.const_data_ptr();
   return select(
-      weights, r,
+      weights, type, r,
       [&](const Selection& s, const cpu::Parallel& threads) {
         raise_if_bad(cpu::select_weighted(data, type, s, threads), s.num_samples);
       },
@@ -178,8 +180,8 @@ Tensor select_uniform(const Tensor& like, int64_t num_samples, int64_t k,
                       std::optional<Tensor> seed_tensor, int64_t seed, bool ascending) {
   const Request r{num_samples, k, 0, seed_tensor, seed, ascending};
   check_request(r, like);
-  return select<false>(
-      like, r,
+  return select(
+      like, std::nullopt, r,
       [&](const Selection& s, const cpu::Parallel& threads) { cpu::select_uniform(s, threads); },
       DYNPRUNE_ON_GPU({ return cuda::launch_select_uniform(s, workspace, scope.stream()); }));
 }

@@ -6,8 +6,10 @@
 namespace dynprune {
 namespace cuda {
 
-size_t selection_workspace_bytes(const Selection& selection) {
-  return SelectionWorkspace::bytes(selection);
+size_t selection_workspace_bytes(const Selection& s, ScalarType type) {
+  const size_t large = type == ScalarType::kFloat64 ? SelectWorkspace<uint64_t>(nullptr, s).bytes
+                                                    : SelectWorkspace<uint32_t>(nullptr, s).bytes;
+  return std::max(large, sizeof(SmallState));
 }
 
 cudaError_t launch_select_top_k(const void* scores, ScalarType type, const Selection& selection,

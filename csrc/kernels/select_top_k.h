@@ -9,7 +9,7 @@
 namespace dynprune {
 namespace cuda {
 
-// scores: [N] of `type`, contiguous. workspace: selection_workspace_bytes(selection).
+// scores: [N] of `type`, contiguous. workspace: selection_workspace_bytes(selection, type).
 cudaError_t launch_select_top_k(const void* scores, ScalarType type, const Selection& selection,
                                 void* workspace, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "primitives/hash.h"
+#include "primitives/scalar_types.h"
 
 namespace dynprune {
 
@@ -25,9 +26,9 @@ struct Selection {
 };
 
 namespace cuda {
-// Bytes of device memory that any selection op wants as its workspace, 8-byte aligned, in any
-// state.
-size_t selection_workspace_bytes(const Selection& selection);
+// Bytes of device memory that an op which ranks samples by scores of `type` wants as its workspace,
+// 256-byte aligned, in any state.
+size_t selection_workspace_bytes(const Selection& selection, ScalarType type);
 }  // namespace cuda
 
 }  // namespace dynprune

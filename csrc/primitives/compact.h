@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ordered compaction in one pass: the ids below n that satisfy a predicate, ascending, whatever the
-// grid. Tiles are numbered in the order in which blocks start, each publishes its count, and a
-// tile's offset comes from looking back over its predecessors (Merrill & Garland 2016, "decoupled
-// look-back"). Per id: what the predicate reads, plus 8 bytes written per id kept.
+// From one bit per id to a list of ids, in one pass, whatever the grid. A tile of 4096 ids is one
+// block's work. Tiles are numbered in the order in which blocks start, each publishes its count,
+// and a tile's offset comes from looking back over its predecessors (Merrill & Garland 2016,
+// "decoupled look-back"). The list is either written, ascending, or described by a directory in
+// which the id of any rank is found by a few reads.
 #pragma once
 
 #include "block.h"
 
 namespace dynprune {
 
-constexpr int kCompactThreads = 256;
-constexpr int kCompactRounds = 8;
-constexpr int64_t kCompactTile = int64_t{kCompactThreads} * kCompactRounds;
+constexpr int kWordsPerTile = 128;
+constexpr int kListThreads = kWordsPerTile;  // a thread for every word of a tile
+constexpr int64_t kTile = int64_t{kWordsPerTile} * 32;
 
-inline int64_t num_compact_tiles(int64_t n) { return (n + kCompactTile - 1) / kCompactTile; }
+DYNPRUNE_HD int64_t num_tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 
 // Look-back state: all zero before a launch.
 struct CompactState {
@@ -24,7 +25,7 @@ struct CompactState {
     return reinterpret_cast<unsigned long long*>(this + 1);
   }
   static size_t bytes(int64_t n) {
-    return sizeof(CompactState) + static_cast<size_t>(num_compact_tiles(n)) * 8;
+    return sizeof(CompactState) + static_cast<size_t>(num_tiles(n)) * 8;
   }
 };
 
@@ -64,63 +65,131 @@ __device__ __forceinline__ unsigned long long look_back(unsigned long long* tile
   return before;
 }
 
-// One block per tile. Predicate: bool operator()(int64_t id), prepared by begin() on the device.
-template <class Predicate>
-__global__ void __launch_bounds__(kCompactThreads)
-    compact_kernel(Predicate predicate, int64_t n, CompactState* state, int64_t* ids) {
-  constexpr int kWarps = kCompactThreads / kWarpSize;
-  DYNPRUNE_SHARED(unsigned, offsets, [kCompactRounds * kWarps]);
-  DYNPRUNE_SHARED(unsigned long long, tile_offset, );
-  DYNPRUNE_SHARED(unsigned, tile_number, );
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
+// Where the id of a given rank is: a bitmap, how many bits are set before every group of 256 ids
+// (one sector of the bitmap), and the group of every 256th rank, between two of which the search
+// stays. 0.03 bytes per id and the bitmap's 0.125, where the list would take 8 per id kept; for 100
+// million ids all of it stays in the L2 cache of a large GPU.
+constexpr int kGroup = 256;
+constexpr int kGroupsPerTile = static_cast<int>(kTile / kGroup);
 
-  if (thread == 0) tile_number = atomicAdd(&state->ticket, 1u);
-  __syncthreads();
-  const int64_t tile = tile_number;
-  const int64_t first = tile * kCompactTile + thread;
+struct RankDirectory {
+  const uint32_t* bitmap;
+  uint32_t* before;   // [num_groups]; below 2^32 for k <= 2^32
+  uint32_t* samples;  // [num_samples(k)]
+  int64_t num_groups, k;
 
-  auto keeps = predicate.begin();
-  unsigned kept = 0;  // bit r: this thread keeps the id of round r
-  for (int r = 0; r < kCompactRounds; r++) {
-    const int64_t id = first + r * kCompactThreads;
-    const bool keep = id < n && keeps(id);
-    const unsigned ballot = __ballot_sync(kFullWarp, keep);
-    kept |= static_cast<unsigned>(keep) << r;
-    if (lane == 0) offsets[r * kWarps + warp] = __popc(ballot);
-  }
-  __syncthreads();
+  static int64_t num_samples(int64_t k) { return (k + kGroup - 1) / kGroup; }
 
-  if (warp == 0) {  // ids ascend with (round, warp, lane): scan the 64 counts, two a lane
-    static_assert(kCompactRounds * kWarps == 2 * kWarpSize, "the scan below is over 64 counts");
-    const unsigned a = offsets[2 * lane], b = offsets[2 * lane + 1];
-    const unsigned inclusive = warp_inclusive_sum(a + b, lane);
-    const unsigned total = __shfl_sync(kFullWarp, inclusive, kWarpSize - 1);
-    offsets[2 * lane] = inclusive - a - b;
-    offsets[2 * lane + 1] = inclusive - b;
-    const unsigned long long before = look_back(state->tiles(), tile, total, lane);
-    if (lane == 0) tile_offset = before;
-  }
-  __syncthreads();
-
-  for (int r = 0; r < kCompactRounds; r++) {
-    const bool keep = (kept >> r & 1u) != 0;
-    const unsigned ballot = __ballot_sync(kFullWarp, keep);
-    const unsigned rank = __popc(ballot & ((1u << lane) - 1));
-    if (keep) {
-      ids[tile_offset + offsets[r * kWarps + warp] + rank] = first + r * kCompactThreads;
+  __device__ int64_t operator()(uint64_t rank) const {
+    const int64_t sample = static_cast<int64_t>(rank / kGroup);
+    int64_t group = samples[sample];
+    int64_t last = (sample + 1) * kGroup < k ? samples[sample + 1] : num_groups - 1;
+    while (group < last) {
+      const int64_t middle = (group + last + 1) / 2;
+      if (before[middle] <= rank) {
+        group = middle;
+      } else {
+        last = middle - 1;
+      }
     }
+    int left = static_cast<int>(rank - before[group]);
+    const uint4* words = reinterpret_cast<const uint4*>(bitmap + group * (kGroup / 32));
+    const uint4 a = __ldg(&words[0]), b = __ldg(&words[1]);
+    const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    uint32_t word = 0;
+    int offset = 0;
+    bool found = false;
+#pragma unroll
+    for (int w = 0; w < 8; w++) {
+      const int count = __popc(all[w]);
+      if (!found) {
+        word = all[w];
+        offset = w * 32;
+        found = left < count;
+        if (!found) left -= count;
+      }
+    }
+    return group * kGroup + offset + nth_bit(word, left);
+  }
+
+ private:
+  // The position of the n-th bit that is set, from 0: halves, quarters, ...
+  __device__ static int nth_bit(uint32_t word, int n) {
+    int position = 0;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) {
+      const int below = __popc(word & ((1u << width) - 1));
+      const bool upper = n >= below;
+      n -= upper ? below : 0;
+      word >>= upper ? width : 0;
+      position += upper ? width : 0;
+    }
+    return position;
+  }
+};
+
+struct ListShared {
+  uint32_t words[kWordsPerTile];
+  uint16_t kept[kTile];
+  unsigned warp_totals[kListThreads / kWarpSize];
+  unsigned offsets[kWordsPerTile + 1];
+  unsigned long long before;
+  unsigned tile;
+};
+
+// The tile of a block, the same in all its threads.
+__device__ __forceinline__ int64_t take_tile(CompactState* state, ListShared* shared) {
+  if (threadIdx.x == 0) shared->tile = atomicAdd(&state->ticket, 1u);
+  __syncthreads();
+  return shared->tile;
+}
+
+// Counts the bits in shared->words, and the bits of the tiles before. All threads of the block call
+// it after the last of them has written a word.
+__device__ __forceinline__ void count_tile(int64_t tile, CompactState* state, ListShared* shared) {
+  const int thread = threadIdx.x;
+  __syncthreads();
+  const unsigned count = __popc(shared->words[thread]);
+  const unsigned offset = block_exclusive_sum(count, shared->warp_totals);
+  shared->offsets[thread] = offset;
+  if (thread == kListThreads - 1) shared->offsets[kWordsPerTile] = offset + count;
+  __syncthreads();
+  if (thread < kWarpSize) {
+    const unsigned long long before =
+        look_back(state->tiles(), tile, shared->offsets[kWordsPerTile], thread);
+    if (thread == 0) shared->before = before;
   }
 }
 
-// state: CompactState::bytes(n) bytes of zeros. ids: room for every id that the predicate keeps.
-template <class Predicate>
-cudaError_t launch_compact(const Predicate& predicate, int64_t n, CompactState* state, int64_t* ids,
-                           cudaStream_t stream) {
-  if (n == 0) return cudaSuccess;
-  const unsigned grid = static_cast<unsigned>(num_compact_tiles(n));
-  DYNPRUNE_LAUNCH((compact_kernel<Predicate>), grid, kCompactThreads, 0, stream, predicate, n,
-                  state, ids);
-  return cudaGetLastError();
+// Writes the tile's ids behind those of the tiles before. They are put together in shared memory,
+// so that neighbouring threads write neighbouring ids.
+__device__ __forceinline__ void write_tile(int64_t tile, ListShared* shared, int64_t* ids) {
+  const int thread = threadIdx.x;
+  unsigned next = shared->offsets[thread];
+  for (uint32_t word = shared->words[thread]; word != 0; word &= word - 1) {
+    shared->kept[next++] = static_cast<uint16_t>(thread * 32 + __ffs(static_cast<int>(word)) - 1);
+  }
+  __syncthreads();
+  int64_t* own = ids + shared->before;
+  for (unsigned i = thread; i < shared->offsets[kWordsPerTile]; i += kListThreads) {
+    own[i] = tile * kTile + shared->kept[i];
+  }
+}
+
+// Writes the tile's part of a directory, bitmap included.
+__device__ __forceinline__ void write_directory(int64_t tile, ListShared* shared, uint32_t* bitmap,
+                                                const RankDirectory& directory) {
+  const int thread = threadIdx.x;
+  __syncthreads();
+  bitmap[tile * kWordsPerTile + thread] = shared->words[thread];
+  if (thread >= kGroupsPerTile) return;
+  constexpr int kWordsPerGroup = kGroup / 32;
+  const int64_t group = tile * kGroupsPerTile + thread;
+  const unsigned long long begin = shared->before + shared->offsets[thread * kWordsPerGroup];
+  const unsigned long long end = shared->before + shared->offsets[(thread + 1) * kWordsPerGroup];
+  directory.before[group] = static_cast<uint32_t>(begin);
+  const unsigned long long sample = (begin + kGroup - 1) / kGroup;
+  if (sample * kGroup < end) directory.samples[sample] = static_cast<uint32_t>(group);
 }
 
 }  // namespace dynprune

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The total order that decides every selection: (score descending, seeded hash of the sample id
 // descending, id). A score becomes an unsigned key that compares like the score: -0 equals +0,
-// every NaN is the greatest.
+// every NaN is the greatest. Key and hash together are a composite key, one unsigned word.
 #pragma once
 
 #include "hash.h"
@@ -23,10 +23,30 @@ DYNPRUNE_HD uint64_t ordered_key(double score) {
   return ordered_bits(bit_cast<uint64_t>(score), uint64_t{0x7ff} << 52);
 }
 
-// A composite key (key, tie) is unique, so "at or above the threshold" is exactly k samples. Ids
-// are below 2^32, where the tie hash is a bijection; the id itself is never needed as a third key.
+// Ids are below 2^32, where the tie hash is a bijection: composite keys are unique, "at or above
+// the threshold" is exactly k samples, and the id itself is never needed as a third key.
 constexpr int64_t kMaxSamples = int64_t{1} << 32;
 
+template <class Key>
+struct CompositeOf;
+template <>
+struct CompositeOf<uint32_t> {
+  using type = uint64_t;
+};
+template <>
+struct CompositeOf<uint64_t> {
+  using type = unsigned __int128;
+};
+// (key, tie hash), greatest first; a uint32_t by itself is a composite key where there are no ties.
+template <class Key>
+using composite_t = typename CompositeOf<Key>::type;
+
+template <class Key>
+DYNPRUNE_HD composite_t<Key> compose(Key key, uint32_t tie) {
+  return static_cast<composite_t<Key>>(key) << 32 | tie;
+}
+
+// The lowest composite key that is selected.
 template <class Key>
 struct Threshold {
   Key key;
@@ -35,54 +55,6 @@ struct Threshold {
   // The hash is computed only where the scores are equal.
   DYNPRUNE_HD bool admits(Key k, int64_t id, const IdHash& tie_hash) const {
     return k > key || (k == key && tie_hash(id) >= tie);
-  }
-};
-
-// Radix selection looks at a composite key digit by digit from the top: first the key's digits,
-// then the tie's.
-constexpr int kDigitBits = 11;
-constexpr int kNumBins = 1 << kDigitBits;
-
-template <class Key>
-struct Digit {
-  static constexpr int kKeyBits = 8 * sizeof(Key);
-  static constexpr int kKeyPasses = (kKeyBits + kDigitBits - 1) / kDigitBits;
-  static constexpr int kTiePasses = (32 + kDigitBits - 1) / kDigitBits;
-  static constexpr int kNumPasses = kKeyPasses + kTiePasses;
-
-  bool in_tie;  // a digit of the tie hash rather than of the key
-  int top;      // bits [shift, top) are the digit
-  int shift;
-
-  DYNPRUNE_HD explicit Digit(int pass) {
-    in_tie = pass >= kKeyPasses;
-    top = in_tie ? 32 - (pass - kKeyPasses) * kDigitBits : kKeyBits - pass * kDigitBits;
-    shift = top > kDigitBits ? top - kDigitBits : 0;
-  }
-
-  // The bin of sample `id`, or -1 if its composite key does not begin with the digits chosen so
-  // far.
-  DYNPRUNE_HD int bin(Key key, int64_t id, const IdHash& tie_hash,
-                      const Threshold<Key>& so_far) const {
-    if (in_tie) {
-      if (key != so_far.key) return -1;
-      return field(tie_hash(id), so_far.tie, 32);
-    }
-    return field(key, so_far.key, kKeyBits);
-  }
-  DYNPRUNE_HD void append(uint32_t digit, Threshold<Key>* so_far) const {
-    if (in_tie) {
-      so_far->tie |= digit << shift;
-    } else {
-      so_far->key |= static_cast<Key>(digit) << shift;
-    }
-  }
-
- private:
-  template <class Word>
-  DYNPRUNE_HD int field(Word word, Word prefix, int word_bits) const {
-    if (top < word_bits && word >> top != prefix >> top) return -1;
-    return static_cast<int>(word >> shift & ((1u << (top - shift)) - 1));
   }
 };
 

@@ -5,21 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 from emulator import HERE, Emulator, build
-from kernels import Kernels, load
+from kernels import LITTLE_SHARED_BYTES, SCHEDULES, Kernels, on_schedule
 
 UNCHECKED_SOURCES = tuple(
     HERE / f"{name}.cu" for name in ("select_bugs", "intrinsics", "behaviour")
 )
 CHECKED_SOURCES = (HERE / "bugs.cu", *UNCHECKED_SOURCES)
-
-# Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and
-# grid sizes. One lets a single block be resident at a time.
-SCHEDULES = [
-    {"seed": 0, "resident": 64, "order": 0, "preempt": 0, "multiprocessors": 4},
-    {"seed": 1, "resident": 1, "order": 1, "preempt": 64, "multiprocessors": 1},
-    {"seed": 2, "resident": 5, "order": 2, "preempt": 8, "multiprocessors": 2},
-    {"seed": 3, "resident": 64, "order": 2, "preempt": 64, "multiprocessors": 7},
-]
 
 
 @pytest.fixture
@@ -40,16 +31,24 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 @pytest.fixture
 def kernels_in_turn() -> Kernels:
     """The project's kernels, threads and blocks one after the other."""
-    emulator = load("check")
-    emulator.take_error()
-    emulator.configure()
-    return Kernels(emulator)
+    return on_schedule()
 
 
 @pytest.fixture(params=SCHEDULES, ids=lambda s: f"schedule{s['seed']}")
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     """The project's kernels at several schedules."""
-    emulator = load("check")
-    emulator.take_error()
-    emulator.configure(**request.param)
-    return Kernels(emulator)
+    return on_schedule(**request.param)
+
+
+@pytest.fixture(params=["small", "large"])
+def selection_kernels(request: pytest.FixtureRequest, schedule: dict[str, int]) -> Kernels:
+    """The project's kernels at several schedules; selections on the chip and not."""
+    if request.param == "large":
+        return on_schedule(**schedule, shared_bytes=LITTLE_SHARED_BYTES)
+    return on_schedule(**schedule)
+
+
+@pytest.fixture(params=SCHEDULES, ids=lambda s: f"schedule{s['seed']}")
+def schedule(request: pytest.FixtureRequest) -> dict[str, int]:
+    chosen: dict[str, int] = request.param
+    return chosen

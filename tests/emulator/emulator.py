@@ -222,10 +222,12 @@ class _Config(ctypes.Structure):
         ("preempt", ctypes.c_int32),
         ("strict", ctypes.c_int32),
         ("multiprocessors", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_int32),
+        ("first_block", ctypes.c_int32),
     )
 
 
-STATISTICS = ("switches", "barriers", "warp_operations", "blocks")
+STATISTICS = ("switches", "barriers", "warp_operations", "blocks", "launches")
 TRAFFIC = (
     "bytes_read",
     "bytes_written",
@@ -271,6 +273,8 @@ class Emulator:
         preempt: int = 0,
         strict: bool = True,
         multiprocessors: int = 4,
+        shared_bytes: int = 227 * 1024,
+        first_block: int = 0,
     ) -> None:
         """Chooses the schedule of later launches.
 
@@ -281,9 +285,23 @@ class Emulator:
             preempt: with a seed, the chance out of 256 of a switch after an atomic or fence, and
                 out of 4096 before any other access (check mode).
             strict: report threads of a block that leave after different numbers of barriers.
-            multiprocessors: what dynprune::multiprocessor_count() answers.
+            multiprocessors: what dynprune::multiprocessor_count() answers; a cooperative launch
+                may have one block on each.
+            shared_bytes: the shared memory that a block may have, static and dynamic.
+            first_block: only blocks from this one on are run, in ascending order: the far end of a
+                grid that would take hours.
         """
-        config = _Config(seed, resident, order, preempt, strict, multiprocessors)
+        fields = (
+            seed,
+            resident,
+            order,
+            preempt,
+            strict,
+            multiprocessors,
+            shared_bytes,
+            first_block,
+        )
+        config = _Config(*fields)
         self.library.emulator_configure(ctypes.byref(config))
 
     def array(
@@ -365,7 +383,7 @@ class Emulator:
         return self._counters("emulator_traffic", TRAFFIC)
 
     def statistics(self) -> dict[str, int]:
-        """Context switches, barriers, warp operations and blocks since the last call."""
+        """Switches, barriers, warp operations, blocks and launches since the last call."""
         return self._counters("emulator_statistics", STATISTICS)
 
     def _counters(self, function: str, names: tuple[str, ...]) -> dict[str, int]:

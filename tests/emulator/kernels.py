@@ -28,6 +28,19 @@ SCALAR_TYPES = {
 INDEX_TYPES = {torch.int64: 0, torch.int32: 1, torch.uint8: 2}
 NUM_DATA_ERRORS = 3
 
+# Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and
+# grid sizes. One lets a single block be resident at a time.
+SCHEDULES = [
+    {"seed": 0, "resident": 64, "order": 0, "preempt": 0, "multiprocessors": 4},
+    {"seed": 1, "resident": 1, "order": 1, "preempt": 64, "multiprocessors": 1},
+    {"seed": 2, "resident": 5, "order": 2, "preempt": 8, "multiprocessors": 2},
+    {"seed": 3, "resident": 64, "order": 2, "preempt": 64, "multiprocessors": 7},
+]
+
+
+# With so little shared memory no selection fits on the chip: all go the way of large ones.
+LITTLE_SHARED_BYTES = 12 * 1024
+
 
 class SelectionArguments(ctypes.Structure):
     _fields_ = (
@@ -177,9 +190,10 @@ class Kernels:
             if seed_in_memory:
                 cell = self.emulator.array(np.array([seed], np.int64), "seed")
                 arguments.seed_pointer = self.emulator.pointer(cell)
-            kind = "select_uniform" if op == "select_uniform" else "selection"
-            workspace_bytes = getattr(self.library, f"emulated_{kind}_workspace_bytes")
-            size = workspace_bytes(ctypes.byref(arguments))
+            if op == "select_uniform":
+                size = self.library.emulated_select_uniform_workspace_bytes(ctypes.byref(arguments))
+            else:
+                size = self.workspace_bytes(arguments, inputs[0].dtype)
             workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)
             arguments.workspace = self.emulator.pointer(workspace)
             passed = [
@@ -190,6 +204,11 @@ class Kernels:
                 passed.append(self.emulator.pointer(errors))
             self._call(op, ctypes.byref(arguments), *passed)
             return torch.from_numpy(ids.copy())
+
+    def workspace_bytes(self, arguments: SelectionArguments, dtype: torch.dtype) -> int:
+        """What a selection by scores of this type wants as its workspace."""
+        bytes_of = self.library.emulated_selection_workspace_bytes
+        return int(bytes_of(ctypes.byref(arguments), SCALAR_TYPES[dtype]))
 
     def scored_cross_entropy(
         self,
@@ -287,3 +306,11 @@ class Kernels:
             )
             for name, array in arrays.items():
                 columns[name].copy_(torch.from_numpy(array.copy()))
+
+
+def on_schedule(**schedule: int) -> Kernels:
+    """The project's kernels at a schedule."""
+    emulator = load("check")
+    emulator.take_error()
+    emulator.configure(**schedule)
+    return Kernels(emulator)

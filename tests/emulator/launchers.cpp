@@ -33,8 +33,8 @@ struct SelectionArguments {
   }
 };
 
-size_t emulated_selection_workspace_bytes(const SelectionArguments* a) {
-  return cuda::selection_workspace_bytes(a->selection());
+size_t emulated_selection_workspace_bytes(const SelectionArguments* a, int type) {
+  return cuda::selection_workspace_bytes(a->selection(), static_cast<ScalarType>(type));
 }
 size_t emulated_select_uniform_workspace_bytes(const SelectionArguments* a) {
   return cuda::select_uniform_workspace_bytes(a->selection());

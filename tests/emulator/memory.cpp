@@ -91,7 +91,7 @@ void* emulator_shared_variable(const void* tag, size_t bytes, const char* name) 
   void* memory = allocate_guarded(bytes, kSharedRedZone);
   checker_add_range(memory, bytes, name, MemoryKind::kShared);
   block.shared_variables.push_back({tag, memory, bytes});
-  if (shared_bytes(block) > kSharedMemoryLimit) {
+  if (shared_bytes(block) > emulator_shared_limit()) {
     report("%zu bytes of shared memory in one block", shared_bytes(block));
     abort_launch();
   }
@@ -128,6 +128,7 @@ int emulator_memset(void* address, int value, size_t bytes) {
     report("cudaMemsetAsync of %zu bytes leaves the allocation that it starts in", bytes);
     return cudaErrorInvalidValue;
   }
+  runtime.statistics.launches++;
   memset(address, value, bytes);
   checker_memset(address, bytes);
   return cudaSuccess;

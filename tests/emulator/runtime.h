@@ -19,8 +19,7 @@
 namespace emulator {
 
 constexpr unsigned kWarpSize = 32;
-constexpr size_t kSharedMemoryLimit = 227 * 1024;  // per block, of the largest current GPUs
-constexpr int kPoison = 0xCB;                      // fills memory that nobody has written
+constexpr int kPoison = 0xCB;  // fills memory that nobody has written
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStackBytes = 256 << 10;  // of a fiber: red zones make frames large
 #else
@@ -132,13 +131,14 @@ struct Launch {
   size_t dynamic_shared_bytes = 0;
   void (*kernel)(void*) = nullptr;
   void* arguments = nullptr;
+  unsigned* grid_barrier = nullptr;  // of a cooperative launch
 
   size_t num_blocks() const { return static_cast<size_t>(grid.x) * grid.y * grid.z; }
   size_t num_threads() const { return static_cast<size_t>(block.x) * block.y * block.z; }
 };
 
 struct Runtime {
-  EmulatorConfig config = {0, 64, 0, 0, 1, 4};
+  EmulatorConfig config = {0, 64, 0, 0, 1, 4, 227 * 1024, 0};
   EmulatorStatistics statistics = {};
   Launch launch;
   uint64_t random_state = 1;

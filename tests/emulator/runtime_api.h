@@ -42,10 +42,13 @@ struct EmulatorConfig {
       preempt;     // of 256: chance of a switch after an atomic; of 4096: before any access (check)
   int32_t strict;  // report threads of a block that leave after different numbers of barriers
   int32_t multiprocessors;  // what multiprocessor_count() answers
+  int32_t shared_bytes;     // shared memory that a block may have, static and dynamic
+  int32_t first_block;      // blocks before it are not run, as if they had ended before
 };
 
 struct EmulatorStatistics {
   uint64_t switches, barriers, warp_operations, blocks;
+  uint64_t launches;  // of kernels, and memsets
 };
 
 // Global memory only. A read-modify-write counts as one write.
@@ -72,6 +75,7 @@ void emulator_trap(const char* file, int line);
 void* emulator_shared_variable(const void* tag, size_t bytes, const char* name);
 void* emulator_dynamic_shared();
 int emulator_multiprocessor_count();
+unsigned* emulator_grid_barrier();  // a counter, zero at the start of a cooperative launch
 
 // ---- called by kernels in check builds only; the return address is the place that gets reported
 void emulator_record_plain(const volatile void* address, size_t bytes, int access);
@@ -81,6 +85,11 @@ void emulator_record_atomic(const volatile void* address, size_t bytes, int acce
 // ---- called by launchers
 void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
                      void (*kernel)(void*), void* arguments);
+// All blocks are on the machine at once: at most one for each multiprocessor.
+int emulator_launch_cooperative(const char* name, dim3 grid, dim3 block,
+                                size_t dynamic_shared_bytes, void (*kernel)(void*),
+                                void* arguments);
+size_t emulator_shared_limit();
 int emulator_last_error(int clear);
 int emulator_memset(void* address, int value, size_t bytes);
 

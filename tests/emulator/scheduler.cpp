@@ -115,7 +115,8 @@ class Grid {
 
  private:
   bool can_admit() const {
-    return num_admitted_ < num_blocks_ &&
+    if (num_admitted_ == num_blocks_) return false;
+    return runtime.launch.grid_barrier != nullptr ||
            resident_.size() < static_cast<size_t>(std::max(1, runtime.config.resident_blocks));
   }
 
@@ -167,7 +168,7 @@ class Grid {
 
   const size_t num_blocks_;
   std::vector<unsigned> order_;  // empty: ascending
-  size_t num_admitted_ = 0;
+  size_t num_admitted_ = static_cast<size_t>(runtime.config.first_block);
   std::vector<std::unique_ptr<Block>> resident_;
   size_t chosen_ = 0;
 };
@@ -184,7 +185,7 @@ bool valid_launch(const Launch& launch) {
                           b.y <= kMaxThreads && b.z <= 64 && launch.num_threads() <= kMaxThreads;
   const bool grid_fits = g.x >= 1 && g.y >= 1 && g.z >= 1 && g.x <= 0x7fffffffu && g.y <= 65535 &&
                          g.z <= 65535 && launch.num_blocks() <= 0xffffffffu;
-  return block_fits && grid_fits && launch.dynamic_shared_bytes <= kSharedMemoryLimit;
+  return block_fits && grid_fits && launch.dynamic_shared_bytes <= emulator_shared_limit();
 }
 
 }  // namespace
@@ -218,6 +219,33 @@ void finish_current_thread() {
 void run_grid() {
   Grid grid;
   grid.run();
+}
+
+cudaError_t launch(Launch launch, bool cooperative) {
+  if (runtime.aborted) return cudaErrorLaunchFailure;  // cudaGetLastError still tells
+  runtime.launch = std::move(launch);
+  const dim3 &grid = runtime.launch.grid, &block = runtime.launch.block;
+  if (!valid_launch(runtime.launch)) {
+    report("INVALID LAUNCH: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory",
+           grid.x, grid.y, grid.z, block.x, block.y, block.z, runtime.launch.dynamic_shared_bytes);
+    return cudaErrorInvalidConfiguration;
+  }
+  if (cooperative) {
+    if (runtime.launch.num_blocks() > static_cast<size_t>(runtime.config.multiprocessors)) {
+      return cudaErrorCooperativeLaunchTooLarge;
+    }
+    void* counter = emulator_allocate(sizeof(unsigned), "grid barrier", 1);
+    runtime.launch.grid_barrier = static_cast<unsigned*>(counter);
+    *runtime.launch.grid_barrier = 0;
+  }
+  runtime.random_state = (runtime.config.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
+  runtime.polls_without_step = runtime.polls_without_change = 0;
+  runtime.statistics.launches++;
+  checker_begin_launch();
+  run_grid();
+  runtime.launch.name = "host code";
+  if (cooperative) emulator_free(runtime.launch.grid_barrier);
+  return runtime.aborted ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 }  // namespace emulator
@@ -265,20 +293,28 @@ void emulator_fence(int device_scope) {
 
 void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
                      void (*kernel)(void*), void* arguments) {
-  if (runtime.aborted) return;  // cudaGetLastError still tells
-  runtime.launch = {without_parentheses(name), grid,   block,
-                    dynamic_shared_bytes,      kernel, arguments};
-  if (!valid_launch(runtime.launch)) {
-    report("INVALID LAUNCH: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory",
-           grid.x, grid.y, grid.z, block.x, block.y, block.z, dynamic_shared_bytes);
-    runtime.last_error = cudaErrorInvalidConfiguration;
-    return;
+  const cudaError_t error =
+      launch({without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments},
+             /*cooperative=*/false);
+  if (error != cudaSuccess) runtime.last_error = error;
+}
+
+int emulator_launch_cooperative(const char* name, dim3 grid, dim3 block,
+                                size_t dynamic_shared_bytes, void (*kernel)(void*),
+                                void* arguments) {
+  const cudaError_t error =
+      launch({without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments},
+             /*cooperative=*/true);
+  if (error != cudaSuccess) runtime.last_error = error;
+  return error;
+}
+
+unsigned* emulator_grid_barrier() {
+  if (runtime.launch.grid_barrier == nullptr) {
+    report("grid_sync() in a kernel that was not launched cooperatively");
+    abort_launch();
   }
-  runtime.random_state = (runtime.config.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
-  runtime.polls_without_step = runtime.polls_without_change = 0;
-  checker_begin_launch();
-  run_grid();
-  runtime.launch.name = "host code";
+  return runtime.launch.grid_barrier;
 }
 
 }  // extern "C"

@@ -101,6 +101,16 @@ void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes
   emulator_launch(name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call);
 }
 
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cooperative(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                               cudaStream_t, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
+  KernelCall<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
+  return static_cast<cudaError_t>(emulator_launch_cooperative(
+      name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
+}
+
 template <class T>
 T& shared_variable(const void* tag, const char* name) {
   using Element = typename std::remove_all_extents<T>::type;
@@ -121,6 +131,10 @@ T& shared_variable(const void* tag, const char* name) {
 // `kernel` comes in parentheses: as an expression it is the function itself.
 #define DYNPRUNE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::emulator::launch(#kernel, (grid), (block), (shared_bytes), (stream), kernel, ##__VA_ARGS__)
+
+#define DYNPRUNE_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)  \
+  ::emulator::launch_cooperative(#kernel, (grid), (block), (shared_bytes), (stream), \
+                                 kernel, ##__VA_ARGS__)
 
 // The tag's address names the variable: one per declaration and per instance of a kernel template.
 #define DYNPRUNE_SHARED(T, name, dims) \
@@ -159,6 +173,7 @@ EMULATOR_INLINE void store_relaxed(T* p, T v) {
 }
 
 inline int multiprocessor_count() { return emulator_multiprocessor_count(); }
+inline size_t shared_memory_limit() { return emulator_shared_limit(); }
 
 }  // namespace dynprune
 
@@ -181,6 +196,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
   }
   return "unrecognized error code";
 }
@@ -333,6 +350,27 @@ EMULATOR_INLINE T atomicCAS(T* p, emulator::Same<T> expected, emulator::Same<T> 
   return emulator::read_modify_write(p,
                                      [=](T old) -> T { return old == expected ? desired : old; });
 }
+
+// ---- the barrier of a cooperative grid, out of parts that the checker knows
+
+namespace dynprune {
+
+inline void grid_sync(EMULATOR_SITE) {
+  emulator_barrier(kBarrierPlain, 0, file, line);
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    unsigned* counter = emulator_grid_barrier();
+    const unsigned num_blocks = gridDim.x * gridDim.y * gridDim.z;
+    emulator_fence(/*device_scope=*/1);
+    const unsigned ticket = atomicAdd(counter, 1u);
+    const unsigned full = (ticket / num_blocks + 1) * num_blocks;
+    while (load_acquire(counter) < full) {
+    }
+    emulator_fence(/*device_scope=*/1);
+  }
+  emulator_barrier(kBarrierPlain, 1, file, line);
+}
+
+}  // namespace dynprune
 
 // ---- loads and stores with a cache hint. g++ splits *p of a vector type into scalar accesses
 // before they are recorded; these record one access of the full width.

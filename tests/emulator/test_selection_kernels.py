@@ -47,28 +47,32 @@ def make_scores(kind: str, n: int, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize(
     "kind", ["normal", "equal", "mostly_zero", "levels", "special", "clustered"]
 )
-def test_top_k_equals_cpu(kernels: Kernels, kind: str, dtype: torch.dtype) -> None:
+def test_top_k_equals_cpu(selection_kernels: Kernels, kind: str, dtype: torch.dtype) -> None:
     for n, k in [(33, 11), (2049, 683), (5000, 4999)]:
         x = make_scores(kind, n, dtype)
-        ids = kernels.select("select_top_k", x, SCALAR_TYPES[dtype], num_samples=n, k=k, seed=n)
+        ids = selection_kernels.select(
+            "select_top_k", x, SCALAR_TYPES[dtype], num_samples=n, k=k, seed=n
+        )
         assert torch.equal(ids, F.select_top_k(x, k, seed=n))
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_top_k_equals_cpu_at_every_size(kernels: Kernels, n: int) -> None:
+def test_top_k_equals_cpu_at_every_size(selection_kernels: Kernels, n: int) -> None:
     x = make_scores("levels", n, torch.float32)
     for k in counts_for(n):
         for order in ("random", "ascending"):
-            ids = kernels.select("select_top_k", x, 0, num_samples=n, k=k, seed=-3, order=order)
+            ids = selection_kernels.select(
+                "select_top_k", x, 0, num_samples=n, k=k, seed=-3, order=order
+            )
             assert torch.equal(ids, F.select_top_k(x, k, seed=-3, order=order))
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5, 1.0])
-def test_epsilon_greedy_equals_cpu(kernels: Kernels, epsilon: float) -> None:
+def test_epsilon_greedy_equals_cpu(selection_kernels: Kernels, epsilon: float) -> None:
     for n, k in [(1, 1), (33, 20), (4099, 1300)]:
         x = make_scores("levels", n, torch.float32)
         num_random = math.floor(epsilon * k + 0.5)
-        ids = kernels.select(
+        ids = selection_kernels.select(
             "select_top_k", x, 0, num_samples=n, k=k, num_random=num_random, seed=2**63
         )
         assert torch.equal(ids, F.select_epsilon_greedy(x, k, epsilon, seed=2**63))
@@ -76,23 +80,23 @@ def test_epsilon_greedy_equals_cpu(kernels: Kernels, epsilon: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bonus", ["variance", "std"])
-def test_ucb_equals_cpu(kernels: Kernels, bonus: str, dtype: torch.dtype) -> None:
+def test_ucb_equals_cpu(selection_kernels: Kernels, bonus: str, dtype: torch.dtype) -> None:
     n, k = 3001, 1000
     mean, variance = make_scores("normal", n, dtype), make_scores("normal", n + 1, dtype)[:n].abs()
     mean[::9] = math.nan
     arguments = (mean, variance, SCALAR_TYPES[dtype])
-    ids = kernels.select(
+    ids = selection_kernels.select(
         "select_ucb", *arguments, c_float(0.7), int(bonus == "std"), num_samples=n, k=k, seed=5
     )
     assert torch.equal(ids, F.select_ucb(mean, variance, k, c=0.7, bonus=bonus, seed=5))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_ucb1_equals_cpu(kernels: Kernels, dtype: torch.dtype) -> None:
+def test_ucb1_equals_cpu(selection_kernels: Kernels, dtype: torch.dtype) -> None:
     n, k = 2500, 700
     mean = make_scores("normal", n, torch.float32)
     count = torch.arange(n, dtype=dtype) % 5
-    ids = kernels.select(
+    ids = selection_kernels.select(
         "select_ucb1",
         mean,
         count,
@@ -107,7 +111,7 @@ def test_ucb1_equals_cpu(kernels: Kernels, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_weighted_equals_cpu(kernels: Kernels, dtype: torch.dtype) -> None:
+def test_weighted_equals_cpu(selection_kernels: Kernels, dtype: torch.dtype) -> None:
     n = 2200
     weights = make_scores("normal", n, dtype).abs()
     weights[::3] = 0
@@ -115,20 +119,24 @@ def test_weighted_equals_cpu(kernels: Kernels, dtype: torch.dtype) -> None:
     weights[2::19] = torch.finfo(dtype).tiny / 4
     weights[4::23] = torch.finfo(dtype).max
     for k in (5, 600, 2000):
-        ids = kernels.select(
+        ids = selection_kernels.select(
             "select_weighted", weights, SCALAR_TYPES[dtype], num_samples=n, k=k, seed=k
         )
         assert torch.equal(ids, F.select_weighted(weights, k, seed=k))
-        assert not kernels.errors.any()
+        assert not selection_kernels.errors.any()
 
 
-def test_bad_weights_are_counted_and_never_chosen_before_good_ones(kernels: Kernels) -> None:
+def test_bad_weights_are_counted_and_never_chosen_before_good_ones(
+    selection_kernels: Kernels,
+) -> None:
     weights = torch.ones(1000)
     weights[7] = -1.0
     weights[500] = math.nan
-    ids = kernels.select("select_weighted", weights, 0, num_samples=1000, k=998, order="ascending")
+    ids = selection_kernels.select(
+        "select_weighted", weights, 0, num_samples=1000, k=998, order="ascending"
+    )
     assert sorted({7, 500} & set(ids.tolist())) == []
-    count, example = kernels.errors[2]
+    count, example = selection_kernels.errors[2]
     assert count == 2 and example in (7, 500)
 
 
@@ -140,12 +148,14 @@ def test_uniform_and_permutation_equal_cpu(kernels: Kernels, n: int) -> None:
             assert torch.equal(ids, F.select_uniform(n, k, seed=k, order=order))
 
 
-def test_seed_in_device_memory_equals_seed_by_value(kernels: Kernels) -> None:
+def test_seed_in_device_memory_equals_seed_by_value(selection_kernels: Kernels) -> None:
     x = make_scores("levels", 3000, torch.float32)
     for op, inputs in [("select_top_k", (x, 0)), ("select_uniform", ())]:
         request = {"num_samples": 3000, "k": 900, "seed": -77}
-        by_value = kernels.select(op, *inputs, **request)
-        assert torch.equal(kernels.select(op, *inputs, **request, seed_in_memory=True), by_value)
+        by_value = selection_kernels.select(op, *inputs, **request)
+        assert torch.equal(
+            selection_kernels.select(op, *inputs, **request, seed_in_memory=True), by_value
+        )
 
 
 def test_a_larger_selection_under_the_checker(kernels_in_turn: Kernels) -> None:
@@ -170,24 +180,6 @@ def test_scores_shorter_than_claimed_are_reported(kernels_in_turn: Kernels) -> N
     x = make_scores("normal", 1000, torch.float32)
     with pytest.raises(EmulatorError, match="OUT OF BOUNDS"):
         kernels_in_turn.select("select_top_k", x, 0, num_samples=1001, k=10)
-
-
-def test_bytes_moved(kernels_in_turn: Kernels) -> None:
-    """Scores are read once per pass that is needed, and once to compact them.
-
-    With normal scores: 3 passes and the compaction, 16 bytes per score. An id is written to a list,
-    then read and written again by the shuffle: 24 bytes. Each pass merges a histogram per block,
-    which the last block reads and clears.
-    """
-    n, passes, blocks, bins_bytes = 1 << 17, 3, 16, 2048 * 8
-    k = n // 3
-    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
-    kernels_in_turn.emulator.traffic()
-    kernels_in_turn.select("select_top_k", x, 0, num_samples=n, k=k)
-    traffic = kernels_in_turn.emulator.traffic()
-    moved = traffic["bytes_read"] + traffic["bytes_written"]
-    predicted = 16 * n + 24 * k
-    assert predicted <= moved <= 1.06 * (predicted + passes * (blocks + 2) * bins_bytes)
 
 
 # ---- arithmetic beyond what memory holds
