@@ -87,10 +87,14 @@ def stream_key(seed: int, stream: int) -> int:
 
 def id_hash(seed: int, stream: int, num_samples: int) -> np.ndarray:
     """[N] the 32-bit hash of each id, as uint64."""
+    return listed_id_hash(seed, stream, np.arange(num_samples))
+
+
+def listed_id_hash(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
+    """The same of some ids."""
     key = stream_key(seed, stream)
     low = np.uint64(0xFFFFFFFF)
-    ids = np.arange(num_samples, dtype=np.uint64)
-    first = mix32((ids + np.uint64(key & 0xFFFFFFFF)) & low)
+    first = mix32((ids.astype(np.uint64) + np.uint64(key & 0xFFFFFFFF)) & low)
     return mix32((first + np.uint64(key >> 32)) & low)
 
 

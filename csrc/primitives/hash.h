@@ -68,7 +68,7 @@ struct IdHash {
 // Built from exactly rounded operations, since the CPU's and the GPU's logf differ, and without
 // branches or 64-bit words, for vector units; relative error below 3e-7. Near u = 1 small draws
 // compete for the first places: there the distance of u from 1 is what is computed with, and as
-// long as it is below 2^-8 no two hashes share a draw.
+// long as it is below 2^-9 no two hashes share a draw.
 DYNPRUNE_HD float exponential(uint32_t h) {
   const bool near_one = h >= 0x80000000u;
   const int32_t steps = static_cast<int32_t>(near_one ? ~h : h);  // from 0 or from 1
