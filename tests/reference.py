@@ -87,10 +87,14 @@ def stream_key(seed: int, stream: int) -> int:
 
 def id_hash(seed: int, stream: int, num_samples: int) -> np.ndarray:
     """[N] the 32-bit hash of each id, as uint64."""
+    return listed_id_hash(seed, stream, np.arange(num_samples))
+
+
+def listed_id_hash(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
+    """The same of some ids."""
     key = stream_key(seed, stream)
     low = np.uint64(0xFFFFFFFF)
-    ids = np.arange(num_samples, dtype=np.uint64)
-    first = mix32((ids + np.uint64(key & 0xFFFFFFFF)) & low)
+    first = mix32((ids.astype(np.uint64) + np.uint64(key & 0xFFFFFFFF)) & low)
     return mix32((first + np.uint64(key >> 32)) & low)
 
 
@@ -206,24 +210,33 @@ def ucb1_bound(mean: torch.Tensor, count: torch.Tensor, c: float, step: float) -
     return np.where(visits == 0, np.nan, bound)
 
 
+LOG_SERIES = (
+    *(-0.499999911, 0.333339512, -0.250017554, 0.199620724),
+    *(-0.165705085, 0.149179742, -0.143075243, 0.0873484612),
+)  # (log(1 + z) - z) / z^2 between the roots of 1/2 and of 2
+
+
 def exponential(hashes: np.ndarray) -> np.ndarray:
     """E = -log((h + 1/2) / 2^32) in float32, in the steps that hash.h fixes.
 
-    u = m / 2^shift with m in [1/2, 1); log m = -2 atanh(s), s = v / (2 - v), v = 1 - m; the odd
-    series of atanh up to s^15 by Horner's rule.
+    u, or 1 - u where that is smaller, is rounded to float32; u = m * 2^e with m between the roots
+    of 1/2 and of 2; log m is a polynomial in m - 1. For u itself in that range, m - 1 is the exact
+    1 - u with its sign changed.
     """
     f32 = np.float32
-    odd = 2 * hashes + np.uint64(1)  # u = odd / 2^33
-    length = np.frexp(odd.astype(np.float64))[1]  # in bits; 33-bit integers are exact
-    shift = 33 - length
-    missing = np.uint64(1 << 33) - (odd << shift.astype(np.uint64))
-    v = missing.astype(f32) * f32(2.0**-33)
-    s = v / (f32(2) - v)
-    square = s * s
-    series = np.full_like(s, f32(1) / f32(15))
-    for divisor in (13, 11, 9, 7, 5, 3, 1):
-        series = fma32(series, square, f32(1) / f32(divisor))
-    return fma32(shift.astype(f32), f32(math.log(2)), (f32(2) * s) * series)
+    h = hashes.astype(np.int64)
+    near_one = h >= 1 << 31
+    distance = fma32(np.where(near_one, (1 << 32) - 1 - h, h).astype(f32), f32(2.0**-32), 2.0**-33)
+    u = np.where(near_one, f32(1) - distance, distance)
+    mantissa, exponent = np.frexp(u)  # in [1/2, 1)
+    low = mantissa < f32(math.sqrt(0.5))
+    mantissa, exponent = np.where(low, f32(2) * mantissa, mantissa), exponent - low
+    z = np.where(exponent == 0, -distance, mantissa - f32(1))
+    series = np.full_like(z, f32(LOG_SERIES[-1]))
+    for coefficient in LOG_SERIES[-2::-1]:
+        series = fma32(series, z, f32(coefficient))
+    log_mantissa = fma32(z * z, series, z)
+    return fma32(exponent.astype(f32), f32(-math.log(2)), -log_mantissa)
 
 
 def weighted_ranking(weights: np.ndarray, seed: int) -> np.ndarray:

@@ -375,7 +375,7 @@ def test_a_uniform_subset_of_billions_needs_no_memory_for_them(device):
 
 # On the CPU a random sample brackets the threshold. For these seeds it lies below the bracket (the
 # first three) or above it, and the second attempt must find what the first could not.
-@pytest.mark.parametrize("seed", [9001, 13200, 34143, 20899, 29423])
+@pytest.mark.parametrize("seed", [1047, 2927, 3120, 468, 4822, 6011])
 def test_a_threshold_outside_its_bracket_is_found_all_the_same(device, seed):
     n, k = 8000, 2500
     scores = torch.arange(n, dtype=torch.float32, device=device)

@@ -182,6 +182,30 @@ def test_weighted_agrees_with_exponentials_in_float64(device):
     np.testing.assert_array_equal(chosen[clear], (quotient >= threshold)[clear])
 
 
+def test_no_two_draws_near_zero_are_equal():
+    """Small draws compete for the first places, so no bit of their hashes may be lost."""
+    steps = np.arange(1 << 18, dtype=np.uint64)
+    for first in (0, 1 << 20, (1 << 23) - (1 << 18)):
+        draws = reference.exponential(np.uint64(0xFFFFFFFF - first) - steps)
+        assert (np.diff(draws) > 0).all()
+        assert first != 0 or draws[0] == np.float32(2.0**-33)
+
+
+def test_weighted_takes_more_samples_than_torch_multinomial(device):
+    """More than 2^24, of which a few thousand have a weight, the last ones among them."""
+    n, k = (1 << 24) + 1001, 1500
+    generator = np.random.default_rng(1)
+    ids = np.unique(np.append(generator.integers(0, n, 4000), np.arange(1 << 24, n)))
+    values = generator.random(len(ids), dtype=np.float32) + np.float32(0.5)
+    weights = torch.zeros(n, device=device)
+    weights[torch.from_numpy(ids).to(device)] = torch.from_numpy(values).to(device)
+    draws = reference.exponential(reference.listed_id_hash(8, reference.WEIGHT, ids))
+    expected = np.sort(ids[np.argsort(values / draws)[::-1][:k]])
+    chosen = F.select_weighted(weights, k, seed=8, order="ascending").cpu().numpy()
+    np.testing.assert_array_equal(chosen, expected)
+    assert (expected > 1 << 24).any()
+
+
 def test_zero_weights_only_fill_up_and_at_random(device):
     weights = torch.zeros(1000, device=device)
     weights[100:200] = torch.linspace(1e-45, 1e30, 100, device=device)

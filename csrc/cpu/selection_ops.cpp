@@ -7,6 +7,18 @@
 
 namespace dynprune {
 namespace cpu {
+namespace {
+
+// To the end, without stopping at what is found: that is what vector units are good at.
+template <class Ranking>
+DYNPRUNE_CLONES bool all_valid(const Ranking& ranking, Range ids) {
+  const Ranking local = ranking;
+  bool bad = false;
+  for (int64_t id = ids.begin; id < ids.end; id++) bad |= !local.valid(id);
+  return !bad;
+}
+
+}  // namespace
 
 void select_top_k(const void* scores, ScalarType type, const Selection& selection,
                   const Parallel& parallel) {
@@ -50,12 +62,11 @@ DataStatus select_weighted(const void* weights, ScalarType type, const Selection
     const int64_t n = selection.num_samples;
     std::atomic<int64_t> first_bad{n};
     for_each_range(parallel, n, num_tasks(parallel, n, 65536), [&](int, Range range) {
-      for (int64_t id = range.begin; id < range.end; id++) {
-        if (ranking.valid(id)) continue;
-        int64_t seen = first_bad.load();
-        while (id < seen && !first_bad.compare_exchange_weak(seen, id)) {
-        }
-        return;
+      if (all_valid(ranking, range)) return;
+      int64_t id = range.begin;
+      while (ranking.valid(id)) id++;
+      int64_t seen = first_bad.load();
+      while (id < seen && !first_bad.compare_exchange_weak(seen, id)) {
       }
     });
     if (first_bad < n) return DataStatus{false, DataError::kWeight, first_bad, first_bad};
@@ -82,9 +93,11 @@ void select_uniform(const Selection& s, const Parallel& parallel) {
       const int count = static_cast<int>(std::min<int64_t>(kPermuteBlock, n - first));
       for (int i = 0; i < count; i++) x[i] = static_cast<uint32_t>(first + i);
       permute_block<true>(permutation, static_cast<uint64_t>(n), x, count);
-      uint64_t* words = chosen.words() + first / Bitmap::kWordBits;
-      for (int i = 0; i < count; i++)
-        words[i / 64] |= static_cast<uint64_t>(x[i] < s.k()) << i % 64;
+      uint64_t* words = chosen.words() + first / kWordBits;
+      std::fill_n(words, (count + kWordBits - 1) / kWordBits, uint64_t{0});
+      for (int i = 0; i < count; i++) {
+        words[i / kWordBits] |= static_cast<uint64_t>(x[i] < s.k()) << i % kWordBits;
+      }
     }
   });
   chosen.list(s.ids, parallel);

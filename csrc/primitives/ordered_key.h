@@ -4,6 +4,8 @@
 // every NaN is the greatest. Key and hash together are a composite key, one unsigned word.
 #pragma once
 
+#include <type_traits>
+
 #include "hash.h"
 
 namespace dynprune {
@@ -11,10 +13,14 @@ namespace dynprune {
 // Integer arithmetic only: the order is the same where subnormal floats are flushed to zero.
 template <class Word>
 DYNPRUNE_HD Word ordered_bits(Word bits, Word infinity) {
-  constexpr Word kSign = Word{1} << (8 * sizeof(Word) - 1);
-  if ((bits & ~kSign) > infinity) return ~Word{0};  // NaN
-  if (bits == kSign) return kSign;                  // -0
-  return (bits & kSign) != 0 ? ~bits : bits | kSign;
+  using Signed = std::make_signed_t<Word>;  // what vector units compare and shift
+  constexpr int kLast = 8 * sizeof(Word) - 1;
+  constexpr Word kSign = Word{1} << kLast;
+  const Word magnitude = bits & ~kSign;
+  if (magnitude == 0) return kSign;  // zeros of both signs
+  const Word negative = static_cast<Word>(static_cast<Signed>(bits) >> kLast);  // all ones, or 0
+  const bool nan = static_cast<Signed>(magnitude) > static_cast<Signed>(infinity);
+  return nan ? ~Word{0} : bits ^ (negative | kSign);
 }
 DYNPRUNE_HD uint32_t ordered_key(float score) {
   return ordered_bits(bit_cast<uint32_t>(score), 0x7f800000u);
