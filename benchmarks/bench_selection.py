@@ -1,162 +1,212 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The selection ops against what one would write without them, in one run.
+"""What selecting a subset costs on this machine, beside what one would write without these ops.
 
-    python benchmarks/bench_selection.py                      # N = 50,000 and 10,000,000, keep 0.3
-    python benchmarks/bench_selection.py --device cuda --num-samples 1e8
+    python benchmarks/bench_selection.py                    # a CPU: about a minute on 2 cores
+    python benchmarks/bench_selection.py --device cuda --out results/my_gpu
+    python benchmarks/bench_selection.py --parts ops --num-samples 1e8 --keep 0.1
 
-Prints a Markdown table: median milliseconds, the ratio to each rival, and the ratio to a plain read
-of the same bytes. On a machine that does other work, read the ratios only.
+Prints Markdown tables: every op against every rival, on several N, k and distributions of scores,
+with the limit that memory sets and, where a speed was promised, whether it is reached. Every ratio
+is one of medians of rounds that took turns, so other work on the machine hits both sides: read the
+ratios first. --out DIR writes the tables, the raw seconds (JSON) and a figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import gpu_timing
+import selection_cases as cases
+import selection_report as report
+import selection_rivals as rivals
 import torch
-from timing import Call, machine, median_ms, time_rounds, write_json
-from torch import Tensor
+from gpu_timing import Gpu
+from selection_cases import Case
+from timing import Call, machine, time_rounds, write_json
 
-from dynprune_cuda import functional as F
+import dynprune_cuda
 
-MULTINOMIAL_LIMIT = 2**24
-
-
-def make_scores(kind: str, n: int, device: torch.device) -> Tensor:
-    """Scores as training gives them: see csrc/cpu/radix_select.h for why the kinds matter."""
-    x = torch.empty(n, device=device).log_normal_(-1.0, 1.2)
-    if kind == "equal":  # every run's first epoch
-        x.fill_(1.5)
-    elif kind == "zeros":  # a nearly solved data set
-        x = torch.where(torch.rand_like(x) < 0.01, x, 0.0)
-    elif kind == "early":  # ten classes, hardly trained
-        x = 2.3 + 0.15 * torch.randn_like(x)
-    return x
+PARTS = ("ops", "weighted", "distributions", "shares", "order")
+NAME = "bench_selection"
 
 
-def compared(n: int, k: int, device: torch.device) -> list[tuple[str, Call, dict[str, Call]]]:
-    """(name, our call, rivals by name) for every op."""
-    x, variance = make_scores("lognormal", n, device), torch.rand(n, device=device)
-
-    def top_k() -> Tensor:
-        return torch.topk(x, k, sorted=False).indices
-
-    def top_k_shuffled() -> Tensor:
-        ids = top_k()
-        return ids[torch.randperm(k, device=device)]
-
-    def epsilon_greedy(epsilon: float = 0.1) -> Tensor:
-        num_random = int(epsilon * k)
-        greedy = torch.topk(x, k - num_random).indices
-        rest = torch.arange(n, device=device)
-        rest = rest[~torch.isin(rest, greedy)]
-        return torch.cat([greedy, rest[torch.randperm(len(rest), device=device)[:num_random]]])
-
-    partition: dict[str, Call] = {}
-    partition_shuffled: dict[str, Call] = {}
-    if device.type == "cpu":
-        values, generator = x.numpy(), np.random.default_rng(0)
-        partition["np.argpartition"] = lambda: np.argpartition(values, n - k)[n - k :]
-
-        def shuffled() -> Any:
-            ids = np.argpartition(values, n - k)[n - k :]
-            generator.shuffle(ids)
-            return ids
-
-        partition_shuffled["np.argpartition + shuffle"] = shuffled
-    multinomial: dict[str, Call] = {}
-    if n < MULTINOMIAL_LIMIT:
-        multinomial["torch.multinomial"] = lambda: torch.multinomial(x, k, replacement=False)
-
-    def ours(op: Any, *arguments: Any, **options: Any) -> Call:
-        return lambda: op(*arguments, **options)
-
-    ascending = {"order": "ascending"}
-    rows = [
-        (
-            "select_top_k, ascending",
-            ours(F.select_top_k, x, k, **ascending),
-            {"torch.topk": top_k, **partition},
-        ),
-        (
-            "select_top_k, random",
-            ours(F.select_top_k, x, k),
-            {"torch.topk + randperm": top_k_shuffled, **partition_shuffled},
-        ),
-        (
-            "select_ucb, ascending",
-            ours(F.select_ucb, x, variance, k, **ascending),
-            {"select_top_k": ours(F.select_top_k, x, k, **ascending)},
-        ),
-        (
-            "select_epsilon_greedy, ascending",
-            ours(F.select_epsilon_greedy, x, k, 0.1, **ascending),
-            {"topk + isin + randperm": epsilon_greedy},
-        ),
-        (
-            "select_uniform, random",
-            ours(F.select_uniform, n, k, device=device),
-            {"torch.randperm[:k]": lambda: torch.randperm(n, device=device)[:k]},
-        ),
-        ("select_weighted, ascending", ours(F.select_weighted, x, k, **ascending), multinomial),
-    ]
-    for kind in ("equal", "zeros", "early"):
-        scores = make_scores(kind, n, device)
-        rows.append(
-            (
-                f"select_top_k, ascending, {kind} scores",
-                ours(F.select_top_k, scores, k, **ascending),
-                {"select_top_k, lognormal scores": ours(F.select_top_k, x, k, **ascending)},
-            )
-        )
-    half = x.bfloat16()
-    rows.append(
-        (
-            "select_top_k, ascending, bfloat16 scores",
-            ours(F.select_top_k, half, k, **ascending),
-            {"torch.topk": lambda: torch.topk(half, k, sorted=False).indices},
-        )
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    return rows
+    parser.add_argument("--device", default="cpu", type=_device, help="cpu or cuda")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--num-samples",
+        nargs="+",
+        type=_count,
+        help="N of the part ops; the greatest serves distributions and order as well",
+    )
+    parser.add_argument("--weighted-samples", nargs="+", type=_count, help="N of the part weighted")
+    parser.add_argument("--shares-samples", type=_count, help="N of the part shares")
+    parser.add_argument("--keep", type=_share, help="k / N (default: 0.3, on a GPU 1/3)")
+    parser.add_argument(
+        "--keeps", nargs="+", type=_share, default=[0.01, 0.1, 0.3, 0.5, 0.9], help="of shares"
+    )
+    parser.add_argument("--batch-size", type=_count, default=512, help="of the part order")
+    parser.add_argument("--rounds", type=_count, default=7)
+    parser.add_argument(
+        "--slow-after",
+        type=float,
+        default=0.5,
+        metavar="SECONDS",
+        help="calls that take longer run in three rounds only (default: 0.5; inf: none)",
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it all run?")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write .md, .json and .png there")
+    options = parser.parse_args(arguments)
+    cuda = options.device.type == "cuda"
+    if cuda and not (torch.cuda.is_available() and dynprune_cuda.build_info()["cuda"]):
+        parser.error("--device cuda needs a GPU and a dynprune_cuda that was built with CUDA")
+    sizes = [50_000, 1_000_000, 10_000_000, *([100_000_000] if cuda else [])]
+    defaults: dict[str, Any] = {
+        "num_samples": sizes,
+        "weighted_samples": [16_000_000, 20_000_000],
+        "shares_samples": sizes[-1] if cuda else 1_000_000,
+        "keep": 1 / 3 if cuda else 0.3,
+    }
+    if options.quick:
+        defaults |= {
+            "num_samples": [1_000, 20_000],
+            "weighted_samples": [5_000],
+            "shares_samples": 5_000,
+        }
+        options.rounds = min(options.rounds, 3)
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
-def measure(n: int, k: int, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Times every row with its rivals and a plain read of N floats, and prints the table."""
-    x = make_scores("lognormal", n, device)
-    print(f"\nN = {n:,}, k = {k:,}, {device}, {torch.get_num_threads()} threads\n")
-    print("| op | ms | times a read of N floats | faster than |")
-    print("|---|---|---|---|")
-    results = []
-    for name, call, rivals in compared(n, k, device):
-        calls = {name: call, **rivals, "read": lambda: x.sum()}
-        seconds = time_rounds(calls, device, rounds)
-        own, read = median_ms(seconds[name]), median_ms(seconds["read"])
-        ratios = {rival: median_ms(seconds[rival]) / own for rival in rivals}
-        told = ", ".join(f"{rival} {ratio:.2f}x" for rival, ratio in ratios.items()) or "-"
-        print(f"| {name} | {own:.3f} | {own / read:.1f} | {told} |", flush=True)
-        results.append({"num_samples": n, "k": k, "op": name, "ratios": ratios, "seconds": seconds})
-    return results
+def _device(text: str) -> torch.device:
+    if text.split(":")[0] not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text} is neither cpu nor cuda")
+    return torch.device(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--num-samples", type=float, nargs="+", default=[5e4, 1e7])
-    parser.add_argument("--keep", type=float, default=0.3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
-    options = parser.parse_args()
-    device = torch.device(options.device)
+def _count(text: str) -> int:
+    """A positive whole number, also as 1e7."""
+    value = float(text)
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is no positive whole number")
+    return int(value)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def all_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """One at a time, so that the memory of one is free before the next."""
+    device, greatest = options.device, max(options.num_samples)
+
+    def kept(n: int) -> int:
+        return max(1, int(n * options.keep))
+
+    if "ops" in options.parts:
+        for n in options.num_samples:
+            yield from cases.ops(n, kept(n), device)
+    if "weighted" in options.parts:
+        for n in options.weighted_samples:
+            yield from cases.weighted(n, kept(n), device)
+    if "distributions" in options.parts:
+        yield from cases.distributions(greatest, kept(greatest), device)
+    if "shares" in options.parts:
+        yield from cases.shares(options.shares_samples, options.keeps, device)
+    if "order" in options.parts:
+        yield from cases.order(greatest, kept(greatest), options.batch_size, device)
+
+
+def measure(case: Case, options: argparse.Namespace, gpu: Gpu | None) -> dict[str, Any]:
+    """A row: the seconds of our call, of each rival and, on a CPU, of a read of the same bytes."""
+    device = options.device
+    calls: dict[str, Call] = {"ours": case.call, **case.rivals}
+    if gpu is None:
+        calls["read"] = torch.ones(max(1, case.limit_bytes // 4)).sum
+    refused: dict[str, str] = {}
+    seconds = time_rounds(
+        calls,
+        device,
+        options.rounds,
+        slow_after=options.slow_after,
+        before_each=gpu.flush if gpu else None,
+        refused=refused,
+    )
+    if "ours" in refused:
+        raise RuntimeError(f"{case.op}, N = {case.num_samples}: {refused['ours']}")
+    row: dict[str, Any] = {
+        "part": case.part,
+        "op": case.op,
+        "scores": case.scores,
+        "num_samples": case.num_samples,
+        "k": case.k,
+        "keep": case.k / case.num_samples if case.part == "shares" else options.keep,
+        "limit_bytes": case.limit_bytes,
+        "refused": refused,
+        "seconds": seconds,
+    }
+    if gpu is not None:
+        row["copy_rate"] = gpu.copy_rate
+        row["host_syncs"] = {
+            name: gpu_timing.host_syncs(call, device)
+            for name, call in calls.items()
+            if name not in refused
+        }
+        if case.part != "order":  # thousands of small launches: nobody would capture them
+            row["graph_seconds"] = gpu_timing.graph_seconds(
+                case.call, device, options.rounds, gpu.flush
+            )
+            row |= gpu_timing.profile(case.call, device)
+        torch.cuda.empty_cache()  # what a rival took is free for the next
+    return row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    device = options.device
     torch.manual_seed(0)
-    print(machine(device))
-    results = []
-    for size in options.num_samples:
-        n = int(size)
-        results += measure(n, int(n * options.keep), device, options.rounds)
+    gpu = gpu_timing.prepare(device, options.rounds) if device.type == "cuda" else None
+    lines: list[str] = []
+
+    def tell(*told: str) -> None:
+        lines.extend(told)
+        print("\n".join(told), flush=True)
+
+    tell(*report.preamble(machine(device), gpu.copy_rate if gpu else None, rivals.packages(device)))
+    rows: list[dict[str, Any]] = []
+    for case in all_cases(options):
+        row = measure(case, options, gpu)
+        if not rows or report.table_of(rows[-1]) != report.table_of(row):
+            tell(*report.header(row))
+        tell(*report.lines(row))
+        rows.append(row)
+    tell(*report.summary(rows))
     if options.out:
-        write_json(options.out, device, results)
+        settings = {name: str(value) for name, value in vars(options).items()}
+        write_json(options.out / f"{NAME}.json", device, rows, settings=settings)
+        (options.out / f"{NAME}.md").write_text("\n".join(lines) + "\n")
+        plot(rows, options.out / f"{NAME}.png")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    try:
+        import selection_plot
+    except ModuleNotFoundError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+        return
+    selection_plot.plot(rows, path)
 
 
 if __name__ == "__main__":

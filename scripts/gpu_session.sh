@@ -25,7 +25,8 @@ step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --igno
 if command -v compute-sanitizer > /dev/null; then
     step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" tests/test_selection.py tests/test_update_scores.py
 fi
-step python3 benchmarks/bench_selection.py --device cuda --num-samples 5e4 1e6 1e8 --out "$out/bench_selection.json"
+step python3 benchmarks/bench_selection.py --device cuda --out "$out"
+step python3 benchmarks/bench_selection.py --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"
 if ((${#failures[@]})); then
     printf 'FAILED: %s\n' "${failures[@]}"
     exit 1

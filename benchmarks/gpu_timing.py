@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU has: a cache to flush, graphs to replay, kernels to list, waits to count.
+
+`launches_and_waits` and `count_sync_warnings` are pure, so that they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timing import Call, time_once
+
+# Calls of the CUDA runtime that make the host wait. cudaDeviceSynchronize is left out: the profiler
+# itself calls it.
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What is measured or allocated once."""
+
+    flush: Call
+    copy_rate: float
+
+
+def prepare(device: torch.device, rounds: int) -> Gpu:
+    torch.cuda.set_device(device)
+    return Gpu(l2_flush(device), copy_rate(device, rounds))
+
+
+def l2_flush(device: torch.device) -> Call:
+    """A call that leaves nothing of earlier calls in the L2 cache."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    buffer = torch.empty(max(2 * cache, 1 << 26), dtype=torch.uint8, device=device)
+    return buffer.zero_
+
+
+def copy_rate(device: torch.device, rounds: int, num_bytes: int = 1 << 30) -> float:
+    """Bytes per second, read and written, of a large copy on the device."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = [time_once(lambda: target.copy_(source), device) for _ in range(rounds + 1)]
+    return 2 * num_bytes / statistics.median(seconds[1:])
+
+
+def graph_seconds(call: Call, device: torch.device, rounds: int, flush: Call) -> list[float]:
+    """Seconds of each replay of the captured call, which leaves out the cost of launching it."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    seconds = []
+    for _ in range(rounds):
+        flush()
+        seconds.append(time_once(graph.replay, device))
+    return seconds
+
+
+def host_syncs(call: Call, device: torch.device) -> int | None:
+    """How often the call made the host wait, by torch's own count; None if torch does not count.
+
+    torch sees the waits that it makes itself. What other packages do shows in `profile`.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "prototype feature", said once per process
+        torch.cuda.set_sync_debug_mode("warn")
+    try:
+        probe = torch.zeros((), device=device)
+        if count_sync_warnings(probe.item) == 0:
+            return None
+        return count_sync_warnings(call)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def count_sync_warnings(call: Call) -> int:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
+
+
+def profile(call: Call, device: torch.device) -> dict[str, Any]:
+    """Kernels (and copies) of one call with their times, and the runtime calls that waited."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities):  # the first profile pays for setting up
+        call()
+        torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=activities) as recorded:
+        call()
+        torch.cuda.synchronize(device)
+    return launches_and_waits(recorded.key_averages())
+
+
+def launches_and_waits(events: Iterable[Any]) -> dict[str, Any]:
+    """The profiler's averages as {"kernels": [...], "waits": number}; kernels slowest first."""
+    kernels, waits = [], 0
+    for event in events:
+        if event.device_type.name == "CUDA":
+            if event.self_device_time_total > 0:
+                kernels.append(
+                    {
+                        "kernel": event.key,
+                        "launches": event.count,
+                        "microseconds": event.self_device_time_total,
+                    }
+                )
+        elif event.key in WAITS:
+            waits += event.count
+    kernels.sort(key=lambda kernel: -kernel["microseconds"])
+    return {"kernels": kernels, "waits": waits}

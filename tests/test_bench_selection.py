@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmarks/bench_selection.py: a run from end to end, its tables on results made up here."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import bench_selection
+import gpu_timing
+import selection_cases as cases
+import selection_plot
+import selection_report as report
+import selection_rivals as rivals
+import selection_targets as targets
+import timing
+
+from dynprune_cuda import functional as F
+
+CPU = torch.device("cpu")
+OPS = {
+    "select_top_k, ascending",
+    "select_top_k, random",
+    "select_ucb, ascending",
+    "select_ucb1, ascending",
+    "select_epsilon_greedy, ascending",
+    "select_uniform, random",
+    "permutation",
+    "select_weighted, ascending",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine two threads waiting for each other take far longer than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    bench_selection.main(["--quick", "--rounds", "2", "--out", str(out), *arguments])
+    document = json.loads((out / "bench_selection.json").read_text())
+    return document, (out / "bench_selection.md").read_text()
+
+
+def test_a_run_measures_every_op_and_writes_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, text = run(tmp_path)
+    assert capsys.readouterr().out == text
+    assert document["machine"]["torch"] == torch.__version__
+    assert document["settings"]["rounds"] == "2"
+    rows = document["rows"]
+    for n in (1_000, 20_000):
+        ops = [row for row in rows if row["part"] == "ops" and row["num_samples"] == n]
+        assert {row["op"] for row in ops} == OPS and len(ops) == len(OPS)
+    assert {row["part"] for row in rows} == set(bench_selection.PARTS)
+    kinds = [row["scores"] for row in rows if row["part"] == "distributions"]
+    assert kinds == list(cases.DISTRIBUTIONS)
+    for row in rows:
+        assert set(row["refused"]) <= {"host round trip"}, row["refused"]
+        assert len(row["seconds"]) >= 3  # ours, the read, and at least one rival
+        for seconds in row["seconds"].values():
+            assert len(seconds) == 2 and min(seconds) > 0
+    assert text.count("\n## ") == 2 + 1 + 1 + 1 + 1 + 1
+    with Image.open(tmp_path / "bench_selection.png") as image:
+        assert image.size == (2475, 675)
+
+
+def test_a_run_of_some_parts_without_files(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_selection.main(["--parts", "weighted", "--weighted-samples", "100", "--rounds", "1"])
+    told = capsys.readouterr().out
+    assert "N = 100" in told and "torch.multinomial" in told and "Kept shares" not in told
+
+
+@pytest.mark.needs_cuda
+def test_a_run_on_a_gpu(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "--device", "cuda")
+    for row in document["rows"]:
+        assert row["host_syncs"]["ours"] == 0, row["op"]
+        if row["part"] != "order":
+            assert len(row["graph_seconds"]) == 2 and row["kernels"] and row["waits"] == 0
+    assert document["rows"][0]["host_syncs"]["host round trip"] >= 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--keep", "0"],
+        ["--keep", "1.5"],
+        ["--num-samples", "0.5"],
+        ["--rounds", "0"],
+        ["--parts", "all"],
+        ["--device", "tpu"],
+        *([] if torch.cuda.is_available() else [["--device", "cuda"]]),
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench_selection.parse(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_default_sizes_are_those_of_the_targets() -> None:
+    options = bench_selection.parse([])
+    assert {50_000, 10_000_000} <= set(options.num_samples) and options.keep == 0.3
+    assert options.rounds == 7
+    below, above = options.weighted_samples
+    assert below == 16_000_000 < targets.MULTINOMIAL_LIMIT < above
+
+
+# Bytes per sample at k = N/3, as the design of the selection derives them.
+LIMITS = {
+    "select_top_k, ascending": 6.67,
+    "select_top_k, random": 6.67,
+    "select_ucb, ascending": 10.67,
+    "select_ucb1, ascending": 10.67,
+    "select_epsilon_greedy, ascending": 6.67,
+    "select_uniform, random": 2.67,
+    "permutation": 8.0,
+    "select_weighted, ascending": 6.67,
+}
+
+
+def test_limits_are_one_read_of_the_scores_and_one_write_of_the_ids() -> None:
+    per_sample = {case.op: case.limit_bytes / 3000 for case in cases.ops(3000, 1000, CPU)}
+    assert per_sample == pytest.approx(LIMITS, abs=0.005)
+    limits = {case.scores: case.limit_bytes for case in cases.distributions(3000, 1000, CPU)}
+    assert limits["lognormal"] == 20_000 and limits["bfloat16"] == 14_000
+
+
+@pytest.mark.parametrize("kind", cases.DISTRIBUTIONS)
+def test_distributions_are_what_they_are_called(kind: str) -> None:
+    torch.manual_seed(0)
+    n = 20_000
+    x = cases.make_scores(kind, n, CPU)
+    assert x.shape == (n,)
+    share = {
+        "lognormal": len(x.unique()) / n > 0.9 and bool((x > 0).all()),
+        "equal": len(x.unique()) == 1,
+        "99 % zeros": 0.98 < (x == 0).double().mean() < 0.995,
+        "early training": 2.29 < x.mean() < 2.31 and 0.14 < x.std() < 0.16,
+        "eight levels": len(x.unique()) == 8,
+        "sorted": bool((x.diff() >= 0).all()) and len(x.unique()) / n > 0.9,
+        "10 % NaN": 0.08 < x.isnan().double().mean() < 0.12,
+        "bfloat16": x.dtype == torch.bfloat16,
+    }
+    assert share[kind]
+
+
+def test_rivals_select_what_ours_selects() -> None:
+    x = torch.randperm(1000).float()
+    wanted = F.select_top_k(x, 300, order="ascending")
+    for name, call in {**rivals.top_k(x, 300), **rivals.top_k_shuffled(x, 300)}.items():
+        if name != "host round trip":
+            ids = torch.as_tensor(call())
+            assert torch.equal(ids.sort().values, wanted), name
+    variance, count = torch.rand(1000), torch.randint(1, 9, (1000,), dtype=torch.int32)
+    (call,) = rivals.ucb(x, variance, 300).values()
+    ours = F.select_ucb(x, variance, 300, order="ascending")
+    assert torch.equal(call().indices.sort().values, ours)
+    (call,) = rivals.ucb1(x, count, 300, 50.0).values()
+    ours = F.select_ucb1(x, count, 300, step=50.0, order="ascending")
+    assert torch.equal(call().indices.sort().values, ours)
+    (call,) = rivals.epsilon_greedy(x, 300, 0.1).values()
+    ids = call()
+    assert len(ids.unique()) == 300
+    assert torch.isin(F.select_top_k(x, 270), ids).all()
+    for call in (*rivals.uniform(1000, 300, CPU).values(), *rivals.weighted(x, 300).values()):
+        assert len(call().unique()) == 300
+
+
+def test_every_part_of_an_epoch_s_order_is_visited() -> None:
+    """Lazy and materialised order call the same ops; both must run for any batch size."""
+    (case,) = cases.order(1000, 301, 64, CPU)
+    for call in (case.call, *case.rivals.values()):
+        call()
+    assert len(case.rivals) == 2
+
+
+def test_wrong_results_of_other_packages_are_noticed() -> None:
+    x = torch.tensor([3.0, 1.0, torch.nan, 2.0, 3.0])
+    rivals.check_ids(torch.tensor([4, 2], dtype=torch.int32), x, 2)
+    rivals.check_ids(torch.tensor([2, 0]), x, 2)  # the other of two equal scores
+    for wrong in ([2, 2], [2], [2, 3], [0, 4]):
+        with pytest.raises(RuntimeError, match="wrong result"):
+            rivals.check_ids(torch.tensor(wrong), x, 2)
+
+
+def test_multinomial_s_refusal_is_torch_s_own() -> None:
+    """The limit in the targets is the one at which torch raises."""
+    weights = torch.ones(targets.MULTINOMIAL_LIMIT + 1)
+    refused: dict[str, str] = {}
+    timing.time_rounds(rivals.weighted(weights, 1), CPU, 1, refused=refused)
+    assert "2^24" in refused["torch.multinomial"]
+
+
+def test_rounds_take_turns_and_slow_calls_get_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    cost = {"fast": 0.1, "slow": 2.0}
+
+    def once(call: timing.Call, device: torch.device, repeats: int = 1) -> float:
+        call()
+        return cost[told[-1]]
+
+    monkeypatch.setattr(timing, "time_once", once)
+    calls = {name: (lambda name=name: told.append(name)) for name in cost}
+    seconds = timing.time_rounds(
+        calls, CPU, 7, slow_after=1.0, before_each=lambda: told.append("flush")
+    )
+    assert {name: len(times) for name, times in seconds.items()} == {"fast": 7, "slow": 3}
+    first_three = ["fast", "slow", "flush", "fast", "flush", "slow", "flush", "fast", "flush"]
+    assert told[:9] == first_three
+
+
+def test_a_call_that_raises_is_left_out_only_where_that_is_expected() -> None:
+    def fail() -> None:
+        raise ValueError("no\nsecond line")
+
+    calls: dict[str, timing.Call] = {"fine": lambda: None, "fails": fail}
+    refused: dict[str, str] = {}
+    assert set(timing.time_rounds(calls, CPU, 2, refused=refused)) == {"fine"}
+    assert refused == {"fails": "no"}
+    with pytest.raises(ValueError, match="no"):
+        timing.time_rounds(calls, CPU, 2)
+
+
+def row(**changes: Any) -> report.Row:
+    values = {
+        "part": "ops",
+        "op": "select_top_k, ascending",
+        "scores": "lognormal",
+        "num_samples": 10_000_000,
+        "k": 3_000_000,
+        "keep": 0.3,
+        "limit_bytes": 64_000_000,
+        "refused": {},
+        "seconds": {"ours": [0.02, 0.01, 0.03], "torch.topk": [0.11, 0.09, 0.1], "read": [0.002]},
+    }
+    return {**values, **changes}
+
+
+def gpu_row(**changes: Any) -> report.Row:
+    values = {
+        "num_samples": 100_000_000,
+        "k": 33_333_333,
+        "keep": 1 / 3,
+        "limit_bytes": 666_666_664,
+        "seconds": {"ours": [5e-4], "torch.topk": [1e-3]},
+        "copy_rate": 4e12,
+        "host_syncs": {"ours": 0, "torch.topk": None},
+        "waits": 1,
+        "graph_seconds": [3e-4],
+        "kernels": [{"kernel": "void k<1|2>(int)", "launches": 4, "microseconds": 250.0}],
+    }
+    return row(**{**values, **changes})
+
+
+def test_lines_of_a_cpu_table() -> None:
+    told = report.lines(row(refused={"host round trip": "not applicable"}))
+    assert told == [
+        "| select_top_k, ascending | 20.000 | 6.40 | 10.0 "
+        "| torch.topk | 100 | 5.00x | 5x faster | yes |",
+        "|  |  |  |  | host round trip | refuses | not applicable | - | - |",
+    ]
+    slower = row(seconds={"ours": [1.0, 1.0], "torch.topk": [4.9], "read": [1.0]})
+    assert report.lines(slower)[0].endswith("| 4900 (1 rounds) | 4.90x | 5x faster | NO |")
+
+
+def test_lines_of_a_gpu_table() -> None:
+    assert report.lines(gpu_row()) == [
+        "| select_top_k, ascending | 0.500 | 0.300 | 4 | 6.67 | 56 % | 0 / 1 "
+        "| torch.topk | 1.000 (- host waits) | 2.00x | 4x faster | NO |"
+    ]
+    columns = report.header(gpu_row())
+    assert columns[3].count("|") == report.lines(gpu_row())[0].count("|") == columns[4].count("|")
+
+
+def test_the_summary_judges_every_target_and_lists_kernels() -> None:
+    told = "\n".join(report.summary([gpu_row()]))
+    assert "1 of 2 reached" in told
+    assert "| 0.300 ms | at most 0.35 ms in a replay | yes |" in told
+    assert "| void k<1/2> | 4 | 250.0 |" in told
+    beyond = row(
+        part="weighted",
+        op="select_weighted, ascending",
+        num_samples=20_000_000,
+        refused={"torch.multinomial": "too many"},
+        seconds={"ours": [1.0], "read": [1.0]},
+    )
+    assert "1 of 1 reached" in report.summary([beyond])[1]
+    assert report.lines(beyond)[0].endswith(
+        "| torch.multinomial | refuses | too many | ours runs | yes |"
+    )
+    assert "None of them" in "\n".join(report.summary([row(num_samples=7)]))
+
+
+def test_the_spread_of_distributions_is_judged_within_rounds() -> None:
+    def kind(scores: str, ours: float, usual: float) -> report.Row:
+        seconds = {"ours": [ours], cases.USUAL: [usual], "read": [1.0]}
+        return row(part="distributions", scores=scores, seconds=seconds)
+
+    # The machine was half as fast while "equal" was measured; a fast bfloat16 is no fault.
+    rows = [kind("lognormal", 1.0, 1.0), kind("equal", 3.2, 2.0), kind("bfloat16", 0.5, 1.0)]
+    assert report.spread(rows) == pytest.approx(1.6)
+    assert [verdict.reached for verdict in report.verdicts(rows)] == [False]
+    assert report.spread([row()]) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "rival", "n", "at_least"),
+    [
+        ("select_top_k, ascending", "torch.topk", 10_000_000, 5),
+        ("select_top_k, ascending", "np.argpartition", 10_000_000, 2),
+        ("select_top_k, random", "np.argpartition + shuffle", 10_000_000, 3),
+        ("select_top_k, random", "torch.topk + randperm", 10_000_000, 3),
+        ("select_ucb, ascending", "select_top_k, ascending", 10_000_000, 1 / 1.3),
+        ("select_epsilon_greedy, ascending", "topk + isin + randperm", 10_000_000, 15),
+        ("select_uniform, random", "torch.randperm[:k]", 10_000_000, 8),
+        ("select_weighted, ascending", "torch.multinomial", 16_000_000, 4),
+        ("permutation", "torch.randperm[:k]", 50_000, 1),
+        ("permutation", "torch.randperm[:k]", 10_000_000, None),
+        ("select_top_k, ascending", "torch.topk", 20_000_000, None),
+        ("select_ucb, ascending", "select_top_k, ascending", 50_000, None),
+    ],
+)
+def test_targets_on_a_cpu(op: str, rival: str, n: int, at_least: float | None) -> None:
+    target = targets.find("cpu", op, rival, n, 0.3)
+    assert (target and target.at_least) == at_least
+    assert targets.find("cpu", op, rival, n, 0.5) is None
+
+
+def test_every_target_is_about_a_row_that_is_measured() -> None:
+    """A rival or an op that is renamed must not lose its target without a word."""
+    measured = {(case.op, rival) for case in cases.ops(100, 30, CPU) for rival in case.rivals}
+    assert set(targets.AT_TEN_MILLION) <= measured
+    assert ("select_ucb, ascending", "select_top_k, ascending") in measured
+    assert ("select_weighted, ascending", "torch.multinomial") in measured
+
+
+def test_waits_of_the_host_are_counted() -> None:
+    def call() -> None:
+        for text in ("called a synchronizing CUDA operation", "something else") * 2:
+            warnings.warn(text, stacklevel=1)
+
+    assert gpu_timing.count_sync_warnings(call) == 2
+    assert gpu_timing.count_sync_warnings(lambda: None) == 0
+
+
+def test_kernels_and_waits_of_a_profile() -> None:
+    def event(key: str, kind: str, count: int, time: float) -> SimpleNamespace:
+        device = SimpleNamespace(name=kind)
+        return SimpleNamespace(
+            key=key, device_type=device, count=count, self_device_time_total=time
+        )
+
+    told = gpu_timing.launches_and_waits(
+        [
+            event("small", "CUDA", 3, 2.0),
+            event("great", "CUDA", 1, 9.0),
+            event("an annotation", "CUDA", 1, 0.0),
+            event("cudaLaunchKernel", "CPU", 4, 0.0),
+            event("cudaStreamSynchronize", "CPU", 2, 0.0),
+            event("cudaDeviceSynchronize", "CPU", 1, 0.0),
+        ]
+    )
+    assert [kernel["kernel"] for kernel in told["kernels"]] == ["great", "small"]
+    assert told["waits"] == 2
+
+
+@pytest.mark.parametrize("made", [row, gpu_row])
+def test_a_figure_of_made_up_rows(tmp_path: Path, made: Any) -> None:
+    rows = [made(num_samples=n) for n in (1000, 10_000)]
+    rows += [made(part="shares", keep=keep) for keep in (0.1, 0.5)]
+    rows += [made(part="distributions", scores=kind) for kind in cases.DISTRIBUTIONS]
+    selection_plot.plot(rows, tmp_path / "some.png")
+    with Image.open(tmp_path / "some.png") as image:
+        assert image.size == (2475, 675)
+    selection_plot.plot([made(part="order")], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
