@@ -7,8 +7,9 @@
 
 Prints Markdown tables: every op against every rival, on several N, k and distributions of scores,
 with the limit that memory sets and, where a speed was promised, whether it is reached. Every ratio
-is one of medians of rounds that took turns, so other work on the machine hits both sides: read the
-ratios first. --out DIR writes the tables, the raw seconds (JSON) and a figure.
+is one of medians of rounds that took turns. On a machine that does other work threads wait for each
+other, which hits threaded calls (ours, torch) harder than numpy: there OMP_NUM_THREADS=1 gives
+ratios that can be trusted. --out DIR writes the tables, the raw seconds (JSON) and a figure.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
         lines.extend(told)
         print("\n".join(told), flush=True)
 
-    tell(*report.preamble(machine(device), gpu.copy_rate if gpu else None, rivals.packages(device)))
+    facts = machine(device)  # before the run: its load average is that of other work
+    tell(*report.preamble(facts, gpu.copy_rate if gpu else None, rivals.packages(device)))
     rows: list[dict[str, Any]] = []
     for case in all_cases(options):
         row = measure(case, options, gpu)
@@ -195,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     tell(*report.summary(rows))
     if options.out:
         settings = {name: str(value) for name, value in vars(options).items()}
-        write_json(options.out / f"{NAME}.json", device, rows, settings=settings)
+        write_json(options.out / f"{NAME}.json", facts, rows, settings=settings)
         (options.out / f"{NAME}.md").write_text("\n".join(lines) + "\n")
         plot(rows, options.out / f"{NAME}.png")
 

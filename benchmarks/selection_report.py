@@ -36,6 +36,14 @@ def preamble(
     absent = [name for name, present in packages.items() if not present]
     if absent:
         lines.append(f"- not installed, so not measured: {', '.join(absent)}")
+    busy = facts["load_average"][0]
+    if busy > 0.25 * facts["cores"]:
+        lines += [
+            "",
+            f"**This machine is busy** (load {busy}). Threads wait for each other then: ratios of "
+            "threaded calls to numpy are too low. Repeat it on an idle machine, or with "
+            "OMP_NUM_THREADS=1.",
+        ]
     lines += [
         "",
         "ms: median of the rounds, in which ours and its rivals take turns. limit: every score is "

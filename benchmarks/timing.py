@@ -118,8 +118,8 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def write_json(path: Path, device: torch.device, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Raw rounds with everything needed to repeat them."""
+def write_json(path: Path, facts: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> None:
+    """Raw rounds with everything needed to repeat them; `facts` are those of `machine`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine(device), **more, "rows": rows}
+    document = {"machine": facts, **more, "rows": rows}
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -292,6 +292,17 @@ def test_lines_of_a_gpu_table() -> None:
     assert columns[3].count("|") == report.lines(gpu_row())[0].count("|") == columns[4].count("|")
 
 
+def test_a_busy_machine_and_absent_packages_are_told() -> None:
+    told = "\n".join(
+        report.preamble({"load_average": [0.6, 0, 0], "cores": 2, "cuda": ""}, None, {})
+    )
+    assert "machine is busy" in told and "- cuda: none" in told
+    installed = {"cupy": True, "flashinfer": False}
+    told = "\n".join(report.preamble({"load_average": [0.6, 9, 9], "cores": 4}, 3e12, installed))
+    assert "busy" not in told and "3000 GB/s" in told
+    assert "not installed, so not measured: flashinfer\n" in told
+
+
 def test_the_summary_judges_every_target_and_lists_kernels() -> None:
     told = "\n".join(report.summary([gpu_row()]))
     assert "1 of 2 reached" in told
