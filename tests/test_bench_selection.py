@@ -374,6 +374,29 @@ def test_waits_of_the_host_are_counted() -> None:
     assert gpu_timing.count_sync_warnings(lambda: None) == 0
 
 
+def test_a_gpu_s_row_has_what_its_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of the GPU's path but the GPU: what it would measure is made up."""
+    made_up = {
+        "graph_seconds": lambda call, device, rounds, flush: [2e-6] * rounds,
+        "profile": lambda call, device: {"kernels": gpu_row()["kernels"], "waits": 0},
+        "host_syncs": lambda call, device: 0,
+    }
+    for name, function in made_up.items():
+        monkeypatch.setattr(gpu_timing, name, function)
+    flushed: list[int] = []
+    gpu = gpu_timing.Gpu(flush=lambda: flushed.append(1), copy_rate=3e12)
+    options = bench_selection.parse(["--quick", "--rounds", "2", "--num-samples", "500"])
+    rows = [
+        bench_selection.measure(case, options, gpu) for case in bench_selection.all_cases(options)
+    ]
+    assert len(flushed) == sum(2 * len(row["seconds"]) for row in rows)
+    for row in rows:
+        assert "read" not in row["seconds"] and ("graph_seconds" in row) == (row["part"] != "order")
+        cells = report.header(row)[3].count("|")
+        assert all(line.count("|") == cells for line in report.lines(row))
+    assert "## Kernels" in report.summary(rows)
+
+
 def test_kernels_and_waits_of_a_profile() -> None:
     def event(key: str, kind: str, count: int, time: float) -> SimpleNamespace:
         device = SimpleNamespace(name=kind)
