@@ -23,7 +23,12 @@ CUDA_HEADER = re.compile(
     r"(cuda|cub|thrust|cooperative_groups|nv|cuco)(/|\.h|_)|cu[a-z]+\.h|math_constants"
 )
 # Guarded, so that the same files compile for the emulator and for a machine without CUDA.
-CUDA_HEADERS_ALLOWED = {"primitives/launch.h", "primitives/cuda_types.h", "bindings/common.h"}
+CUDA_HEADERS_ALLOWED = {
+    "primitives/launch.h",
+    "primitives/grid.h",
+    "primitives/cuda_types.h",
+    "bindings/common.h",
+}
 EMULATOR_HEADER = "simt.h"
 
 # Modules not named here are classes: above functional, in any order without cycles.

@@ -16,39 +16,21 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// A composite key in one word: (key, tie), greatest first.
 template <class Key>
-struct Pack;
-template <>
-struct Pack<uint32_t> {
-  using type = uint64_t;
-};
-template <>
-struct Pack<uint64_t> {
-  using type = unsigned __int128;
-};
-template <class Key>
-using packed_t = typename Pack<Key>::type;
-
-template <class Key>
-packed_t<Key> pack(Key key, uint32_t tie) {
-  return static_cast<packed_t<Key>>(key) << 32 | tie;
-}
-template <class Key>
-Key key_of(packed_t<Key> packed) {
+Key key_of(composite_t<Key> packed) {
   return static_cast<Key>(packed >> 32);
 }
 
 // Samples above `high` are in, below `low` out; those between, both ends included, are candidates.
 template <class Key>
 struct Bracket {
-  packed_t<Key> low, high;
+  composite_t<Key> low, high;
   double candidate_share;  // how many of all samples are candidates, roughly
   bool many_equal;         // the keys alone leave many undecided
 
-  static Bracket everything() { return {0, ~packed_t<Key>{0}, 1, false}; }
+  static Bracket everything() { return {0, ~composite_t<Key>{0}, 1, false}; }
   // Where else the threshold can be; how many candidates there are is learnt on the way.
-  Bracket above() const { return {high, ~packed_t<Key>{0}, 0, false}; }
+  Bracket above() const { return {high, ~composite_t<Key>{0}, 0, false}; }
   Bracket below() const { return {0, low, 0, false}; }
 };
 
@@ -86,7 +68,8 @@ DYNPRUNE_CLONES void build_listed_keys(const Ranking& ranking, const uint32_t* i
 
 // How many composite keys have a key in [low, high].
 template <class Key>
-DYNPRUNE_CLONES int64_t count_keys(const packed_t<Key>* packed, int64_t count, Key low, Key high) {
+DYNPRUNE_CLONES int64_t count_keys(const composite_t<Key>* packed, int64_t count, Key low,
+                                   Key high) {
   int64_t inside = 0;
   for (int64_t i = 0; i < count; i++) {
     const Key key = key_of<Key>(packed[i]);
@@ -96,7 +79,7 @@ DYNPRUNE_CLONES int64_t count_keys(const packed_t<Key>* packed, int64_t count, K
 }
 
 template <class Key>
-bool all_keys_equal(const packed_t<Key>* packed, int64_t count) {
+bool all_keys_equal(const composite_t<Key>* packed, int64_t count) {
   return count_keys<Key>(packed, count, key_of<Key>(packed[0]), key_of<Key>(packed[0])) == count;
 }
 
@@ -113,7 +96,7 @@ DYNPRUNE_CLONES void draw_ids(const IdHash& hash, int64_t first, int count, uint
 // The composite keys of `size` random samples, some perhaps twice.
 template <class Ranking>
 void draw_sample(const Ranking& ranking, int64_t n, uint64_t seed, int64_t size,
-                 packed_t<typename Ranking::Key>* sample, const Parallel& parallel) {
+                 composite_t<typename Ranking::Key>* sample, const Parallel& parallel) {
   constexpr int kDrawBlock = 512;
   const IdHash tie_hash(seed, Stream::kTie), draw_hash(seed, Stream::kSample);
   for_each_range(parallel, size, num_tasks(parallel, size, 8192), [&](int, Range range) {
@@ -124,7 +107,7 @@ void draw_sample(const Ranking& ranking, int64_t n, uint64_t seed, int64_t size,
       draw_ids(draw_hash, begin, count, static_cast<uint64_t>(n), ids);
       hash_listed_ids(tie_hash, ids, count, ties);
       build_listed_keys(ranking, ids, count, seed, keys);
-      for (int i = 0; i < count; i++) sample[begin + i] = pack(keys[i], ties[i]);
+      for (int i = 0; i < count; i++) sample[begin + i] = compose(keys[i], ties[i]);
     }
   });
 }
@@ -156,7 +139,7 @@ template <class Ranking>
 Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
                                               uint64_t seed, const Parallel& parallel) {
   using Key = typename Ranking::Key;
-  using Packed = packed_t<Key>;
+  using Packed = composite_t<Key>;
   Bracket<Key> bracket = Bracket<Key>::everything();
   const BracketPlan plan = BracketPlan::of(n);
   const int64_t size = plan.sample_size;
@@ -166,7 +149,7 @@ Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n,
   if (all_keys_equal<Key>(sample.get(), size)) {
     const Key key = key_of<Key>(sample[0]);
     const HashBracket ties(n, wanted, 5.0 * n / size);
-    return {pack(key, ties.low), pack(key, ties.high), ties.candidate_share, true};
+    return {compose(key, ties.low), compose(key, ties.high), ties.candidate_share, true};
   }
 
   const double share = static_cast<double>(wanted) / n, expected = share * size;

@@ -50,7 +50,7 @@ DYNPRUNE_CLONES void classify_by_key(const Ranking& ranking, int64_t first, int 
 // The same by the whole composite keys.
 template <class Key>
 DYNPRUNE_CLONES void classify_by_tie(const Key* keys, const IdHash& tie_hash, int64_t first,
-                                     int count, packed_t<Key> low, packed_t<Key> high,
+                                     int count, composite_t<Key> low, composite_t<Key> high,
                                      int32_t* states) {
   const IdHash hash = tie_hash;
   const Key low_key = key_of<Key>(low), high_key = key_of<Key>(high);
@@ -117,7 +117,7 @@ template <class Key>
 struct Found {
   int64_t num_in = 0;
   int64_t num_candidates = 0;
-  std::unique_ptr<packed_t<Key>[]> candidates;
+  std::unique_ptr<composite_t<Key>[]> candidates;
   std::unique_ptr<uint32_t[]> ids;
 
   // Room for `more` candidates beyond those that are there.
@@ -125,7 +125,8 @@ struct Found {
     const int64_t needed = num_candidates + more;
     if (needed <= capacity_) return;
     capacity_ = std::max(needed, 2 * capacity_);
-    std::unique_ptr<packed_t<Key>[]> larger(new packed_t<Key>[static_cast<size_t>(capacity_)]);
+    std::unique_ptr<composite_t<Key>[]> larger(
+        new composite_t<Key>[static_cast<size_t>(capacity_)]);
     std::unique_ptr<uint32_t[]> larger_ids(new uint32_t[static_cast<size_t>(capacity_)]);
     std::copy_n(candidates.get(), num_candidates, larger.get());
     std::copy_n(ids.get(), num_candidates, larger_ids.get());
@@ -175,12 +176,12 @@ class Classifier {
     list_undecided(undecided_, num_words, first, ids_);
     hash_listed_ids(tie_hash_, ids_, undecided, ties_);
     found->reserve(undecided);
-    packed_t<Key>* candidates = found->candidates.get();
+    composite_t<Key>* candidates = found->candidates.get();
     uint32_t* ids = found->ids.get();
     int64_t end = found->num_candidates;
     for (int u = 0; u < undecided; u++) {
       const int64_t i = ids_[u] - first;
-      const packed_t<Key> packed = pack(keys_[i], ties_[u]);
+      const composite_t<Key> packed = compose(keys_[i], ties_[u]);
       if (packed > bracket_.high) chosen[i / kWordBits] |= uint64_t{1} << i % kWordBits;
       candidates[end] = packed;
       ids[end] = ids_[u];

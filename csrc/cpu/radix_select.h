@@ -33,7 +33,7 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
                      const Bitmap* excluded, Bracket<typename Ranking::Key> bracket,
                      const Parallel& parallel) {
   using Key = typename Ranking::Key;
-  using Packed = packed_t<Key>;
+  using Packed = composite_t<Key>;
   Bitmap chosen(n);
   const int64_t num_blocks = (n + kBlock - 1) / kBlock;
   const int tasks = num_tasks(parallel, num_blocks, kMinBlocksPerTask);
@@ -80,7 +80,7 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
 inline Bitmap explore(int64_t n, int64_t eligible, int64_t wanted, uint64_t seed,
                       const Bitmap* excluded, const Parallel& parallel) {
   const HashBracket hashes(eligible, wanted, 0);
-  const Bracket<uint32_t> bracket{pack(hashes.low, 0), pack(hashes.high, ~uint32_t{0}),
+  const Bracket<uint32_t> bracket{compose(hashes.low, 0), compose(hashes.high, ~uint32_t{0}),
                                   hashes.candidate_share, false};
   return take_greatest(ExploreRanking{}, n, wanted, seed, excluded, bracket, parallel);
 }

@@ -4,7 +4,9 @@
 // on chip. The scores are read once, the ids written once.
 #pragma once
 
-#include "kernels/select_large.cuh"
+#include "kernels/select_task.cuh"
+#include "primitives/device_errors.h"
+#include "primitives/permutation.h"
 
 namespace dynprune {
 namespace cuda {
