@@ -248,7 +248,7 @@ def test_a_random_order_costs_no_list() -> None:
     assert materialised - ascending == pytest.approx(0.31 * MEBI, rel=0.1)
 
 
-@pytest.mark.parametrize(("order", "most"), [("ascending", 7.8), ("random", 8.1)])
+@pytest.mark.parametrize(("order", "most"), [("ascending", 7.9), ("random", 8.2)])
 def test_bytes_moved_by_a_larger_selection(order: str, most: float) -> None:
     assert memory_bytes(large_kernels(), "top_k", 4 * MEBI, order) <= most * 4 * MEBI
 
