@@ -39,16 +39,16 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
   // A bin of so few members is narrow enough.
   const unsigned long long enough = static_cast<unsigned long long>(sample_size / 512);
   DigitSearch search(&shared, nullptr);
-  auto low = Interval<Composite>::whole(), high = low;
-  if (ranks.below < sample_size) {
-    search.narrow(&low, static_cast<unsigned long long>(ranks.below) + 1, enough, members);
-  }
-  if (ranks.above >= 0) {
-    search.narrow(&high, static_cast<unsigned long long>(ranks.above) + 1, enough, members);
-  }
-  if (threadIdx.x == 0) {
-    state->low = StoredComposite::of<Key>(low.low);
-    state->high = StoredComposite::of<Key>(high.last());
+  for (int end = 0; end < 2; end++) {
+    const int64_t rank = end == 0 ? ranks.below : ranks.above;
+    auto found = Interval<Composite>::whole();
+    if (rank >= 0 && rank < sample_size) {
+      search.narrow(&found, static_cast<unsigned long long>(rank) + 1, enough, members);
+    }
+    if (threadIdx.x == 0) {
+      if (end == 0) state->low = StoredComposite::of<Key>(found.low);
+      if (end == 1) state->high = StoredComposite::of<Key>(found.last());
+    }
   }
 }
 

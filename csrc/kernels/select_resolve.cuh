@@ -21,69 +21,59 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
   const auto num_candidates = static_cast<int64_t>(state->num_candidates);
   DigitSearch search(&shared, &state->merged);
 
-  // Calls f(id, valid) for every i < count, whole warps together.
-  const auto each = [&](int64_t count, const auto& f) {
+  // Calls f(id, key, valid) for every candidate or, once a bracket has missed, for every sample;
+  // whole warps together.
+  bool missed = num_candidates > capacity;
+  const auto each = [&](const auto& f) {
+    const int64_t count = missed ? task.num_samples : num_candidates;
     const int64_t stride = int64_t{gridDim.x} * kSearchThreads;
 #pragma unroll 1
-    for (int64_t i = int64_t{blockIdx.x} * kSearchThreads; i < count; i += stride) {
-      f(i + threadIdx.x, i + threadIdx.x < count);
+    for (int64_t begin = int64_t{blockIdx.x} * kSearchThreads; begin < count; begin += stride) {
+      const int64_t i = begin + threadIdx.x;
+      int64_t id = 0;
+      Key key = 0;
+      if (i < count) {
+        id = missed ? i : candidate_ids[i];
+        if (task.has_greedy()) key = missed ? task.ranking.key(i, seed) : candidate_keys[i];
+      }
+      f(id, key, i < count);
     }
   };
-  const auto candidates = [&](const auto& visit) {
-    each(num_candidates, [&](int64_t i, bool valid) {
-      visit(valid, valid ? compose(candidate_keys[i], tie_hash(candidate_ids[i])) : Composite{0});
-    });
-  };
-  const auto all = [&](const auto& visit) {
-    each(task.num_samples, [&](int64_t id, bool valid) {
-      visit(valid, valid ? compose(task.ranking.key(id, seed), tie_hash(id)) : Composite{0});
-    });
+  // Finds the threshold from what the bracket left open: `in` of the `wanted` are above it.
+  const auto resolve = [&](auto bracket, auto last, int64_t wanted, unsigned long long in,
+                           const auto& items) {
+    const auto all = static_cast<unsigned long long>(wanted);
+    auto found = bracket;
+    const bool hit = !missed && in < all && search.narrow(&found, all - in, 0, items);
+    if (hit && found.low <= last) return found.low;
+    missed = true;
+    found = decltype(found)::whole();
+    search.narrow(&found, all, 0, items);
+    return found.low;
   };
 
-  bool missed = num_candidates > capacity;
   Threshold<Key> greedy = {0, 0};
   if (task.has_greedy()) {
-    const auto wanted = static_cast<unsigned long long>(task.num_greedy);
-    auto found =
-        Interval<Composite>::between(state->low.composite<Key>(), state->high.composite<Key>());
-    missed = missed || state->num_in >= wanted ||
-             !search.narrow(&found, wanted - state->num_in, 0, candidates);
-    if (missed) {
-      found = Interval<Composite>::whole();
-      search.narrow(&found, wanted, 0, all);
-    }
-    greedy = {static_cast<Key>(found.low >> 32), static_cast<uint32_t>(found.low)};
+    const auto low = state->low.template composite<Key>();
+    const auto high = state->high.template composite<Key>();
+    const Composite found = resolve(
+        Interval<Composite>::between(low, high), high, task.num_greedy, state->num_in,
+        [&](const auto& visit) {
+          each([&](int64_t id, Key key, bool valid) { visit(valid, compose(key, tie_hash(id))); });
+        });
+    greedy = {static_cast<Key>(found >> 32), static_cast<uint32_t>(found)};
   }
-  const auto left_over = [&](Key key, int64_t id) {
-    return !task.has_greedy() || !greedy.admits(key, id, tie_hash);
-  };
-
   uint32_t random = 0;
   if (task.has_random()) {
-    const auto wanted = static_cast<unsigned long long>(task.num_random);
-    const auto refused = [&](const auto& visit) {
-      each(num_candidates, [&](int64_t i, bool valid) {
-        const int64_t id = valid ? candidate_ids[i] : 0;
-        visit(valid && left_over(candidate_keys[i], id), explore_hash(id));
-      });
-    };
-    const auto all_refused = [&](const auto& visit) {
-      each(task.num_samples, [&](int64_t id, bool valid) {
-        const Key key = valid && task.has_greedy() ? task.ranking.key(id, seed) : 0;
-        visit(valid && left_over(key, id), explore_hash(id));
-      });
-    };
-    // Among the candidates that the greedy part refused there may be any hash, also above the
-    // bracket.
-    auto found = Interval<uint32_t>::between(task.hash.low, 0xffffffffu);
-    missed = missed || state->num_in_random >= wanted ||
-             !search.narrow(&found, wanted - state->num_in_random, 0, refused) ||
-             found.low > task.hash.high;
-    if (missed) {
-      found = Interval<uint32_t>::whole();
-      search.narrow(&found, wanted, 0, all_refused);
-    }
-    random = found.low;
+    // Of the samples that the greedy part refused. Those among the candidates may have any hash,
+    // also one above the bracket.
+    random = resolve(Interval<uint32_t>::between(task.hash.low, 0xffffffffu), task.hash.high,
+                     task.num_random, state->num_in_random, [&](const auto& visit) {
+                       each([&](int64_t id, Key key, bool valid) {
+                         const bool taken = task.has_greedy() && greedy.admits(key, id, tie_hash);
+                         visit(valid && !taken, explore_hash(id));
+                       });
+                     });
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     state->greedy = {static_cast<uint64_t>(greedy.key), greedy.tie};

@@ -40,15 +40,15 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return on_schedule(**request.param)
 
 
-@pytest.fixture(params=["small", "large"])
-def selection_kernels(request: pytest.FixtureRequest, schedule: dict[str, int]) -> Kernels:
+# Selections on the chip at three of the schedules, others at three.
+SELECTIONS = [("small", SCHEDULES[i]) for i in (1, 2, 3)]
+SELECTIONS += [("large", SCHEDULES[i]) for i in (0, 1, 3)]
+
+
+@pytest.fixture(params=SELECTIONS, ids=lambda p: f"{p[0]}-schedule{p[1]['seed']}")
+def selection_kernels(request: pytest.FixtureRequest) -> Kernels:
     """The project's kernels at several schedules; selections on the chip and not."""
-    if request.param == "large":
+    size, schedule = request.param
+    if size == "large":
         return on_schedule(**schedule, shared_bytes=LITTLE_SHARED_BYTES)
     return on_schedule(**schedule)
-
-
-@pytest.fixture(params=SCHEDULES, ids=lambda s: f"schedule{s['seed']}")
-def schedule(request: pytest.FixtureRequest) -> dict[str, int]:
-    chosen: dict[str, int] = request.param
-    return chosen
