@@ -14,29 +14,31 @@ pytestmark = pytest.mark.needs_cuda
 N, K = 50_000, 15_000
 
 
-def scores(kind: str = "levels") -> Tensor:
-    x = torch.randn(N, generator=torch.Generator().manual_seed(0))
+def scores(kind: str = "levels", n: int = N) -> Tensor:
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
     return ((x * 2).round() if kind == "levels" else x).cuda()
 
 
-def test_a_captured_selection_is_replayed_with_a_new_seed() -> None:
-    x, seed = scores(), torch.zeros((), dtype=torch.int64, device="cuda")
-    F.select_top_k(x, K, seed=seed)  # warm-up
+# On the chip, and with more scores than any chip holds.
+@pytest.mark.parametrize("n", [N, 20_000_000])
+def test_a_captured_selection_is_replayed_with_a_new_seed(n: int) -> None:
+    k, x, seed = n // 3, scores(n=n), torch.zeros((), dtype=torch.int64, device="cuda")
+    F.select_top_k(x, k, seed=seed)  # warm-up
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        top_k = F.select_top_k(x, K, seed=seed)
-        greedy = F.select_epsilon_greedy(x, K, 0.2, seed=seed)
-        weighted = F.select_weighted(x.abs(), K, seed=seed)
-        uniform = F.select_uniform(N, K, seed=seed, device="cuda")
+        top_k = F.select_top_k(x, k, seed=seed)
+        greedy = F.select_epsilon_greedy(x, k, 0.2, seed=seed)
+        weighted = F.select_weighted(x.abs(), k, seed=seed)
+        uniform = F.select_uniform(n, k, seed=seed, device="cuda")
     for value in (3, -7, 2**62):
         seed.fill_(value)
         graph.replay()
         cpu = x.cpu()
-        assert torch.equal(top_k.cpu(), F.select_top_k(cpu, K, seed=value))
-        assert torch.equal(greedy.cpu(), F.select_epsilon_greedy(cpu, K, 0.2, seed=value))
-        assert torch.equal(weighted.cpu(), F.select_weighted(cpu.abs(), K, seed=value))
-        assert torch.equal(uniform.cpu(), F.select_uniform(N, K, seed=value))
+        assert torch.equal(top_k.cpu(), F.select_top_k(cpu, k, seed=value))
+        assert torch.equal(greedy.cpu(), F.select_epsilon_greedy(cpu, k, 0.2, seed=value))
+        assert torch.equal(weighted.cpu(), F.select_weighted(cpu.abs(), k, seed=value))
+        assert torch.equal(uniform.cpu(), F.select_uniform(n, k, seed=value))
 
 
 def test_ops_run_on_the_current_stream() -> None:
