@@ -7,12 +7,15 @@ import torch
 
 from dynprune_cuda import functional, policies
 from dynprune_cuda._ops import compiled
+from dynprune_cuda._schedule import same_steps
 from dynprune_cuda.data import IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.policies import (
     UCB,
+    Balanced,
     EpsilonGreedy,
     Full,
+    InfoBatch,
     RandomStatic,
     StaticSubset,
     UniformRandom,
@@ -44,9 +47,11 @@ def build_info() -> dict[str, str]:
 
 __all__ = [
     "UCB",
+    "Balanced",
     "EpsilonGreedy",
     "Full",
     "IndexedDataset",
+    "InfoBatch",
     "Pruner",
     "RandomStatic",
     "ScoreTable",
@@ -57,4 +62,5 @@ __all__ = [
     "build_info",
     "functional",
     "policies",
+    "same_steps",
 ]
