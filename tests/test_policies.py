@@ -297,6 +297,16 @@ def test_a_policy_of_ones_own_is_checked(device, ids, error, message):
         checked_select(Chosen(ids), ScoreTable(5, device=device), 3, 0)
 
 
+def test_a_plain_function_is_a_policy(device):
+    def newest_ids(table, k, *, seed):
+        return torch.arange(table.num_samples - k, table.num_samples, device=table.device)
+
+    policy = policies.resolve(newest_ids)
+    assert policies.resolve(policy) is policy and "newest_ids" in repr(policy)
+    ids = checked_select(policy, ScoreTable(9, device=device), 3, 0)
+    assert ids.tolist() == [6, 7, 8]
+
+
 def test_keep_is_needed_unless_the_policy_knows():
     assert resolve_count(UCB(), 0.5, 10) == 5
     assert resolve_count(Full(), None, 10) == 10
