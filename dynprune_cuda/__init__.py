@@ -10,6 +10,7 @@ from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule import same_steps
 from dynprune_cuda.data import IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
+from dynprune_cuda.plotting import KeptHistory, plot_kept
 from dynprune_cuda.policies import (
     UCB,
     Balanced,
@@ -23,6 +24,7 @@ from dynprune_cuda.policies import (
 )
 from dynprune_cuda.pruner import Pruner
 from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.stats import Stats
 
 try:
     __version__ = version("dynprune_cuda")
@@ -52,15 +54,18 @@ __all__ = [
     "Full",
     "IndexedDataset",
     "InfoBatch",
+    "KeptHistory",
     "Pruner",
     "RandomStatic",
     "ScoreTable",
     "ScoredLoss",
     "StaticSubset",
+    "Stats",
     "UniformRandom",
     "Weighted",
     "build_info",
     "functional",
+    "plot_kept",
     "policies",
     "same_steps",
 ]

@@ -97,6 +97,21 @@ class EpochSubsets:
             return torch.arange(self.num_samples, device=self.device)
         return subset.ids.clone()
 
+    def is_selected(self, sample_ids: Tensor) -> Tensor:
+        """Returns whether the current epoch trains on each of `sample_ids`, without waiting.
+
+        Args:
+            sample_ids: int64, any shape, on `device`.
+
+        Returns:
+            bool, of the same shape.
+        """
+        subset = self._current()
+        if subset is None:
+            return (sample_ids >= 0) & (sample_ids < self.num_samples)
+        places = torch.searchsorted(subset.ids, sample_ids).clamp_(max=len(subset.ids) - 1)
+        return subset.ids[places] == sample_ids
+
     def epoch_order(self) -> Tensor:
         """Returns the ids of the current epoch in the order in which the samplers yield them.
 

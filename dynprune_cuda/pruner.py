@@ -18,6 +18,7 @@ from dynprune_cuda._schedule import Keep, Schedule
 from dynprune_cuda._state import StateReader
 from dynprune_cuda.policies.choosing import AnyPolicy, fingerprint, resolve_count
 from dynprune_cuda.scores import ScoreTable, check_ids_and_values, move_without_waiting
+from dynprune_cuda.stats import Stats
 
 __all__ = ["Pruner"]
 
@@ -282,22 +283,35 @@ class Pruner(EpochSubsets):
             )
         self._update(ids, values)
 
-    def stats(self) -> dict[str, Any]:
-        """Summarises the current epoch and the scores for a log. Waits for the device.
+    def stats(self) -> Stats:
+        """Summarises the current epoch, the selections and the scores for a log.
+
+        Waits for the device only when a number is read: see `Stats`, whose `log` writes to
+        TensorBoard.
 
         Returns:
-            `epoch`, `phase` ("warm-up", "pruned" or "annealing"), `num_selected`, and everything
-            from `ScoreTable.stats`.
-
-        Raises:
-            IndexError: An earlier step on a GPU met a target or an id out of range.
+            `epoch`, `phase` ("warm-up", "pruned" or "annealing"), `num_selected`,
+            `selected_fraction`, `num_selections`, `turnover` (share of the last selection that the
+            one before had not chosen; NaN before the second), `never_selected`,
+            `always_selected` and `sometimes_selected` (samples that none, all or some of the
+            selections chose), and everything from `ScoreTable.stats`.
         """
-        return {
+        never = (self.times_selected == 0).sum()
+        always = ((self.times_selected == self.num_selections) & (self.times_selected > 0)).sum()
+        known = {
             "epoch": self.epoch,
             "phase": self.schedule.phase(self.epoch),
             "num_selected": self.num_selected,
-            **self.table.stats(),
+            "selected_fraction": self.num_selected / self.num_samples,
+            "num_selections": self.num_selections,
         }
+        tensors = {
+            "turnover": self.turnover,
+            "never_selected": never,
+            "sometimes_selected": self.num_samples - never - always,
+            "always_selected": always,
+        }
+        return self.table.stats().merged(known, tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that decides how the run goes on: scores, subset, epoch, seed. May wait.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._arguments import as_choice, as_float, as_int
 from dynprune_cuda._state import StateReader
+from dynprune_cuda.stats import Stats, score_summary
 
 __all__ = ["ScoreTable"]
 
@@ -183,47 +185,29 @@ class ScoreTable:
         for name, column in columns.items():
             getattr(self, name).copy_(column)
 
-    def stats(self) -> dict[str, float]:
-        """Summarises the table for a log. Waits for the device.
+    def stats(self) -> Stats:
+        """Summarises the table for a log; waits for the device only when a number is read.
 
         Returns:
             `visited` and `never_visited` (samples with and without a finite value), `values` (all
             finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
             value was not finite), and over the visited samples `score_mean`, `score_min`,
-            `score_max` and `score_variance` (the mean of `variance`), which are NaN while there
-            are none.
-
-        Raises:
-            IndexError: An earlier update on a GPU met an id out of range.
+            `score_max`, the percentiles `score_p05`, `_p25`, `_p50`, `_p75`, `_p95`, and
+            `score_variance` (the mean of `variance`), which are NaN while there are none. Reading
+            the first number raises IndexError if an earlier update on a GPU met an id out of range.
         """
-        functional.check_errors(self.device)
         visited = self.count > 0
-        number = visited.sum().double()
-        values = torch.stack(
-            [
-                number,
-                self.count.sum().double(),
-                self.non_finite_count.sum().double(),
-                self.last_non_finite.sum().double(),
-                torch.where(visited, self.mean, 0.0).sum(dtype=torch.float64) / number,
-                torch.where(visited, self.mean, float("inf")).amin().double(),
-                torch.where(visited, self.mean, float("-inf")).amax().double(),
-                self.variance.sum(dtype=torch.float64) / number,
-            ]
-        ).tolist()
-        seen, entered, broken, broken_samples, mean, low, high, variance = values
-        nan = float("nan")
-        return {
-            "visited": int(seen),
-            "never_visited": self.num_samples - int(seen),
-            "values": int(entered),
-            "non_finite_values": int(broken),
-            "non_finite_samples": int(broken_samples),
-            "score_mean": mean,
-            "score_min": low if seen else nan,
-            "score_max": high if seen else nan,
-            "score_variance": variance,
+        number = visited.sum()
+        tensors = {
+            "visited": number,
+            "never_visited": self.num_samples - number,
+            "values": self.count.sum(),
+            "non_finite_values": self.non_finite_count.sum(),
+            "non_finite_samples": self.last_non_finite.sum(),
+            **score_summary(self.mean, visited),
+            "score_variance": self.variance.sum(dtype=torch.float64) / number,
         }
+        return Stats({}, tensors, partial(functional.check_errors, self.device))
 
     def __repr__(self) -> str:
         """Tells how the table was made."""
