@@ -8,7 +8,7 @@ import torch
 from dynprune_cuda import functional, policies
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule import same_steps
-from dynprune_cuda.data import IndexedDataset
+from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.plotting import KeptHistory, plot_kept
 from dynprune_cuda.policies import (
@@ -50,6 +50,7 @@ def build_info() -> dict[str, str]:
 __all__ = [
     "UCB",
     "Balanced",
+    "DeviceLoader",
     "EpsilonGreedy",
     "Full",
     "IndexedDataset",

@@ -19,7 +19,7 @@ from dynprune_cuda.policies.protocol import checked_select, checked_weigh
 from dynprune_cuda.scores import ScoreTable
 
 # Ids put into their order at a time: what this needs beside the order itself stays small.
-_ORDER_IDS = 1 << 22
+_ORDER_IDS = 1 << 18
 
 
 class Subset(NamedTuple):
@@ -128,7 +128,7 @@ class EpochSubsets:
             )
             if subset is not None:
                 for piece in torch.split(order, _ORDER_IDS):
-                    piece.copy_(subset.ids[piece])
+                    piece.copy_(subset.ids.index_select(0, piece))
             self._order = order
         return self._order
 

@@ -57,6 +57,14 @@ class Epoch:
 
     epoch = 0
 
+    @property
+    def num_samples(self):
+        return len(self.order)
+
+    @property
+    def device(self):
+        return self.order.device
+
     def epoch_order(self):
         return self.order
 

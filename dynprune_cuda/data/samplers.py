@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,19 @@ __all__ = ["EpochBatchSampler", "EpochSampler"]
 CHUNK_IDS = 1 << 20  # ids per copy from the device: 8 MiB of pinned memory, twice
 PIECE_IDS = 1 << 12  # ids that `EpochSampler` turns into Python ints at a time
 
-_Item = TypeVar("_Item", int, list[int])
+_Item = TypeVar("_Item")
+_Iterator = TypeVar("_Iterator", bound="EpochIterator[Any]")
 
 
 class EpochSource(Protocol):
     """What a sampler needs to know of a `Pruner`."""
+
+    num_samples: int  # size of the training set
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids are."""
+        ...
 
     @property
     def epoch(self) -> int:
@@ -39,7 +47,7 @@ class EpochSource(Protocol):
         ...
 
 
-class EpochIterator(Iterator[_Item], Generic[_Item]):
+class EpochIterator(Iterator[_Item]):
     """The rest of one epoch from a position on; counts the ids that it hands out.
 
     Attributes:
@@ -47,14 +55,10 @@ class EpochIterator(Iterator[_Item], Generic[_Item]):
         position: How many ids of that epoch were handed out, those before its start included.
     """
 
-    def __init__(
-        self, epoch: int, order: Tensor, position: int, batch_size: int | None, drop_last: bool
-    ) -> None:
-        """Starts at `position` in `order`; `batch_size` None yields ids one by one."""
+    def __init__(self, epoch: int, order: Tensor, position: int) -> None:
+        """Starts at `position` in `order`, the ids of `epoch`."""
         self.epoch = epoch
         self._order = order
-        self._batch_size = batch_size
-        self._drop_last = drop_last
         self._start_at(position)
 
     def _start_at(self, position: int) -> None:
@@ -64,19 +68,20 @@ class EpochIterator(Iterator[_Item], Generic[_Item]):
                 f"{self.epoch}, got {position}"
             )
         self.position = position
-        self._items: Iterator[Any] = iter(
-            _batches(
-                self._order[position:], self._batch_size or PIECE_IDS, drop_last=self._drop_last
-            )
-        )
-        if self._batch_size is None:
-            pieces = self._items
-            self._items = (sample_id for piece in pieces for sample_id in piece)
+        self._items = self._walk(self._order[position:])
+
+    def _walk(self, order: Tensor) -> Iterator[_Item]:
+        """Yields what the loader asks for, one after the other."""
+        raise NotImplementedError
+
+    def _num_ids(self, item: _Item) -> int:
+        """Returns how many ids an item stands for."""
+        raise NotImplementedError
 
     def __next__(self) -> _Item:
-        """Returns the next id or batch."""
-        item: _Item = next(self._items)
-        self.position += 1 if isinstance(item, int) else len(item)
+        """Returns the next item."""
+        item = next(self._items)
+        self.position += self._num_ids(item)
         return item
 
     def state_dict(self) -> dict[str, int]:
@@ -99,17 +104,42 @@ class EpochIterator(Iterator[_Item], Generic[_Item]):
         self._start_at(position)
 
 
-class _ResumableSampler(Generic[_Item]):
-    """What both samplers share: iterators of the current epoch, and the position in it."""
+class _IdIterator(EpochIterator[int]):
+    def _walk(self, order: Tensor) -> Iterator[int]:
+        pieces = _batches(order, PIECE_IDS, drop_last=False)
+        return (sample_id for piece in pieces for sample_id in piece)
+
+    def _num_ids(self, item: int) -> int:
+        return 1
+
+
+class _BatchIterator(EpochIterator[list[int]]):
+    def __init__(
+        self, epoch: int, order: Tensor, position: int, batch_size: int, drop_last: bool
+    ) -> None:
+        self._batch_size, self._drop_last = batch_size, drop_last
+        super().__init__(epoch, order, position)
+
+    def _walk(self, order: Tensor) -> Iterator[list[int]]:
+        return _batches(order, self._batch_size, drop_last=self._drop_last)
+
+    def _num_ids(self, item: list[int]) -> int:
+        return len(item)
+
+
+class ResumableSampler:
+    """What samplers and `DeviceLoader` share: iterators of the current epoch, and the position."""
 
     source: EpochSource
-    _newest: EpochIterator[_Item] | None = None
+    _newest: EpochIterator[Any] | None = None
     _resumed: tuple[int, int] | None = None  # epoch and position of a state that was loaded
 
-    def _iterate(self, batch_size: int | None, drop_last: bool) -> EpochIterator[_Item]:
+    def iterate(self, iterator: Callable[..., _Iterator], *options: Any) -> _Iterator:
+        """Makes an iterator of the given class over what is left of the current epoch."""
         order = self.source.epoch_order()
-        self._newest = EpochIterator(self.source.epoch, order, self._start(), batch_size, drop_last)
-        return self._newest
+        newest = iterator(self.source.epoch, order, self._start(), *options)
+        self._newest = newest
+        return newest
 
     def _start(self) -> int:
         """Returns where iterators of the current epoch begin."""
@@ -152,7 +182,7 @@ class _ResumableSampler(Generic[_Item]):
         return {**self.__dict__, "_newest": None}
 
 
-class EpochSampler(_ResumableSampler[int], Sampler[int]):
+class EpochSampler(ResumableSampler, Sampler[int]):
     """Yields the sample ids of the pruner's current epoch, one by one, as Python ints.
 
     Every iterator starts the epoch from its beginning, and iterating changes nothing: an epoch may
@@ -170,10 +200,10 @@ class EpochSampler(_ResumableSampler[int], Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Returns an iterator over the current epoch, from its beginning."""
-        return self._iterate(None, drop_last=False)
+        return self.iterate(_IdIterator)
 
 
-class EpochBatchSampler(_ResumableSampler[list[int]], Sampler[list[int]]):
+class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
     """Yields the sample ids of the pruner's current epoch in batches, as lists of Python ints.
 
     For `DataLoader(batch_sampler=...)`. Ids leave a GPU in chunks of about a million, through
@@ -215,7 +245,7 @@ class EpochBatchSampler(_ResumableSampler[list[int]], Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Returns an iterator over the current epoch, from its beginning."""
-        return self._iterate(self.batch_size, self.drop_last)
+        return self.iterate(_BatchIterator, self.batch_size, self.drop_last)
 
 
 def _parse(state_dict: Any) -> tuple[int, int]:
