@@ -55,6 +55,9 @@ class EpochSubsets:
         self.num_selections = 0
         self.times_selected = torch.zeros_like(table.count)
         self.turnover = torch.full((), float("nan"), dtype=torch.float64, device=table.device)
+        # In one place for the whole run: a compiled or captured step may go on reading it.
+        weighs = getattr(policy, "weighs", False)
+        self._weights = torch.ones_like(table.mean) if weighs else None  # of the current epoch
         self._epoch: int | None = None  # None: epoch 0, which nobody has looked at yet
         self._subset: Subset | None = None
         self._order: Tensor | None = None  # the current epoch's, once somebody asked for it
@@ -194,10 +197,8 @@ class EpochSubsets:
         Their keys and shapes are those of every pruner made alike, whatever it has selected so far:
         `torch.distributed.checkpoint` loads into a state of the same shape.
         """
-        chosen = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
         subset = self._subset
-        if subset is not None:
-            chosen[subset.ids] = True
+        chosen = self._mask(subset)
         state = {
             "epoch": -1 if self._epoch is None else self._epoch,
             "subset_epoch": -1 if subset is None else subset.epoch,
@@ -211,6 +212,11 @@ class EpochSubsets:
             assert weights is not None
             state["weights"] = weights.clone()
         return state
+
+    def _mask(self, subset: Subset | None) -> Tensor:
+        """Returns which samples are in `subset`, bool [num_samples]."""
+        mask = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
+        return mask if subset is None else mask.index_fill_(0, subset.ids, True)
 
     def _checked_subset(self, read: StateReader) -> dict[str, Any]:
         """Returns the attributes that the entries of `_saved_subset` stand for, once sound."""
@@ -285,6 +291,16 @@ class EpochSubsets:
             elif self._subset is None or epoch == start or start != self._subset.epoch:
                 self._keep(self._select(start, start))
         self._epoch, self._order = epoch, None
+        self._set_weights()
+
+    def _set_weights(self) -> None:
+        """Fills in the factors of the current epoch's losses."""
+        if self._weights is not None:
+            subset, phase = self._subset, self.schedule.phase(self.epoch)
+            if subset is not None and subset.weights is not None and phase == "pruned":
+                self._weights.copy_(subset.weights)
+            else:
+                self._weights.fill_(1.0)
 
     def _select(self, start: int, number: int) -> Subset:
         """Returns the selection of epoch `start`, drawn by the seed of that `number`."""
@@ -310,10 +326,10 @@ class EpochSubsets:
 
     def _keep(self, subset: Subset) -> None:
         """Makes `subset` the current one, and enters it into the history."""
+        chosen = self._mask(subset)
         if self._subset is not None:
-            before = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
-            before[self._subset.ids] = True
-            self.turnover = 1.0 - before[subset.ids].sum().double() / len(subset.ids)
-        self.times_selected[subset.ids] += 1
+            again = (chosen & self._mask(self._subset)).sum()
+            self.turnover = 1.0 - again.double() / len(subset.ids)
+        self.times_selected += chosen
         self.num_selections += 1
         self._subset = subset

@@ -170,20 +170,19 @@ class Pruner(EpochSubsets):
             losses: One loss per sample [batch], on `device`; not changed.
 
         Returns:
-            `losses` itself in warm-up and annealing, and under policies that do not weigh;
-            otherwise a new tensor of the same dtype, differentiable.
+            `losses` itself under policies that do not weigh, otherwise a new tensor of the same
+            dtype, differentiable; in warm-up and annealing every factor is 1.
 
         Raises:
             TypeError: `ids` or `losses` is no tensor.
             ValueError: A dtype or a shape is wrong, or the lengths differ.
         """
         check_ids_and_values(ids, losses)
-        subset = self._current()
-        if subset is None or subset.weights is None:
+        if self._weights is None:
             return losses
         ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
         # An id out of range is reported by the update of its score.
-        weights = subset.weights[ids.clamp(0, self.num_samples - 1)]
+        weights = self._weights[ids.clamp(0, self.num_samples - 1)]
         return losses * weights.to(losses.dtype)
 
     def cross_entropy(
@@ -350,6 +349,7 @@ class Pruner(EpochSubsets):
         attributes = self._checked_subset(read)
         self.table.take(columns)
         self.__dict__.update(attributes)
+        self._set_weights()
         self.seed = seed
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())

@@ -135,7 +135,7 @@ class ScoreTable:
         part = copy.copy(self)
         part.num_samples, part.sample_ids = len(sample_ids), sample_ids
         for name in COLUMNS:
-            setattr(part, name, getattr(self, name)[sample_ids])
+            setattr(part, name, getattr(self, name).index_select(0, sample_ids))
         return part
 
     def ranking_mean(self) -> Tensor:

@@ -274,6 +274,28 @@ def test_rescale_leaves_other_policies_alone_and_names_bad_input(device):
         pruner.rescale([0, 1], losses)
 
 
+@pytest.mark.parametrize("policy", ["ucb", "infobatch"])
+def test_a_compiled_step_is_compiled_once_for_all_epochs(device, policy):
+    pruner = Pruner(N, None if policy == "infobatch" else 0.5, policy, period=1, device=device)
+    logits = torch.randn(N, 3, generator=torch.Generator().manual_seed(1)).to(device)
+    target = (torch.arange(N) % 3).to(device)
+
+    def step(rows, labels, ids):
+        return pruner.cross_entropy(rows, labels, ids, reduction="none")
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    everything = torch.arange(N, device=device)
+    pruner.set_epoch(0)
+    compiled(logits, target, everything)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for epoch in range(1, 4):
+            pruner.set_epoch(epoch)
+            losses = compiled(logits, target, everything)
+            raw = cross_entropy(logits, target, reduction="none")
+            torch.testing.assert_close(losses, pruner.rescale(everything, raw))
+    torch.compiler.reset()
+
+
 class Halves:
     """A user's policy that weighs: the even samples count twice."""
 

@@ -78,7 +78,7 @@ class InfoBatch:
         order = functional.permutation(
             table.num_samples, seed=derive_seed(seed, "share"), device=table.device
         )
-        below = below[order]
+        below = below.index_select(0, order)
         stays = below.cumsum(0) <= num_stays
         weights = torch.where(stays, 1.0 / share, 0.0).masked_fill_(~below, 1.0)
         return torch.empty_like(scores).scatter_(0, order, weights.to(torch.float32))
