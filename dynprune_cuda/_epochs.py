@@ -12,7 +12,6 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._arguments import as_int
 from dynprune_cuda._schedule import Schedule, derive_seed, num_batches
-from dynprune_cuda._state import StateReader
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.policies.choosing import AnyPolicy
 from dynprune_cuda.policies.protocol import checked_select, checked_weigh
@@ -191,68 +190,10 @@ class EpochSubsets:
         """
         return EpochBatchSampler(self, batch_size, drop_last)
 
-    def _saved_subset(self) -> dict[str, Any]:
-        """Returns the entries of a state that tell the subset and its history.
-
-        Their keys and shapes are those of every pruner made alike, whatever it has selected so far:
-        `torch.distributed.checkpoint` loads into a state of the same shape.
-        """
-        subset = self._subset
-        chosen = self._mask(subset)
-        state = {
-            "epoch": -1 if self._epoch is None else self._epoch,
-            "subset_epoch": -1 if subset is None else subset.epoch,
-            "subset": chosen,
-            "num_selections": self.num_selections,
-            "times_selected": self.times_selected.clone(),
-            "turnover": self.turnover.clone(),
-        }
-        if getattr(self.policy, "weighs", False):
-            weights = chosen.float() if subset is None else subset.weights
-            assert weights is not None
-            state["weights"] = weights.clone()
-        return state
-
     def _mask(self, subset: Subset | None) -> Tensor:
         """Returns which samples are in `subset`, bool [num_samples]."""
         mask = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
         return mask if subset is None else mask.index_fill_(0, subset.ids, True)
-
-    def _checked_subset(self, read: StateReader) -> dict[str, Any]:
-        """Returns the attributes that the entries of `_saved_subset` stand for, once sound."""
-        shape, device = (self.num_samples,), self.device
-        epoch = read.integer("epoch", -1)
-        start = read.integer("subset_epoch", -1)
-        chosen = read.tensor("subset", torch.bool, shape, device)
-        ids = chosen.nonzero().flatten()
-        selections = read.integer("num_selections", 0)
-        times = read.tensor("times_selected", torch.int32, shape, device)
-        turnover = read.tensor("turnover", torch.float64, (), device)
-        weights = None
-        if getattr(self.policy, "weighs", False):
-            weights = read.tensor("weights", torch.float32, shape, device)
-            fits = weights.isfinite() & (weights >= 0) & ((weights > 0) == chosen)
-            read.sound("weights", fits.all(), "it contradicts the subset")
-        read.sound("times_selected", ((times >= 0) & (times <= selections)).all(), "out of range")
-        read.sound("turnover", ~((turnover < 0) | (turnover > 1)), "it is outside [0, 1]")
-        read.sound("subset", (start >= 0) == (len(ids) > 0), "it contradicts 'subset_epoch'")
-        if epoch >= 0 and self.schedule.phase(epoch) == "pruned":
-            wanted = self.schedule.period_start(epoch)
-            read.sound("subset_epoch", start == wanted, f"epoch {epoch} belongs to {wanted}")
-        kept = self.schedule.kept(start) if start >= 0 else None
-        if kept is not None and kept != len(ids):
-            raise ValueError(
-                f"{read.name} is of another run: it kept {len(ids)} samples in epoch {start}, and "
-                f"here keep gives {kept}"
-            )
-        return {
-            "_epoch": epoch if epoch >= 0 else None,
-            "_subset": Subset(start, ids, weights) if start >= 0 else None,
-            "_order": None,
-            "num_selections": selections,
-            "times_selected": times,
-            "turnover": turnover,
-        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the order, which can be drawn again."""

@@ -15,22 +15,27 @@ from dynprune_cuda._arguments import as_int
 class StateReader:
     """Reads the entries of a saved state; every error names the entry and says what is wrong."""
 
-    def __init__(self, name: str, state: Any, entries: Iterable[str]) -> None:
-        """Checks that `state`, called `name` in errors, is a mapping of exactly these entries."""
+    def __init__(self, name: str, state: Any) -> None:
+        """Checks that `state`, called `name` in errors, is a mapping."""
         if not isinstance(state, Mapping):
             raise TypeError(f"{name} must be a mapping, got {type(state).__name__}")
         self.name, self.state = name, state
-        wanted, got = set(entries), set(state)
+
+    def has(self, entries: Iterable[str]) -> None:
+        """Checks that exactly these entries are there."""
+        wanted, got = set(entries), set(self.state)
         if wanted != got:
             missing, strange = sorted(wanted - got), sorted(map(str, got - wanted))
-            raise ValueError(f"{name} is damaged: it lacks {missing} and has unknown {strange}")
+            raise ValueError(
+                f"{self.name} is damaged: it lacks {missing} and has unknown {strange}"
+            )
 
-    def same(self, entry: str, mine: Any, what: str) -> None:
-        """Checks an entry that must be what this object was made with."""
-        theirs = self.state[entry]
+    def same(self, entry: str, mine: Any) -> None:
+        """Checks that an entry, if it is there, is what this object was made with."""
+        theirs = self.state.get(entry, mine)
         if type(theirs) is not type(mine) or theirs != mine:
             raise ValueError(
-                f"{self.name} is of another run: its {what} is {theirs!r}, and here it is {mine!r}"
+                f"{self.name} is of another run: its {entry} is {theirs!r}, and here it is {mine!r}"
             )
 
     def integer(self, entry: str, minimum: int, maximum: int | None = None) -> int:

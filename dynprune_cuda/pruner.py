@@ -8,26 +8,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dynprune_cuda import functional, policies
 from dynprune_cuda._arguments import as_choice, as_int
-from dynprune_cuda._epochs import EpochSubsets
+from dynprune_cuda._processes import check_single_process
+from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import Keep, Schedule
-from dynprune_cuda._state import StateReader
-from dynprune_cuda.policies.choosing import AnyPolicy, fingerprint, resolve_count
+from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
 from dynprune_cuda.scores import ScoreTable, check_ids_and_values, move_without_waiting
 from dynprune_cuda.stats import Stats
 
 __all__ = ["Pruner"]
 
 SCORES = ("loss", "el2n", "entropy", "margin")
-STATE_VERSION = 1  # grows with every change of what `Pruner.state_dict` holds
 REDUCTIONS = ("mean", "sum", "none")
 
 
-class Pruner(EpochSubsets):
+class Pruner(ResumableEpochs):
     """Decides which samples each epoch trains on, and learns from the losses it is shown.
 
         pruner = Pruner(len(train_set), keep=0.3, policy="ucb", device="cuda")
@@ -144,7 +142,7 @@ class Pruner(EpochSubsets):
                 "margins of correct samples count as negative, and would all weigh nothing"
             )
         seed = as_int("seed", seed) % 2**64
-        _check_single_process(process_group, sharding)
+        check_single_process(process_group, sharding)
         table = ScoreTable(
             num_samples,
             device=device,
@@ -312,61 +310,13 @@ class Pruner(EpochSubsets):
         }
         return self.table.stats().merged(known, tensors)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that decides how the run goes on: scores, subset, epoch, seed. May wait.
-
-        A run that loads it goes on bit for bit; the position inside the epoch belongs to the
-        sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
-        rest are ints, floats and strings: `torch.load(weights_only=True)` and
-        `torch.distributed.checkpoint` take it. No process asks another one for anything.
-
-        Raises:
-            IndexError: An earlier step on a GPU met a target or an id out of range.
-        """
-        functional.check_errors(self.device)
-        return {**self._settings(), "table": self.table.state_dict(), **self._saved_subset()}
-
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned, from any device. Waits for the device.
-
-        The pruner must have been made like the one that was saved; of its arguments, `epochs`,
-        `anneal_epochs` and later values of `keep` may differ, and the saved seed replaces its own.
-
-        Args:
-            state_dict: From `state_dict`.
-
-        Raises:
-            TypeError: The state is no mapping, or an entry has the wrong type.
-            ValueError: The state is of another number of samples, version, policy or setting, or it
-                is damaged. Nothing changes then.
-        """
-        state, settings = state_dict, self._settings()
-        read = StateReader("state_dict", state, {**settings, "table": 0, **self._saved_subset()})
-        for name in settings.keys() - {"seed"}:
-            read.same(name, settings[name], name)
-        seed = read.integer("seed", 0, 2**64 - 1)
-        columns = self.table.checked("state_dict['table']", state["table"])
-        attributes = self._checked_subset(read)
-        self.table.take(columns)
-        self.__dict__.update(attributes)
-        self._set_weights()
-        self.seed = seed
-        seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
-        self._observed = bool(seen.any())
+        """See `ResumableEpochs.load_state_dict`."""
+        super().load_state_dict(state_dict)
         self._unscheduled = 0 if self._epoch is None else None
 
     def _settings(self) -> dict[str, Any]:
-        """Returns the entries of a state that a loaded one must share, and the seed."""
-        return {
-            "version": STATE_VERSION,
-            "num_samples": self.num_samples,
-            "policy": fingerprint(self.policy),
-            "period": self.schedule.period,
-            "warmup_epochs": self.schedule.warmup_epochs,
-            "score": self.score,
-            "alpha": self.table.alpha,
-            "seed": self.seed,
-        }
+        return {**super()._settings(), "score": self.score}
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""
@@ -400,20 +350,3 @@ class Pruner(EpochSubsets):
                     RuntimeWarning,
                     stacklevel=3,
                 )
-
-
-def _check_single_process(process_group: Any, sharding: Any) -> None:
-    """Refuses what this version cannot do yet, before it would silently do something else."""
-    if process_group is not None and process_group is not False:
-        raise ValueError(
-            f"process_group must be None or False in this version, got {process_group!r}"
-        )
-    if sharding != "replicate":
-        raise ValueError(f"sharding must be 'replicate' in this version, got {sharding!r}")
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several and process_group is None:
-        raise RuntimeError(
-            f"torch.distributed runs {dist.get_world_size()} processes, and multi-process training "
-            "is not supported yet in this version; process_group=False makes a pruner that knows "
-            "its own process only"
-        )

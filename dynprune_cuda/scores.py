@@ -167,7 +167,8 @@ class ScoreTable:
             TypeError: The state is no mapping, or an entry no tensor.
             ValueError: The state is damaged, or of another number of samples.
         """
-        read = StateReader(name, state_dict, COLUMNS)
+        read = StateReader(name, state_dict)
+        read.has(COLUMNS)
         columns = {
             column: read.tensor(column, dtype, (self.num_samples,), self.device)
             for column, dtype in COLUMNS.items()
