@@ -61,6 +61,7 @@ class EpochSubsets:
         self._subset: Subset | None = None
         self._order: Tensor | None = None  # the current epoch's, once somebody asked for it
         self._observed = False  # any score at all
+        self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: no matter
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +91,7 @@ class EpochSubsets:
         if epoch != self._epoch:
             functional.check_errors(self.device)
             self._enter(epoch)
+        self._unscheduled = None
 
     @property
     def selected(self) -> Tensor:

@@ -71,6 +71,7 @@ class ResumableEpochs(EpochSubsets):
         self.seed = seed
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())
+        self._unscheduled = 0 if self._epoch is None else None
 
     def _settings(self) -> dict[str, Any]:
         """Returns the entries of a state that a loaded one must share, and the seed."""
@@ -128,8 +129,8 @@ class ResumableEpochs(EpochSubsets):
             wanted = self.schedule.period_start(epoch)
             if start != wanted:
                 raise ValueError(
-                    f"{read.name} is damaged, or of a run with another end: epoch {epoch} is pruned "
-                    f"here and trains on the selection of epoch {wanted}, not {start}"
+                    f"{read.name} is damaged, or of a run with another end: epoch {epoch} is "
+                    f"pruned here and trains on the selection of epoch {wanted}, not {start}"
                 )
         kept = self.schedule.kept(start) if start >= 0 else None
         if kept is not None and kept != len(ids):

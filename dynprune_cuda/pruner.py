@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -150,12 +150,6 @@ class Pruner(ResumableEpochs):
             first_visit=getattr(policy, "first_visit", "zero"),
         )
         super().__init__(table, policy, schedule, seed)
-        self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: no matter
-
-    def set_epoch(self, epoch: int) -> None:
-        """See `EpochSubsets.set_epoch`."""
-        super().set_epoch(epoch)
-        self._unscheduled = None
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
         """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
@@ -176,12 +170,8 @@ class Pruner(ResumableEpochs):
             ValueError: A dtype or a shape is wrong, or the lengths differ.
         """
         check_ids_and_values(ids, losses)
-        if self._weights is None:
-            return losses
-        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-        # An id out of range is reported by the update of its score.
-        weights = self._weights[ids.clamp(0, self.num_samples - 1)]
-        return losses * weights.to(losses.dtype)
+        factors = self._factors(ids)
+        return losses if factors is None else losses * factors.to(losses.dtype)
 
     def cross_entropy(
         self,
@@ -310,11 +300,6 @@ class Pruner(ResumableEpochs):
         }
         return self.table.stats().merged(known, tensors)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """See `ResumableEpochs.load_state_dict`."""
-        super().load_state_dict(state_dict)
-        self._unscheduled = 0 if self._epoch is None else None
-
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "score": self.score}
 
@@ -328,6 +313,14 @@ class Pruner(ResumableEpochs):
             f"alpha={self.table.alpha}, seed={self.seed}, device='{self.device}'; "
             f"epoch {self.epoch}, {plan.phase(self.epoch)})"
         )
+
+    def _factors(self, ids: Tensor) -> Tensor | None:
+        """Returns what a policy that weighs multiplies the losses of `ids` by, float32 [batch]."""
+        if self._weights is None:
+            return None
+        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
+        # An id out of range is reported by the update of its score.
+        return self._weights[ids.clamp(0, self.num_samples - 1)]
 
     def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
         """Returns the configured score, detached: bigger means more worth training on."""

@@ -2,8 +2,13 @@
 """Under real loaders: workers, prefetch, wrapped datasets; failures that users of others met."""
 
 import dataclasses
+import os
 import random
+import re
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,6 +262,18 @@ def test_composer_and_datacull_global_generators():
 def test_datacull_a_rate_that_is_inverted():
     """There `pruning_rate=0.2`, documented as the share to remove, keeps 200 of 1000."""
     assert Pruner(1000, 0.2, "uniform").steps_per_epoch(1, epoch=1) == 200
+
+
+def test_the_sampler_adds_eight_bytes_per_id():
+    """One int64 per id is on the host, in a tensor; as Python ints in a list it would be 40."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "benchmarks" / "bench_samplers.py")]
+    command += ["--samples", "6_000_000", "--keep", "4_000_000", "--rounds", "3"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    added = [float(number) for number in re.findall(r"([\d.]+) bytes per id", done.stdout)]
+    # The first epoch loads code that the others find there.
+    assert len(added) == 3 and 7 < min(added) < 9, done.stdout
 
 
 def test_lightning_len_is_read_once():
