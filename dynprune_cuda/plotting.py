@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._arguments import as_int
 from dynprune_cuda._epochs import EpochSubsets
+from dynprune_cuda._state import StateReader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +61,29 @@ class KeptHistory:
         columns = [self._kept[epoch] for epoch in epochs]
         kept = torch.stack(columns, 1) if columns else self.sample_ids.new_empty((0, 0)).bool()
         return epochs, kept.cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what was recorded, for a checkpoint; on the CPU. Waits for the device."""
+        epochs, kept = self.table()
+        return {"sample_ids": self.sample_ids.cpu(), "epochs": epochs, "kept": kept}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned, in place of what was recorded here.
+
+        Raises:
+            TypeError: The state is no mapping, or an entry has the wrong type.
+            ValueError: The state is damaged, or follows other samples. Nothing changes then.
+        """
+        read, device = StateReader("state_dict", state_dict), self.pruner.device
+        read.has(("sample_ids", "epochs", "kept"))
+        epochs, shape = list(state_dict["epochs"]), tuple(self.sample_ids.shape)
+        for epoch in epochs:
+            as_int("state_dict['epochs']", epoch, minimum=0)
+        followed = read.tensor("sample_ids", torch.int64, shape, device)
+        read.sound("sample_ids", (followed == self.sample_ids).all(), "it follows other samples")
+        size = (*shape, len(epochs)) if epochs else (0, 0)
+        columns = read.tensor("kept", torch.bool, size, device).unbind(1)
+        self._kept = dict(zip(epochs, columns, strict=True))
 
 
 def plot_kept(history: KeptHistory, ax: Axes | None = None) -> Axes:

@@ -3,6 +3,7 @@
 
 import os
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def run(folder: Path) -> dict[str, str]:
                 os.replace(folder / "new.pt", checkpoint)
             if __name__ == "__main__":
                 print(step, flush=True)
+                time.sleep(0.02)  # leaves the parent time to kill before the end
     history.close()
     return read(folder)
 

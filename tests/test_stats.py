@@ -197,7 +197,29 @@ def test_no_history_and_no_matplotlib_are_said(pruner, monkeypatch):
         plot_kept(history)
 
 
-def test_history_survives_a_resume(device):
+@pytest.mark.parametrize("epochs", [[], [1, 3]])
+def test_a_history_can_be_saved_and_goes_on(pruner, device, epochs, tmp_path):
+    history, selected = record(pruner, epochs)
+    torch.save(history.state_dict(), tmp_path / "history.pt")
+    other = KeptHistory(pruner)
+    other.load_state_dict(torch.load(tmp_path / "history.pt", weights_only=True))
+    pruner.set_epoch(5)
+    other.record()
+    found, kept = other.table()
+    assert found == [*epochs, 5]
+    selected.append(set(pruner.selected.tolist()))
+    assert [set(column.nonzero().flatten().tolist()) for column in kept.T] == selected
+    state = other.state_dict()
+    damages = {"kept": state["kept"][:, 1:], "epochs": ["1"], "sample_ids": state["kept"][:, 0]}
+    for name, damage in damages.items():
+        with pytest.raises((TypeError, ValueError), match=name):
+            other.load_state_dict({**state, name: damage})
+    with pytest.raises(ValueError, match=r"shape|follows other samples"):
+        KeptHistory(pruner, max_samples=9).load_state_dict(state)
+    assert other.table()[0] == found and torch.equal(other.table()[1], kept)
+
+
+def test_statistics_survive_a_resume(device):
     rotating.calls = 0
     pruner = Pruner(N, 20, rotating, period=2, device=device)
     for epoch in (1, 3, 5):
