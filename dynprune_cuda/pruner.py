@@ -113,14 +113,12 @@ class Pruner(ResumableEpochs):
             RuntimeError: torch.distributed runs several processes and `process_group` is None.
         """
         num_samples = as_int("num_samples", num_samples, minimum=1)
+        if epochs is not None:
+            epochs = as_int("epochs", epochs, minimum=1)
         policy = policies.resolve(policy)
         if groups is not None:
             policy = policies.Balanced(policy, groups, group_floor)
-            if len(policy.groups) != num_samples:
-                raise ValueError(
-                    f"groups must have one label per sample, {num_samples}, "
-                    f"got {len(policy.groups)}"
-                )
+            policy.check_size(num_samples)
         own = policy.settings(epochs) if hasattr(policy, "settings") else {}
         defaults = {"period": 10, "anneal_epochs": 0, "alpha": 0.8, **own}
         schedule = Schedule(

@@ -154,6 +154,9 @@ def test_published_defaults_hold_unless_others_are_given():
     other = Pruner(N, policy="infobatch", epochs=90, period=3, anneal_epochs=0, alpha=0.5)
     assert (other.schedule.period, other.schedule.anneal_epochs, other.table.alpha) == (3, 0, 0.5)
     assert Pruner(N, policy="infobatch").schedule.anneal_epochs == 0
+    for epochs in ("9", 9.0, 0):
+        with pytest.raises((TypeError, ValueError), match="epochs must"):
+            Pruner(N, policy="infobatch", epochs=epochs)
     with pytest.raises(ValueError, match=r"keep must be left out: InfoBatch.* got 0.5"):
         Pruner(N, 0.5, "infobatch")
 

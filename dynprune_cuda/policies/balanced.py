@@ -111,6 +111,17 @@ class Balanced:
         """All sample ids, ordered by group, on each device that asked for them."""
         return {torch.device("cpu"): self.groups.argsort(stable=True)}
 
+    def check_size(self, num_samples: int) -> None:
+        """Checks that there is one label per sample.
+
+        Raises:
+            ValueError: There are more or fewer.
+        """
+        if len(self.groups) != num_samples:
+            raise ValueError(
+                f"groups must have one label per sample, {num_samples}, got {len(self.groups)}"
+            )
+
     def floors(self, k: int) -> list[int]:
         """Returns how many samples of each group, by rising label, any selection of `k` holds.
 
@@ -157,11 +168,7 @@ class Balanced:
 
     def _parts(self, table: ScoreTable) -> tuple[Tensor, ...]:
         """Returns the ids of each group, by rising label, on the table's device."""
-        if len(self.groups) != table.num_samples:
-            raise ValueError(
-                f"groups must have one label per sample, {table.num_samples}, "
-                f"got {len(self.groups)}"
-            )
+        self.check_size(table.num_samples)
         if table.device not in self._members:
             members = self._members[torch.device("cpu")]
             self._members[table.device] = move_without_waiting("groups", members, table.device)
