@@ -89,18 +89,24 @@ def test_what_is_random_is_random_in_every_group(device):
     visits = torch.zeros(N)
     for seed in range(300):
         visits[policy.select(table, N // 2, seed=seed).cpu()] += 1
-    # Binomial(300, 1/2) or nearly: standard deviation 8.7. Groups must not draw alike either.
+    # Binomial(300, 1/2) or nearly: standard deviation 8.7.
     assert visits.sum() == 300 * (N // 2)
     for label in (3, -5, 8):
         group = visits[label == LABELS]
         assert group.min() > 85 and group.max() < 215
-    first = (LABELS == 3).nonzero().flatten()[:40], (LABELS == -5).nonzero().flatten()
-    chosen = torch.zeros(2, 200, 40)
-    for seed in range(200):
-        mask = torch.zeros(N)
-        mask[policy.select(table, N // 2, seed=seed).cpu()] = 1
-        chosen[0, seed], chosen[1, seed] = mask[first[0]], mask[first[1]]
-    assert (chosen[0] == chosen[1]).float().mean() < 0.6
+
+
+def test_groups_of_equal_size_do_not_draw_alike(device):
+    """With one seed for all groups, the same positions would be drawn in each."""
+    policy = Balanced(UniformRandom(), torch.arange(200) % 2, 1.0)
+    table = ScoreTable(200, device=device)
+    alike = 0
+    for seed in range(100):
+        kept = torch.zeros(200, dtype=torch.bool)
+        kept[policy.select(table, 100, seed=seed).cpu()] = True
+        alike += int((kept[0::2] == kept[1::2]).sum())
+    # Binomial(10000, 1/2), or nearly: standard deviation 50.
+    assert abs(alike - 5000) < 300
 
 
 @pytest.mark.parametrize(

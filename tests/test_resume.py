@@ -40,6 +40,10 @@ def test_a_run_goes_on_bit_for_bit_from_any_step(device, name):
         resumed = second.batch_sampler(BATCH)
         resumed.load_state_dict(position)
         assert_same_state(first, second)
+        losses = torch.linspace(1, 2, N, device=second.device)
+        everything = torch.arange(N, device=second.device)
+        factors = [pruner.rescale(everything, losses) for pruner in (first, second)]
+        assert torch.equal(*factors)
         assert train(second, resumed) == expected[stop:], stop
         assert_same_state(second, whole)
 
