@@ -7,12 +7,16 @@ import torch
 
 from dynprune_cuda import functional, policies
 from dynprune_cuda._ops import compiled
-from dynprune_cuda.data import IndexedDataset
+from dynprune_cuda._schedule import same_steps
+from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
+from dynprune_cuda.plotting import KeptHistory, plot_kept
 from dynprune_cuda.policies import (
     UCB,
+    Balanced,
     EpsilonGreedy,
     Full,
+    InfoBatch,
     RandomStatic,
     StaticSubset,
     UniformRandom,
@@ -20,6 +24,7 @@ from dynprune_cuda.policies import (
 )
 from dynprune_cuda.pruner import Pruner
 from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.stats import Stats
 
 try:
     __version__ = version("dynprune_cuda")
@@ -44,17 +49,24 @@ def build_info() -> dict[str, str]:
 
 __all__ = [
     "UCB",
+    "Balanced",
+    "DeviceLoader",
     "EpsilonGreedy",
     "Full",
     "IndexedDataset",
+    "InfoBatch",
+    "KeptHistory",
     "Pruner",
     "RandomStatic",
     "ScoreTable",
     "ScoredLoss",
     "StaticSubset",
+    "Stats",
     "UniformRandom",
     "Weighted",
     "build_info",
     "functional",
+    "plot_kept",
     "policies",
+    "same_steps",
 ]

@@ -4,24 +4,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from dynprune_cuda._arguments import as_int
 
 _MASK = 2**64 - 1
 
+# What `Pruner` takes as `keep`: one number, one per epoch, or a function of the epoch.
+Keep: TypeAlias = float | Sequence[float] | Callable[[int], float]
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a run selects; `num_kept` samples in pruned epochs, all `num_samples` in the others.
+    """When a run selects, and how many samples each epoch trains on.
 
     Epochs before `warmup_epochs` are warm-up, the last `anneal_epochs` of `epochs` (and any after
-    those) are annealing.
+    those) are annealing; both train on all `num_samples`. The epochs between are pruned.
+
+    Attributes:
+        num_samples: Size of the training set.
+        keep: How much a pruned epoch trains on: a count, one count per epoch (of which the last
+            one goes on), or a function from the epoch to a fraction or a count. None: the policy
+            decides at each selection.
+        period: Epochs between selections.
+        warmup_epochs: First epochs on full data.
+        anneal_epochs: Last epochs on full data.
+        epochs: Length of the run, None if it is open.
     """
 
     num_samples: int
-    num_kept: int
+    keep: int | tuple[int, ...] | Callable[[int], float] | None
     period: int
     warmup_epochs: int
     anneal_epochs: int
@@ -42,6 +56,10 @@ class Schedule:
             raise ValueError(
                 f"anneal_epochs must be at most epochs={self.epochs}, got {self.anneal_epochs}"
             )
+        if isinstance(self.keep, tuple) and self.epochs not in (None, len(self.keep)):
+            raise ValueError(
+                f"keep must have one entry per epoch, {self.epochs}, got {len(self.keep)}"
+            )
 
     def phase(self, epoch: int) -> str:
         """Returns "warm-up", "pruned" or "annealing"."""
@@ -51,33 +69,121 @@ class Schedule:
             return "annealing" if epoch >= self.epochs - self.anneal_epochs else "pruned"
         return "pruned"
 
-    def count(self, epoch: int) -> int:
-        """Returns how many samples the epoch trains on."""
-        return self.num_kept if self.phase(epoch) == "pruned" else self.num_samples
-
     def period_start(self, epoch: int) -> int:
         """Returns the epoch whose selection serves the pruned epoch `epoch`."""
         return epoch - (epoch - self.warmup_epochs) % self.period
 
+    def kept(self, start: int) -> int | None:
+        """Returns how many samples the selection of epoch `start` keeps; None: not known before."""
+        if self.keep is None or isinstance(self.keep, int):
+            return self.keep
+        if isinstance(self.keep, tuple):
+            return self.keep[min(start, len(self.keep) - 1)]
+        return resolve_keep(self.keep(start), self.num_samples, f"keep({start})")
 
-def resolve_keep(keep: Any, num_samples: int) -> int:
+    def known_counts(self) -> tuple[int, ...]:
+        """Returns what selections may keep, as far as it is known without calling a function."""
+        if isinstance(self.keep, int):
+            return (self.keep,)
+        return self.keep if isinstance(self.keep, tuple) else ()
+
+
+def resolve_plan(keep: Any, num_samples: int) -> int | tuple[int, ...] | Callable[[int], float]:
+    """Checks `keep` as far as it is known: numbers become counts, a function stays one."""
+    if callable(keep):
+        function: Callable[[int], float] = keep
+        return function
+    if hasattr(keep, "tolist") and getattr(keep, "ndim", 0) == 1:
+        keep = keep.tolist()
+    if isinstance(keep, list | tuple):
+        if not keep:
+            raise ValueError("keep must have at least one entry, got none")
+        return tuple(
+            resolve_keep(value, num_samples, f"keep[{epoch}]") for epoch, value in enumerate(keep)
+        )
+    return resolve_keep(keep, num_samples)
+
+
+def resolve_keep(keep: Any, num_samples: int, name: str = "keep") -> int:
     """Returns how many of `num_samples` samples `keep`, a fraction or a count, selects."""
     if isinstance(keep, bool) or not (hasattr(keep, "__float__") or hasattr(keep, "__index__")):
         raise TypeError(
-            f"keep must be a float (fraction) or an int (count), got {keep!r} of type "
+            f"{name} must be a float (fraction) or an int (count), got {keep!r} of type "
             f"{type(keep).__name__}"
         )
     if hasattr(keep, "__index__"):
-        count = as_int("keep", keep)
+        count = as_int(name, keep)
         if not 1 <= count <= num_samples:
             raise ValueError(
-                f"keep as a count must be from 1 to num_samples={num_samples}, got {count}"
+                f"{name} as a count must be from 1 to num_samples={num_samples}, got {count}"
             )
         return count
     fraction = float(keep)
     if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"keep as a fraction must be in (0, 1], got {keep!r}")
+        raise ValueError(f"{name} as a fraction must be in (0, 1], got {keep!r}")
     return max(1, math.floor(fraction * num_samples + 0.5))
+
+
+def num_batches(num_ids: int, batch_size: int, drop_last: bool) -> int:
+    """Returns how many batches `num_ids` make."""
+    return num_ids // batch_size if drop_last else -(-num_ids // batch_size)
+
+
+def same_steps(
+    total_steps: int,
+    num_samples: int,
+    batch_size: int,
+    *,
+    epochs: int | None = None,
+    drop_last: bool = False,
+) -> list[int]:
+    """Plans a baseline that takes exactly as many steps as another run: the fair comparison.
+
+    The result goes into `Pruner(keep=...)` with `period=1, warmup_epochs=0` and
+    `policy="uniform"`:
+
+        steps = pruner.total_steps(epochs, batch_size)
+        keep = same_steps(steps, num_samples, batch_size)             # full data, fewer epochs
+        keep = same_steps(steps, num_samples, batch_size, epochs=90)  # random subsets, 90 epochs
+        baseline = Pruner(num_samples, keep, "uniform", period=1, warmup_epochs=0)
+
+    Args:
+        total_steps: Optimiser steps of the run to compare with, at least 1.
+        num_samples: Size of the training set.
+        batch_size: Samples per batch.
+        epochs: Epochs over which to spread the steps evenly (the first ones get one more step if
+            they do not divide). None: as many epochs of full data as fit, and a last one of the
+            rest.
+        drop_last: Whether the loader leaves out a smaller last batch.
+
+    Returns:
+        One count of samples per epoch.
+
+    Raises:
+        TypeError: An argument is no int.
+        ValueError: An argument is out of range, or the steps do not fit.
+    """
+    total_steps = as_int("total_steps", total_steps, minimum=1)
+    num_samples = as_int("num_samples", num_samples, minimum=1)
+    batch_size = as_int("batch_size", batch_size, minimum=1)
+    full = num_batches(num_samples, batch_size, drop_last)
+    if full == 0:
+        raise ValueError(
+            f"batch_size must be at most num_samples={num_samples} with drop_last, got {batch_size}"
+        )
+    if epochs is None:
+        whole, rest = divmod(total_steps, full)
+        steps = [full] * whole + [rest] * (rest > 0)
+    else:
+        epochs = as_int("epochs", epochs, minimum=1)
+        each, more = divmod(total_steps, epochs)
+        steps = [each + 1] * more + [each] * (epochs - more)
+        if steps[0] > full or steps[-1] == 0:
+            raise ValueError(
+                f"total_steps must be from {epochs} to {epochs * full} for epochs={epochs} of at "
+                f"most {full} steps, got {total_steps}"
+            )
+    return [num_samples if number == full else number * batch_size for number in steps]
 
 
 def derive_seed(seed: int, *path: int | str) -> int:

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dynprune_cuda import functional, policies
 from dynprune_cuda._arguments import as_choice, as_int
-from dynprune_cuda._schedule import Schedule, derive_seed
-from dynprune_cuda.data import EpochBatchSampler, EpochSampler, num_batches
+from dynprune_cuda._processes import check_single_process
+from dynprune_cuda._resume import ResumableEpochs
+from dynprune_cuda._schedule import Keep, Schedule
+from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
 from dynprune_cuda.scores import ScoreTable, check_ids_and_values, move_without_waiting
+from dynprune_cuda.stats import Stats
 
 __all__ = ["Pruner"]
 
@@ -22,7 +25,7 @@ SCORES = ("loss", "el2n", "entropy", "margin")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-class Pruner:
+class Pruner(ResumableEpochs):
     """Decides which samples each epoch trains on, and learns from the losses it is shown.
 
         pruner = Pruner(len(train_set), keep=0.3, policy="ucb", device="cuda")
@@ -47,7 +50,7 @@ class Pruner:
         num_samples: Size of the training set.
         table: The scores, a `ScoreTable`.
         policy: The selection rule, see `policies`.
-        schedule: When it selects: `num_kept`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`.
+        schedule: When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`.
         score: What `cross_entropy` enters as the score.
         seed: The seed, in [0, 2**64).
     """
@@ -55,15 +58,17 @@ class Pruner:
     def __init__(
         self,
         num_samples: int,
-        keep: float | None = None,
-        policy: str | policies.Policy = "ucb",
+        keep: Keep | None = None,
+        policy: str | AnyPolicy | Callable[..., Tensor] = "ucb",
         *,
-        period: int = 10,
+        period: int | None = None,
         warmup_epochs: int = 1,
-        anneal_epochs: int = 0,
+        anneal_epochs: int | None = None,
         epochs: int | None = None,
+        groups: Any = None,
+        group_floor: float = 0.5,
         score: str = "loss",
-        alpha: float = 0.8,
+        alpha: float | None = None,
         seed: int = 0,
         device: torch.device | str | int = "cpu",
         process_group: bool | None = None,
@@ -75,17 +80,28 @@ class Pruner:
             num_samples: Size of the training set.
             keep: How much of it a pruned epoch trains on: a float in (0, 1] is a fraction, of
                 which `max(1, floor(keep * num_samples + 0.5))` samples result; an int is the
-                number itself. A policy that decides the number itself (full data, a static
-                subset) needs no `keep`; if one is given, it must agree.
-            policy: A name from `policies.names()`, or an object from `policies` or of your own.
-            period: Epochs between selections, at least 1.
+                number itself. A sequence has one such entry per epoch, of which the last one goes
+                on; a function gets the epoch, and must always give the same answer for it. A
+                selection asks for its own epoch: a change shows at the next one. A policy that
+                decides the number itself (full data, a static subset) needs no `keep`; if one is
+                given, it must agree. InfoBatch takes none.
+            policy: A name from `policies.names()`, an object from `policies` or of your own, or a
+                function; see `policies.Policy`.
+            period: Epochs between selections, at least 1. None: 10, or what the policy's source
+                does.
             warmup_epochs: First epochs, which train on everything.
-            anneal_epochs: Last epochs, which train on everything; needs `epochs`.
+            anneal_epochs: Last epochs, which train on everything; needs `epochs`. None: 0, or what
+                the policy's source does.
             epochs: Length of the run.
+            groups: The class or group of each sample, any integers [num_samples]: every selection
+                then keeps a floor of each. See `policies.Balanced`.
+            group_floor: A share of the group's proportional part of the selection, a float in
+                [0, 1], or a number of samples, an int.
             score: What `cross_entropy` enters as a sample's score: "loss" (the training loss with
                 its class weight and label smoothing), "el2n", "entropy", or "margin" (its
                 negative, so that small margins rank high).
-            alpha: Weight of the newest value in a sample's moving average, in (0, 1].
+            alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
+                or what the policy's source does.
             seed: Any int, taken modulo 2**64; decides everything random.
             device: Where scores and subsets live: the device of the model.
             process_group: None or False. This version trains in a single process only.
@@ -96,138 +112,64 @@ class Pruner:
             ValueError: An argument is out of range, or does not fit another one.
             RuntimeError: torch.distributed runs several processes and `process_group` is None.
         """
-        self.num_samples = as_int("num_samples", num_samples, minimum=1)
-        self.policy = policies.resolve(policy)
-        self.schedule = Schedule(
-            self.num_samples,
-            policies.resolve_count(self.policy, keep, self.num_samples),
-            period=period,
+        num_samples = as_int("num_samples", num_samples, minimum=1)
+        if epochs is not None:
+            epochs = as_int("epochs", epochs, minimum=1)
+        policy = policies.resolve(policy)
+        if groups is not None:
+            policy = policies.Balanced(policy, groups, group_floor)
+            policy.check_size(num_samples)
+        own = policy.settings(epochs) if hasattr(policy, "settings") else {}
+        defaults = {"period": 10, "anneal_epochs": 0, "alpha": 0.8, **own}
+        schedule = Schedule(
+            num_samples,
+            resolve_count(policy, keep, num_samples),
+            period=defaults["period"] if period is None else period,
             warmup_epochs=warmup_epochs,
-            anneal_epochs=anneal_epochs,
+            anneal_epochs=defaults["anneal_epochs"] if anneal_epochs is None else anneal_epochs,
             epochs=epochs,
         )
+        if isinstance(policy, policies.Balanced) and not policy.weighs:
+            for kept in schedule.known_counts():
+                policy.floors(kept)
         self.score = as_choice("score", score, SCORES)
-        if self.score == "margin" and isinstance(self.policy, policies.Weighted):
+        inside = policy.policy if isinstance(policy, policies.Balanced) else policy
+        if self.score == "margin" and isinstance(inside, policies.Weighted):
             raise ValueError(
                 "score='margin' does not fit policy='weighted', which needs scores >= 0: the "
                 "margins of correct samples count as negative, and would all weigh nothing"
             )
-        self.seed = as_int("seed", seed) % 2**64
-        _check_single_process(process_group, sharding)
-        self.table = ScoreTable(
-            self.num_samples,
+        seed = as_int("seed", seed) % 2**64
+        check_single_process(process_group, sharding)
+        table = ScoreTable(
+            num_samples,
             device=device,
-            alpha=alpha,
-            first_visit=getattr(self.policy, "first_visit", "zero"),
+            alpha=defaults["alpha"] if alpha is None else alpha,
+            first_visit=getattr(policy, "first_visit", "zero"),
         )
-        self._epoch: int | None = None  # None: epoch 0, which nobody has looked at yet
-        self._subset: Tensor | None = None  # ascending ids of the period `_subset_epoch`
-        self._subset_epoch = -1
-        self._order: Tensor | None = None  # the current epoch's, once somebody asked for it
-        self._observed = False  # any score at all
-        self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: no matter
+        super().__init__(table, policy, schedule, seed)
 
-    @property
-    def device(self) -> torch.device:
-        """Where scores and subsets live."""
-        return self.table.device
+    def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
+        """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
 
-    @property
-    def epoch(self) -> int:
-        """The current epoch."""
-        return self._epoch or 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begins an epoch, and selects if a selection is due. May wait for the device.
-
-        Nothing changes if `epoch` is already the current one, or if an error is raised.
+        `cross_entropy` does it itself. For a loss of your own, where the mean of the batch was
+        taken: `pruner.observe(ids, losses)`, then `pruner.rescale(ids, losses).mean()`.
 
         Args:
-            epoch: The epoch, counted from 0.
-
-        Raises:
-            TypeError: `epoch` is no int, or the policy returned no tensor.
-            ValueError: `epoch` is negative, or the policy returned something other than
-                `schedule.num_kept` distinct sample ids.
-            IndexError: An earlier step on a GPU met a target or an id out of range.
-        """
-        epoch = as_int("epoch", epoch, minimum=0)
-        if epoch != self._epoch:
-            functional.check_errors(self.device)
-            self._enter(epoch)
-        self._unscheduled = None
-
-    @property
-    def selected(self) -> Tensor:
-        """The sample ids of the current epoch, ascending, int64 [num_selected], on `device`."""
-        self._begin()
-        if self.schedule.phase(self.epoch) == "pruned":
-            assert self._subset is not None
-            return self._subset.clone()
-        return torch.arange(self.num_samples, device=self.device)
-
-    def epoch_order(self) -> Tensor:
-        """Returns the ids of the current epoch in the order in which the samplers yield them.
+            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`.
+            losses: One loss per sample [batch], on `device`; not changed.
 
         Returns:
-            int64 [num_selected] on `device`: `selected` in an order drawn for this epoch, the same
-            at every call. Not to be changed.
+            `losses` itself under policies that do not weigh, otherwise a new tensor of the same
+            dtype, differentiable; in warm-up and annealing every factor is 1.
+
+        Raises:
+            TypeError: `ids` or `losses` is no tensor.
+            ValueError: A dtype or a shape is wrong, or the lengths differ.
         """
-        self._begin()
-        if self._order is None:
-            order = functional.permutation(
-                self.num_selected,
-                seed=derive_seed(self.seed, "order", self.epoch),
-                device=self.device,
-            )
-            if self.schedule.phase(self.epoch) == "pruned":
-                assert self._subset is not None
-                order = self._subset[order]
-            self._order = order
-        return self._order
-
-    @property
-    def num_selected(self) -> int:
-        """How many samples the current epoch trains on."""
-        return self.schedule.count(self.epoch)
-
-    def steps_per_epoch(
-        self, batch_size: int, drop_last: bool = False, epoch: int | None = None
-    ) -> int:
-        """Returns how many batches an epoch has; known for every epoch from the beginning.
-
-        Args:
-            batch_size: Samples per batch, at least 1.
-            drop_last: Whether a smaller last batch is left out.
-            epoch: Which epoch; None is the current one.
-        """
-        batch_size = as_int("batch_size", batch_size, minimum=1)
-        epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
-        return num_batches(self.schedule.count(epoch), batch_size, drop_last)
-
-    def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
-        """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
-
-        Args:
-            epochs: Number of epochs, at least 0.
-            batch_size: As in `steps_per_epoch`.
-            drop_last: As in `steps_per_epoch`.
-        """
-        epochs = as_int("epochs", epochs, minimum=0)
-        return sum(self.steps_per_epoch(batch_size, drop_last, epoch) for epoch in range(epochs))
-
-    def sampler(self) -> EpochSampler:
-        """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch."""
-        return EpochSampler(self)
-
-    def batch_sampler(self, batch_size: int, drop_last: bool = False) -> EpochBatchSampler:
-        """Returns a sampler for `DataLoader(batch_sampler=...)` that follows the current epoch.
-
-        Args:
-            batch_size: Samples per batch, at least 1.
-            drop_last: Whether to leave out a smaller last batch.
-        """
-        return EpochBatchSampler(self, batch_size, drop_last)
+        check_ids_and_values(ids, losses)
+        factors = self._factors(ids)
+        return losses if factors is None else losses * factors.to(losses.dtype)
 
     def cross_entropy(
         self,
@@ -280,7 +222,7 @@ class Pruner:
         counts = (labels != ignore_index) & (labels >= 0) & (labels < logits.shape[1])
         ids = move_without_waiting("ids", ids.to(torch.int64), labels.device)
         self._update(torch.where(counts, ids, -1), values)
-        loss = torch.where(counts, scored.loss, 0.0)
+        loss = self.rescale(ids, torch.where(counts, scored.loss, 0.0))
         if reduction == "none":
             return loss
         total = loss.sum()
@@ -326,60 +268,57 @@ class Pruner:
             )
         self._update(ids, values)
 
-    def stats(self) -> dict[str, Any]:
-        """Summarises the current epoch and the scores for a log. Waits for the device.
+    def stats(self) -> Stats:
+        """Summarises the current epoch, the selections and the scores for a log.
+
+        Waits for the device only when a number is read: see `Stats`, whose `log` writes to
+        TensorBoard.
 
         Returns:
-            `epoch`, `phase` ("warm-up", "pruned" or "annealing"), `num_selected`, and everything
-            from `ScoreTable.stats`.
-
-        Raises:
-            IndexError: An earlier step on a GPU met a target or an id out of range.
+            `epoch`, `phase` ("warm-up", "pruned" or "annealing"), `num_selected`,
+            `selected_fraction`, `num_selections`, `turnover` (share of the last selection that the
+            one before had not chosen; NaN before the second), `never_selected`,
+            `always_selected` and `sometimes_selected` (samples that none, all or some of the
+            selections chose), and everything from `ScoreTable.stats`.
         """
-        return {
+        never = (self.times_selected == 0).sum()
+        always = ((self.times_selected == self.num_selections) & (self.times_selected > 0)).sum()
+        known = {
             "epoch": self.epoch,
             "phase": self.schedule.phase(self.epoch),
             "num_selected": self.num_selected,
-            **self.table.stats(),
+            "selected_fraction": self.num_selected / self.num_samples,
+            "num_selections": self.num_selections,
         }
+        tensors = {
+            "turnover": self.turnover,
+            "never_selected": never,
+            "sometimes_selected": self.num_samples - never - always,
+            "always_selected": always,
+        }
+        return self.table.stats().merged(known, tensors)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "score": self.score}
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""
         plan = self.schedule
         return (
-            f"Pruner(num_samples={self.num_samples}, keep={plan.num_kept}, "
+            f"Pruner(num_samples={self.num_samples}, keep={plan.keep}, "
             f"policy={self.policy!r}, period={plan.period}, warmup_epochs={plan.warmup_epochs}, "
             f"anneal_epochs={plan.anneal_epochs}, epochs={plan.epochs}, score={self.score!r}, "
             f"alpha={self.table.alpha}, seed={self.seed}, device='{self.device}'; "
             f"epoch {self.epoch}, {plan.phase(self.epoch)})"
         )
 
-    def _begin(self) -> None:
-        """Enters epoch 0 if no epoch was ever set."""
-        if self._epoch is None:
-            self._enter(0)
-
-    def _enter(self, epoch: int) -> None:
-        """Makes `epoch` the current one; whatever may fail comes before the first change."""
-        subset, start = self._subset, self._subset_epoch
-        if self.schedule.phase(epoch) == "pruned":
-            start = self.schedule.period_start(epoch)
-            static = getattr(self.policy, "static", False)
-            due = not static and (epoch == start or start != self._subset_epoch)
-            if subset is None or due:
-                if start > 0 and not self._observed and getattr(self.policy, "uses_scores", False):
-                    self._observed = True  # said once
-                    warnings.warn(
-                        f"no score was observed before epoch {start}, so {self.policy!r} selects "
-                        "at random; compute the loss with pruner.cross_entropy(...), or call "
-                        "pruner.observe(ids, values), in the training loop",
-                        RuntimeWarning,
-                        stacklevel=4,
-                    )
-                seed = derive_seed(self.seed, "select", 0 if static else start)
-                subset = policies.select(self.policy, self.table, self.schedule.num_kept, seed)
-        self._subset, self._subset_epoch = subset, start
-        self._epoch, self._order = epoch, None
+    def _factors(self, ids: Tensor) -> Tensor | None:
+        """Returns what a policy that weighs multiplies the losses of `ids` by, float32 [batch]."""
+        if self._weights is None:
+            return None
+        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
+        # An id out of range is reported by the update of its score.
+        return self._weights[ids.clamp(0, self.num_samples - 1)]
 
     def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
         """Returns the configured score, detached: bigger means more worth training on."""
@@ -402,20 +341,3 @@ class Pruner:
                     RuntimeWarning,
                     stacklevel=3,
                 )
-
-
-def _check_single_process(process_group: Any, sharding: Any) -> None:
-    """Refuses what this version cannot do yet, before it would silently do something else."""
-    if process_group is not None and process_group is not False:
-        raise ValueError(
-            f"process_group must be None or False in this version, got {process_group!r}"
-        )
-    if sharding != "replicate":
-        raise ValueError(f"sharding must be 'replicate' in this version, got {sharding!r}")
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several and process_group is None:
-        raise RuntimeError(
-            f"torch.distributed runs {dist.get_world_size()} processes, and multi-process training "
-            "is not supported yet in this version; process_group=False makes a pruner that knows "
-            "its own process only"
-        )

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,10 +13,19 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._arguments import as_choice, as_float, as_int
+from dynprune_cuda._state import StateReader
+from dynprune_cuda.stats import Stats, score_summary
 
 __all__ = ["ScoreTable"]
 
 FIRST_VISITS = ("zero", "published")
+COLUMNS = {
+    "mean": torch.float32,
+    "variance": torch.float32,
+    "count": torch.int32,
+    "non_finite_count": torch.int32,
+    "last_non_finite": torch.bool,
+}
 FirstVisit = Literal["zero", "published"]
 
 
@@ -35,7 +47,10 @@ class ScoreTable:
         count: Finite values seen, int32 [num_samples].
         non_finite_count: Values seen that were not finite, int32 [num_samples].
         last_non_finite: Whether the newest value was not finite, bool [num_samples].
+        sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
     """
+
+    sample_ids: Tensor | None = None
 
     def __init__(
         self,
@@ -108,6 +123,21 @@ class ScoreTable:
             last_non_finite=self.last_non_finite,
         )
 
+    def part(self, sample_ids: Tensor) -> ScoreTable:
+        """Returns a table of some samples only, with a copy of their rows, without waiting.
+
+        Args:
+            sample_ids: Distinct sample ids, int64 [n], on the table's device.
+
+        Returns:
+            A table of n rows, whose `sample_ids` tell which samples they are.
+        """
+        part = copy.copy(self)
+        part.num_samples, part.sample_ids = len(sample_ids), sample_ids
+        for name in COLUMNS:
+            setattr(part, name, getattr(self, name).index_select(0, sample_ids))
+        return part
+
     def ranking_mean(self) -> Tensor:
         """Returns the mean as selections read it, without waiting for the device.
 
@@ -117,47 +147,68 @@ class ScoreTable:
         """
         return self.mean.masked_fill(self.last_non_finite, float("nan"))
 
-    def stats(self) -> dict[str, float]:
-        """Summarises the table for a log. Waits for the device.
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns copies of all columns, by name, on the table's device."""
+        return {name: getattr(self, name).clone() for name in COLUMNS}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned, from any device. Waits for the device.
+
+        Raises:
+            TypeError: The state is no mapping, or an entry no tensor.
+            ValueError: The state is damaged, or of another number of samples. Nothing changes then.
+        """
+        self.take(self.checked("state_dict", state_dict))
+
+    def checked(self, name: str, state_dict: Any) -> dict[str, Tensor]:
+        """Returns copies of the columns of a state, called `name` in errors, once they are sound.
+
+        Raises:
+            TypeError: The state is no mapping, or an entry no tensor.
+            ValueError: The state is damaged, or of another number of samples.
+        """
+        read = StateReader(name, state_dict)
+        read.has(COLUMNS)
+        columns = {
+            column: read.tensor(column, dtype, (self.num_samples,), self.device)
+            for column, dtype in COLUMNS.items()
+        }
+        mean, variance, count, broken, is_broken = columns.values()
+        read.sound("count", (count >= 0).all(), "a count is negative")
+        read.sound("mean", ~(mean.isnan() & (count > 0)).any(), "a visited sample has no mean")
+        read.sound("variance", ~(variance < 0).any(), "a variance is negative")
+        read.sound("non_finite_count", (broken >= 0).all(), "a count is negative")
+        read.sound("last_non_finite", (broken[is_broken] > 0).all(), "it contradicts the counts")
+        return columns
+
+    def take(self, columns: dict[str, Tensor]) -> None:
+        """Copies columns that are known to be sound into the table's own memory."""
+        for name, column in columns.items():
+            getattr(self, name).copy_(column)
+
+    def stats(self) -> Stats:
+        """Summarises the table for a log; waits for the device only when a number is read.
 
         Returns:
             `visited` and `never_visited` (samples with and without a finite value), `values` (all
             finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
             value was not finite), and over the visited samples `score_mean`, `score_min`,
-            `score_max` and `score_variance` (the mean of `variance`), which are NaN while there
-            are none.
-
-        Raises:
-            IndexError: An earlier update on a GPU met an id out of range.
+            `score_max`, the percentiles `score_p05`, `_p25`, `_p50`, `_p75`, `_p95`, and
+            `score_variance` (the mean of `variance`), which are NaN while there are none. Reading
+            the first number raises IndexError if an earlier update on a GPU met an id out of range.
         """
-        functional.check_errors(self.device)
         visited = self.count > 0
-        number = visited.sum().double()
-        values = torch.stack(
-            [
-                number,
-                self.count.sum().double(),
-                self.non_finite_count.sum().double(),
-                self.last_non_finite.sum().double(),
-                torch.where(visited, self.mean, 0.0).sum(dtype=torch.float64) / number,
-                torch.where(visited, self.mean, float("inf")).amin().double(),
-                torch.where(visited, self.mean, float("-inf")).amax().double(),
-                self.variance.sum(dtype=torch.float64) / number,
-            ]
-        ).tolist()
-        seen, entered, broken, broken_samples, mean, low, high, variance = values
-        nan = float("nan")
-        return {
-            "visited": int(seen),
-            "never_visited": self.num_samples - int(seen),
-            "values": int(entered),
-            "non_finite_values": int(broken),
-            "non_finite_samples": int(broken_samples),
-            "score_mean": mean,
-            "score_min": low if seen else nan,
-            "score_max": high if seen else nan,
-            "score_variance": variance,
+        number = visited.sum()
+        tensors = {
+            "visited": number,
+            "never_visited": self.num_samples - number,
+            "values": self.count.sum(),
+            "non_finite_values": self.non_finite_count.sum(),
+            "non_finite_samples": self.last_non_finite.sum(),
+            **score_summary(self.mean, visited),
+            "score_variance": self.variance.sum(dtype=torch.float64) / number,
         }
+        return Stats({}, tensors, partial(functional.check_errors, self.device))
 
     def __repr__(self) -> str:
         """Tells how the table was made."""

@@ -15,11 +15,14 @@ from dynprune_cuda.policies import (
     UCB,
     EpsilonGreedy,
     Full,
+    InfoBatch,
     RandomStatic,
     StaticSubset,
     UniformRandom,
     Weighted,
 )
+from dynprune_cuda.policies.choosing import resolve_count
+from dynprune_cuda.policies.protocol import checked_select
 from dynprune_cuda.scores import ScoreTable
 
 SCORED = [EpsilonGreedy(), EpsilonGreedy(0.0), UCB(), UCB(c=0.5, bonus="std"), Weighted()]
@@ -230,11 +233,12 @@ def test_names_are_the_classes_with_their_defaults():
         "uniform": UniformRandom(),
         "epsilon_greedy": EpsilonGreedy(epsilon=0.1),
         "ucb": UCB(c=1.0, bonus="variance"),
+        "infobatch": InfoBatch(prune_ratio=0.5),
         "weighted": Weighted(),
     }
     with pytest.raises(ValueError, match="StaticSubset"):
         policies.resolve("static")
-    for unknown in ("UCB", "infobatch", ""):
+    for unknown in ("UCB", "InfoBatch", ""):
         with pytest.raises(ValueError, match=f"'full'.*'weighted', 'static', got '{unknown}'"):
             policies.resolve(unknown)
     for wrong in (None, 3, UCB, object()):
@@ -253,7 +257,7 @@ def test_policies_are_frozen_and_survive_copies(device, policy):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(policy, field.name, 0)
     table = scored_table(device)
-    k = policies.resolve_count(policy, None if hasattr(policy, "fixed_count") else 9, N)
+    k = resolve_count(policy, None if hasattr(policy, "fixed_count") else 9, N)
     for clone in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
         assert repr(clone) == repr(policy)
         assert torch.equal(clone.select(table, k, seed=1), policy.select(table, k, seed=1))
@@ -272,7 +276,7 @@ class Chosen:
 def test_a_policy_of_ones_own_is_one_method(device):
     table = ScoreTable(5, device=device)
     policy = policies.resolve(Chosen(torch.tensor([4, 0, 2])))
-    ids = policies.select(policy, table, 3, 0)
+    ids = checked_select(policy, table, 3, 0)
     assert ids.tolist() == [0, 2, 4] and ids.device == table.device
 
 
@@ -290,18 +294,28 @@ def test_a_policy_of_ones_own_is_one_method(device):
 )
 def test_a_policy_of_ones_own_is_checked(device, ids, error, message):
     with pytest.raises(error, match=message):
-        policies.select(Chosen(ids), ScoreTable(5, device=device), 3, 0)
+        checked_select(Chosen(ids), ScoreTable(5, device=device), 3, 0)
+
+
+def test_a_plain_function_is_a_policy(device):
+    def newest_ids(table, k, *, seed):
+        return torch.arange(table.num_samples - k, table.num_samples, device=table.device)
+
+    policy = policies.resolve(newest_ids)
+    assert policies.resolve(policy) is policy and "newest_ids" in repr(policy)
+    ids = checked_select(policy, ScoreTable(9, device=device), 3, 0)
+    assert ids.tolist() == [6, 7, 8]
 
 
 def test_keep_is_needed_unless_the_policy_knows():
-    assert policies.resolve_count(UCB(), 0.5, 10) == 5
-    assert policies.resolve_count(Full(), None, 10) == 10
-    assert policies.resolve_count(Full(), 1.0, 10) == 10
-    assert policies.resolve_count(StaticSubset([3, 4]), None, 10) == 2
-    assert policies.resolve_count(StaticSubset([3, 4]), 0.2, 10) == 2
+    assert resolve_count(UCB(), 0.5, 10) == 5
+    assert resolve_count(Full(), None, 10) == 10
+    assert resolve_count(Full(), 1.0, 10) == 10
+    assert resolve_count(StaticSubset([3, 4]), None, 10) == 2
+    assert resolve_count(StaticSubset([3, 4]), 0.2, 10) == 2
     with pytest.raises(ValueError, match="keep is needed"):
-        policies.resolve_count(UCB(), None, 10)
+        resolve_count(UCB(), None, 10)
     with pytest.raises(ValueError, match=r"keep must agree with Full\(\).* 10 of 10 .* 0.3"):
-        policies.resolve_count(Full(), 0.3, 10)
+        resolve_count(Full(), 0.3, 10)
     with pytest.raises(ValueError, match=r"keep must agree with StaticSubset.* 2 of 10 .* 3"):
-        policies.resolve_count(StaticSubset([3, 4]), 3, 10)
+        resolve_count(StaticSubset([3, 4]), 3, 10)

@@ -17,7 +17,7 @@ from dynprune_cuda._schedule import Schedule, derive_seed, resolve_keep
 def schedule(**changes):
     plan = {
         "num_samples": 100,
-        "num_kept": 30,
+        "keep": 30,
         "period": 3,
         "warmup_epochs": 2,
         "anneal_epochs": 2,
@@ -30,7 +30,7 @@ def test_phases_and_counts_of_a_run():
     plan = schedule()
     phases = ["warm-up"] * 2 + ["pruned"] * 8 + ["annealing"] * 2
     assert [plan.phase(epoch) for epoch in range(12)] == phases
-    assert [plan.count(epoch) for epoch in range(12)] == [100] * 2 + [30] * 8 + [100] * 2
+    assert {plan.kept(plan.period_start(epoch)) for epoch in range(2, 10)} == {30}
     assert plan.phase(1000) == "annealing"
 
 

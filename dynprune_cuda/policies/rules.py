@@ -1,59 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples to train on next: one small frozen class per rule."""
+"""The rules that choose exactly k samples: one small frozen class per rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._arguments import as_choice, as_float
-from dynprune_cuda._schedule import resolve_keep
+from dynprune_cuda.policies.protocol import believed
 from dynprune_cuda.scores import FIRST_VISITS, FirstVisit, ScoreTable, move_without_waiting
-
-__all__ = [
-    "UCB",
-    "EpsilonGreedy",
-    "Full",
-    "Policy",
-    "RandomStatic",
-    "StaticSubset",
-    "UniformRandom",
-    "Weighted",
-    "names",
-    "resolve",
-]
 
 BONUSES = ("variance", "std")
 
 
-class Policy(Protocol):
-    """What a policy of your own has to offer: this one method.
-
-    Four optional attributes tell the `Pruner` more. `static = True`: one selection serves the whole
-    run. `fixed_count(num_samples) -> int`: the policy, not `keep`, decides how many samples are
-    selected. `first_visit = "published"`: the score table's rule for first visits.
-    `uses_scores = True`: selecting before any score was observed earns a warning.
-    """
-
-    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
-        """Selects `k` of `table.num_samples` samples.
-
-        Args:
-            table: The scores so far.
-            k: How many samples to select, from 1 to `table.num_samples`.
-            seed: Decides everything random: the same table, `k` and seed give the same samples.
-
-        Returns:
-            `k` distinct sample ids, int64 [k], on the table's device.
-        """
-        ...
-
-
+@believed
 @dataclass(frozen=True)
 class Full:
     """Every sample, always: training without pruning."""
@@ -71,6 +38,7 @@ class Full:
         return torch.arange(table.num_samples, device=table.device)
 
 
+@believed
 @dataclass(frozen=True, eq=False, repr=False)
 class StaticSubset:
     """A subset that was chosen before training, for example by EL2N or a coreset method.
@@ -110,11 +78,17 @@ class StaticSubset:
         assert isinstance(self.ids, Tensor)
         return self.ids
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells one subset from another in a saved state."""
+        return f"StaticSubset({digest(self._tensor)})"
+
     def __repr__(self) -> str:
         """Tells how many ids there are."""
         return f"StaticSubset(<{len(self._tensor)} ids>)"
 
 
+@believed
 @dataclass(frozen=True)
 class UniformRandom:
     """A new uniformly random subset at every selection: the baseline that is hard to beat."""
@@ -126,6 +100,7 @@ class UniformRandom:
         )
 
 
+@believed
 @dataclass(frozen=True)
 class RandomStatic(UniformRandom):
     """One uniformly random subset, drawn once and kept for the whole run."""
@@ -133,6 +108,7 @@ class RandomStatic(UniformRandom):
     static: ClassVar[bool] = True
 
 
+@believed
 @dataclass(frozen=True)
 class EpsilonGreedy:
     """The highest mean scores, and a random share of what they left over.
@@ -163,6 +139,7 @@ class EpsilonGreedy:
         )
 
 
+@believed
 @dataclass(frozen=True)
 class UCB:
     """The highest upper confidence bounds: the mean score plus a bonus for uncertainty.
@@ -215,6 +192,7 @@ class UCB:
         )
 
 
+@believed
 @dataclass(frozen=True)
 class Weighted:
     """Samples drawn without replacement, with probabilities proportional to their mean scores.
@@ -229,123 +207,6 @@ class Weighted:
         """Returns `k` ids in ascending order, int64 [k]."""
         weights = table.ranking_mean().clamp_(min=0.0).nan_to_num_(nan=float("inf"))
         return functional.select_weighted(weights, k, seed=seed, order="ascending")
-
-
-_REGISTRY: dict[str, Callable[[], Policy]] = {
-    "full": Full,
-    "random_static": RandomStatic,
-    "uniform": UniformRandom,
-    "epsilon_greedy": EpsilonGreedy,
-    "ucb": UCB,
-    "weighted": Weighted,
-}
-
-
-# Their ids are distinct, in range and ascending by construction.
-_OWN = frozenset({Full, StaticSubset, RandomStatic, UniformRandom, EpsilonGreedy, UCB, Weighted})
-
-
-def names() -> tuple[str, ...]:
-    """Returns the policy names that `Pruner` understands."""
-    return (*_REGISTRY, "static")
-
-
-def resolve(policy: str | Policy) -> Policy:
-    """Turns a policy name into a policy with its default parameters; passes policies through.
-
-    Args:
-        policy: One of `names()`, or an object with the method of `Policy`.
-
-    Returns:
-        The policy.
-
-    Raises:
-        TypeError: `policy` is neither a name nor a policy.
-        ValueError: The name is unknown, or is "static", which needs its ids.
-    """
-    if isinstance(policy, str):
-        if policy == "static":
-            raise ValueError(
-                "policy 'static' needs its sample ids: pass policies.StaticSubset(ids) instead"
-            )
-        if policy not in _REGISTRY:
-            known = ", ".join(map(repr, names()))
-            raise ValueError(f"policy must be one of {known}, got {policy!r}")
-        return _REGISTRY[policy]()
-    if isinstance(policy, type) or not callable(getattr(policy, "select", None)):
-        raise TypeError(
-            "policy must be a name or an object with a method select(table, k, *, seed), "
-            f"got {policy!r}"
-        )
-    return policy
-
-
-def resolve_count(policy: Policy, keep: Any, num_samples: int) -> int:
-    """Returns how many samples `policy` selects: as many as it knows itself, or as `keep` says.
-
-    Args:
-        policy: The policy.
-        keep: A fraction, a count, or None; see `Pruner`.
-        num_samples: Size of the training set.
-
-    Raises:
-        TypeError: `keep` is no number.
-        ValueError: `keep` is missing, out of range, or not what the policy knows.
-    """
-    fixed_count = getattr(policy, "fixed_count", None)
-    if fixed_count is None:
-        if keep is None:
-            raise ValueError(
-                f"keep is needed: {policy!r} does not decide how many samples to keep; pass a "
-                "fraction such as keep=0.3, or a count such as keep=30_000"
-            )
-        return resolve_keep(keep, num_samples)
-    count: int = fixed_count(num_samples)
-    if keep is not None and resolve_keep(keep, num_samples) != count:
-        raise ValueError(
-            f"keep must agree with {policy!r}, which keeps {count} of {num_samples} samples, "
-            f"or be left out; got {keep!r}"
-        )
-    return count
-
-
-def select(policy: Policy, table: ScoreTable, k: int, seed: int) -> Tensor:
-    """Lets `policy` select, and checks what it returns.
-
-    A policy of this module is believed, at no cost. What a user's own policy returns is sorted and
-    checked, which waits for the device.
-
-    Args:
-        policy: The policy.
-        table: The scores so far.
-        k: How many samples to select.
-        seed: Decides everything random.
-
-    Returns:
-        `k` distinct sample ids in ascending order, int64 [k], on the table's device.
-
-    Raises:
-        TypeError: The policy returned no tensor.
-        ValueError: The policy returned something other than `k` distinct sample ids, int64.
-    """
-    ids = policy.select(table, k, seed=seed)
-    if type(policy) in _OWN:
-        return ids
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{policy!r} must return an int64 tensor, got {type(ids).__name__}")
-    if ids.dtype != torch.int64 or ids.shape != (k,):
-        raise ValueError(
-            f"{policy!r} must return {k} sample ids as int64, got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}"
-        )
-    ids = ids.to(table.device).sort().values
-    valid = (ids[0] >= 0) & (ids[-1] < table.num_samples) & (ids[1:] > ids[:-1]).all()
-    if not bool(valid):
-        raise ValueError(
-            f"{policy!r} must return distinct sample ids from 0 to {table.num_samples - 1}, "
-            "got repeated ids or ids out of range"
-        )
-    return ids
 
 
 def _sorted_ids(ids: Any) -> Tensor:
@@ -367,3 +228,8 @@ def _sorted_ids(ids: Any) -> Tensor:
     if len(repeated):
         raise ValueError(f"ids must be distinct, got {int(repeated[0])} more than once")
     return ordered
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns a short hash of what a CPU tensor holds."""
+    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()[:16]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saved states: what they hold, and the checks that refuse a wrong or damaged one as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._arguments import as_int
+
+
+class StateReader:
+    """Reads the entries of a saved state; every error names the entry and says what is wrong."""
+
+    def __init__(self, name: str, state: Any) -> None:
+        """Checks that `state`, called `name` in errors, is a mapping."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{name} must be a mapping, got {type(state).__name__}")
+        self.name, self.state = name, state
+
+    def has(self, entries: Iterable[str]) -> None:
+        """Checks that exactly these entries are there."""
+        wanted, got = set(entries), set(self.state)
+        if wanted != got:
+            missing, strange = sorted(wanted - got), sorted(map(str, got - wanted))
+            raise ValueError(
+                f"{self.name} is damaged: it lacks {missing} and has unknown {strange}"
+            )
+
+    def same(self, entry: str, mine: Any) -> None:
+        """Checks that an entry, if it is there, is what this object was made with."""
+        theirs = self.state.get(entry, mine)
+        if type(theirs) is not type(mine) or theirs != mine:
+            raise ValueError(
+                f"{self.name} is of another run: its {entry} is {theirs!r}, and here it is {mine!r}"
+            )
+
+    def integer(self, entry: str, minimum: int, maximum: int | None = None) -> int:
+        """Returns an int."""
+        name = f"{self.name}[{entry!r}]"
+        return as_int(name, self.state[entry], minimum=minimum, maximum=maximum)
+
+    def tensor(
+        self, entry: str, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+    ) -> Tensor:
+        """Returns a copy of a tensor, on `device`."""
+        value = self.state[entry]
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TypeError(f"{self.name}[{entry!r}] must be a tensor, got {kind}")
+        if value.dtype != dtype or tuple(value.shape) != shape:
+            raise ValueError(
+                f"{self.name}[{entry!r}] is damaged: it must be {dtype} of shape {shape}, got "
+                f"{value.dtype} of shape {tuple(value.shape)}"
+            )
+        return value.detach().to(device, copy=True)
+
+    def sound(self, entry: str, holds: Tensor | bool, what: str) -> None:
+        """Checks what the contents must fulfil. Waits for the device."""
+        if not bool(holds):
+            raise ValueError(f"{self.name}[{entry!r}] is damaged: {what}")

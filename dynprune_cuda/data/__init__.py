@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sample ids travel: into a loader by a sampler, and out of it with the batch."""
+
+from dynprune_cuda.data.device_loader import DeviceLoader
+from dynprune_cuda.data.indexed import IndexedDataset
+from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+
+__all__ = ["DeviceLoader", "EpochBatchSampler", "EpochSampler", "IndexedDataset"]

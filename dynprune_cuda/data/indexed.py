@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sample ids travel out of a loader: with the samples of their batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import MutableMapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from dynprune_cuda._arguments import as_int
+
+__all__ = ["IndexedDataset"]
+
+ID_KEY = "sample_id"
+
+
+class IndexedDataset(Dataset[Any]):
+    """A map-style dataset whose samples carry their sample id.
+
+    The id is the position in the wrapped dataset, a Python int, so that the default collation
+    makes an int64 tensor of it. Wrap last: an id counts positions in exactly the dataset that is
+    given here, so subsets and concatenations belong inside.
+
+    - A tuple gets the id appended: `(image, label)` becomes `(image, label, id)`.
+    - A dict, or another mutable mapping, is copied and gets the key `"sample_id"`.
+    - Anything else becomes `(sample, id)`. This includes named tuples, which keep their field
+      names that way: `for batch, ids in loader: batch.image`.
+
+    Other attributes (`classes`, `targets`, ...) are those of the wrapped dataset.
+
+    Attributes:
+        dataset: The wrapped dataset.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        """Wraps `dataset`.
+
+        Args:
+            dataset: Anything with `__len__` and `__getitem__`; `__getitems__` is used if it is
+                there.
+
+        Raises:
+            TypeError: `dataset` lacks `__len__` or `__getitem__`, as iterable datasets do.
+        """
+        missing = [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]
+        if missing:
+            raise TypeError(
+                "dataset must be map-style: "
+                f"{type(dataset).__name__} has no {' and no '.join(missing)}"
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns the sample at `index` with its id; a negative index counts from the end."""
+        sample_id = self._sample_id(index)
+        return _with_id(self.dataset[sample_id], sample_id)
+
+    def __getitems__(self, indices: Any) -> list[Any]:
+        """Returns the samples at `indices`, in one call if the wrapped dataset can do that."""
+        sample_ids = [self._sample_id(index) for index in indices]
+        fetch = getattr(self.dataset, "__getitems__", None)
+        if fetch is None:
+            samples = [self.dataset[sample_id] for sample_id in sample_ids]
+        else:
+            samples = fetch(sample_ids)
+        return [_with_id(*pair) for pair in zip(samples, sample_ids, strict=True)]
+
+    def _sample_id(self, index: Any) -> int:
+        number = as_int("index", index)
+        size = len(self.dataset)
+        if not -size <= number < size:
+            raise IndexError(f"index {number} is out of range for a dataset of {size} samples")
+        return number + size if number < 0 else number
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns the wrapped dataset's attribute."""
+        # Runs only for what is not found otherwise. While an object is being unpickled or copied
+        # there is no `dataset` yet, and asking for it here would never end.
+        if name == "dataset" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.dataset, name)
+
+    def __repr__(self) -> str:
+        """Names the wrapped dataset."""
+        return f"IndexedDataset({self.dataset!r})"
+
+
+def _with_id(sample: Any, sample_id: int) -> Any:
+    """Returns the sample together with its id; never changes the sample itself."""
+    if isinstance(sample, tuple) and not hasattr(sample, "_fields"):
+        return (*sample, sample_id)
+    if isinstance(sample, MutableMapping):
+        if ID_KEY in sample:
+            raise ValueError(f"sample {sample_id} already has the key {ID_KEY!r}")
+        labelled = copy.copy(sample)
+        labelled[ID_KEY] = sample_id
+        return labelled
+    return sample, sample_id

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sample ids travel from the pruner to a loader, in the order of the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from dynprune_cuda._arguments import as_int
+from dynprune_cuda._schedule import num_batches
+
+__all__ = ["EpochBatchSampler", "EpochSampler"]
+
+CHUNK_IDS = 1 << 20  # ids per copy from the device: 8 MiB of pinned memory, twice
+PIECE_IDS = 1 << 12  # ids that `EpochSampler` turns into Python ints at a time
+
+_Item = TypeVar("_Item")
+_Iterator = TypeVar("_Iterator", bound="EpochIterator[Any]")
+
+
+class EpochSource(Protocol):
+    """What a sampler needs to know of a `Pruner`."""
+
+    num_samples: int  # size of the training set
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids are."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch."""
+        ...
+
+    @property
+    def num_selected(self) -> int:
+        """Length of the current epoch, in samples."""
+        ...
+
+    def epoch_order(self) -> Tensor:
+        """Ids of the current epoch in the order of their visits, int64 [num_selected]."""
+        ...
+
+
+class EpochIterator(Iterator[_Item]):
+    """The rest of one epoch from a position on; counts the ids that it hands out.
+
+    Attributes:
+        epoch: The epoch that it walks through.
+        position: How many ids of that epoch were handed out, those before its start included.
+    """
+
+    def __init__(self, epoch: int, order: Tensor, position: int) -> None:
+        """Starts at `position` in `order`, the ids of `epoch`."""
+        self.epoch = epoch
+        self._order = order
+        self._start_at(position)
+
+    def _start_at(self, position: int) -> None:
+        if position > len(self._order):
+            raise ValueError(
+                f"the state's ids must be at most {len(self._order)}, the length of epoch "
+                f"{self.epoch}, got {position}"
+            )
+        self.position = position
+        self._items = self._walk(self._order[position:])
+
+    def _walk(self, order: Tensor) -> Iterator[_Item]:
+        """Yields what the loader asks for, one after the other."""
+        raise NotImplementedError
+
+    def _num_ids(self, item: _Item) -> int:
+        """Returns how many ids an item stands for."""
+        raise NotImplementedError
+
+    def __next__(self) -> _Item:
+        """Returns the next item."""
+        item = next(self._items)
+        self.position += self._num_ids(item)
+        return item
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the position, for loaders that keep the state of their sampler's iterator."""
+        return {"epoch": self.epoch, "ids": self.position}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continues at the position of a state of the same epoch.
+
+        Raises:
+            TypeError: The state is no mapping, or an entry no int.
+            ValueError: The state is incomplete, or of another epoch.
+        """
+        epoch, position = _parse(state_dict)
+        if epoch != self.epoch:
+            raise ValueError(
+                f"the state is of epoch {epoch}, and the pruner is in epoch {self.epoch}: load the "
+                "pruner's state before the loader's"
+            )
+        self._start_at(position)
+
+
+class _IdIterator(EpochIterator[int]):
+    def _walk(self, order: Tensor) -> Iterator[int]:
+        pieces = _batches(order, PIECE_IDS, drop_last=False)
+        return (sample_id for piece in pieces for sample_id in piece)
+
+    def _num_ids(self, item: int) -> int:
+        return 1
+
+
+class _BatchIterator(EpochIterator[list[int]]):
+    def __init__(
+        self, epoch: int, order: Tensor, position: int, batch_size: int, drop_last: bool
+    ) -> None:
+        self._batch_size, self._drop_last = batch_size, drop_last
+        super().__init__(epoch, order, position)
+
+    def _walk(self, order: Tensor) -> Iterator[list[int]]:
+        return _batches(order, self._batch_size, drop_last=self._drop_last)
+
+    def _num_ids(self, item: list[int]) -> int:
+        return len(item)
+
+
+class ResumableSampler:
+    """What samplers and `DeviceLoader` share: iterators of the current epoch, and the position."""
+
+    source: EpochSource
+    _newest: EpochIterator[Any] | None = None
+    _resumed: tuple[int, int] | None = None  # epoch and position of a state that was loaded
+
+    def iterate(self, iterator: Callable[..., _Iterator], *options: Any) -> _Iterator:
+        """Makes an iterator of the given class over what is left of the current epoch."""
+        order = self.source.epoch_order()
+        newest = iterator(self.source.epoch, order, self._start(), *options)
+        self._newest = newest
+        return newest
+
+    def _start(self) -> int:
+        """Returns where iterators of the current epoch begin."""
+        if self._resumed is not None and self._resumed[0] != self.source.epoch:
+            self._resumed = None  # that epoch is over
+        return self._resumed[1] if self._resumed else 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the position in the current epoch: how many ids the newest iterator handed out.
+
+        A `DataLoader` with workers asks for ids ahead of the training: keep the state of a
+        `StatefulDataLoader` (torchdata) instead, which knows what was trained on, or set `"ids"`
+        to the number of samples trained on in this epoch.
+
+        Returns:
+            `{"epoch": ..., "ids": ...}`.
+        """
+        epoch = self.source.epoch
+        if self._newest is not None and self._newest.epoch == epoch:
+            return self._newest.state_dict()
+        return {"epoch": epoch, "ids": self._start()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Lets every iterator of the state's epoch start at its position; other epochs are whole.
+
+        `len` stays that of the whole epoch.
+
+        Args:
+            state_dict: From `state_dict`. Load the pruner's state, too.
+
+        Raises:
+            TypeError: The state is no mapping, or an entry no int.
+            ValueError: The state is incomplete, or an entry is negative.
+        """
+        self._resumed = _parse(state_dict)
+        self._newest = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies start where the state says; iterators stay behind."""
+        return {**self.__dict__, "_newest": None}
+
+
+class EpochSampler(ResumableSampler, Sampler[int]):
+    """Yields the sample ids of the pruner's current epoch, one by one, as Python ints.
+
+    Every iterator starts the epoch from its beginning, and iterating changes nothing: an epoch may
+    be left early, or be iterated again, and has the same order each time. An iterator keeps the
+    epoch that was current when it was made.
+    """
+
+    def __init__(self, source: EpochSource) -> None:
+        """Follows `source`; `Pruner.sampler` is the usual way here."""
+        self.source = source
+
+    def __len__(self) -> int:
+        """Returns the number of ids in the current epoch."""
+        return self.source.num_selected
+
+    def __iter__(self) -> Iterator[int]:
+        """Returns an iterator over the current epoch, from its beginning."""
+        return self.iterate(_IdIterator)
+
+
+class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
+    """Yields the sample ids of the pruner's current epoch in batches, as lists of Python ints.
+
+    For `DataLoader(batch_sampler=...)`. Ids leave a GPU in chunks of about a million, through
+    pinned memory, while earlier ones are in use; no list ever holds more than one batch. Iterating
+    has no side effect, as in `EpochSampler`.
+
+    Attributes:
+        batch_size: Ids per batch; the last batch of an epoch may be smaller.
+        drop_last: Whether a smaller last batch is left out.
+        sampler: The same epoch, id by id.
+    """
+
+    def __init__(self, source: EpochSource, batch_size: int, drop_last: bool = False) -> None:
+        """Follows `source`; `Pruner.batch_sampler` is the usual way here.
+
+        Args:
+            source: The pruner.
+            batch_size: Ids per batch, at least 1.
+            drop_last: Whether to leave out a smaller last batch.
+
+        Raises:
+            TypeError: `batch_size` is no int, or `drop_last` no bool.
+            ValueError: `batch_size` is below 1.
+        """
+        self.batch_size = as_int("batch_size", batch_size, minimum=1)
+        if not isinstance(drop_last, bool):
+            raise TypeError(f"drop_last must be a bool, got {drop_last!r}")
+        self.drop_last = drop_last
+        self.source = source
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """The same epoch, id by id, in the same order."""
+        return EpochSampler(self.source)
+
+    def __len__(self) -> int:
+        """Returns the number of batches in the current epoch."""
+        return num_batches(self.source.num_selected, self.batch_size, self.drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Returns an iterator over the current epoch, from its beginning."""
+        return self.iterate(_BatchIterator, self.batch_size, self.drop_last)
+
+
+def _parse(state_dict: Any) -> tuple[int, int]:
+    """Returns epoch and position of a sampler's state."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+    if set(state_dict) != {"epoch", "ids"}:
+        raise ValueError(
+            f"state_dict must hold 'epoch' and 'ids', got {sorted(map(str, state_dict))}"
+        )
+    return tuple(  # type: ignore[return-value]
+        as_int(f"state_dict[{name!r}]", state_dict[name], minimum=0) for name in ("epoch", "ids")
+    )
+
+
+def _batches(order: Tensor, batch_size: int, *, drop_last: bool) -> Iterator[list[int]]:
+    """Yields `order` (int64, 1-D, on any device) as lists of `batch_size` ints."""
+    if drop_last:
+        order = order[: len(order) // batch_size * batch_size]
+    chunk_size = max(1, CHUNK_IDS // batch_size) * batch_size
+    chunks = (
+        torch.split(order, chunk_size) if order.device.type == "cpu" else _pinned(order, chunk_size)
+    )
+    for chunk in chunks:
+        ids = chunk.numpy()  # NumPy makes lists of ints several times as fast
+        for start in range(0, len(ids), batch_size):
+            yield ids[start : start + batch_size].tolist()
+
+
+def _pinned(order: Tensor, chunk_size: int) -> Iterator[Tensor]:
+    """Yields `order` from a GPU in chunks, each overwritten two chunks later.
+
+    The copies run on a stream of their own: on the training stream, a chunk would arrive only after
+    all the work that is queued there. The host waits for one chunk while the next is on its way.
+    """
+    with torch.cuda.device(order.device):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        # An iterator may be dropped with a copy under way: until that is done, nobody else may be
+        # given the memory of `order`.
+        order.record_stream(stream)
+    pieces = torch.split(order, chunk_size)
+    width = min(chunk_size, len(order))
+    buffers = [
+        torch.empty(width, dtype=order.dtype, device="cpu", pin_memory=True) for _ in pieces[:2]
+    ]
+    events: list[torch.cuda.Event] = []
+
+    def start(number: int) -> None:
+        if number < len(pieces):
+            with torch.cuda.stream(stream):
+                target = buffers[number % 2][: len(pieces[number])]
+                target.copy_(pieces[number], non_blocking=True)
+                events.append(stream.record_event())
+
+    start(0)
+    for number, piece in enumerate(pieces):
+        start(number + 1)
+        events[number].synchronize()
+        yield buffers[number % 2][: len(piece)]

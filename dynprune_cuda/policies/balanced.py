@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A floor for every class or group, whatever the policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._arguments import as_float, as_int
+from dynprune_cuda._schedule import derive_seed
+from dynprune_cuda.policies.protocol import (
+    Policy,
+    WeighingPolicy,
+    believed,
+    checked_select,
+    checked_weigh,
+)
+from dynprune_cuda.policies.rules import digest
+from dynprune_cuda.scores import ScoreTable, move_without_waiting
+
+
+@believed
+@dataclass(frozen=True, eq=False, repr=False)
+class Balanced:
+    """Another policy, held to keep at least a floor of every group; still exactly k samples.
+
+    `Pruner(groups=labels, group_floor=...)` makes one. First the policy fills the floor of each
+    group from that group alone, then the rest of k from all samples that are left over. Nothing
+    waits for the device, because the size of every group is known from the beginning. A selection
+    costs one call of the policy per group.
+
+    A policy that weighs, such as `InfoBatch`, works inside each group instead: with the group's own
+    mean and share, so that no group loses more than the prune ratio; `floor` has no meaning then.
+
+    Attributes:
+        policy: The policy that selects.
+        groups: The group of each sample, any integers [num_samples]; kept as int64 on the CPU.
+        floor: A float in [0, 1] is a share of the proportional part: of a group of n samples, at
+            least `floor(group_floor * k * n / num_samples)` are kept; 1.0 keeps the groups'
+            proportions. An int is a number of samples per group (or all, if the group is smaller).
+
+    Raises:
+        TypeError: An attribute has the wrong type.
+        ValueError: An attribute has the wrong shape, dtype or value, or the policy is one that
+            knows its samples from the beginning.
+    """
+
+    policy: Policy | WeighingPolicy
+    groups: Tensor
+    floor: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the attributes."""
+        if isinstance(self.floor, bool):
+            raise TypeError(f"group_floor must be a number, got {self.floor!r}")
+        if hasattr(self.floor, "__index__"):
+            floor: float = as_int("group_floor", self.floor, minimum=0)
+        else:
+            floor = as_float("group_floor", self.floor, low=0.0, high=1.0)
+        object.__setattr__(self, "floor", floor)
+        if hasattr(self.policy, "fixed_count"):
+            raise ValueError(
+                f"groups do not fit {self.policy!r}, which knows its samples from the beginning"
+            )
+        object.__setattr__(self, "groups", _checked_groups(self.groups))
+
+    @property
+    def static(self) -> bool:
+        """As of the policy inside."""
+        return getattr(self.policy, "static", False)
+
+    @property
+    def weighs(self) -> bool:
+        """As of the policy inside."""
+        return getattr(self.policy, "weighs", False)
+
+    @property
+    def uses_scores(self) -> bool:
+        """As of the policy inside."""
+        return getattr(self.policy, "uses_scores", False)
+
+    @property
+    def first_visit(self) -> str:
+        """As of the policy inside."""
+        return getattr(self.policy, "first_visit", "zero")
+
+    def settings(self, epochs: int | None) -> dict[str, Any]:
+        """As of the policy inside."""
+        settings = getattr(self.policy, "settings", None)
+        return settings(epochs) if settings else {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells one grouping from another in a saved state."""
+        inside = getattr(self.policy, "fingerprint", repr(self.policy))
+        return f"Balanced({inside}, groups={digest(self.groups)}, floor={self.floor})"
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """How many samples each group has, by rising label."""
+        sizes: list[int] = torch.unique(self.groups, return_counts=True)[1].tolist()
+        return sizes
+
+    @cached_property
+    def _members(self) -> dict[torch.device, Tensor]:
+        """All sample ids, ordered by group, on each device that asked for them."""
+        return {torch.device("cpu"): self.groups.argsort(stable=True)}
+
+    def check_size(self, num_samples: int) -> None:
+        """Checks that there is one label per sample.
+
+        Raises:
+            ValueError: There are more or fewer.
+        """
+        if len(self.groups) != num_samples:
+            raise ValueError(
+                f"groups must have one label per sample, {num_samples}, got {len(self.groups)}"
+            )
+
+    def floors(self, k: int) -> list[int]:
+        """Returns how many samples of each group, by rising label, any selection of `k` holds.
+
+        Raises:
+            ValueError: The floors add up to more than `k`.
+        """
+        if isinstance(self.floor, int):
+            floors = [min(size, self.floor) for size in self._sizes]
+        else:
+            part = self.floor * k / len(self.groups)
+            floors = [math.floor(part * size) for size in self._sizes]
+        if sum(floors) > k:
+            raise ValueError(
+                f"group_floor={self.floor} of {len(floors)} groups needs {sum(floors)} samples, "
+                f"and only {k} are kept"
+            )
+        return floors
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns `k` ids in ascending order, int64 [k]."""
+        inside: Any = self.policy
+        floors = self.floors(k)
+        chosen = [
+            ids[checked_select(inside, table.part(ids), floor, derive_seed(seed, "group", number))]
+            for number, (ids, floor) in enumerate(zip(self._parts(table), floors, strict=True))
+            if floor
+        ]
+        if sum(floors) < k:
+            ids = _others(chosen, sum(floors), table)
+            positions = checked_select(
+                inside, table.part(ids), k - sum(floors), derive_seed(seed, "rest")
+            )
+            chosen.append(ids[positions])
+        return torch.cat(chosen).sort().values
+
+    def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
+        """Returns the weights that the policy inside gives in each group, float32 [num_samples]."""
+        inside: Any = self.policy
+        weights = torch.empty_like(table.mean)
+        for number, ids in enumerate(self._parts(table)):
+            seed_here = derive_seed(seed, "group", number)
+            weights.index_copy_(0, ids, checked_weigh(inside, table.part(ids), seed_here))
+        return weights
+
+    def _parts(self, table: ScoreTable) -> tuple[Tensor, ...]:
+        """Returns the ids of each group, by rising label, on the table's device."""
+        self.check_size(table.num_samples)
+        if table.device not in self._members:
+            members = self._members[torch.device("cpu")]
+            self._members[table.device] = move_without_waiting("groups", members, table.device)
+        return torch.split(self._members[table.device], self._sizes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what can be computed again."""
+        return {name: getattr(self, name) for name in ("policy", "groups", "floor")}
+
+    def __repr__(self) -> str:
+        """Tells the policy inside and the number of groups."""
+        return f"Balanced({self.policy!r}, <{len(self._sizes)} groups>, floor={self.floor})"
+
+
+def _others(chosen: list[Tensor], num_chosen: int, table: ScoreTable) -> Tensor:
+    """Returns the ids that are not in `chosen`, ascending; how many they are needs no waiting."""
+    is_open = torch.ones(table.num_samples, dtype=torch.bool, device=table.device)
+    if chosen:
+        is_open.index_fill_(0, torch.cat(chosen), False)
+    size = table.num_samples - num_chosen
+    # The chosen ones all land in the slot behind the last, which is cut off.
+    slots = torch.where(is_open, is_open.cumsum(0) - 1, size)
+    ids = torch.empty(size + 1, dtype=torch.int64, device=table.device)
+    return ids.scatter_(0, slots, torch.arange(table.num_samples, device=table.device))[:size]
+
+
+def _checked_groups(groups: Any) -> Tensor:
+    """Returns the labels as int64 on the CPU."""
+    try:
+        tensor = torch.as_tensor(groups).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"groups must be a 1-D sequence of ints: {error}") from None
+    if tensor.dim() != 1 or len(tensor) == 0:
+        raise ValueError(f"groups must hold one label per sample, got shape {tuple(tensor.shape)}")
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise ValueError(f"groups must have an integer dtype, got {tensor.dtype}")
+    return tensor.to(torch.int64, copy=True)

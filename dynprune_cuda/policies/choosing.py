@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a user passes as `policy` and `keep` to what a run trains on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dynprune_cuda._schedule import resolve_plan
+from dynprune_cuda.policies.infobatch import InfoBatch
+from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
+from dynprune_cuda.policies.rules import (
+    UCB,
+    EpsilonGreedy,
+    Full,
+    RandomStatic,
+    UniformRandom,
+    Weighted,
+)
+from dynprune_cuda.scores import ScoreTable
+
+AnyPolicy = Policy | WeighingPolicy
+
+_REGISTRY: dict[str, Callable[[], AnyPolicy]] = {
+    "full": Full,
+    "random_static": RandomStatic,
+    "uniform": UniformRandom,
+    "epsilon_greedy": EpsilonGreedy,
+    "ucb": UCB,
+    "infobatch": InfoBatch,
+    "weighted": Weighted,
+}
+
+
+@dataclass(frozen=True)
+class FunctionPolicy:
+    """A function `(table, k, *, seed) -> ids` as a policy."""
+
+    function: Callable[..., Tensor]
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """Calls the function."""
+        return self.function(table, k, seed=seed)
+
+
+def names() -> tuple[str, ...]:
+    """Returns the policy names that `Pruner` understands."""
+    return (*_REGISTRY, "static")
+
+
+def resolve(policy: str | AnyPolicy | Callable[..., Tensor]) -> AnyPolicy:
+    """Turns a name or a function into a policy; passes policies through.
+
+    Args:
+        policy: One of `names()`, an object with the method of `Policy` or `WeighingPolicy`, or a
+            function like `Policy.select`.
+
+    Returns:
+        The policy.
+
+    Raises:
+        TypeError: `policy` is neither a name nor a policy.
+        ValueError: The name is unknown, or is "static", which needs its ids.
+    """
+    if isinstance(policy, str):
+        if policy == "static":
+            raise ValueError(
+                "policy 'static' needs its sample ids: pass policies.StaticSubset(ids) instead"
+            )
+        if policy not in _REGISTRY:
+            known = ", ".join(map(repr, names()))
+            raise ValueError(f"policy must be one of {known}, got {policy!r}")
+        return _REGISTRY[policy]()
+    if not isinstance(policy, type):
+        method = "weigh" if getattr(policy, "weighs", False) else "select"
+        if callable(getattr(policy, method, None)):
+            return policy  # type: ignore[return-value]
+        if callable(policy):
+            return FunctionPolicy(policy)
+    raise TypeError(
+        "policy must be a name or an object with a method select(table, k, *, seed), or a function "
+        f"like it, got {policy!r}"
+    )
+
+
+def resolve_count(
+    policy: AnyPolicy, keep: Any, num_samples: int
+) -> int | tuple[int, ...] | Callable[[int], float] | None:
+    """Returns how many samples `policy` selects: as many as it knows itself, or as `keep` says.
+
+    Args:
+        policy: The policy.
+        keep: A number, a sequence, a function or None; see `Pruner`.
+        num_samples: Size of the training set.
+
+    Returns:
+        What `Schedule.keep` takes.
+
+    Raises:
+        TypeError: `keep` is no number.
+        ValueError: `keep` is missing, out of range, or not what the policy knows.
+    """
+    if getattr(policy, "weighs", False):
+        if keep is not None:
+            raise ValueError(
+                f"keep must be left out: {policy!r} decides how many samples it keeps, got {keep!r}"
+            )
+        return None
+    fixed_count = getattr(policy, "fixed_count", None)
+    if fixed_count is None:
+        if keep is None:
+            raise ValueError(
+                f"keep is needed: {policy!r} does not decide how many samples to keep; pass a "
+                "fraction such as keep=0.3, or a count such as keep=30_000"
+            )
+        plan = resolve_plan(keep, num_samples)
+        if getattr(policy, "static", False) and not isinstance(plan, int):
+            raise ValueError(f"keep must be one number for {policy!r}, which selects only once")
+        return plan
+    count: int = fixed_count(num_samples)
+    if keep is not None and resolve_plan(keep, num_samples) != count:
+        raise ValueError(
+            f"keep must agree with {policy!r}, which keeps {count} of {num_samples} samples, "
+            f"or be left out; got {keep!r}"
+        )
+    return count
+
+
+def fingerprint(policy: AnyPolicy) -> str:
+    """Returns what tells `policy` from others in a saved state, the same in every process."""
+    own = getattr(policy, "fingerprint", None)
+    shown = own if isinstance(own, str) else repr(policy)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", shown)

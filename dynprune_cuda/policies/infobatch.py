@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InfoBatch: leave out a random share of what is easy, and rescale the rest of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda import functional
+from dynprune_cuda._arguments import as_float
+from dynprune_cuda._schedule import derive_seed
+from dynprune_cuda.policies.protocol import believed
+from dynprune_cuda.scores import ScoreTable
+
+# A score becomes an integer of so many bits: with up to 2^32 of them, no sum overflows 63 bits.
+_SCORE_BITS = 30
+
+
+@believed
+@dataclass(frozen=True)
+class InfoBatch:
+    """Everything at or above the mean score, and a random share of what is below, rescaled.
+
+    The rule of Qin et al. (https://arxiv.org/abs/2303.04947, section 3; released at
+    https://github.com/NUS-HPC-AI-Lab/InfoBatch): of the samples whose score is below the mean, a
+    random `1 - prune_ratio` stays, and its losses count `1 / (1 - prune_ratio)` times. The expected
+    gradient of an epoch is that of the full data. `Pruner.cross_entropy` rescales by itself; for
+    other losses see `Pruner.rescale`.
+
+    As published, a `Pruner` with this policy selects before every epoch, ranks by the newest loss
+    (`alpha=1`), and anneals the last eighth of `epochs` (if it knows them) on full data; its own
+    arguments change that. Samples that were never visited, or whose newest value was not finite,
+    stay, do not count in the mean, and are not rescaled.
+
+    One difference: the released code rounds the number that stays down, which loses up to one
+    sample's worth of gradient. Here it is rounded at random, so that the expectation is exact.
+
+    Attributes:
+        prune_ratio: Share of the samples below the mean that is left out, in [0, 1).
+
+    Raises:
+        TypeError: `prune_ratio` is no number.
+        ValueError: `prune_ratio` is outside [0, 1).
+    """
+
+    prune_ratio: float = 0.5
+
+    weighs: ClassVar[bool] = True
+    uses_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the parameter."""
+        ratio = as_float("prune_ratio", self.prune_ratio, low=0.0, high=1.0)
+        if ratio == 1.0:
+            raise ValueError(f"prune_ratio must be below 1, got {self.prune_ratio!r}")
+        object.__setattr__(self, "prune_ratio", ratio)
+
+    def settings(self, epochs: int | None) -> dict[str, Any]:
+        """Returns the published defaults for a run of `epochs` epochs."""
+        return {"period": 1, "alpha": 1.0, "anneal_epochs": -(-(epochs or 0) // 8)}
+
+    def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
+        """Returns 0, 1 or `1 / (1 - prune_ratio)` for each sample, without waiting.
+
+        Returns:
+            float32 [num_samples] on the table's device. The same on every device: the mean is
+            taken over integers, whose sum does not depend on the order of the additions.
+        """
+        scores = table.ranking_mean()
+        below = _below_mean(scores)
+        share = 1.0 - self.prune_ratio
+        chance = (derive_seed(seed, "rounding") >> 11) * 2.0**-53
+        num_stays = (below.sum().double() * share + chance).floor()
+        # In a random order of all samples, the first `num_stays` of those below the mean stay.
+        order = functional.permutation(
+            table.num_samples, seed=derive_seed(seed, "share"), device=table.device
+        )
+        below = below.index_select(0, order)
+        stays = below.cumsum(0) <= num_stays
+        weights = torch.where(stays, 1.0 / share, 0.0).masked_fill_(~below, 1.0)
+        return torch.empty_like(scores).scatter_(0, order, weights.to(torch.float32))
+
+
+def _below_mean(scores: Tensor) -> Tensor:
+    """Returns which scores are below the mean of those that are not NaN, exactly, bool."""
+    known = ~scores.isnan()
+    values = torch.where(known, scores, 0.0).double()
+    # Scaled by a power of two so that the largest has _SCORE_BITS bits; 2^e has the bits of
+    # (1023 + e) << 52 as a float64.
+    exponent = torch.frexp(values.abs().amax()).exponent.long()
+    scale = ((1023 + _SCORE_BITS - exponent) << 52).view(torch.float64)
+    integers = (values * scale).round_().long()
+    return known & (integers * known.sum() < integers.sum())
