@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +41,19 @@ def test_a_captured_selection_is_replayed_with_a_new_seed(n: int) -> None:
         assert torch.equal(greedy.cpu(), F.select_epsilon_greedy(cpu, k, 0.2, seed=value))
         assert torch.equal(weighted.cpu(), F.select_weighted(cpu.abs(), k, seed=value))
         assert torch.equal(uniform.cpu(), F.select_uniform(n, k, seed=value))
+
+
+def test_two_threads_select_different_numbers_at_once() -> None:
+    small, large = scores("normal"), scores("normal", 2_000_000)
+
+    def many(x: Tensor) -> list[Tensor]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [F.select_top_k(x, len(x) // 3, seed=i).cpu() for i in range(50)]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(many, (small, large)))
+    for x, ids in zip((small, large), found, strict=True):
+        assert torch.equal(ids[-1], F.select_top_k(x.cpu(), len(x) // 3, seed=49))
 
 
 def test_ops_run_on_the_current_stream() -> None:

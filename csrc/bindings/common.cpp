@@ -135,6 +135,7 @@ ErrorRecord* error_records(int device) {
 
 void cuda_check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next launch of somebody else would report it again
   fail<std::runtime_error>("CUDA error while ", what, ": ", cudaGetErrorString(error));
 }
 

@@ -19,7 +19,7 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// Samples classified at a time: keys, hashes and states stay in the first cache.
+// Samples classified at a time: keys, hashes and states stay in the caches of one core.
 constexpr int kBlock = 2048;
 constexpr int kBlockWords = kBlock / kWordBits;
 

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kListThreads, kListBlocksPerSm)
   }
   count_tile(tile, compact, &shared);
   if (ids != nullptr) {
-    write_tile(tile, &shared, ids);
+    write_tile(tile, &shared, task.num_greedy + task.num_random, ids);
   } else {
     write_directory(tile, &shared, bitmap, directory);
   }

@@ -5,7 +5,9 @@
 // bits become ids. Should the bracket miss, the search goes over all scores instead.
 //
 // Bytes that move per sample, at 4-byte keys and k ids: 4 (the scores) + 0.25 (bitmap written and
-// read) + 24 f (candidates written once, read twice; f is their share, 2 to 4 %) + 8 k / N (ids).
+// read) + 24 f (candidates written once, read once by the search and once for the list; f is their
+// share, 2 to 4 %) + 8 k / N (ids). The search goes over the candidates 2 to 6 times; they stay in
+// the L2 cache of a large GPU up to some 200 million samples, above which each time costs 8 f.
 #pragma once
 
 #include <algorithm>
@@ -58,7 +60,7 @@ struct TileCandidates {
 
 // How many samples bracket the threshold, and by how many standard deviations. More samples cost a
 // 32-byte sector each, fewer make more candidates; a miss costs a few reads of all scores, once in
-// 2000 selections of few samples and once in 150,000 of many.
+// 2000 brackets of few samples and once in 150,000 of many.
 struct BracketPlan {
   int64_t sample_size;
   double sigmas;

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kListThreads)
     if (lane == 0) shared.words[w] = word;
   }
   count_tile(tile, compact, &shared);
-  write_tile(tile, &shared, ids);
+  write_tile(tile, &shared, k, ids);
 }
 
 }  // namespace

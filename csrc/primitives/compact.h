@@ -161,18 +161,20 @@ __device__ __forceinline__ void count_tile(int64_t tile, CompactState* state, Li
   }
 }
 
-// Writes the tile's ids behind those of the tiles before. They are put together in shared memory,
-// so that neighbouring threads write neighbouring ids.
-__device__ __forceinline__ void write_tile(int64_t tile, ListShared* shared, int64_t* ids) {
+// Writes the tile's ids behind those of the tiles before, the first k of all. They are put together
+// in shared memory, so that neighbouring threads write neighbouring ids. k only guards the memory
+// behind ids: should somebody change the scores meanwhile, more than k may be found.
+__device__ __forceinline__ void write_tile(int64_t tile, ListShared* shared, int64_t k,
+                                           int64_t* ids) {
   const int thread = threadIdx.x;
   unsigned next = shared->offsets[thread];
   for (uint32_t word = shared->words[thread]; word != 0; word &= word - 1) {
     shared->kept[next++] = static_cast<uint16_t>(thread * 32 + __ffs(static_cast<int>(word)) - 1);
   }
   __syncthreads();
-  int64_t* own = ids + shared->before;
+  const auto before = static_cast<int64_t>(shared->before);
   for (unsigned i = thread; i < shared->offsets[kWordsPerTile]; i += kListThreads) {
-    own[i] = tile * kTile + shared->kept[i];
+    if (before + i < k) ids[before + i] = tile * kTile + shared->kept[i];
   }
 }
 

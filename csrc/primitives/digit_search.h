@@ -54,8 +54,8 @@ struct SearchShared {
   int bin;
 };
 
-// Of a grid: three histograms, all zero at the start. One is merged into while the next is cleared
-// and the one before may still be read.
+// Of a grid: three histograms, the first of them zero at the start. One is merged into while the
+// next is cleared and the one before may still be read.
 struct MergedBins {
   unsigned long long bins[3][kNumBins];
 };
@@ -69,7 +69,8 @@ class DigitSearch {
   // Narrows an interval around the wanted-th greatest of the items that lie in it, until no other
   // item is left in it, or all that are left are wanted too, or at most `enough` are. With enough =
   // 0 and no two words equal, exactly `wanted` items then lie between the interval's low and its
-  // former end. False, and the interval as it was, if fewer than `wanted` items lie in it.
+  // former end. False, and the interval as it was, if `wanted` is 0 or fewer
+  // items lie in it.
   //
   // items(visit) calls visit(valid, word) for every item of this block, all lanes of a warp
   // together. All blocks of the grid must call with the same interval and counts.

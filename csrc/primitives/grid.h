@@ -2,6 +2,9 @@
 // Kernels whose blocks meet: a cooperative launch, in which all blocks are on the machine at once,
 // and its barrier. A file of its own because <cooperative_groups.h> costs seconds of compile time.
 //
+// A context that owns a part of the multiprocessors only ("green") refuses the launch, since the
+// device's attribute counts them all; MIG and MPS divide what the attribute says.
+//
 //   cudaError_t DYNPRUNE_LAUNCH_COOPERATIVE((kernel<T>), grid, block, dynamic_shared_bytes, stream,
 //                                           args...)     grid <= multiprocessor_count()
 //   grid_sync()            every thread of the grid; what was written before it is visible after it
@@ -33,10 +36,17 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
                                size_t shared_bytes, cudaStream_t stream,
                                std::tuple<Parameters...> arguments, std::index_sequence<I...>) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  // More than 48 KB has to be asked for. Not a stream operation: allowed while a graph is captured.
-  const cudaError_t error = cudaFuncSetAttribute(
-      function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (error != cudaSuccess) return error;
+  if (shared_bytes > 0) {
+    // More than 48 KB has to be allowed, which is not a stream operation and may happen while a
+    // graph is captured. The most that is possible, whatever this launch needs: the allowance
+    // belongs to the function, and other threads may be launching it too.
+    cudaFuncAttributes attributes = {};
+    cudaError_t error = cudaFuncGetAttributes(&attributes, function);
+    if (error != cudaSuccess) return error;
+    const auto most = static_cast<int>(shared_memory_limit() - attributes.sharedSizeBytes);
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error != cudaSuccess) return error;
+  }
   void* pointers[] = {static_cast<void*>(&std::get<I>(arguments))...};
   return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
 }

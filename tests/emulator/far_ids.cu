@@ -38,7 +38,7 @@ extern "C" int list_last_tiles(int ascending, int64_t before, int64_t* out) {
   state.low = {1, 0};
   state.high = {2, 0xffffffffu};
   state.greedy = {2, 0};
-  const SelectTask<FarRanking> task = {{}, kN, kN / 2, 0, {7, nullptr}, {0, 0}, &state, nullptr};
+  const SelectTask<FarRanking> task = {{}, kN, kN, 0, {7, nullptr}, {0, 0}, &state, nullptr};
 
   // Zero pages cost nothing until they are written.
   const auto zeros = [](size_t bytes) { return calloc(bytes, 1); };
@@ -51,8 +51,16 @@ extern "C" int list_last_tiles(int ascending, int64_t before, int64_t* out) {
                   kCapacity, bitmap, tiles, keys.data(), ids.data());
 
   compact->ticket = kFirst;
-  for (unsigned t = kFirst - kWarpSize; t < kFirst; t++) {  // as far as a warp looks back
-    compact->tiles()[t] = kTilePrefixed | static_cast<unsigned long long>(before);
+  // The tiles just before have been counted, each differently; the look-back needs three windows of
+  // 32 to reach one that knows its prefix.
+  constexpr unsigned kCounted = 70;
+  int64_t counted = 0;
+  for (unsigned t = kFirst - kCounted; t < kFirst; t++) {
+    compact->tiles()[t] = kTileCounted | (t % 97);
+    counted += t % 97;
+  }
+  for (unsigned t = kFirst - kCounted - kWarpSize; t < kFirst - kCounted; t++) {
+    compact->tiles()[t] = kTilePrefixed | static_cast<unsigned long long>(before - counted);
   }
   RankDirectory directory = {};
   directory.bitmap = bitmap;

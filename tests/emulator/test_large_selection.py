@@ -142,7 +142,49 @@ def test_a_hash_outside_its_bracket_costs_time_only(seed: int) -> None:
     assert kernels.emulator.traffic()["atomics"] < missed / 2, "the bracket did not miss"
 
 
+def test_refused_candidates_above_the_bracket_of_the_hash() -> None:
+    """The threshold of the random part is above its bracket, and most of those above it are
+    candidates of the greedy bracket that were refused (seed searched for as above)."""
+    n, k, seed = 3000, 2000, 578
+    x = torch.arange(n, dtype=torch.float32)
+    request = {"num_samples": n, "k": k, "num_random": k // 2, "seed": seed}
+    ids = large_kernels().select("select_top_k", x, 0, **request)
+    assert torch.equal(ids, F.select_epsilon_greedy(x, k, 0.5, seed=seed))
+
+
+@pytest.mark.parametrize("way", ["sample below", "sample apart"])
+def test_bad_weights_are_counted_once_when_the_bracket_misses(way: str) -> None:
+    seed, k = 11, N // 2
+    weights = misled(way, seed).exp()
+    weights[7], weights[N - 1] = -1.0, math.nan
+    kernels = large_kernels()
+    ids = kernels.select("select_weighted", weights, 0, num_samples=N, k=k, seed=seed)
+    assert kernels.errors[2][0] == 2
+    assert len(ids.unique()) == k and not {7, N - 1} & set(ids.tolist())
+
+
 # ---- launches, memory, bytes
+
+
+def test_as_many_as_the_chip_holds_and_one_more() -> None:
+    shared_bytes, blocks = 32 * 1024, 3
+    kernels = on_schedule(shared_bytes=shared_bytes, multiprocessors=blocks)
+    capacity = blocks * 5 * 1024  # 4-byte keys, beside 9.3 KB of other things in shared memory
+    for n, launches in [(capacity, 1), (capacity + 1, 6)]:
+        x = make_scores("levels", n, torch.float32)
+        kernels.emulator.statistics()
+        ids = kernels.select("select_top_k", x, 0, num_samples=n, k=n // 3, seed=3)
+        assert kernels.emulator.statistics()["launches"] == launches
+        assert torch.equal(ids, F.select_top_k(x, n // 3, seed=3))
+
+
+def test_many_blocks_on_the_chip() -> None:
+    emulator = load("fast")
+    emulator.configure(multiprocessors=40)
+    n = 40 * 4096
+    x = make_scores("levels", n, torch.float32)
+    ids = Kernels(emulator).select("select_top_k", x, 0, num_samples=n, k=n // 3, seed=8)
+    assert torch.equal(ids, F.select_top_k(x, n // 3, seed=8))
 
 
 def test_number_of_launches() -> None:
