@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda import functional
+from dynprune_cuda import distributed, functional
 from dynprune_cuda._arguments import as_int
 from dynprune_cuda._schedule import Schedule, derive_seed, num_batches
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
@@ -38,23 +39,33 @@ class EpochSubsets:
         policy: The selection rule.
         schedule: When it selects, and how much.
         seed: The seed, in [0, 2**64).
+        ranks: The processes that train together, and this one's place: `rank`, `size`.
         times_selected: How many selections chose each sample, int32 [num_samples] on `device`.
         num_selections: How many selections there were.
         turnover: Share of the last selection that the one before had not chosen, 0-d float64 on
             `device`; NaN before the second selection.
     """
 
-    def __init__(self, table: ScoreTable, policy: AnyPolicy, schedule: Schedule, seed: int) -> None:
+    def __init__(
+        self,
+        table: ScoreTable,
+        policy: AnyPolicy,
+        schedule: Schedule,
+        seed: int,
+        ranks: distributed.Ranks,
+    ) -> None:
         """Begins before the first epoch."""
         self.num_samples = table.num_samples
         self.table = table
         self.policy = policy
         self.schedule = schedule
         self.seed = seed
+        self.ranks = ranks
         self.num_selections = 0
         self.times_selected = torch.zeros_like(table.count)
         self.turnover = torch.full((), float("nan"), dtype=torch.float64, device=table.device)
-        # In one place for the whole run: a compiled or captured step may go on reading it.
+        # In one place for the whole run: a compiled or captured step may go on reading them.
+        self._repeat = torch.full((2,), -1, dtype=torch.int64, device=table.device)
         weighs = getattr(policy, "weighs", False)
         self._weights = torch.ones_like(table.mean) if weighs else None  # of the current epoch
         self._epoch: int | None = None  # None: epoch 0, which nobody has looked at yet
@@ -78,20 +89,47 @@ class EpochSubsets:
 
         Nothing changes if `epoch` is already the current one, or if an error is raised.
 
+        With several processes, all of them must call it: it shares the scores that each has seen
+        (which an error of the selection does not undo), and ends with the same table and the same
+        subset on all of them.
+
         Args:
             epoch: The epoch, counted from 0.
 
         Raises:
             TypeError: `epoch` is no int, or the policy returned no tensor.
             ValueError: `epoch` is negative, `keep` gives no valid number for it, or the policy
-                returned something other than as many distinct sample ids.
+                returned something other than as many distinct sample ids. Or the processes are
+                not in the same place of the same run.
             IndexError: An earlier step on a GPU met a target or an id out of range.
+            RuntimeError: Another process failed, or the pruner was made before torch.distributed
+                was initialised.
         """
         epoch = as_int("epoch", epoch, minimum=0)
         if epoch != self._epoch:
-            functional.check_errors(self.device)
+            if self.ranks.size == 1:
+                self.ranks.check_alone()
+                functional.check_errors(self.device)
+            else:
+                prepare = partial(self._place, epoch)
+                self._observed = self.ranks.meet("set_epoch", self.device, prepare, self._observed)
+                self.ranks.merge(self.table)
             self._enter(epoch)
         self._unscheduled = None
+
+    def _place(self, epoch: int) -> dict[str, int]:
+        """Returns what all processes must agree about before they begin `epoch` together."""
+        functional.check_errors(self.device)
+        start = self.schedule.period_start(epoch)
+        kept = self.schedule.kept(start) if self.schedule.phase(epoch) == "pruned" else None
+        return {
+            "epoch": epoch,
+            "the epoch before it": -1 if self._epoch is None else self._epoch,
+            "keep": -1 if kept is None else kept,
+            "the epoch of the last selection": -1 if self._subset is None else self._subset.epoch,
+            "num_selections": self.num_selections,
+            "seed": self.seed,
+        }
 
     @property
     def selected(self) -> Tensor:
@@ -120,25 +158,37 @@ class EpochSubsets:
         """Returns the ids of the current epoch in the order in which the samplers yield them.
 
         Returns:
-            int64 [num_selected] on `device`: `selected` in an order drawn for this epoch, the same
-            at every call. Not to be changed.
+            int64 [share_length()] on `device`: `selected` in an order drawn for this epoch, the
+            same at every call; with several processes, this one's share of it, see `Ranks.share`.
+            Not to be changed.
         """
         subset = self._current()
         if self._order is None:
-            order = functional.permutation(
-                self.num_selected,
-                seed=derive_seed(self.seed, "order", self.epoch),
-                device=self.device,
-            )
+            count = self.num_selected
+            seed = derive_seed(self.seed, "order", self.epoch)
+            order = functional.permutation(count, seed=seed, device=self.device)
+            order = self.ranks.share(order)
             if subset is not None:
                 for piece in torch.split(order, _ORDER_IDS):
                     piece.copy_(subset.ids.index_select(0, piece))
+            if self.ranks.size > 1:
+                padded = self.ranks.rank >= count % self.ranks.size > 0
+                own = len(order) - padded
+                distributed.note_repeat(self._repeat, order, padded, own, self.table)
             self._order = order
         return self._order
 
+    def share_length(self, drop_last: bool = False) -> int:
+        """Returns how many ids of the current epoch this process gets, as every other one does.
+
+        Args:
+            drop_last: Whether a rest that does not divide is left out, instead of filled up.
+        """
+        return self.ranks.share_length(self.num_selected, drop_last)
+
     @property
     def num_selected(self) -> int:
-        """How many samples the current epoch trains on."""
+        """How many samples the current epoch trains on, in all processes together."""
         if self._epoch is None and self.schedule.keep is None:
             self._current()
         return self._count(self.epoch)
@@ -148,11 +198,13 @@ class EpochSubsets:
     ) -> int:
         """Returns how many batches an epoch has; known for every epoch from the beginning.
 
+        With several processes: how many each of them has; all have as many.
+
         Only a policy that weighs, such as `InfoBatch`, tells the length of a pruned epoch no
         earlier than its selection.
 
         Args:
-            batch_size: Samples per batch, at least 1.
+            batch_size: Samples per batch, at least 1; of one process.
             drop_last: Whether a smaller last batch is left out.
             epoch: Which epoch; None is the current one.
 
@@ -162,7 +214,8 @@ class EpochSubsets:
         """
         batch_size = as_int("batch_size", batch_size, minimum=1)
         epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
-        return num_batches(self._count(epoch), batch_size, drop_last)
+        share = self.ranks.share_length(self._count(epoch), drop_last)
+        return num_batches(share, batch_size, drop_last)
 
     def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
         """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
@@ -179,16 +232,23 @@ class EpochSubsets:
         epochs = as_int("epochs", epochs, minimum=0)
         return sum(self.steps_per_epoch(batch_size, drop_last, epoch) for epoch in range(epochs))
 
-    def sampler(self) -> EpochSampler:
-        """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch."""
-        return EpochSampler(self)
+    def sampler(self, drop_last: bool = False) -> EpochSampler:
+        """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch.
+
+        Args:
+            drop_last: Whether a rest that does not divide among the processes is left out. With
+                False, some processes repeat an id, whose second visit changes no score.
+        """
+        return EpochSampler(self, drop_last)
 
     def batch_sampler(self, batch_size: int, drop_last: bool = False) -> EpochBatchSampler:
         """Returns a sampler for `DataLoader(batch_sampler=...)` that follows the current epoch.
 
         Args:
             batch_size: Samples per batch, at least 1.
-            drop_last: Whether to leave out a smaller last batch.
+            drop_last: Whether to leave out a smaller last batch, and what does not divide among
+                the processes. With False, some of them repeat an id, whose second visit changes no
+                score.
         """
         return EpochBatchSampler(self, batch_size, drop_last)
 
@@ -219,7 +279,13 @@ class EpochSubsets:
     def _current(self) -> Subset | None:
         """Returns the subset of the current epoch, None for all samples; begins epoch 0."""
         if self._epoch is None:
-            self._enter(0)
+            if self.ranks.size == 1:
+                self._enter(0)
+            elif self.schedule.phase(0) == "pruned":
+                raise RuntimeError(
+                    "set_epoch must be called first, by every process: epoch 0 begins with a "
+                    "selection, which they make together"
+                )
         return self._subset if self.schedule.phase(self.epoch) == "pruned" else None
 
     def _enter(self, epoch: int) -> None:
@@ -234,6 +300,7 @@ class EpochSubsets:
             elif self._subset is None or epoch == start or start != self._subset.epoch:
                 self._keep(self._select(start, start))
         self._epoch, self._order = epoch, None
+        self._repeat.fill_(-1)
         self._set_weights()
 
     def _set_weights(self) -> None:
@@ -246,7 +313,23 @@ class EpochSubsets:
                 self._weights.fill_(1.0)
 
     def _select(self, start: int, number: int) -> Subset:
-        """Returns the selection of epoch `start`, drawn by the seed of that `number`."""
+        """Returns the selection of epoch `start`, drawn by the seed of that `number`.
+
+        With several processes, every selection is checked to be the same: a policy of a user's own
+        may draw from a generator that is not.
+        """
+        subset = self._selection(start, number)
+        if self.ranks.size > 1:
+
+            def found() -> dict[str, int]:
+                total = distributed.checksum(subset.ids, subset.weights)
+                name = f"the selection of {self.policy!r}"
+                return {f"the length of {name}": len(subset.ids), f"{name}": int(total)}
+
+            self.ranks.meet("set_epoch", self.device, found, False)
+        return subset
+
+    def _selection(self, start: int, number: int) -> Subset:
         if start > 0 and not self._observed and getattr(self.policy, "uses_scores", False):
             self._observed = True  # said once
             warnings.warn(
@@ -254,7 +337,7 @@ class EpochSubsets:
                 "at random; compute the loss with pruner.cross_entropy(...), or call "
                 "pruner.observe(ids, values), in the training loop",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         seed = derive_seed(self.seed, "select", number)
         policy: Any = self.policy

@@ -21,6 +21,7 @@ SUBSET_ENTRIES = (
     "num_selections",
     "times_selected",
     "turnover",
+    "repeat",
 )
 
 
@@ -33,7 +34,12 @@ class ResumableEpochs(EpochSubsets):
         A run that loads it goes on bit for bit; the position inside the epoch belongs to the
         sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
         rest are ints, floats and strings: `torch.load(weights_only=True)` and
-        `torch.distributed.checkpoint` take it. No process asks another one for anything.
+        `torch.distributed.checkpoint` take it.
+
+        With several processes, this one asks no other for anything. After `set_epoch` the states
+        of all of them are equal, and one is enough. In mid-epoch each holds the scores that it has
+        seen itself: to go on bit for bit, each saves and loads its own. From the state of one, all
+        of them go on too, without what the others had seen since `set_epoch`.
 
         Raises:
             IndexError: An earlier step on a GPU met a target or an id out of range.
@@ -66,6 +72,7 @@ class ResumableEpochs(EpochSubsets):
         columns = self.table.checked("state_dict['table']", state["table"])
         attributes = self._checked_subset(read)
         self.table.take(columns)
+        self._repeat.copy_(attributes.pop("_repeat"))
         self.__dict__.update(attributes)
         self._set_weights()
         self.seed = seed
@@ -100,6 +107,7 @@ class ResumableEpochs(EpochSubsets):
             "num_selections": self.num_selections,
             "times_selected": self.times_selected.clone(),
             "turnover": self.turnover.clone(),
+            "repeat": self._repeat.clone(),
         }
         if getattr(self.policy, "weighs", False):
             weights = chosen.float() if subset is None else subset.weights
@@ -122,6 +130,9 @@ class ResumableEpochs(EpochSubsets):
             weights = read.tensor("weights", torch.float32, shape, device)
             fits = weights.isfinite() & (weights >= 0) & ((weights > 0) == chosen)
             read.sound("weights", fits.all(), "it contradicts the subset")
+        repeat = read.tensor("repeat", torch.int64, (2,), device)
+        fits = (repeat >= -1).all() & (repeat[0] < self.num_samples)
+        read.sound("repeat", fits, "out of range")
         read.sound("times_selected", ((times >= 0) & (times <= selections)).all(), "out of range")
         read.sound("turnover", ~((turnover < 0) | (turnover > 1)), "it is outside [0, 1]")
         read.sound("subset", (start >= 0) == (len(ids) > 0), "it contradicts 'subset_epoch'")
@@ -145,4 +156,5 @@ class ResumableEpochs(EpochSubsets):
             "num_selections": selections,
             "times_selected": times,
             "turnover": turnover,
+            "_repeat": repeat,
         }

@@ -150,7 +150,7 @@ def same_steps(
     Args:
         total_steps: Optimiser steps of the run to compare with, at least 1.
         num_samples: Size of the training set.
-        batch_size: Samples per batch.
+        batch_size: Samples per batch; with several processes, of all their batches together.
         epochs: Epochs over which to spread the steps evenly (the first ones get one more step if
             they do not divide). None: as many epochs of full data as fit, and a last one of the
             rest.

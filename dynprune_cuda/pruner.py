@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda import functional, policies
+from dynprune_cuda import distributed, functional, policies
 from dynprune_cuda._arguments import as_choice, as_int
-from dynprune_cuda._processes import check_single_process
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import Keep, Schedule
 from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
@@ -42,6 +41,12 @@ class Pruner(ResumableEpochs):
 
     A jump, forwards or backwards, selects if the subset at hand belongs to another period: with
     the scores of now and the seed of the period that the epoch lies in.
+
+    With several processes (see `process_group`), each trains its share of the same subset: the
+    samplers, `DeviceLoader`, `steps_per_epoch` and `total_steps` are those of one process, and so
+    is `batch_size`. All have as many steps: where the subset does not divide, some processes repeat
+    their first sample, whose second visit counts in the gradient and not in the scores. `selected`,
+    and after `set_epoch` the scores, are the same everywhere.
 
     A pruner is a plain object: it can be pickled and deep-copied. It never touches the random
     generators of Python, NumPy or torch.
@@ -104,13 +109,16 @@ class Pruner(ResumableEpochs):
                 or what the policy's source does.
             seed: Any int, taken modulo 2**64; decides everything random.
             device: Where scores and subsets live: the device of the model.
-            process_group: None or False. This version trains in a single process only.
-            sharding: "replicate". This version has no other.
+            process_group: The processes that train together, each on its share of the same subset:
+                a group of torch.distributed, None for the default one if torch.distributed is
+                initialised, or False for this process only. All of them must make the pruner, with
+                the same settings, and call `set_epoch`.
+            sharding: "replicate": every process holds all scores. This version has no other.
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: An argument is out of range, or does not fit another one.
-            RuntimeError: torch.distributed runs several processes and `process_group` is None.
+            ValueError: An argument is out of range, does not fit another one, or is not the same in
+                every process.
         """
         num_samples = as_int("num_samples", num_samples, minimum=1)
         if epochs is not None:
@@ -140,14 +148,16 @@ class Pruner(ResumableEpochs):
                 "margins of correct samples count as negative, and would all weigh nothing"
             )
         seed = as_int("seed", seed) % 2**64
-        check_single_process(process_group, sharding)
+        ranks = distributed.resolve(process_group, sharding)
         table = ScoreTable(
             num_samples,
             device=device,
             alpha=defaults["alpha"] if alpha is None else alpha,
             first_visit=getattr(policy, "first_visit", "zero"),
         )
-        super().__init__(table, policy, schedule, seed)
+        super().__init__(table, policy, schedule, seed, ranks)
+        plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
+        ranks.check_settings({**self._settings(), **plan}, self.device)
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
         """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
@@ -328,6 +338,9 @@ class Pruner(ResumableEpochs):
         return values.detach()
 
     def _update(self, ids: Tensor, values: Tensor) -> None:
+        if self.ranks.size > 1:
+            ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
+            ids = distributed.without_repeat(ids, self._repeat, self.table)
         self.table.update(ids, values)
         self._observed = True
         if self._unscheduled is not None:

@@ -51,8 +51,7 @@ class Epoch:
     def __init__(self, order, device):
         self.order = torch.as_tensor(order, dtype=torch.int64, device=device)
 
-    @property
-    def num_selected(self):
+    def share_length(self, drop_last=False):
         return len(self.order)
 
     epoch = 0

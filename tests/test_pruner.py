@@ -376,23 +376,16 @@ def test_copies_go_on_alike_and_apart(device, clone, policy):
         ({"score": "accuracy"}, ValueError, "score must be one of .*'margin', got 'accuracy'"),
         ({"alpha": 0}, ValueError, "alpha .* 0"),
         ({"seed": 1.5}, TypeError, "seed .* 1.5"),
-        ({"process_group": True}, ValueError, "process_group .* None or False .* True"),
+        ({"process_group": True}, TypeError, "process_group .* False .* True"),
+        ({"process_group": 0}, TypeError, "process_group .* got 0"),
+        ({"process_group": "gloo"}, TypeError, "process_group .* 'gloo'"),
+        ({"process_group": -100}, ValueError, "process_group must contain this process"),
         ({"sharding": "shard"}, ValueError, "sharding .* 'shard'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         Pruner(**{"num_samples": N, "keep": 0.5, **arguments})
-
-
-def test_several_processes_are_refused_until_they_are_supported(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 4)
-    with pytest.raises(RuntimeError, match=r"4 processes.*not supported yet"):
-        Pruner(N, 0.5)
-    assert Pruner(N, 0.5, process_group=False).num_selected == N
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 1)
-    assert Pruner(N, 0.5).num_selected == N
 
 
 def test_repr_tells_where_the_run_is(device):

@@ -37,13 +37,15 @@ class EpochSource(Protocol):
         """The current epoch."""
         ...
 
-    @property
-    def num_selected(self) -> int:
-        """Length of the current epoch, in samples."""
+    def share_length(self, drop_last: bool = False) -> int:
+        """How many ids of the current epoch this process gets."""
         ...
 
     def epoch_order(self) -> Tensor:
-        """Ids of the current epoch in the order of their visits, int64 [num_selected]."""
+        """This process's ids of the current epoch in the order of their visits, int64.
+
+        The first `share_length(drop_last)` of them are those to train on.
+        """
         ...
 
 
@@ -131,12 +133,13 @@ class ResumableSampler:
     """What samplers and `DeviceLoader` share: iterators of the current epoch, and the position."""
 
     source: EpochSource
+    drop_last: bool
     _newest: EpochIterator[Any] | None = None
     _resumed: tuple[int, int] | None = None  # epoch and position of a state that was loaded
 
     def iterate(self, iterator: Callable[..., _Iterator], *options: Any) -> _Iterator:
         """Makes an iterator of the given class over what is left of the current epoch."""
-        order = self.source.epoch_order()
+        order = self.source.epoch_order()[: self.source.share_length(self.drop_last)]
         newest = iterator(self.source.epoch, order, self._start(), *options)
         self._newest = newest
         return newest
@@ -188,15 +191,21 @@ class EpochSampler(ResumableSampler, Sampler[int]):
     Every iterator starts the epoch from its beginning, and iterating changes nothing: an epoch may
     be left early, or be iterated again, and has the same order each time. An iterator keeps the
     epoch that was current when it was made.
+
+    Attributes:
+        drop_last: Whether ids that do not divide among the processes are left out.
     """
 
-    def __init__(self, source: EpochSource) -> None:
+    def __init__(self, source: EpochSource, drop_last: bool = False) -> None:
         """Follows `source`; `Pruner.sampler` is the usual way here."""
+        if not isinstance(drop_last, bool):
+            raise TypeError(f"drop_last must be a bool, got {drop_last!r}")
+        self.drop_last = drop_last
         self.source = source
 
     def __len__(self) -> int:
-        """Returns the number of ids in the current epoch."""
-        return self.source.num_selected
+        """Returns the number of ids in the current epoch, of this process."""
+        return self.source.share_length(self.drop_last)
 
     def __iter__(self) -> Iterator[int]:
         """Returns an iterator over the current epoch, from its beginning."""
@@ -237,11 +246,12 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
     @property
     def sampler(self) -> EpochSampler:
         """The same epoch, id by id, in the same order."""
-        return EpochSampler(self.source)
+        return EpochSampler(self.source, self.drop_last)
 
     def __len__(self) -> int:
-        """Returns the number of batches in the current epoch."""
-        return num_batches(self.source.num_selected, self.batch_size, self.drop_last)
+        """Returns the number of batches in the current epoch, of this process."""
+        length = self.source.share_length(self.drop_last)
+        return num_batches(length, self.batch_size, self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Returns an iterator over the current epoch, from its beginning."""
