@@ -87,9 +87,8 @@ def _scored_cross_entropy_step_fake(logits: Tensor, *arguments: Any) -> tuple[Te
     reduction, gradient = arguments[13], arguments[-1]
     return (
         logits.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
-        logits.new_empty((5, rows), dtype=dtype),
+        logits.new_empty((9 if gradient == LATER else 5, rows), dtype=dtype),
         logits.new_empty((rows,), dtype=torch.bool),
-        logits.new_empty((rows, 4) if gradient == LATER else (0,), dtype=dtype),
         logits.new_empty((rows, classes) if gradient == NOW else (0,)),
     )
 
@@ -176,7 +175,7 @@ class StepLoss(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             underflows = logits.dtype == torch.float16 and grad_scale is None
             gradient = LATER if underflows else NOW
-        loss, scores, correct, saved, grad_logits = ops.scored_cross_entropy_step_(
+        loss, scores, correct, grad_logits = ops.scored_cross_entropy_step_(
             logits, *arguments, gradient
         )
         ctx.gradient, ctx.num_arguments = gradient, len(arguments)
@@ -187,7 +186,7 @@ class StepLoss(torch.autograd.Function):
         elif gradient == LATER:
             target, weight, second_target, lam = (arguments[i] for i in (0, 15, 18, 19))
             ctx.options = arguments[16:18]  # ignore_index, label_smoothing
-            ctx.save_for_backward(logits, target, weight, saved, second_target, lam, scores)
+            ctx.save_for_backward(logits, target, weight, second_target, lam, scores)
         return loss, scores, correct
 
     @staticmethod
@@ -197,7 +196,8 @@ class StepLoss(torch.autograd.Function):
         if grad_loss is None:
             return None, *nothing
         if ctx.gradient == LATER:
-            logits, target, weight, saved, second_target, lam, scores = ctx.saved_tensors
+            logits, target, weight, second_target, lam, scores = ctx.saved_tensors
+            saved = scores[5:].view(-1, 4)
             grad = ops.scored_cross_entropy_backward(
                 grad_loss * scores[4],
                 logits,

@@ -199,7 +199,7 @@ def scored_cross_entropy_step_(
         lam=lam,
         grad_scale=grad_scale,
     )
-    _, el2n, entropy, margin, _ = scores.unbind(0)
+    _, el2n, entropy, margin, *_ = scores.unbind(0)
     return ScoredLoss(loss, el2n, entropy, margin, correct)
 
 
@@ -223,7 +223,7 @@ def step_loss(
 
     columns: mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count.
     table_options: ticket, alpha, published_first_visit, the score's position in SCORES.
-    Returns loss, scores [5, B] and correct.
+    Returns loss, scores [5 or more, B] and correct.
     """
     weight, *rest = _check_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing, target_b, lam

@@ -44,8 +44,8 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   // score and reduction: the enums of primitives/cross_entropy_row.h. ticket: int32 [1] on CUDA,
   // zero before and after. gradient: 0 none, 1 now, 2 later, by scored_cross_entropy_backward.
   // loss: [B], or 0-d for a reduction; scores [5, B]: unweighted loss, el2n, entropy, margin, and
-  // the derivative of `loss` by the first; saved: for later, else [0]; grad_logits: [B, C] times
-  // grad_scale now, else [0].
+  // the derivative of `loss` by the first; for later, 4 B more numbers: saved. grad_logits: [B, C]
+  // times grad_scale now, else [0].
   m.def(
       "scored_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) "
       "mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "
@@ -53,7 +53,7 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "float alpha, bool published_first_visit, int score, int reduction, Tensor? sample_weight, "
       "Tensor? weight, int ignore_index, float label_smoothing, Tensor? second_target, Tensor? "
       "lam, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor scores, Tensor correct, "
-      "Tensor saved, Tensor grad_logits)");
+      "Tensor grad_logits)");
   // Times grad_loss (0-d or [B]) / grad_scale (0-d) in place; nothing is read or written where that
   // is 1.
   m.def("scale_gradient_(Tensor(a!) grad_logits, Tensor grad_loss, Tensor? grad_scale) -> ()");

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <memory>
 #include <tuple>
 
 #include "bindings/scoring.h"
@@ -25,7 +26,7 @@ const void* scalar_pointer(const std::optional<Tensor>& t, const char* name, con
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
+std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
     const Tensor& logits, const Tensor& target, const Tensor& sample_ids, const Tensor& mean,
     const Tensor& variance, const Tensor& count, std::optional<Tensor> non_finite_count,
     std::optional<Tensor> last_non_finite, std::optional<Tensor> last_correct,
@@ -61,10 +62,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
   Tensor loss = step.reduction == Reduction::kNone ? allocate(logits, {rows}, call.compute_dtype)
                                                    : allocate(logits, {}, call.compute_dtype);
   step.grad_scale = scalar_pointer(grad_scale, "grad_scale", logits, call.compute_dtype);
-  Tensor scores = allocate(logits, {5, rows}, call.compute_dtype);
+  Tensor scores =
+      allocate(logits, {5 + (later ? kSavedPerRow : 0), rows}, call.compute_dtype);
   Tensor correct = allocate(logits, {rows}, Dtype::Bool);
-  Tensor saved = later ? allocate(logits, {rows, kSavedPerRow}, call.compute_dtype)
-                       : allocate(logits, {0}, call.compute_dtype);
   Tensor grad_logits = now ? allocate(logits, {rows, classes}, logits.scalar_type())
                            : allocate(logits, {0}, logits.scalar_type());
   step.loss = loss.mutable_data_ptr();
@@ -77,16 +77,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
                                   first + 2 * bytes,
                                   first + 3 * bytes,
                                   flags,
-                                  later ? saved.mutable_data_ptr() : nullptr};
+                                  later ? first + 5 * bytes : nullptr};
   step.row_scale = first + 4 * bytes;
   if (last_correct.has_value()) table.update.correct = flags;
   if (!on_cuda(logits)) {
     (void)ticket;
-    const Tensor workspace = allocate(logits, {rows + (rows + 1) / 2}, Dtype::Long);
-    int64_t* row_ids = static_cast<int64_t*>(workspace.mutable_data_ptr());
+    const std::unique_ptr<int64_t[]> row_ids(new int64_t[rows]);
+    const std::unique_ptr<float[]> values(new float[rows]);
     const DataStatus status = cpu::scored_cross_entropy_step(
-        call.input, output, step, table.update, reinterpret_cast<float*>(row_ids + rows), row_ids,
-        torch_threads());
+        call.input, output, step, table.update, values.get(), row_ids.get(), torch_threads());
     raise_if_bad(status, status.error == DataError::kTarget ? classes : table.update.num_samples);
   } else {
 #if defined(DYNPRUNE_WITH_CUDA)
@@ -107,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
         "computing the cross-entropy and its gradient");
 #endif
   }
-  return {loss, scores, correct, saved, grad_logits};
+  return {loss, scores, correct, grad_logits};
 }
 
 void scale_gradient_(const Tensor& grad_logits, const Tensor& grad_loss,

@@ -116,7 +116,7 @@ class RowBatch {
         lanes_.x_y[l] = x_y;
         x_y = -Limits<A>::infinity();
       }
-      short_rows_stats(x, static_cast<int>(classes_), &lanes_, kept_.data());
+      short_rows_stats(x, classes_, &lanes_, kept_.data());
     } else {
       for (int l = 0; l < count_; l++) {
         const T* row = logits(row_[l]);

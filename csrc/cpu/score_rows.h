@@ -139,10 +139,10 @@ DYNPRUNE_CLONES void exponentials(A* x, int count, A m, A* e) {
 
 // Sums over steps of kLanes, each lane for itself: s of e, q of e^2, t of e x.
 template <class A>
-DYNPRUNE_CLONES void lane_sums(const A* x, const A* e, int count, A* s_out, A* q_out, A* t_out) {
+DYNPRUNE_CLONES void lane_sums(const A* x, const A* e, int64_t count, A* s_out, A* q_out, A* t_out) {
   for (int w = 0; w < kWides<A>; w++) {
     Wide<A> s{}, q{}, t{};
-    for (int i = 0; i < count; i += kLanes) {
+    for (int64_t i = 0; i < count; i += kLanes) {
       Wide<A> v, shifted;
       load_wide(e + i, w, &v);
       load_wide(x + i, w, &shifted);
@@ -201,29 +201,28 @@ RowStats<compute_t<T>> long_row_stats(const T* x, int64_t classes, int64_t targe
 
 // ---- short rows, a row per lane
 
-// x: [classes][kLanes], the target's logit -inf; becomes x - m. e: the exponentials.
+// The greatest of each lane's [classes] logits, which are then subtracted from them.
 template <class A>
-DYNPRUNE_CLONES void short_rows_exponentials(A* x, int classes, A* m_out, A* e) {
-  constexpr A kNothing = -1000;
-  A m[kLanes];
-  for (int l = 0; l < kLanes; l++) m[l] = Limits<A>::lowest();
-  for (int c = 0; c < classes; c++) {
-    for (int l = 0; l < kLanes; l++) m[l] = x[c * kLanes + l] > m[l] ? x[c * kLanes + l] : m[l];
-  }
-  for (int c = 0; c < classes; c++) {
-    for (int l = 0; l < kLanes; l++) {
-      const A below = x[c * kLanes + l] - m[l];
-      const A clamped = below < kNothing ? kNothing : below;
-      x[c * kLanes + l] = clamped;
-      e[c * kLanes + l] = exp_nonpositive(clamped);
+DYNPRUNE_CLONES void subtract_lane_max(A* x, int64_t classes, A* m) {
+  for (int w = 0; w < kWides<A>; w++) {
+    Wide<A> greatest = Wide<A>{} + Limits<A>::lowest(), v;
+    for (int64_t c = 0; c < classes; c++) {
+      load_wide(x + c * kLanes, w, &v);
+      greatest = v > greatest ? v : greatest;
     }
+    for (int64_t c = 0; c < classes; c++) {
+      load_wide(x + c * kLanes, w, &v);
+      store_wide(x + c * kLanes, w, v - greatest);
+    }
+    store_wide(m, w, greatest);
   }
-  for (int l = 0; l < kLanes; l++) m_out[l] = m[l];
 }
 
+// x: [classes][kLanes], the target's logit -inf; becomes x - m. e: the exponentials.
 template <class A>
-void short_rows_stats(A* x, int classes, RowLanes<A>* r, A* e) {
-  short_rows_exponentials(x, classes, r->m, e);
+void short_rows_stats(A* x, int64_t classes, RowLanes<A>* r, A* e) {
+  subtract_lane_max(x, classes, r->m);
+  exponentials(x, static_cast<int>(classes) * kLanes, A{0}, e);
   lane_sums(x, e, classes * kLanes, r->s, r->q, r->t);
 }
 

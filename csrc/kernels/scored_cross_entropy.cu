@@ -10,11 +10,13 @@ namespace dynprune {
 namespace cuda {
 namespace {
 
-// Left to itself, ptxas aims at 32 registers for backward and spills for it on some architectures.
-constexpr int kBackwardBlocksPerSm = 4;
+// Left to itself, ptxas aims at more resident blocks than the registers allow on some
+// architectures, and spills.
+constexpr int kForwardBlocksPerSm = 2;
+constexpr int kBackwardBlocksPerSm = 3;
 
 template <class T, int kTeam>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm)
     forward_kernel(CrossEntropyInput in, Outputs<compute_t<T>> out, ErrorRecord* errors) {
   using A = compute_t<T>;
   const LossOptions<A> options(in);
