@@ -260,8 +260,8 @@ def step_loss(
     return result
 
 
-def last_layer_grand(el2n: Tensor, features: Tensor) -> Tensor:
-    """GraNd of a linear last layer with bias, in closed form: no per-sample gradient is formed.
+def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Tensor:
+    """GraNd of a linear last layer, in closed form: no per-sample gradient is formed.
 
     The gradient of a sample's cross-entropy with respect to weight and bias is (g h^T, g), g = p -
     onehot(y); its norm is |g| sqrt(1 + |h|^2), and |g| is EL2N (Paul, Ganguli & Dziugaite 2021,
@@ -270,6 +270,7 @@ def last_layer_grand(el2n: Tensor, features: Tensor) -> Tensor:
     Args:
         el2n: [B] from `scored_cross_entropy`, floating point.
         features: [B, D] floating point, the layer's inputs h.
+        bias: Whether the layer has one; without, the norm is |g| |h|.
 
     Returns:
         [B] in the dtype of el2n, detached.
@@ -283,7 +284,7 @@ def last_layer_grand(el2n: Tensor, features: Tensor) -> Tensor:
     if features.device != el2n.device:
         raise ValueError(f"features must be on {el2n.device}, got {features.device}")
     norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=el2n.dtype)
-    return el2n.detach() * torch.hypot(norm, torch.ones_like(norm))
+    return el2n.detach() * (torch.hypot(norm, torch.ones_like(norm)) if bias else norm)
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:
