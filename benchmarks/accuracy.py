@@ -64,7 +64,7 @@ def ours(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 METHODS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "softmax, then subtract": obvious,
+    "obvious torch code": obvious,
     "dynprune_cuda": ours,
 }
 
