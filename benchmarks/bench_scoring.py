@@ -10,7 +10,6 @@ operators, that under torch.compile, and where they are installed Liger-Kernel a
 compute the loss and its gradient alone. "loss alone" is F.cross_entropy, forward and backward:
 what the step costs without any score. Prints a Markdown table of the lower quartiles, which other
 work on the machine disturbs least; ratios are medians over rounds in which every rival ran once.
-Small steps run in bursts of some milliseconds, as a training loop's would.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from dynprune_cuda import Pruner
 NUM_SAMPLES = 50_000
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
 ALPHA = 0.8
-MIN_LOGITS_PER_BURST = 100_000
 RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "quack")
 
 
@@ -103,16 +101,6 @@ def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Callable[..., Tensor]) -> dic
     return {"fwd": lambda: loss(x, y, ids), "full": full}
 
 
-def in_bursts(call: Call, times: int) -> Call:
-    """The call, so many times."""
-
-    def burst() -> None:
-        for _ in range(times):
-            call()
-
-    return burst
-
-
 def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
     """Microseconds until the call returns, and the kernels and copies it launched (0 on a CPU)."""
     seconds = []
@@ -145,12 +133,7 @@ def measure(
     flat["copy/full"] = lambda: copy.copy_(x.detach())
     for call in flat.values():
         call()  # torch.compile's first call compiles
-    burst = max(1, MIN_LOGITS_PER_BURST // x.numel())
-    bursts = {name: in_bursts(call, burst) for name, call in flat.items()}
-    seconds = {
-        name: [value / burst for value in values]
-        for name, values in time_rounds(bursts, device, rounds).items()
-    }
+    seconds = time_rounds(flat, device, rounds)
     own = np.array(seconds["ours/full"])
     results = []
     for name in (*by_rival, "copy"):
@@ -233,7 +216,7 @@ def main() -> None:
     for shape in options.shapes:
         results += measure(shape, device, dtype, options.rounds, not options.no_compile)
     if options.out:
-        write_json(options.out, device, results)
+        write_json(options.out, facts, results)
     if options.plot:
         where = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
         plot(results, options.plot, f"{where}, {options.dtype}, torch {facts['torch']}")
