@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional, policies
-from dynprune_cuda._arguments import as_choice, as_int
+from dynprune_cuda._arguments import FLOATING, as_choice, as_int, check_vector
 from dynprune_cuda._processes import check_single_process
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import Keep, Schedule
@@ -232,8 +232,11 @@ class Pruner(ResumableEpochs):
         if self._ticket is None and device.type == "cuda":
             self._ticket = torch.zeros(1, dtype=torch.int32, device=device)
         factors = self._factors(ids)
-        if factors is not None:
-            sample_weight = factors if sample_weight is None else sample_weight * factors
+        if factors is not None and sample_weight is not None:
+            check_vector("sample_weight", sample_weight, FLOATING, ids)
+            sample_weight = sample_weight * factors
+        elif factors is not None:
+            sample_weight = factors
         published, score = table.first_visit == "published", SCORES.index(self.score)
         loss, _, _ = step_loss(
             logits,

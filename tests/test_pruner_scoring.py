@@ -410,3 +410,21 @@ def test_sample_weights_mixup_and_loss_scales_reach_the_step(device):
     torch.testing.assert_close(x.grad, y.grad)
     el2n = functional.scored_cross_entropy(logits, target).el2n
     torch.testing.assert_close(pruner.table.mean[ids], el2n)
+
+
+def test_sample_weights_multiply_the_factors_of_a_policy_that_weighs(device):
+    pruner = Pruner(N, policy="infobatch", period=1, device=device)
+    pruner.observe(torch.arange(N), torch.linspace(0, 5, N, device=device))
+    pruner.set_epoch(1)
+    ids = pruner.selected
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(len(ids), 4, generator=generator).to(device)
+    target = torch.zeros(len(ids), dtype=torch.int64, device=device)
+    weight = torch.linspace(0.5, 2, len(ids), device=device)
+    rows = F.cross_entropy(logits, target, reduction="none")
+    expected = pruner.rescale(ids, rows * weight)
+    assert not torch.equal(expected, rows * weight)
+    loss = pruner.cross_entropy(logits, target, ids, sample_weight=weight)
+    torch.testing.assert_close(loss, expected.mean())
+    with pytest.raises(ValueError, match="sample_weight must have"):
+        pruner.cross_entropy(logits, target, ids, sample_weight=weight[:1])

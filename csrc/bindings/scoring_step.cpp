@@ -62,8 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
   Tensor loss = step.reduction == Reduction::kNone ? allocate(logits, {rows}, call.compute_dtype)
                                                    : allocate(logits, {}, call.compute_dtype);
   step.grad_scale = scalar_pointer(grad_scale, "grad_scale", logits, call.compute_dtype);
-  Tensor scores =
-      allocate(logits, {5 + (later ? kSavedPerRow : 0), rows}, call.compute_dtype);
+  Tensor scores = allocate(logits, {5 + (later ? kSavedPerRow : 0), rows}, call.compute_dtype);
   Tensor correct = allocate(logits, {rows}, Dtype::Bool);
   Tensor grad_logits = now ? allocate(logits, {rows, classes}, logits.scalar_type())
                            : allocate(logits, {0}, logits.scalar_type());

@@ -139,7 +139,8 @@ DYNPRUNE_CLONES void exponentials(A* x, int count, A m, A* e) {
 
 // Sums over steps of kLanes, each lane for itself: s of e, q of e^2, t of e x.
 template <class A>
-DYNPRUNE_CLONES void lane_sums(const A* x, const A* e, int64_t count, A* s_out, A* q_out, A* t_out) {
+DYNPRUNE_CLONES void lane_sums(const A* x, const A* e, int64_t count, A* s_out, A* q_out,
+                               A* t_out) {
   for (int w = 0; w < kWides<A>; w++) {
     Wide<A> s{}, q{}, t{};
     for (int64_t i = 0; i < count; i += kLanes) {
