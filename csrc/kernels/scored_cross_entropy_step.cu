@@ -291,7 +291,8 @@ cudaError_t launch_step(StepArguments<compute_t<T>> a, cudaStream_t stream) {
   a.staged = a.grad_logits != nullptr && bytes <= kMaxStagedBytes;
   if (!a.staged) a.staged_bytes = bytes = 0;
   if (bytes > kBytesWithoutOptIn) {
-    const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<T, kTeam>), bytes);
+    // Always the same allowance: it belongs to the kernel, and another thread may be launching it.
+    const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<T, kTeam>), kMaxStagedBytes);
     if (error != cudaSuccess) return error;
   }
   DYNPRUNE_LAUNCH((step_kernel<T, kTeam>), blocks, kThreads, static_cast<size_t>(bytes), stream, a);
