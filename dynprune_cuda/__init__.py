@@ -10,6 +10,7 @@ from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule import same_steps
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
+from dynprune_cuda.hooks import track_gradient_norm
 from dynprune_cuda.plotting import KeptHistory, plot_kept
 from dynprune_cuda.policies import (
     UCB,
@@ -69,4 +70,5 @@ __all__ = [
     "plot_kept",
     "policies",
     "same_steps",
+    "track_gradient_norm",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of scalar arguments: every error names the argument and the value."""
+"""Checks of arguments: every error names the argument and the value."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import math
 import operator
 import reprlib
 from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+COUNT_DTYPES = (torch.int32, torch.int64)
+MAX_SAMPLES = 1 << 32
 
 
 def as_int(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -61,3 +68,44 @@ def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+_UNSET: Any = object()
+
+
+def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    """A tensor of one of dtypes."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} must have dtype {allowed}, got {value.dtype}")
+
+
+def check_vector(
+    name: str,
+    value: Any,
+    dtypes: tuple[torch.dtype, ...],
+    like: Tensor | None = None,
+    length: int | None = _UNSET,
+    like_name: str = "",
+) -> None:
+    """A 1-D tensor of one of dtypes; with `like`, on its device and of its length (None: any)."""
+    check_tensor(name, value, dtypes)
+    if value.dim() != 1:
+        raise ValueError(f"{name} must be 1-D, got shape {tuple(value.shape)}")
+    if like is None:
+        check_num_samples(name, value.numel())
+        return
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
+    wanted = like.shape[0] if length is _UNSET else length
+    if wanted is not None and value.shape[0] != wanted:
+        other = f", the length of {like_name}" if like_name else ""
+        raise ValueError(f"{name} must have {wanted} elements{other}, got {value.shape[0]}")
+
+
+def check_num_samples(name: str, num_samples: int) -> None:
+    """A number of samples that the kernels can count."""
+    if num_samples > MAX_SAMPLES:
+        raise ValueError(f"{name}: at most 2^32 samples are supported, got {num_samples}")

@@ -44,6 +44,9 @@ def _load() -> ModuleType:
 compiled = _load()
 ops = torch.ops.dynprune_cuda
 
+# When scored_cross_entropy_step_ computes the gradient.
+NEVER, NOW, LATER = 0, 1, 2
+
 
 def _select_fake(k_index: int) -> Any:
     """A fake selection: k int64 ids on the device of the first tensor."""
@@ -79,6 +82,21 @@ def _scored_cross_entropy_backward_fake(
     return logits.new_empty(logits.shape)
 
 
+def _scored_cross_entropy_step_fake(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    (rows, classes), dtype = logits.shape, _compute_dtype(logits)
+    reduction, gradient = arguments[13], arguments[-1]
+    return (
+        logits.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
+        logits.new_empty((9 if gradient == LATER else 5, rows), dtype=dtype),
+        logits.new_empty((rows,), dtype=torch.bool),
+        logits.new_empty((rows, classes) if gradient == NOW else (0,)),
+    )
+
+
+def _scale_gradient_fake(*_arguments: Any) -> None:
+    return None
+
+
 _FAKES = {
     "select_top_k": _select_fake(0),
     "select_epsilon_greedy": _select_fake(0),
@@ -88,6 +106,8 @@ _FAKES = {
     "select_uniform": _select_fake(1),
     "scored_cross_entropy": _scored_cross_entropy_fake,
     "scored_cross_entropy_backward": _scored_cross_entropy_backward_fake,
+    "scored_cross_entropy_step_": _scored_cross_entropy_step_fake,
+    "scale_gradient_": _scale_gradient_fake,
     "update_scores_": _update_scores_fake,
     "take_errors": _take_errors_fake,
 }
@@ -96,21 +116,23 @@ for _name, _fake in _FAKES.items():
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, weight, ctx.ignore_index, ctx.label_smoothing = inputs
+    logits, target, weight, ctx.ignore_index, ctx.label_smoothing, *mix = inputs
     _, *scores, saved = output
     ctx.mark_non_differentiable(*scores, saved)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, target, weight, saved)
+    ctx.save_for_backward(logits, target, weight, saved, *mix)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     """The gradient with respect to the logits; only the loss is differentiable."""
     if grad_loss is None:
-        return (None,) * 5
-    logits, target, weight, saved = ctx.saved_tensors
+        return (None,) * 7
+    logits, target, weight, saved, *mix = ctx.saved_tensors
     options = (ctx.ignore_index, ctx.label_smoothing)
-    grad = ops.scored_cross_entropy_backward(grad_loss, logits, target, weight, *options, saved)
-    return grad, None, None, None, None
+    grad = ops.scored_cross_entropy_backward(
+        grad_loss, logits, target, weight, *options, saved, *mix
+    )
+    return grad, *(None,) * 6
 
 
 torch.library.register_autograd(
@@ -126,3 +148,86 @@ def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("dynprune_cuda::scored_cross_entropy_backward", _second_backward)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The identity, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    backward = staticmethod(_second_backward)
+
+
+class StepLoss(torch.autograd.Function):
+    """scored_cross_entropy_step_ and its gradient.
+
+    torch.library has no autograd formulas for operators that change their arguments, hence this
+    class. Arguments: those of the operator but the last. Returns loss, scores and correct.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        """Calls the operator and keeps the gradient."""
+        grad_scale = arguments[-1]
+        gradient = NEVER
+        if ctx.needs_input_grad[0]:
+            underflows = logits.dtype == torch.float16 and grad_scale is None
+            gradient = LATER if underflows else NOW
+        loss, scores, correct, grad_logits = ops.scored_cross_entropy_step_(
+            logits, *arguments, gradient
+        )
+        ctx.gradient, ctx.num_arguments = gradient, len(arguments)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(scores, correct)
+        if gradient == NOW:
+            ctx.save_for_backward(grad_logits, grad_scale)
+        elif gradient == LATER:
+            target, weight, second_target, lam = (arguments[i] for i in (0, 15, 18, 19))
+            ctx.options = arguments[16:18]  # ignore_index, label_smoothing
+            ctx.save_for_backward(logits, target, weight, second_target, lam, scores)
+        return loss, scores, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """The gradient with respect to the logits."""
+        nothing = (None,) * ctx.num_arguments
+        if grad_loss is None:
+            return None, *nothing
+        if ctx.gradient == LATER:
+            logits, target, weight, second_target, lam, scores = ctx.saved_tensors
+            saved = scores[5:].view(-1, 4)
+            grad = ops.scored_cross_entropy_backward(
+                grad_loss * scores[4],
+                logits,
+                target,
+                weight,
+                *ctx.options,
+                saved,
+                second_target,
+                lam,
+            )
+        else:
+            grad, grad_scale = ctx.saved_tensors
+            grad = _scaled(ctx, grad, grad_loss, grad_scale)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad = _NoSecondDerivative.apply(grad.requires_grad_())
+        return grad, *nothing
+
+
+def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None) -> Tensor:
+    """The kept gradient times the incoming one: in place, so that a factor of 1 costs nothing."""
+    if torch.compiler.is_compiling():
+        # The compiler fuses this with what follows, and keeps what a graph saved unchanged.
+        factor = grad_loss if grad_scale is None else grad_loss / grad_scale
+        product = grad.to(factor.dtype) * (factor if factor.dim() == 0 else factor[:, None])
+        return product.to(grad.dtype)
+    if getattr(ctx, "spent", False):
+        raise RuntimeError(
+            "the step's gradient was already used by a backward pass, which changed it in place. "
+            "Use scored_cross_entropy to go backward twice (retain_graph=True)."
+        )
+    ctx.spent = True
+    ops.scale_gradient_(grad, grad_loss, grad_scale)
+    return grad

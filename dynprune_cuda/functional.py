@@ -21,19 +21,36 @@ CPU they are raised at once.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda._arguments import as_choice, as_float, as_int
+from dynprune_cuda._arguments import (
+    COUNT_DTYPES,
+    FLOATING,
+    as_choice,
+    as_float,
+    as_int,
+    check_num_samples,
+    check_vector,
+)
 from dynprune_cuda._ops import ops
+from dynprune_cuda._score_updates import update_scores_
+from dynprune_cuda._scoring import (
+    ScoredLoss,
+    last_layer_grand,
+    scored_cross_entropy,
+    scored_cross_entropy_step_,
+)
 
 __all__ = [
     "ScoredLoss",
     "check_errors",
+    "last_layer_grand",
     "permutation",
     "scored_cross_entropy",
+    "scored_cross_entropy_step_",
     "select_epsilon_greedy",
     "select_top_k",
     "select_ucb",
@@ -45,11 +62,7 @@ __all__ = [
 
 Order = Literal["random", "ascending"]
 
-_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_COUNT_DTYPES = (torch.int32, torch.int64)
-_TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
-_MAX_SAMPLES = 1 << 32
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -67,7 +80,7 @@ def select_top_k(
     Returns:
         [k] int64 sample ids.
     """
-    _check_vector("scores", scores, _FLOATING)
+    check_vector("scores", scores, FLOATING)
     k = _check_k(k, scores.numel())
     return _ids(ops.select_top_k(scores.detach(), k, *_seed_and_order(seed, order, scores.device)))
 
@@ -91,7 +104,7 @@ def select_epsilon_greedy(
     Returns:
         [k] int64 sample ids.
     """
-    _check_vector("scores", scores, _FLOATING)
+    check_vector("scores", scores, FLOATING)
     k = _check_k(k, scores.numel())
     epsilon = as_float("epsilon", epsilon, low=0.0, high=1.0)
     num_random = math.floor(epsilon * k + 0.5)
@@ -127,8 +140,8 @@ def select_ucb(
     Returns:
         [k] int64 sample ids.
     """
-    _check_vector("mean", mean, _UCB_DTYPES)
-    _check_vector("variance", variance, (mean.dtype,), mean)
+    check_vector("mean", mean, _UCB_DTYPES)
+    check_vector("variance", variance, (mean.dtype,), mean)
     k = _check_k(k, mean.numel())
     c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
     sqrt_bonus = as_choice("bonus", bonus, ("variance", "std")) == "std"
@@ -163,8 +176,8 @@ def select_ucb1(
     Returns:
         [k] int64 sample ids.
     """
-    _check_vector("mean", mean, (torch.float32,))
-    _check_vector("count", count, _COUNT_DTYPES, mean)
+    check_vector("mean", mean, (torch.float32,))
+    check_vector("count", count, COUNT_DTYPES, mean)
     k = _check_k(k, mean.numel())
     c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
     log_step = math.log(as_float("step", step, low=1.0))
@@ -195,7 +208,7 @@ def select_uniform(
         [k] int64 sample ids.
     """
     num_samples = as_int("num_samples", num_samples, minimum=0)
-    _check_num_samples("num_samples", num_samples)
+    check_num_samples("num_samples", num_samples)
     k = _check_k(k, num_samples)
     like = torch.empty((0,), device=device)
     return _ids(
@@ -222,7 +235,7 @@ def select_weighted(
     Returns:
         [k] int64 sample ids.
     """
-    _check_vector("weights", weights, _FLOATING)
+    check_vector("weights", weights, FLOATING)
     k = _check_k(k, weights.numel())
     return _ids(
         ops.select_weighted(weights.detach(), k, *_seed_and_order(seed, order, weights.device))
@@ -248,148 +261,6 @@ def permutation(
     return select_uniform(num_samples, num_samples, seed=seed, device=device)
 
 
-class ScoredLoss(NamedTuple):
-    """What `scored_cross_entropy` computes from one read of the logits; B rows.
-
-    The scores describe the plain softmax p and the target y, whatever the class weights and the
-    label smoothing. Rows whose target is `ignore_index` have loss and scores 0 and are not correct.
-
-    Attributes:
-        loss: [B] as torch.nn.functional.cross_entropy(reduction="none"); differentiable. float32,
-            or float64 for float64 logits, as the other scores.
-        el2n: [B] Euclidean norm of p - onehot(y) (Paul, Ganguli & Dziugaite 2021, section 3).
-        entropy: [B] of p, in nats.
-        margin: [B] logit of the target minus the greatest other logit.
-        correct: [B] bool, margin > 0; a tie for the greatest logit is not correct.
-    """
-
-    loss: Tensor
-    el2n: Tensor
-    entropy: Tensor
-    margin: Tensor
-    correct: Tensor
-
-
-def scored_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> ScoredLoss:
-    """Per-sample cross-entropy and the scores that data pruning ranks by, from one pass.
-
-    Arithmetic is in float32 (float64 for float64 logits) whatever the logits' dtype, and keeps its
-    relative precision where the target's probability is near 1, which is where easy samples are
-    ranked. Differentiable once, with respect to the logits through the loss.
-
-    Args:
-        logits: [B, C] float32, float16, bfloat16 or float64.
-        target: [B] int64, int32 or uint8 class indices. Out of range: IndexError on the CPU; on
-            CUDA loss and scores are NaN, the gradient is 0, and `check_errors` raises.
-        weight: [C] class weights, or None; they scale the loss, not the scores.
-        ignore_index: Target of rows without loss and scores.
-        label_smoothing: In [0, 1]; as in torch.nn.functional.cross_entropy.
-
-    Returns:
-        A `ScoredLoss`.
-    """
-    _check_tensor("logits", logits, _FLOATING)
-    if logits.dim() != 2:
-        raise ValueError(f"logits must be 2-D [B, C], got shape {tuple(logits.shape)}")
-    rows, classes = logits.shape
-    if classes == 0 and rows > 0:
-        raise ValueError(f"logits must have at least one class, got shape {tuple(logits.shape)}")
-    _check_vector("target", target, _TARGET_DTYPES, logits, rows)
-    if weight is not None:
-        _check_vector("weight", weight, _FLOATING, logits, classes)
-        compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        weight = weight.detach().to(compute)
-    ignore_index = as_int("ignore_index", ignore_index, minimum=-(1 << 63), maximum=(1 << 63) - 1)
-    label_smoothing = as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    *scored, _saved = ops.scored_cross_entropy(
-        logits, target, weight, ignore_index, label_smoothing
-    )
-    return ScoredLoss(*scored)
-
-
-def update_scores_(
-    mean: Tensor,
-    variance: Tensor,
-    count: Tensor,
-    sample_ids: Tensor,
-    values: Tensor,
-    *,
-    alpha: float,
-    first_visit: Literal["zero", "published"] = "zero",
-    non_finite_count: Tensor | None = None,
-    last_non_finite: Tensor | None = None,
-) -> None:
-    """Enters a batch of values into the moving averages of their samples, in place.
-
-    The rule of the UCB baseline that the authors of InfoBatch released: with d = (value - mean)^2
-    by the old mean, mean = (1 - alpha) * mean + alpha * value, variance = (1 - alpha) * variance +
-    alpha * d, count += 1. At the first visit (count 0), mean = value. Of an id that occurs twice,
-    the last value is entered, once. The id -1 marks a row without a sample and is skipped. Any
-    other id out of range is an IndexError on the CPU before anything changes; on CUDA it is skipped
-    and `check_errors` raises.
-    The tensors must not share memory with each other.
-
-    Args:
-        mean: [N] float32, contiguous.
-        variance: [N] float32, contiguous.
-        count: [N] int32 or int64, contiguous.
-        sample_ids: [B] int64.
-        values: [B] floating point, read as float32. A value that is not finite changes no average
-            and no count.
-        alpha: Weight of the new value, in (0, 1].
-        first_visit: Variance after the first visit: "zero", or "published": alpha * value^2.
-        non_finite_count: [N] int32, or None; grows by one with each value that is not finite.
-        last_non_finite: [N] bool, or None; whether the sample's last value was not finite.
-    """
-    _check_vector("mean", mean, (torch.float32,))
-    num_samples = mean.numel()
-    _check_vector("variance", variance, (torch.float32,), mean)
-    _check_vector("count", count, _COUNT_DTYPES, mean)
-    if non_finite_count is not None:
-        _check_vector("non_finite_count", non_finite_count, (torch.int32,), mean)
-    if last_non_finite is not None:
-        _check_vector("last_non_finite", last_non_finite, (torch.bool,), mean)
-    columns = {"mean": mean, "variance": variance, "count": count}
-    columns |= {
-        name: column
-        for name, column in {
-            "non_finite_count": non_finite_count,
-            "last_non_finite": last_non_finite,
-        }.items()
-        if column is not None
-    }
-    for name, column in columns.items():
-        if not column.is_contiguous():
-            raise ValueError(
-                f"{name} is updated in place and must be contiguous, got strides {column.stride()}"
-            )
-    _check_vector("sample_ids", sample_ids, (torch.int64,), mean, None)
-    _check_vector("values", values, _FLOATING, mean, sample_ids.numel(), like_name="sample_ids")
-    _check_num_samples("mean", num_samples)
-    alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
-    published = as_choice("first_visit", first_visit, ("zero", "published")) == "published"
-    ops.update_scores_(
-        mean,
-        variance,
-        count,
-        sample_ids,
-        values.detach().to(torch.float32),
-        alpha,
-        published,
-        non_finite_count,
-        last_non_finite,
-    )
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(list(columns.values()))
-
-
 def check_errors(device: torch.device | str | int) -> None:
     """Raises what kernels on `device` found wrong with their data; waits for the device.
 
@@ -413,45 +284,6 @@ def check_errors(device: torch.device | str | int) -> None:
         raise IndexError(message)
     if negative:
         raise ValueError(message)
-
-
-_UNSET: Any = object()
-
-
-def _check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in dtypes:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} must have dtype {allowed}, got {value.dtype}")
-
-
-def _check_vector(
-    name: str,
-    value: Any,
-    dtypes: tuple[torch.dtype, ...],
-    like: Tensor | None = None,
-    length: int | None = _UNSET,
-    like_name: str = "",
-) -> None:
-    """A 1-D tensor of one of dtypes; with `like`, on its device and of its length (None: any)."""
-    _check_tensor(name, value, dtypes)
-    if value.dim() != 1:
-        raise ValueError(f"{name} must be 1-D, got shape {tuple(value.shape)}")
-    if like is None:
-        _check_num_samples(name, value.numel())
-        return
-    if value.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
-    wanted = like.shape[0] if length is _UNSET else length
-    if wanted is not None and value.shape[0] != wanted:
-        other = f", the length of {like_name}" if like_name else ""
-        raise ValueError(f"{name} must have {wanted} elements{other}, got {value.shape[0]}")
-
-
-def _check_num_samples(name: str, num_samples: int) -> None:
-    if num_samples > _MAX_SAMPLES:
-        raise ValueError(f"{name}: at most 2^32 samples are supported, got {num_samples}")
 
 
 def _check_k(k: Any, num_samples: int) -> int:

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import distributed, functional, policies
-from dynprune_cuda._arguments import as_choice, as_int
+from dynprune_cuda._arguments import FLOATING, as_choice, as_int, check_vector
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import Keep, Schedule
+from dynprune_cuda._scoring import SCORES, step_loss
 from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
-from dynprune_cuda.scores import ScoreTable, check_ids_and_values, move_without_waiting
+from dynprune_cuda.scores import (
+    ScoreTable,
+    check_ids,
+    check_ids_and_values,
+    move_without_waiting,
+)
 from dynprune_cuda.stats import Stats
 
 __all__ = ["Pruner"]
-
-SCORES = ("loss", "el2n", "entropy", "margin")
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class Pruner(ResumableEpochs):
@@ -158,6 +161,7 @@ class Pruner(ResumableEpochs):
         super().__init__(table, policy, schedule, seed, ranks)
         plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
         ranks.check_settings({**self._settings(), **plan}, self.device)
+        self._ticket: Tensor | None = None  # of scored_cross_entropy_step_
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
         """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
@@ -191,21 +195,33 @@ class Pruner(ResumableEpochs):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
+        sample_weight: Tensor | None = None,
+        target_b: Tensor | None = None,
+        lam: float | Tensor | None = None,
+        grad_scale: Tensor | None = None,
     ) -> Tensor:
         """Computes the cross-entropy and enters the samples' scores, without waiting.
 
         The loss is that of `torch.nn.functional.cross_entropy` with the same options. Ignored rows
         leave their samples' scores alone. The scores enter the table at this call, not at the
-        backward pass: compute a validation loss with torch's own function.
+        backward pass: compute a validation loss with torch's own function. One backward pass per
+        call; see `functional.scored_cross_entropy_step_`.
 
         Args:
-            logits: Floating point [batch, num_classes].
+            logits: Floating point [batch, num_classes] on `device`.
             target: Class indices, int64, int32 or uint8 [batch].
             ids: Sample ids, any integer dtype [batch], on the CPU or on `device`.
             weight: Class weights [num_classes].
             ignore_index: Target of rows that count for nothing.
             label_smoothing: In [0, 1].
             reduction: "mean" (weighted by the targets' class weights), "sum" or "none".
+            sample_weight: Factors of the rows' losses [batch], known before the forward pass; they
+                change neither the scores nor what "mean" divides by.
+            target_b: Second class indices [batch] of mixed samples; the scores are those of
+                `target`, but for the score "loss".
+            lam: Weight of the first target, with `target_b`: a float, or a 0-d or [batch] tensor.
+            grad_scale: The factor that a loss scaler multiplies the loss with, as a 0-d tensor on
+                `device`; it saves work in the backward pass and changes no result.
 
         Returns:
             The loss: 0-d, or [batch] for "none"; float32, or float64 for float64 logits.
@@ -216,33 +232,39 @@ class Pruner(ResumableEpochs):
             IndexError: A target or an id is out of range (CPU; on a GPU the row is skipped and the
                 error is raised by the next call that may wait, such as `set_epoch`).
         """
-        as_choice("reduction", reduction, REDUCTIONS)
-        scored = functional.scored_cross_entropy(
+        table = self.table
+        device = table.mean.device
+        check_ids(ids)
+        if isinstance(logits, Tensor) and logits.device != device:
+            raise ValueError(f"logits must be on {device}, as the scores are, got {logits.device}")
+        if ids.dtype != torch.int64 or ids.device != device:
+            ids = move_without_waiting("ids", ids.to(torch.int64), device)
+        if self._ticket is None and device.type == "cuda":
+            self._ticket = torch.zeros(1, dtype=torch.int32, device=device)
+        factors = self._factors(ids)
+        if factors is not None and sample_weight is not None:
+            check_vector("sample_weight", sample_weight, FLOATING, ids)
+            sample_weight = sample_weight * factors
+        elif factors is not None:
+            sample_weight = factors
+        published, score = table.first_visit == "published", SCORES.index(self.score)
+        loss, _, _ = step_loss(
             logits,
             target,
+            self._without_repeat(ids),
+            table.columns(),
+            (self._ticket, table.alpha, published, score),
+            sample_weight=sample_weight,
+            reduction=reduction,
             weight=weight,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            target_b=target_b,
+            lam=lam,
+            grad_scale=grad_scale,
         )
-        values = self._score_of(scored)
-        check_ids_and_values(ids, values)
-        labels = target.to(torch.int64)
-        # A GPU cannot raise for a target out of range without waiting: such a row is left out here
-        # and reported by the next call that may wait.
-        counts = (labels != ignore_index) & (labels >= 0) & (labels < logits.shape[1])
-        ids = move_without_waiting("ids", ids.to(torch.int64), labels.device)
-        self._update(torch.where(counts, ids, -1), values)
-        loss = self.rescale(ids, torch.where(counts, scored.loss, 0.0))
-        if reduction == "none":
-            return loss
-        total = loss.sum()
-        if reduction == "sum":
-            return total
-        if weight is None:
-            return total / counts.sum()
-        # Rows whose target is out of range must not read outside the class weights.
-        row_weights = weight.detach().to(total.dtype)[labels.clamp(0, len(weight) - 1)]
-        return total / torch.where(counts, row_weights, 0.0).sum()
+        self._count_rows(len(ids))
+        return loss
 
     def observe(
         self,
@@ -250,14 +272,16 @@ class Pruner(ResumableEpochs):
         values: Tensor | functional.ScoredLoss,
         correct: Tensor | None = None,
     ) -> None:
-        """Enters per-sample values for losses that `cross_entropy` does not cover, without waiting.
+        """Enters values for losses that `cross_entropy` does not cover, without waiting.
 
         Args:
             ids: Sample ids, any integer dtype [batch], on the CPU or on `device`. A row whose id
                 is -1 belongs to no sample and is skipped.
             values: One value per sample, floating point [batch]; bigger means more worth training
                 on. Or the result of `functional.scored_cross_entropy`, of which the configured
-                `score` is taken.
+                `score` is taken. Or a 0-d value of the whole batch, such as a loss that has no
+                per-sample value: it is credited to every sample of the batch, and the moving
+                average over the batches that a sample was in tells the samples apart.
             correct: Was the sample classified correctly, bool [batch]. Not read in this version.
 
         Raises:
@@ -268,6 +292,9 @@ class Pruner(ResumableEpochs):
         """
         if isinstance(values, functional.ScoredLoss):
             values = self._score_of(values)
+        if isinstance(values, Tensor) and values.dim() == 0:
+            check_ids(ids)
+            values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
         if correct is not None and not isinstance(correct, Tensor):
             raise TypeError(f"correct must be a tensor, got {type(correct).__name__}")
@@ -276,7 +303,8 @@ class Pruner(ResumableEpochs):
                 f"correct must be bool of shape {tuple(ids.shape)}, got {correct.dtype} of shape "
                 f"{tuple(correct.shape)}"
             )
-        self._update(ids, values)
+        self.table.update(self._without_repeat(ids), values)
+        self._count_rows(len(ids))
 
     def stats(self) -> Stats:
         """Summarises the current epoch, the selections and the scores for a log.
@@ -337,14 +365,18 @@ class Pruner(ResumableEpochs):
         values: Tensor = getattr(scored, self.score)
         return values.detach()
 
-    def _update(self, ids: Tensor, values: Tensor) -> None:
-        if self.ranks.size > 1:
-            ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-            ids = distributed.without_repeat(ids, self._repeat, self.table)
-        self.table.update(ids, values)
+    def _without_repeat(self, ids: Tensor) -> Tensor:
+        """Returns the ids whose scores count: this rank's second visits of one are -1."""
+        if self.ranks.size == 1:
+            return ids
+        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
+        return distributed.without_repeat(ids, self._repeat, self.table)
+
+    def _count_rows(self, rows: int) -> None:
+        """Notes that scores came in, and warns if nobody ever sets the epoch."""
         self._observed = True
         if self._unscheduled is not None:
-            self._unscheduled += len(ids)
+            self._unscheduled += rows
             if self._unscheduled > 2 * self.num_samples:
                 self._unscheduled = None
                 warnings.warn(

@@ -89,6 +89,18 @@ class ScoreTable:
         """Where the table lives."""
         return self.mean.device
 
+    def columns(self) -> tuple[Tensor | None, ...]:
+        """Returns the columns in the order in which the scoring operators take them."""
+        return (
+            self.mean,
+            self.variance,
+            self.count,
+            self.non_finite_count,
+            self.last_non_finite,
+            None,  # last_correct
+            None,  # forget_count
+        )
+
     @torch.no_grad()
     def update(self, ids: Tensor, values: Tensor) -> None:
         """Enters one value per sample id, without waiting for the device.
@@ -218,17 +230,26 @@ class ScoreTable:
         )
 
 
-def check_ids_and_values(ids: Any, values: Any) -> None:
-    """Checks the types, dtypes and lengths of one batch of sample ids and their values."""
-    for name, tensor in (("ids", ids), ("values", values)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-        raise ValueError(f"ids must have an integer dtype, got {ids.dtype}")
-    if not values.dtype.is_floating_point:
-        raise ValueError(f"values must have a floating-point dtype, got {values.dtype}")
+def check_ids(ids: Any) -> None:
+    """Checks the type, dtype and shape of a batch of sample ids."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
+    dtype = ids.dtype
+    if dtype == torch.int64 and ids.dim() == 1:
+        return
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"ids must have an integer dtype, got {dtype}")
     if ids.dim() != 1:
         raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
+
+
+def check_ids_and_values(ids: Any, values: Any) -> None:
+    """Checks the types, dtypes and lengths of one batch of sample ids and their values."""
+    check_ids(ids)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    if not values.dtype.is_floating_point:
+        raise ValueError(f"values must have a floating-point dtype, got {values.dtype}")
     if values.dim() != 1:
         raise ValueError(
             f"values must hold one value per sample in 1-D, got shape "

@@ -160,8 +160,8 @@ def test_bad_batches_change_nothing(device):
     logits, target, ids = batch(device)
     pruner = Pruner(N, 0.5, device=device)
     cases = [
-        (ValueError, "7 ids and 8", lambda: pruner.cross_entropy(logits, target, ids[:7])),
-        (ValueError, "1 ids and 8", lambda: pruner.cross_entropy(logits, target, ids[:1])),
+        (ValueError, "8 .*got 7", lambda: pruner.cross_entropy(logits, target, ids[:7])),
+        (ValueError, "8 .*got 1", lambda: pruner.cross_entropy(logits, target, ids[:1])),
         (ValueError, "ids must be 1-D", lambda: pruner.cross_entropy(logits, target, ids[None])),
         (ValueError, "ids .* integer", lambda: pruner.cross_entropy(logits, target, ids.float())),
         (TypeError, "ids .* list", lambda: pruner.cross_entropy(logits, target, ids.tolist())),
@@ -171,7 +171,7 @@ def test_bad_batches_change_nothing(device):
             lambda: pruner.cross_entropy(logits, target, ids, reduction="avg"),
         ),
         (ValueError, "7 ids and 8 values", lambda: pruner.observe(ids[:7], logits[:, 0])),
-        (ValueError, "reduction='none'", lambda: pruner.observe(ids, logits.mean())),
+        (ValueError, "reduction='none'", lambda: pruner.observe(ids, logits.mean()[None, None])),
         (
             ValueError,
             "correct must be bool",
@@ -381,29 +381,50 @@ def test_margins_are_no_weights(device):
         Pruner(40, 0.5, "weighted", score="margin", device=device)
 
 
-def test_a_row_that_a_gpu_skips_counts_for_nothing(device, monkeypatch):
-    """On a GPU a target out of range gives NaN and a record; loss and table must not see it."""
-    real = functional.scored_cross_entropy
+def test_a_scalar_batch_loss_is_credited_to_every_sample_of_the_batch(device):
+    """The moving average over the batches that a sample was in."""
+    pruner = Pruner(N, 0.5, alpha=0.5, device=device)
+    for ids, loss in (([0, 1, 2], 4.0), ([0, 3], 1.0), ([1, 3], 8.0)):
+        value = torch.tensor(loss, device=device, requires_grad=True)
+        pruner.observe(torch.tensor(ids), value)
+    assert pruner.table.mean[:4].tolist() == [2.5, 6.0, 4.0, 4.5]
+    assert pruner.table.count[:4].tolist() == [2, 2, 1, 2]
 
-    def as_on_a_gpu(logits, target, **options):
-        bad = (target < 0) | (target >= logits.shape[1])
-        scored = real(logits, torch.where(bad, 0, target), **options)
-        return functional.ScoredLoss(
-            *(torch.where(bad, torch.nan, value) for value in scored[:4]), scored.correct & ~bad
-        )
 
-    monkeypatch.setattr(functional, "scored_cross_entropy", as_on_a_gpu)
-    logits = torch.randn(6, 3, device=device, generator=torch.Generator(device).manual_seed(0))
-    target = torch.tensor([0, 1, 7, 2, -5, 1], device=device)
-    good = torch.tensor([0, 1, 3, 5], device=device)
-    for reduction in ("mean", "sum", "none"):
-        pruner = Pruner(6, 0.5, device=device)
-        ids = torch.arange(6, device=device)
-        loss = pruner.cross_entropy(logits, target, ids, reduction=reduction)
-        expected = F.cross_entropy(logits[good], target[good], reduction=reduction)
-        if reduction == "none":
-            assert loss[[2, 4]].tolist() == [0.0, 0.0]
-            loss = loss[good]
-        torch.testing.assert_close(loss, expected)
-        assert pruner.table.count.tolist() == [1, 1, 0, 1, 0, 1]
-        assert not pruner.table.last_non_finite.any()
+def test_sample_weights_mixup_and_loss_scales_reach_the_step(device):
+    logits, target, ids = batch(device)
+    weight = torch.linspace(0.5, 2, len(ids), device=device)
+    second = target.flip(0)
+    pruner = Pruner(N, 0.5, score="el2n", device=device)
+    x = logits.detach().requires_grad_()
+    scale = torch.tensor(8.0, device=device)
+    loss = pruner.cross_entropy(
+        x, target, ids, sample_weight=weight, target_b=second, lam=0.25, grad_scale=scale
+    )
+    (loss * 8).backward()
+    y = logits.detach().requires_grad_()
+    ce = (F.cross_entropy(y, t, reduction="none") for t in (target, second))
+    expected = ((0.25 * next(ce) + 0.75 * next(ce)) * weight).mean()
+    (expected * 8).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(x.grad, y.grad)
+    el2n = functional.scored_cross_entropy(logits, target).el2n
+    torch.testing.assert_close(pruner.table.mean[ids], el2n)
+
+
+def test_sample_weights_multiply_the_factors_of_a_policy_that_weighs(device):
+    pruner = Pruner(N, policy="infobatch", period=1, device=device)
+    pruner.observe(torch.arange(N), torch.linspace(0, 5, N, device=device))
+    pruner.set_epoch(1)
+    ids = pruner.selected
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(len(ids), 4, generator=generator).to(device)
+    target = torch.zeros(len(ids), dtype=torch.int64, device=device)
+    weight = torch.linspace(0.5, 2, len(ids), device=device)
+    rows = F.cross_entropy(logits, target, reduction="none")
+    expected = pruner.rescale(ids, rows * weight)
+    assert not torch.equal(expected, rows * weight)
+    loss = pruner.cross_entropy(logits, target, ids, sample_weight=weight)
+    torch.testing.assert_close(loss, expected.mean())
+    with pytest.raises(ValueError, match="sample_weight must have"):
+        pruner.cross_entropy(logits, target, ids, sample_weight=weight[:1])

@@ -22,6 +22,8 @@ NAMES = {
     "select_uniform",
     "scored_cross_entropy",
     "scored_cross_entropy_backward",
+    "scored_cross_entropy_step_",
+    "scale_gradient_",
     "update_scores_",
     "take_errors",
 }
@@ -41,6 +43,15 @@ def samples(device):
 
     def columns():
         return scores.clone(), scores.clone(), count.int()
+
+    def forgetting(rows):
+        return count[:rows] > 2, count > 3, count.int()
+
+    def step(reduction, gradient):
+        table = (*columns(), count.int(), count > 3, count > 3, count.int(), None)
+        options = (0.8, False, 1, reduction, grad, weight, -100, 0.1, target.clamp(min=0))
+        lam = torch.tensor(0.5, device=device)
+        return (logits.detach(), target, count[:6], *table, *options, lam, lam, gradient)
 
     return [
         ("select_top_k", (scores, 9, None, 3, False)),
@@ -63,6 +74,13 @@ def samples(device):
             "update_scores_",
             (*columns(), count[:5], scores[:5], 0.8, True, count.int(), count > 3),
         ),
+        (
+            "update_scores_",
+            (*columns(), count[:5], scores[:5], 0.8, True, None, None, *forgetting(5)),
+        ),
+        *(("scored_cross_entropy_step_", step(*a)) for a in ((0, 0), (1, 1), (2, 2))),
+        ("scale_gradient_", (logits.detach().clone(), torch.tensor(2.0, device=device), None)),
+        ("scale_gradient_", (logits.detach().half(), grad, torch.tensor(2.0, device=device))),
         ("take_errors", (scores[:0],)),
     ]
 
@@ -140,9 +158,16 @@ def inputs(device, rows=8):
     return logits, target, mean, mean / 2, count, ids
 
 
-def assert_same_step(compiled, device, rows):
+def fused_step(logits, target, mean, variance, count, ids):
+    scored = F.scored_cross_entropy_step_(
+        logits, target, ids, mean, variance, count, alpha=0.8, score="el2n", label_smoothing=0.1
+    )
+    return scored.loss * 2, F.select_ucb(mean, variance, 20, seed=3), scored.correct
+
+
+def assert_same_step(compiled, device, rows, eager=training_step):
     results = []
-    for step in (training_step, compiled):
+    for step in (eager, compiled):
         arguments = inputs(device, rows)
         loss, chosen, correct = step(*arguments)
         loss.backward()
@@ -164,6 +189,14 @@ def test_compiles_into_one_graph(device, dynamic):
 def test_compiles_with_inductor(device):
     torch.compiler.reset()
     assert_same_step(torch.compile(training_step, fullgraph=True), device, 8)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_fused_step_compiles_into_one_graph(device, backend):
+    torch.compiler.reset()
+    compiled = torch.compile(fused_step, fullgraph=True, backend=backend)
+    for rows in (8, 5):
+        assert_same_step(compiled, device, rows, fused_step)
 
 
 @pytest.mark.parametrize("name", ["top_k", "epsilon", "ucb1", "weighted", "uniform", "permutation"])
@@ -224,6 +257,15 @@ import torch, dynprune_cuda
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
 x, y, f = torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.zeros
+def step(**changed):
+    arguments = dict(
+        logits=x, target=y, sample_ids=n[:3], mean=s, variance=s.clone(), count=n.int(),
+        non_finite_count=None, last_non_finite=None, last_correct=None, forget_count=None,
+        ticket=None, alpha=0.5, published_first_visit=False, score=0, reduction=1,
+        sample_weight=None, weight=None, ignore_index=-100, label_smoothing=0.0,
+        second_target=None, lam=None, grad_scale=None, gradient=1,
+    )
+    ops.scored_cross_entropy_step_(**{**arguments, **changed})
 calls = [
     lambda: ops.select_top_k(s, 10, None, 0, False),
     lambda: ops.select_top_k(s, -1, None, 0, False),
@@ -279,6 +321,27 @@ calls = [
     lambda: ops.update_scores_(f(18)[::2], s, n, n, s, 0.5, False, None, None),
     lambda: ops.update_scores_(f(1).expand(9), s, n, n, s, 0.5, False, None, None),
     lambda: ops.update_scores_(x, s, n, n, s, 0.5, False, None, None),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, None, None, n > 3, None),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, None, None, n[:5] > 3, n > 3),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, None, None, None, None, n.int()),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y, None),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y[:2], s[0]),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y + 2, s[0]),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y, s[:2]),
+    lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y, s[0].double()),
+    lambda: step(sample_ids=n[:2]),
+    lambda: step(sample_ids=n[:3] + 8),
+    lambda: step(mean=s[:5]),
+    lambda: step(forget_count=n.int()),
+    lambda: step(score=4),
+    lambda: step(reduction=-1),
+    lambda: step(gradient=3),
+    lambda: step(sample_weight=s),
+    lambda: step(grad_scale=s),
+    lambda: ops.scale_gradient_(x.T, s[0], None),
+    lambda: ops.scale_gradient_(x, s[:2], None),
+    lambda: ops.scale_gradient_(x, s[0].double(), None),
+    lambda: ops.scale_gradient_(x, s[0], s),
 ]
 for i, call in enumerate(calls):
     try:

@@ -54,7 +54,11 @@ def distance_in_places(got, exact):
 
 def assert_gradient(got, exact, quantity="gradient"):
     if got.dtype in (torch.float16, torch.bfloat16):
-        assert distance_in_places(got, exact) <= 1
+        # With label smoothing an element is a difference: near 0 its places are float32's noise.
+        _, noise = reference.TOLERANCES[torch.float32][quantity]
+        got = got.cpu()
+        near = (got.double() - exact).abs() <= (noise if quantity != "gradient" else 0.0)
+        assert distance_in_places(torch.where(near, exact.to(got.dtype), got), exact) <= 1
     else:
         reference.assert_close(got, exact.numpy(), quantity)
 

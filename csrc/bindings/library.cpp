@@ -27,18 +27,36 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   m.def(
       "select_uniform(Tensor like, int num_samples, int k, Tensor? seed_tensor, int seed, "
       "bool ascending) -> Tensor");
+  // second_target and lam ([B] or 0-d): both or none.
   m.def(
       "scored_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
-      "float label_smoothing) -> (Tensor loss, Tensor el2n, Tensor entropy, Tensor margin, "
-      "Tensor correct, Tensor saved)");
+      "float label_smoothing, Tensor? second_target=None, Tensor? lam=None) -> (Tensor loss, "
+      "Tensor el2n, Tensor entropy, Tensor margin, Tensor correct, Tensor saved)");
   m.def(
       "scored_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? "
-      "weight, "
-      "int ignore_index, float label_smoothing, Tensor saved) -> Tensor");
+      "weight, int ignore_index, float label_smoothing, Tensor saved, Tensor? second_target=None, "
+      "Tensor? lam=None) -> Tensor");
   m.def(
       "update_scores_(Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor sample_ids, "
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "
-      "Tensor(e!)? last_non_finite) -> ()");
+      "Tensor(e!)? last_non_finite, Tensor? correct=None, Tensor(f!)? last_correct=None, "
+      "Tensor(g!)? forget_count=None) -> ()");
+  // score and reduction: the enums of primitives/cross_entropy_row.h. ticket: int32 [1] on CUDA,
+  // zero before and after. gradient: 0 none, 1 now, 2 later, by scored_cross_entropy_backward.
+  // loss: [B], or 0-d for a reduction; scores [5, B]: unweighted loss, el2n, entropy, margin, and
+  // the derivative of `loss` by the first; for later, 4 B more numbers: saved. grad_logits: [B, C]
+  // times grad_scale now, else [0].
+  m.def(
+      "scored_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) "
+      "mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "
+      "last_non_finite, Tensor(f!)? last_correct, Tensor(g!)? forget_count, Tensor(h!)? ticket, "
+      "float alpha, bool published_first_visit, int score, int reduction, Tensor? sample_weight, "
+      "Tensor? weight, int ignore_index, float label_smoothing, Tensor? second_target, Tensor? "
+      "lam, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor scores, Tensor correct, "
+      "Tensor grad_logits)");
+  // Times grad_loss (0-d or [B]) / grad_scale (0-d) in place; nothing is read or written where that
+  // is 1.
+  m.def("scale_gradient_(Tensor(a!) grad_logits, Tensor grad_loss, Tensor? grad_scale) -> ()");
   // (count, example) of the data errors that kernels recorded on the device of `like`: int64 [3,
   // 2], cleared.
   m.def("take_errors(Tensor like) -> Tensor");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <tuple>
 
-#include "bindings/common.h"
+#include "bindings/scoring.h"
 #include "cpu/scored_cross_entropy.h"
 #include "cpu/update_scores.h"
 
@@ -12,59 +12,114 @@
 
 namespace dynprune {
 namespace bindings {
-namespace {
 
-// The tensors of a call in the layout that the launchers want, kept alive beside the pointers to
-// them.
-struct Call {
-  Tensor logits, target;
-  std::optional<Tensor> weight;
-  CrossEntropyInput input;
-  Dtype compute_dtype;
-};
-
-Call make_call(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-               int64_t ignore_index, double label_smoothing) {
+CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target_in,
+                                   const std::optional<Tensor>& weight_in, int64_t ignore_index,
+                                   double label_smoothing,
+                                   const std::optional<Tensor>& second_target_in,
+                                   const std::optional<Tensor>& lam_in)
+    : logits(logits_in), target(target_in) {
   const ScalarType type = scalar_type(logits, "logits");
   check(logits.dim() == 2, "logits must be 2-D, got ", logits.dim(), "-D");
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  const IndexType target_type = index_type(target, "target");
-  check_vector(target, "target", rows);
-  check_same_device(target, "target", logits);
+  const auto targets = [&](Tensor* t, const char* name) {
+    const IndexType index = index_type(*t, name);
+    check_vector(*t, name, rows);
+    check_same_device(*t, name, logits);
+    *t = dense(*t);
+    return IndexArray{t->const_data_ptr(), index};
+  };
   check(label_smoothing >= 0 && label_smoothing <= 1, "label_smoothing must be in [0, 1], got ",
         label_smoothing);
-  const Dtype compute = type == ScalarType::kFloat64 ? Dtype::Double : Dtype::Float;
+  compute_dtype = type == ScalarType::kFloat64 ? Dtype::Double : Dtype::Float;
   // Rows may be apart, but a row is contiguous.
   const bool dense_rows = classes <= 1 || logits.stride(1) == 1;
-  Call call{dense_rows ? logits : torch::stable::contiguous(logits),
-            dense(target),
-            std::nullopt,
-            {},
-            compute};
-  if (weight.has_value()) {
-    check_vector(*weight, "weight", classes);
-    check_same_device(*weight, "weight", logits);
-    check(weight->scalar_type() == compute, "weight must be float32 (float64 for float64 logits)");
-    call.weight = dense(*weight);
+  if (!dense_rows) logits = torch::stable::contiguous(logits);
+  input = {};
+  if (weight_in.has_value()) {
+    check_vector(*weight_in, "weight", classes);
+    check_same_device(*weight_in, "weight", logits);
+    check(weight_in->scalar_type() == compute_dtype,
+          "weight must be float32 (float64 for float64 logits)");
+    weight = dense(*weight_in);
+    input.class_weight = weight->const_data_ptr();
   }
-  call.input = {call.logits.const_data_ptr(),
-                type,
-                rows,
-                classes,
-                call.logits.stride(0),
-                {call.target.const_data_ptr(), target_type},
-                call.weight.has_value() ? call.weight->const_data_ptr() : nullptr,
-                label_smoothing,
-                ignore_index};
-  return call;
+  check(second_target_in.has_value() == lam_in.has_value(),
+        "second_target and lam must be given together");
+  if (second_target_in.has_value()) {
+    second_target = second_target_in;
+    lam = lam_in;
+    input.second_target = targets(&*second_target, "second_target");
+    check(lam->numel() == (lam->dim() == 0 ? 1 : rows) && lam->dim() <= 1,
+          "lam must be 0-d or have one element per row");
+    check_same_device(*lam, "lam", logits);
+    check(lam->scalar_type() == compute_dtype, "lam must be float32 (float64 for float64 logits)");
+    input.lam = lam->const_data_ptr();
+    input.lam_stride = lam->dim() == 0 || rows == 1 ? 0 : lam->stride(0);
+  }
+  input.logits = logits.const_data_ptr();
+  input.type = type;
+  input.batch_size = rows;
+  input.num_classes = classes;
+  input.row_stride = logits.stride(0);
+  input.target = targets(&target, "target");
+  input.label_smoothing = label_smoothing;
+  input.ignore_index = ignore_index;
 }
 
-}  // namespace
+UpdateCall::UpdateCall(const Tensor& mean, const Tensor& variance, const Tensor& count,
+                       const Tensor& sample_ids_in, double alpha, bool published_first_visit,
+                       const std::optional<Tensor>& non_finite_count,
+                       const std::optional<Tensor>& last_non_finite,
+                       const std::optional<Tensor>& last_correct,
+                       const std::optional<Tensor>& forget_count)
+    : sample_ids(sample_ids_in) {
+  const int64_t num_samples = mean.numel(), rows = sample_ids.numel();
+  const auto column = [&](const Tensor& t, const char* name, Dtype dtype, const char* dtype_name) {
+    check_vector(t, name, num_samples);
+    check_same_device(t, name, mean);
+    check(t.is_contiguous(), name, " must be contiguous: it is updated in place");
+    if (dtype != Dtype::Undefined) check_dtype(t, name, dtype, dtype_name);
+    return t.mutable_data_ptr();
+  };
+  const auto optional_column = [&](const std::optional<Tensor>& t, const char* name, Dtype dtype,
+                                   const char* dtype_name) -> void* {
+    return t.has_value() ? column(*t, name, dtype, dtype_name) : nullptr;
+  };
+  const IndexType count_type = index_type(count, "count");
+  check(count_type != IndexType::kUInt8, "count must be int32 or int64");
+  check(rows < int64_t{1} << 31, "sample_ids must have fewer than 2^31 elements, got ", rows);
+  check_vector(sample_ids, "sample_ids", rows);
+  check_same_device(sample_ids, "sample_ids", mean);
+  check_dtype(sample_ids, "sample_ids", Dtype::Long, "int64");
+  check(last_correct.has_value() || !forget_count.has_value(),
+        "forget_count needs last_correct beside it");
+  sample_ids = dense(sample_ids);
+  update = {};
+  update.mean = static_cast<float*>(column(mean, "mean", Dtype::Float, "float32"));
+  update.variance = static_cast<float*>(column(variance, "variance", Dtype::Float, "float32"));
+  update.count = column(count, "count", Dtype::Undefined, "");
+  update.count_type = count_type;
+  update.non_finite_count = static_cast<int32_t*>(
+      optional_column(non_finite_count, "non_finite_count", Dtype::Int, "int32"));
+  update.last_non_finite =
+      static_cast<bool*>(optional_column(last_non_finite, "last_non_finite", Dtype::Bool, "bool"));
+  update.last_correct =
+      static_cast<bool*>(optional_column(last_correct, "last_correct", Dtype::Bool, "bool"));
+  update.forget_count =
+      static_cast<int32_t*>(optional_column(forget_count, "forget_count", Dtype::Int, "int32"));
+  update.num_samples = num_samples;
+  update.sample_ids = static_cast<const int64_t*>(sample_ids.const_data_ptr());
+  update.batch_size = rows;
+  update.alpha = static_cast<float>(alpha);
+  update.first_visit = published_first_visit ? FirstVisit::kPublished : FirstVisit::kZero;
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy(
     const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, int64_t ignore_index,
-    double label_smoothing) {
-  const Call call = make_call(logits, target, weight, ignore_index, label_smoothing);
+    double label_smoothing, std::optional<Tensor> second_target, std::optional<Tensor> lam) {
+  const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
+                              lam);
   const int64_t rows = call.input.batch_size;
   const auto per_row = [&](Dtype dtype) { return allocate(logits, {rows}, dtype); };
   Tensor loss = per_row(call.compute_dtype), el2n = per_row(call.compute_dtype);
@@ -94,8 +149,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy(
 Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logits,
                                      const Tensor& target, std::optional<Tensor> weight,
                                      int64_t ignore_index, double label_smoothing,
-                                     const Tensor& saved) {
-  const Call call = make_call(logits, target, weight, ignore_index, label_smoothing);
+                                     const Tensor& saved, std::optional<Tensor> second_target,
+                                     std::optional<Tensor> lam) {
+  const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
+                              lam);
   const int64_t rows = call.input.batch_size, classes = call.input.num_classes;
   check_vector(grad_loss, "grad_loss", rows);
   check_same_device(grad_loss, "grad_loss", logits);
@@ -123,59 +180,34 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
 void update_scores_(const Tensor& mean, const Tensor& variance, const Tensor& count,
                     const Tensor& sample_ids, const Tensor& values, double alpha,
                     bool published_first_visit, std::optional<Tensor> non_finite_count,
-                    std::optional<Tensor> last_non_finite) {
-  const int64_t num_samples = mean.numel(), rows = sample_ids.numel();
-  const auto column = [&](const Tensor& t, const char* name) {
-    check_vector(t, name, num_samples);
-    check_same_device(t, name, mean);
-    check(t.is_contiguous(), name, " must be contiguous: it is updated in place");
-  };
-  column(mean, "mean");
-  column(variance, "variance");
-  column(count, "count");
-  check_dtype(mean, "mean", Dtype::Float, "float32");
-  check_dtype(variance, "variance", Dtype::Float, "float32");
-  const IndexType count_type = index_type(count, "count");
-  check(count_type != IndexType::kUInt8, "count must be int32 or int64");
-  if (non_finite_count.has_value()) {
-    column(*non_finite_count, "non_finite_count");
-    check_dtype(*non_finite_count, "non_finite_count", Dtype::Int, "int32");
-  }
-  if (last_non_finite.has_value()) {
-    column(*last_non_finite, "last_non_finite");
-    check_dtype(*last_non_finite, "last_non_finite", Dtype::Bool, "bool");
-  }
-  check(rows < int64_t{1} << 31, "sample_ids must have fewer than 2^31 elements, got ", rows);
-  check_vector(sample_ids, "sample_ids", rows);
-  check_vector(values, "values", rows);
-  check_same_device(sample_ids, "sample_ids", mean);
+                    std::optional<Tensor> last_non_finite, std::optional<Tensor> correct,
+                    std::optional<Tensor> last_correct, std::optional<Tensor> forget_count) {
+  UpdateCall call(mean, variance, count, sample_ids, alpha, published_first_visit, non_finite_count,
+                  last_non_finite, last_correct, forget_count);
+  ScoreUpdate& update = call.update;
+  check_vector(values, "values", update.batch_size);
   check_same_device(values, "values", mean);
-  check_dtype(sample_ids, "sample_ids", Dtype::Long, "int64");
   check_dtype(values, "values", Dtype::Float, "float32");
-
-  const Tensor dense_ids = dense(sample_ids), dense_values = dense(values);
-  const auto pointer = [](const std::optional<Tensor>& t) {
-    return t.has_value() ? t->mutable_data_ptr() : nullptr;
-  };
-  const ScoreUpdate update{static_cast<float*>(mean.mutable_data_ptr()),
-                           static_cast<float*>(variance.mutable_data_ptr()),
-                           count.mutable_data_ptr(),
-                           count_type,
-                           static_cast<int32_t*>(pointer(non_finite_count)),
-                           static_cast<bool*>(pointer(last_non_finite)),
-                           num_samples,
-                           static_cast<const int64_t*>(dense_ids.const_data_ptr()),
-                           static_cast<const float*>(dense_values.const_data_ptr()),
-                           rows,
-                           static_cast<float>(alpha),
-                           published_first_visit ? FirstVisit::kPublished : FirstVisit::kZero};
+  const Tensor dense_values = dense(values);
+  update.values = static_cast<const float*>(dense_values.const_data_ptr());
+  check(correct.has_value() == last_correct.has_value(),
+        "correct and last_correct must be given together");
+  std::optional<Tensor> dense_correct;
+  if (correct.has_value()) {
+    check_vector(*correct, "correct", update.batch_size);
+    check_same_device(*correct, "correct", mean);
+    check_dtype(*correct, "correct", Dtype::Bool, "bool");
+    dense_correct = dense(*correct);
+    update.correct = static_cast<const bool*>(dense_correct->const_data_ptr());
+  }
   if (!on_cuda(mean)) {
-    raise_if_bad(cpu::update_scores(update, torch_threads()), num_samples);
+    raise_if_bad(cpu::update_scores(update, torch_threads()), update.num_samples);
     return;
   }
 #if defined(DYNPRUNE_WITH_CUDA)
   const CudaScope scope(mean);
-  const Tensor workspace = allocate_bytes(mean, cuda::update_scores_workspace_bytes(rows));
+  const Tensor workspace =
+      allocate_bytes(mean, cuda::update_scores_workspace_bytes(update.batch_size));
   cuda_check(cuda::launch_update_scores(update, workspace.mutable_data_ptr(), scope.errors(),
                                         scope.stream()),
              "updating the scores");

@@ -39,28 +39,32 @@ class IdSet {
 // the ids of one residue, so that no two write to one sample.
 template <class Count>
 void apply(const ScoreUpdate& u, const Parallel& parallel) {
-  const ScoreColumns<Count> columns{u.mean, u.variance, static_cast<Count*>(u.count),
-                                    u.non_finite_count, u.last_non_finite};
   const int tasks = num_tasks(parallel, u.batch_size, kMinRowsPerTask);
   for_each_range(parallel, tasks, tasks, [&](int task, Range) {
     IdSet done(u.batch_size);
     for (int64_t row = u.batch_size - 1; row >= 0; row--) {
       const int64_t id = u.sample_ids[row];
       if (id == kNoSample || id % tasks != task || !done.insert(id)) continue;
-      columns.update(id, u.values[row], u.alpha, u.first_visit);
+      u.apply<Count>(row, id);
     }
   });
 }
 
 }  // namespace
 
-DataStatus update_scores(const ScoreUpdate& u, const Parallel& parallel) {
+DataStatus check_ids(const ScoreUpdate& u) {
   for (int64_t row = 0; row < u.batch_size; row++) {
     const int64_t id = u.sample_ids[row];
     if (id != kNoSample && (id < 0 || id >= u.num_samples)) {
       return DataStatus{false, DataError::kSampleId, row, id};
     }
   }
+  return DataStatus{};
+}
+
+DataStatus update_scores(const ScoreUpdate& u, const Parallel& parallel) {
+  const DataStatus status = check_ids(u);
+  if (!status.ok) return status;
   if (u.count_type == IndexType::kInt32) {
     apply<int32_t>(u, parallel);
   } else {

@@ -9,6 +9,9 @@
 namespace dynprune {
 namespace cpu {
 
+// The first id that is out of range.
+DataStatus check_ids(const ScoreUpdate& update);
+
 // Changes nothing if an id is out of range, and tells which.
 DataStatus update_scores(const ScoreUpdate& update, const Parallel& parallel);
 

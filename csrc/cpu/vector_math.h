@@ -35,5 +35,35 @@ inline float exp_nonpositive(float x) {
 }
 inline double exp_nonpositive(double x) { return exp(x); }
 
+// log x for normal x > 0; absolute error below 2e-7 + 1e-7 |log x|.
+inline float log_positive(float x) {
+  constexpr uint32_t kRootHalf = 0x3f3504f3u;
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const int32_t exponent = static_cast<int32_t>(bits - kRootHalf) >> 23;
+  // x = m 2^exponent with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh((m - 1) / (m + 1)).
+  const float m = bit_cast<float>(bits - (static_cast<uint32_t>(exponent) << 23));
+  const float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
+  float p = 1.0f / 9;
+  p = p * s2 + 1.0f / 7;
+  p = p * s2 + 1.0f / 5;
+  p = p * s2 + 1.0f / 3;
+  const float log_m = 2.0f * s + 2.0f * s * (s2 * p);
+  return static_cast<float>(exponent) * 0.6931471805599453f + log_m;
+}
+
+// log(1 + x) for 0 <= x <= 1; relative error below 3e-7.
+inline float log1p_unit(float x) {
+  const float s = x / (2.0f + x), s2 = s * s;  // s <= 1/3
+  float p = 1.0f / 17;
+  p = p * s2 + 1.0f / 15;
+  p = p * s2 + 1.0f / 13;
+  p = p * s2 + 1.0f / 11;
+  p = p * s2 + 1.0f / 9;
+  p = p * s2 + 1.0f / 7;
+  p = p * s2 + 1.0f / 5;
+  p = p * s2 + 1.0f / 3;
+  return 2.0f * s + 2.0f * s * (s2 * p);
+}
+
 }  // namespace cpu
 }  // namespace dynprune

@@ -55,6 +55,20 @@ struct RowStats {
     q += e * e;
     t += e > 0 ? e * shifted : 0;  // 0 * -inf is no contribution; NaN still reaches s and q
   }
+  // kSize logits: one look at the maximum instead of kSize.
+  template <int kSize>
+  DYNPRUNE_HD void add_all(const A* x) {
+    A greatest = x[0];
+    for (int k = 1; k < kSize; k++) greatest = x[k] > greatest ? x[k] : greatest;
+    if (greatest > m) rescale(greatest);
+    for (int k = 0; k < kSize; k++) {
+      const A shifted = x[k] - m;
+      const A e = exp_of(shifted);
+      s += e;
+      q += e * e;
+      t += e > 0 ? e * shifted : 0;
+    }
+  }
   DYNPRUNE_HD void merge(RowStats other) {
     const A max = other.m > m ? other.m : m;
     rescale(max);

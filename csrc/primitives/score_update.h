@@ -16,7 +16,7 @@ enum class FirstVisit { kZero, kPublished };
 DYNPRUNE_HD float saturate(float x) { return x < 3.402823466e38f ? x : 3.402823466e38f; }
 DYNPRUNE_HD float square(float x) { return saturate(mul_rn(x, x)); }
 
-// The score table's columns, one element per sample. The last two may be null.
+// The score table's columns, one element per sample. All but the first three may be null.
 template <class Count>
 struct ScoreColumns {
   float* mean;
@@ -24,6 +24,8 @@ struct ScoreColumns {
   Count* count;
   int32_t* non_finite_count;
   bool* last_non_finite;
+  bool* last_correct;
+  int32_t* forget_count;
 
   // A non-finite value changes no average; it is counted, and the sample is marked until a finite
   // one comes.
@@ -46,6 +48,12 @@ struct ScoreColumns {
     }
     count[id] += 1;
   }
+
+  // A forgetting event: classified correctly at the last visit, and not at this one.
+  DYNPRUNE_HD void update_correct(int64_t id, bool correct) const {
+    if (forget_count != nullptr && last_correct[id] && !correct) forget_count[id] += 1;
+    last_correct[id] = correct;
+  }
 };
 
 // The id of a row that belongs to no sample (an ignored target, padding): skipped without an error.
@@ -66,6 +74,18 @@ struct ScoreUpdate {
   int64_t batch_size;   // B < 2^31
   float alpha;
   FirstVisit first_visit;
+  const bool* correct;    // [B], or null: the next two are left alone
+  bool* last_correct;     // [N], or null with correct
+  int32_t* forget_count;  // [N] or null
+
+  template <class Count>
+  DYNPRUNE_HD void apply(int64_t row, int64_t id) const {
+    const ScoreColumns<Count> columns{
+        mean,         variance,    static_cast<Count*>(count), non_finite_count, last_non_finite,
+        last_correct, forget_count};
+    columns.update(id, values[row], alpha, first_visit);
+    if (correct != nullptr) columns.update_correct(id, correct[row]);
+  }
 };
 
 }  // namespace dynprune

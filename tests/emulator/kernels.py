@@ -70,6 +70,9 @@ class CrossEntropyInput(ctypes.Structure):
         ("class_weight", ctypes.c_void_p),
         ("label_smoothing", ctypes.c_double),
         ("ignore_index", ctypes.c_int64),
+        ("second_target", IndexArray),
+        ("lam", ctypes.c_void_p),
+        ("lam_stride", ctypes.c_int64),
     )
 
 
@@ -89,6 +92,18 @@ class CrossEntropyGradient(ctypes.Structure):
     )
 
 
+class CrossEntropyStep(ctypes.Structure):
+    _fields_ = (
+        ("sample_weight", ctypes.c_void_p),
+        ("grad_scale", ctypes.c_void_p),
+        ("reduction", ctypes.c_int32),
+        ("score", ctypes.c_int32),
+        ("loss", ctypes.c_void_p),
+        ("row_scale", ctypes.c_void_p),
+        ("grad_logits", ctypes.c_void_p),
+    )
+
+
 class ScoreUpdate(ctypes.Structure):
     _fields_ = (
         ("mean", ctypes.c_void_p),
@@ -103,6 +118,9 @@ class ScoreUpdate(ctypes.Structure):
         ("batch_size", ctypes.c_int64),
         ("alpha", ctypes.c_float),
         ("first_visit", ctypes.c_int32),
+        ("correct", ctypes.c_void_p),
+        ("last_correct", ctypes.c_void_p),
+        ("forget_count", ctypes.c_void_p),
     )
 
 
@@ -115,6 +133,7 @@ def load(mode: Mode = "check") -> Emulator:
     library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_select_uniform_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):
         getattr(library, name).restype = ctypes.c_uint64
@@ -210,6 +229,141 @@ class Kernels:
         bytes_of = self.library.emulated_selection_workspace_bytes
         return int(bytes_of(ctypes.byref(arguments), SCALAR_TYPES[dtype]))
 
+    def _cross_entropy_input(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        label_smoothing: float,
+        padding: int = 0,
+        target_b: Tensor | None = None,
+        lam: Tensor | None = None,
+    ) -> CrossEntropyInput:
+        """`padding` elements lie between rows."""
+        rows, classes = logits.shape
+        bits = raw(logits)
+        spaced = np.full((rows, classes + padding), np.nan if bits.dtype.kind == "f" else 0x7FC0)
+        spaced = spaced.astype(bits.dtype)
+        spaced[:, :classes] = bits
+        # The last row ends with its last class: reading the padding behind it is out of bounds.
+        flat = spaced.reshape(-1)[: spaced.size - padding if rows else 0]
+        call = CrossEntropyInput(
+            logits=self.emulator.pointer(self.emulator.array(flat, "logits")),
+            type=SCALAR_TYPES[logits.dtype],
+            batch_size=rows,
+            num_classes=classes,
+            row_stride=classes + padding,
+            target=IndexArray(self._input(target, "target"), INDEX_TYPES[target.dtype]),
+            class_weight=None if weight is None else self._input(weight, "weight"),
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+        )
+        if target_b is not None and lam is not None:
+            second = self._input(target_b, "second_target")
+            call.second_target = IndexArray(second, INDEX_TYPES[target_b.dtype])
+            call.lam = self._input(lam, "lam")
+            call.lam_stride = 0 if lam.numel() == 1 else 1
+        return call
+
+    def scored_cross_entropy_step_(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        sample_ids: Tensor,
+        columns: dict[str, Tensor],
+        *,
+        alpha: float = 0.8,
+        published: bool = False,
+        score: int = 0,
+        reduction: int = 1,
+        sample_weight: Tensor | None = None,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        padding: int = 0,
+        target_b: Tensor | None = None,
+        lam: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        grad_loss: Tensor | None = None,
+        with_gradient: bool = True,
+    ) -> tuple[Tensor, ...]:
+        """Returns loss, scores [5, B], correct and gradient; updates the columns.
+
+        With grad_loss, the gradient is multiplied with it by launch_scale_gradient.
+        """
+        rows, classes = logits.shape
+        kind = np.dtype(np.float64 if logits.dtype == torch.float64 else np.float32)
+        with self._launch() as errors:
+            emulator, pointer = self.emulator, self.emulator.pointer
+            call = self._cross_entropy_input(
+                logits, target, weight, ignore_index, label_smoothing, padding, target_b, lam
+            )
+            loss = emulator.array((rows if reduction == 0 else 1,), "loss", kind, initialised=False)
+            scores = [
+                emulator.array((rows,), name, kind, initialised=False)
+                for name in ("row_loss", "el2n", "entropy", "margin", "row_scale")
+            ]
+            correct = emulator.array((rows,), "correct", np.bool_, initialised=False)
+            grad_shape = (rows, classes) if with_gradient else (0,)
+            grad = emulator.array(grad_shape, "grad", raw(logits).dtype, initialised=False)
+            output = CrossEntropyOutput(*map(pointer, (*scores[:4], correct)), saved=None)
+            step = CrossEntropyStep(
+                sample_weight=None
+                if sample_weight is None
+                else self._input(sample_weight, "sample_weight"),
+                grad_scale=None if grad_scale is None else self._input(grad_scale, "grad_scale"),
+                reduction=reduction,
+                score=score,
+                loss=pointer(loss),
+                row_scale=pointer(scores[4]),
+                grad_logits=pointer(grad) if with_gradient else None,
+            )
+            arrays = {name: emulator.array(raw(t), name) for name, t in columns.items()}
+            update = ScoreUpdate(
+                **{name: pointer(array) for name, array in arrays.items()},
+                count_type=INDEX_TYPES[columns["count"].dtype],
+                num_samples=columns["mean"].numel(),
+                sample_ids=self._input(sample_ids, "sample_ids"),
+                batch_size=rows,
+                alpha=alpha,
+                first_visit=int(published),
+                correct=pointer(correct) if "last_correct" in columns else None,
+            )
+            size = self.library.emulated_scored_cross_entropy_step_workspace_bytes(
+                ctypes.byref(call)
+            )
+            workspace = emulator.array((size,), "workspace", np.uint8, initialised=False)
+            ticket = emulator.array((1,), "ticket", np.uint32)
+            self._call(
+                "scored_cross_entropy_step",
+                *map(ctypes.byref, (call, output, step, update)),
+                pointer(workspace),
+                pointer(ticket),
+                pointer(errors),
+            )
+            assert int(ticket[0]) == 0
+            if grad_loss is not None:
+                self._call(
+                    "scale_gradient",
+                    pointer(grad),
+                    SCALAR_TYPES[logits.dtype],
+                    ctypes.c_int64(rows),
+                    ctypes.c_int64(classes),
+                    self._input(grad_loss, "grad_loss"),
+                    ctypes.c_int64(0 if grad_loss.numel() == 1 else 1),
+                    step.grad_scale and ctypes.c_void_p(step.grad_scale),
+                )
+            for name, array in arrays.items():
+                columns[name].copy_(torch.from_numpy(array.copy()))
+            gradient = torch.from_numpy(grad.copy()).view(logits.dtype)
+            return (
+                torch.from_numpy(loss.copy()),
+                torch.from_numpy(np.stack(scores)),
+                torch.from_numpy(correct.copy()),
+                gradient,
+            )
+
     def scored_cross_entropy(
         self,
         logits: Tensor,
@@ -219,6 +373,8 @@ class Kernels:
         label_smoothing: float = 0.0,
         grad_loss: Tensor | None = None,
         padding: int = 0,
+        target_b: Tensor | None = None,
+        lam: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Forward and, with grad_loss [B] or [1] (shared by all rows), backward.
 
@@ -228,25 +384,9 @@ class Kernels:
         rows, classes = logits.shape
         kind = np.dtype(np.float64 if logits.dtype == torch.float64 else np.float32)
         with self._launch() as errors:
-            emulator = self.emulator
-            bits = raw(logits)
-            spaced = np.full(
-                (rows, classes + padding), np.nan if bits.dtype.kind == "f" else 0x7FC0
-            )
-            spaced = spaced.astype(bits.dtype)
-            spaced[:, :classes] = bits
-            # The last row ends with its last class: reading the padding behind it is out of bounds.
-            flat = spaced.reshape(-1)[: spaced.size - padding if rows else 0]
-            call = CrossEntropyInput(
-                logits=emulator.pointer(emulator.array(flat, "logits")),
-                type=SCALAR_TYPES[logits.dtype],
-                batch_size=rows,
-                num_classes=classes,
-                row_stride=classes + padding,
-                target=IndexArray(self._input(target, "target"), INDEX_TYPES[target.dtype]),
-                class_weight=None if weight is None else self._input(weight, "weight"),
-                label_smoothing=label_smoothing,
-                ignore_index=ignore_index,
+            emulator, bits = self.emulator, raw(logits)
+            call = self._cross_entropy_input(
+                logits, target, weight, ignore_index, label_smoothing, padding, target_b, lam
             )
             names = ("loss", "el2n", "entropy", "margin")
             outputs = {n: emulator.array((rows,), n, kind, initialised=False) for n in names}

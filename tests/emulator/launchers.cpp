@@ -2,6 +2,7 @@
 // The launchers of csrc/kernels with C names and flat arguments, for ctypes. Each returns the
 // launcher's error.
 #include "kernels/scored_cross_entropy.h"
+#include "kernels/scored_cross_entropy_step.h"
 #include "kernels/select_top_k.h"
 #include "kernels/select_ucb.h"
 #include "kernels/select_uniform.h"
@@ -69,6 +70,22 @@ int emulated_scored_cross_entropy(const CrossEntropyInput* input, const CrossEnt
 int emulated_scored_cross_entropy_backward(const CrossEntropyInput* input,
                                            const CrossEntropyGradient* gradient) {
   return cuda::launch_scored_cross_entropy_backward(*input, *gradient, nullptr);
+}
+size_t emulated_scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput* input) {
+  return cuda::scored_cross_entropy_step_workspace_bytes(*input);
+}
+int emulated_scored_cross_entropy_step(const CrossEntropyInput* input,
+                                       const CrossEntropyOutput* output,
+                                       const CrossEntropyStep* step, const ScoreUpdate* update,
+                                       void* workspace, unsigned* ticket, ErrorRecord* errors) {
+  return cuda::launch_scored_cross_entropy_step(*input, *output, *step, *update, workspace, ticket,
+                                                errors, nullptr);
+}
+int emulated_scale_gradient(void* grad_logits, int type, int64_t rows, int64_t classes,
+                            const void* grad_loss, int64_t grad_loss_stride,
+                            const void* grad_scale) {
+  return cuda::launch_scale_gradient(grad_logits, static_cast<ScalarType>(type), rows, classes,
+                                     grad_loss, grad_loss_stride, grad_scale, nullptr);
 }
 
 size_t emulated_update_scores_workspace_bytes(int64_t batch_size) {

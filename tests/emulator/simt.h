@@ -135,6 +135,7 @@ T& shared_variable(const void* tag, const char* name) {
 #define DYNPRUNE_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)  \
   ::emulator::launch_cooperative(#kernel, (grid), (block), (shared_bytes), (stream), \
                                  kernel, ##__VA_ARGS__)
+#define DYNPRUNE_ALLOW_SHARED(kernel, bytes) (static_cast<void>(kernel), cudaSuccess)
 
 // The tag's address names the variable: one per declaration and per instance of a kernel template.
 #define DYNPRUNE_SHARED(T, name, dims) \

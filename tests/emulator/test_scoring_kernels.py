@@ -131,6 +131,214 @@ def test_rows_without_gradient_are_not_read(kernels_in_turn: Kernels) -> None:
     assert sectors_read(torch.zeros(rows)) - forward <= 0.05 * logits_sectors
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [10, 1001, 1025])
+def test_two_targets_equal_cpu(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+    rows = 5
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    second = target.flip(0)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    lam = torch.linspace(0, 1, rows, dtype=compute)
+    options = {"target_b": second, "lam": lam, "label_smoothing": 0.1}
+    grad_loss = torch.linspace(-1, 2, rows, dtype=compute)
+    actual = kernels.scored_cross_entropy(logits, target, grad_loss=grad_loss, **options)
+    assert_same(actual, on_cpu(logits, target, grad_loss, **options), dtype)
+
+
+# ---- the fused step
+
+OPTIONS = [
+    {},
+    {"reduction": "sum", "score": "el2n", "label_smoothing": 0.2, "padding": 3},
+    {"reduction": "none", "score": "margin", "ignore_index": 2, "grad_scale": 4.0},
+    {"score": "entropy", "ignore_index": 2, "weighted": True, "mixed": True, "padding": 1},
+]
+
+
+def check_step(
+    kernels: Kernels,
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    padding: int = 0,
+    weighted: bool = False,
+    mixed: bool = False,
+    grad_scale: float | None = None,
+    grad_loss: Tensor | None = None,
+    **options: object,
+) -> None:
+    """The step on the emulator against the step on the CPU."""
+    n = 40
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    target[1::5] = options.get("ignore_index", 0)
+    ids = torch.randint(-1, n, (rows,), generator=torch.Generator().manual_seed(rows))
+    common = {
+        "ignore_index": options.get("ignore_index", -100),
+        "label_smoothing": options.get("label_smoothing", 0.0),
+        "weight": torch.linspace(0.1, 3, classes, dtype=compute) if weighted else None,
+        "sample_weight": torch.linspace(0, 2, rows, dtype=compute) if weighted else None,
+        "target_b": target.flip(0) if mixed else None,
+        "lam": torch.full((1,), 0.25, dtype=compute) if mixed else None,
+        "grad_scale": None if grad_scale is None else torch.tensor([grad_scale], dtype=compute),
+    }
+    score, reduction = options.get("score", "loss"), options.get("reduction", "mean")
+    emulated, expected = make_columns(n), make_columns(n)
+    for columns in (emulated, expected):
+        columns["last_correct"] = torch.arange(n) % 2 == 0
+        columns["forget_count"] = torch.zeros(n, dtype=torch.int32)
+    one = torch.ones(1, dtype=compute)
+    loss, scores, correct, gradient = kernels.scored_cross_entropy_step_(
+        logits,
+        target,
+        ids,
+        emulated,
+        score=("loss", "el2n", "entropy", "margin").index(score),
+        reduction=("none", "mean", "sum").index(reduction),
+        padding=padding,
+        grad_loss=one if grad_loss is None else grad_loss,
+        **common,
+    )
+    leaf = logits.clone().requires_grad_()
+    if mixed:
+        common["lam"] = common["lam"][0]
+    got = F.scored_cross_entropy_step_(
+        leaf, target, ids, **expected, alpha=0.8, score=score, reduction=reduction, **common
+    )
+    got.loss.backward((one[0] if grad_loss is None else grad_loss).expand_as(got.loss))
+    tolerance = TOLERANCES[compute]
+    expected_loss = got.loss.detach()
+    torch.testing.assert_close(
+        loss.view(expected_loss.shape), expected_loss, **tolerance, equal_nan=True
+    )
+    for a, e in zip(scores[1:4], got[1:4], strict=True):
+        torch.testing.assert_close(a, e, **tolerance)
+    assert torch.equal(correct, got.correct)
+    torch.testing.assert_close(gradient, leaf.grad, **TOLERANCES[dtype])
+    for name, column in expected.items():
+        exact = tolerance if column.is_floating_point() else {}
+        torch.testing.assert_close(emulated[name], column, **exact, equal_nan=True, msg=name)
+    assert not kernels.errors.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 10, 33, 1000, 1025, 2500])
+def test_step_equals_cpu(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+    for options in OPTIONS:
+        rows = 41 if classes < 1000 else 4
+        grad_loss = torch.linspace(-1, 1, rows, dtype=torch.float32)
+        if options.get("reduction") != "none" or dtype == torch.float64:
+            grad_loss = None
+        if dtype == torch.float16 and "grad_scale" not in options:
+            options = {**options, "grad_scale": 1.0}
+        check_step(kernels, rows, classes, dtype, grad_loss=grad_loss, **options)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 8, 9, 600])
+def test_step_of_every_batch_size(kernels: Kernels, rows: int) -> None:
+    for reduction in ("mean", "none"):
+        check_step(kernels, rows, 3, torch.float32, reduction=reduction)
+
+
+def test_step_on_rows_beyond_shared_memory(kernels_in_turn: Kernels) -> None:
+    """And on rows that take more than needs no leave."""
+    for classes in (49_140, 49_141, 12_289):
+        for dtype in (torch.float32, torch.bfloat16):
+            check_step(kernels_in_turn, 2, classes, dtype, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_step_with_more_rows_than_one_block_finishes(
+    kernels_in_turn: Kernels, reduction: str
+) -> None:
+    check_step(kernels_in_turn, 8193, 2, torch.float32, reduction=reduction, ignore_index=1)
+
+
+def test_step_whose_blocks_would_read_too_many_targets(kernels_in_turn: Kernels) -> None:
+    """1500 blocks of one row: the divisor is made by a launch of its own."""
+    check_step(kernels_in_turn, 1500, 1030, torch.bfloat16, weighted=True)
+
+
+def test_bad_rows_of_a_step_count_for_nothing(kernels: Kernels) -> None:
+    logits = make_logits(6, 4, torch.float32)
+    target, ids = torch.tensor([0, 4, 1, -1, 2, 3]), torch.tensor([0, 1, 2, 3, 99, 5])
+    columns, expected = make_columns(10), make_columns(10)
+    loss, scores, correct, gradient = kernels.scored_cross_entropy_step_(
+        logits, target, ids, columns
+    )
+    assert kernels.errors[0, 0] == 2 and kernels.errors[0, 1] in (4, -1)
+    assert kernels.errors[1].tolist() == [1, 99]
+    good, table = torch.tensor([0, 2, 4, 5]), torch.tensor([0, 2, -1, 5])
+    leaf = logits[good].requires_grad_()
+    got = F.scored_cross_entropy_step_(leaf, target[good], table, **expected, alpha=0.8)
+    got.loss.backward()
+    torch.testing.assert_close(loss[0], got.loss.detach(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(gradient[good], leaf.grad, rtol=2e-6, atol=1e-8)
+    bad = torch.tensor([1, 3])
+    assert not gradient[bad].any() and scores[:4, bad].isnan().all() and not correct[bad].any()
+    for name, column in expected.items():
+        torch.testing.assert_close(columns[name], column, rtol=2e-6, atol=0, equal_nan=True)
+
+
+# ---- bytes
+
+
+def step_bytes(
+    kernels: Kernels, rows: int, classes: int, dtype: torch.dtype, **options: object
+) -> tuple[float, float]:
+    """What a step moves, in units of the logits' bytes: to and from memory, and in requests.
+
+    Memory: the 32-byte sectors that a launch touches, each once. Requests: every time a warp asks
+    for one; neighbouring rows' scores share sectors, and so do vectors that begin within one.
+    """
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    kernels.emulator.traffic()
+    kernels.scored_cross_entropy_step_(
+        logits, target, torch.arange(rows), make_columns(rows), **options
+    )
+    traffic = kernels.emulator.traffic()
+    unit = rows * classes * logits.element_size() / 32
+    memory = traffic["unique_sectors_read"] + traffic["unique_sectors_written"]
+    return memory / unit, (traffic["sectors_read"] + traffic["sectors_written"]) / unit
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [
+        (1000, torch.float32),
+        (1024, torch.bfloat16),
+        (4096, torch.bfloat16),
+        (12_288, torch.float32),
+        (1001, torch.bfloat16),
+        (1001, torch.float32),
+        (2049, torch.float16),
+        (21_841, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_a_step_reads_each_logit_once_and_writes_each_gradient_once(
+    kernels_in_turn: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    rows = 64 if classes < 10_000 else 4
+    memory, requests = step_bytes(kernels_in_turn, rows, classes, dtype)
+    assert memory <= 2.1 and requests <= 2.5
+    memory, requests = step_bytes(kernels_in_turn, rows, classes, dtype, with_gradient=False)
+    assert memory <= 1.1 and requests <= 1.5
+
+
+@pytest.mark.parametrize("classes", [1000, 1001, 4099])
+def test_a_gradient_of_1_costs_nothing(kernels_in_turn: Kernels, classes: int) -> None:
+    one, two = torch.ones(1), torch.full((1,), 2.0)
+
+    def memory(**options: object) -> float:
+        return step_bytes(kernels_in_turn, 32, classes, torch.bfloat16, **options)[0]
+
+    step = memory()
+    assert memory(grad_loss=one) - step <= 0.01
+    assert memory(grad_loss=two, grad_scale=two) - step <= 0.01
+    assert 1.9 <= memory(grad_loss=two) - step <= 2.1
+
+
 # ---- score updates
 
 

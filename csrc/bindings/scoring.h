@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arguments of the scoring ops, checked and in the layout that the launchers take; tensors are
+// kept alive beside the pointers to them.
+#pragma once
+
+#include <optional>
+
+#include "bindings/common.h"
+#include "primitives/cross_entropy_row.h"
+#include "primitives/score_update.h"
+
+namespace dynprune {
+namespace bindings {
+
+struct CrossEntropyCall {
+  CrossEntropyCall(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                   int64_t ignore_index, double label_smoothing,
+                   const std::optional<Tensor>& second_target, const std::optional<Tensor>& lam);
+
+  Tensor logits, target;
+  std::optional<Tensor> weight, second_target, lam;
+  CrossEntropyInput input;
+  Dtype compute_dtype;
+};
+
+// Everything of an update but its values and correctness.
+struct UpdateCall {
+  UpdateCall(const Tensor& mean, const Tensor& variance, const Tensor& count,
+             const Tensor& sample_ids, double alpha, bool published_first_visit,
+             const std::optional<Tensor>& non_finite_count,
+             const std::optional<Tensor>& last_non_finite,
+             const std::optional<Tensor>& last_correct, const std::optional<Tensor>& forget_count);
+
+  Tensor sample_ids;
+  ScoreUpdate update;
+};
+
+}  // namespace bindings
+}  // namespace dynprune

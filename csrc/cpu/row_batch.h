@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rows of a range, kLanes at a time: scores, and from the exponentials that scoring kept the
+// gradient, without a second look at the logits.
+#pragma once
+
+#include "cpu/parallel.h"
+#include "cpu/score_rows.h"
+#include "primitives/error_flags.h"
+
+namespace dynprune {
+namespace cpu {
+
+constexpr int64_t kMinLogitsPerTask = 8192;
+
+inline int row_tasks(const CrossEntropyInput& in, const Parallel& parallel) {
+  const int64_t classes = in.num_classes < 1 ? 1 : in.num_classes;
+  const int64_t rows = kMinLogitsPerTask / classes;
+  return num_tasks(parallel, in.batch_size, rows < 1 ? 1 : rows);
+}
+
+// The first row whose target is out of range.
+inline DataStatus check_targets(const CrossEntropyInput& in) {
+  for (int64_t row = 0; row < in.batch_size; row++) {
+    const TargetPair y = targets_of_row(in, row);
+    if (y.kind == RowKind::kOutOfRange) return {false, DataError::kTarget, row, y.offender};
+  }
+  return DataStatus{};
+}
+
+template <class T>
+DYNPRUNE_CLONES void scale_into(const compute_t<T>* e, int64_t classes, compute_t<T> factor,
+                                compute_t<T> minus, T* out) {
+  for (int64_t c = 0; c < classes; c++) out[c] = narrow<T>(e[c] * factor - minus);
+}
+
+// sum_weight = sum_j w_j, sum_distance = sum_j w_j (x_j - x_y).
+template <class T>
+DYNPRUNE_CLONES void weigh_classes(const T* x, int64_t classes, const compute_t<T>* weight,
+                                   compute_t<T> x_y, compute_t<T>* sum_weight,
+                                   compute_t<T>* sum_distance) {
+  using A = compute_t<T>;
+  A weights[kLanes] = {}, distances[kLanes] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= classes; c += kLanes) {
+    for (int l = 0; l < kLanes; l++) {
+      const A w = weight != nullptr ? weight[c + l] : A{1};
+      weights[l] += w;
+      distances[l] += w * (widen(x[c + l]) - x_y);
+    }
+  }
+  for (; c < classes; c++) {
+    const A w = weight != nullptr ? weight[c] : A{1};
+    weights[0] += w;
+    distances[0] += w * (widen(x[c]) - x_y);
+  }
+  for (int l = 0; l < kLanes; l++) *sum_weight += weights[l], *sum_distance += distances[l];
+}
+
+template <class T>
+class RowBatch {
+ public:
+  using A = compute_t<T>;
+
+  RowBatch(const CrossEntropyInput& in, const CrossEntropyOutput& out, T* grad_logits)
+      : in_(in), options_(in), out_(out), grad_(grad_logits), classes_(in.num_classes) {
+    padded_ = (classes_ + kLanes - 1) / kLanes * kLanes;
+    group_ = classes_ <= kChunk ? kLanes : 1;
+    if (classes_ <= kShortClasses) {
+      kept_.resize(classes_ * kLanes);
+    } else if (grad_ != nullptr) {
+      kept_.resize(padded_ * group_);
+    }
+  }
+
+  // scale(row): what the gradient of the row's loss is multiplied with.
+  // on_row(row, result, loss): called for each scored row.
+  template <class Scale, class OnRow>
+  void run(Range rows, const Scale& scale, const OnRow& on_row) {
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+      const RowTarget<A> y(in_, row);
+      if (y.kind != RowKind::kScored) {
+        write(row, 0, {0, 0, 0, 0, 0, 0, 0}, 0);
+        if (grad_ != nullptr) std::fill_n(grad_ + row * classes_, classes_, narrow<T>(A{0}));
+        continue;
+      }
+      row_[count_] = row;
+      target_[count_] = y;
+      if (++count_ == group_) finish(scale, on_row);
+    }
+    if (count_ > 0) finish(scale, on_row);
+  }
+
+ private:
+  const T* logits(int64_t row) const {
+    return static_cast<const T*>(in_.logits) + row * in_.row_stride;
+  }
+
+  void write(int64_t row, A loss, const RowResult<A>& r, A sum_weight) const {
+    static_cast<A*>(out_.loss)[row] = loss;
+    static_cast<A*>(out_.el2n)[row] = r.el2n;
+    static_cast<A*>(out_.entropy)[row] = r.entropy;
+    static_cast<A*>(out_.margin)[row] = r.margin;
+    out_.correct[row] = r.margin > 0;
+    if (out_.saved != nullptr) {
+      static_cast<SavedRow<A>*>(out_.saved)[row] = {r.max, r.log_normaliser, r.miss, sum_weight};
+    }
+  }
+
+  void score() {
+    if (classes_ <= kShortClasses) {
+      A x[kShortClasses * kLanes] = {};
+      for (int l = 0; l < count_; l++) {
+        const T* row = logits(row_[l]);
+        for (int64_t c = 0; c < classes_; c++) x[c * kLanes + l] = widen(row[c]);
+        A& x_y = x[target_[l].first * kLanes + l];
+        lanes_.x_y[l] = x_y;
+        x_y = -Limits<A>::infinity();
+      }
+      short_rows_stats(x, classes_, &lanes_, kept_.data());
+    } else {
+      for (int l = 0; l < count_; l++) {
+        const T* row = logits(row_[l]);
+        const int64_t y = target_[l].first;
+        lanes_.x_y[l] = widen(row[y]);
+        A* kept = grad_ != nullptr ? kept_of(l) : nullptr;
+        lanes_.set_stats(l, long_row_stats(row, classes_, y, kept));
+      }
+    }
+    finish_lanes(&lanes_, count_);
+  }
+
+  A* kept_of(int lane) { return kept_.data() + lane * padded_; }
+
+  template <class Scale, class OnRow>
+  void finish(const Scale& scale, const OnRow& on_row) {
+    score();
+    for (int l = 0; l < count_; l++) {
+      const int64_t row = row_[l];
+      const RowTarget<A>& y = target_[l];
+      const RowResult<A> result = lanes_.result(l);
+      A sum_weight = 0, sum_distance = 0;
+      if (options_.label_smoothing > 0) {
+        weigh_classes(logits(row), classes_, options_.class_weight, lanes_.x_y[l], &sum_weight,
+                      &sum_distance);
+      }
+      const A x_second = y.second >= 0 ? static_cast<A>(widen(logits(row)[y.second])) : A{0};
+      const A loss = row_loss(options_, y, result, x_second, classes_, sum_weight, sum_distance);
+      write(row, loss, result, sum_weight);
+      on_row(row, result, loss);
+      if (grad_ != nullptr) write_gradient(l, sum_weight, scale(row));
+    }
+    count_ = 0;
+  }
+
+  // p_j = e^(x_j - m) miss / s for j != y, with what scoring kept.
+  void write_gradient(int l, A sum_weight, A scale) {
+    const int64_t row = row_[l];
+    const RowTarget<A>& y = target_[l];
+    const SavedRow<A> saved{lanes_.max[l], lanes_.log_normaliser[l], lanes_.miss[l], sum_weight};
+    const RowGradient<A> gradient(options_, saved, y, classes_, scale);
+    T* out = grad_ + row * classes_;
+    if (scale == 0) {
+      std::fill_n(out, classes_, narrow<T>(A{0}));
+      return;
+    }
+    const A s = lanes_.s[l];
+    // Without any other class that counts, miss is 0, or NaN in a broken row.
+    const A factor = gradient.softmax_weight() * (s == 0 ? lanes_.miss[l] : lanes_.miss[l] / s);
+    const bool even = gradient.uniform_weight == 0 || options_.class_weight == nullptr;
+    const A minus = even ? gradient.uniform_at(0) : A{0};
+    if (classes_ <= kShortClasses) {
+      for (int64_t c = 0; c < classes_; c++) {
+        out[c] =
+            narrow<T>(kept_[c * kLanes + l] * factor - (even ? minus : gradient.uniform_at(c)));
+      }
+    } else if (even) {
+      scale_into(kept_of(l), classes_, factor, minus, out);
+    } else {
+      const A* e = kept_of(l);
+      for (int64_t c = 0; c < classes_; c++) {
+        out[c] = narrow<T>(e[c] * factor - gradient.uniform_at(c));
+      }
+    }
+    out[y.first] = narrow<T>(gradient.at_first());
+    if (y.second >= 0) {
+      out[y.second] = narrow<T>(gradient.at_second(widen(logits(row)[y.second])));
+    }
+  }
+
+  const CrossEntropyInput& in_;
+  const LossOptions<A> options_;
+  const CrossEntropyOutput& out_;
+  T* grad_;
+  int64_t classes_, padded_;
+  int group_;      // rows that are finished together: one if it fills the cache by itself
+  int count_ = 0;  // in the group so far
+  int64_t row_[kLanes];
+  RowTarget<A> target_[kLanes];
+  RowLanes<A> lanes_{};
+  // Exponentials: [classes][kLanes] for short rows, else [group][padded classes].
+  std::vector<A> kept_;
+};
+
+}  // namespace cpu
+}  // namespace dynprune

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/scored_cross_entropy_step.h"
+
+#include "cpu/row_batch.h"
+#include "cpu/update_scores.h"
+
+namespace dynprune {
+namespace cpu {
+namespace {
+
+template <class A>
+A weight_of_row(const CrossEntropyStep& step, int64_t row) {
+  return step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[row] : A{1};
+}
+
+// Lists the rows that count: their sample ids, and kNoSample for the others. Returns what the sum
+// of the weighted losses is divided by: the class weights of these rows.
+template <class A>
+double list_rows(const CrossEntropyInput& in, const int64_t* sample_ids, int64_t* row_ids) {
+  const LossOptions<A> options(in);
+  double sum = 0;
+  for (int64_t row = 0; row < in.batch_size; row++) {
+    const RowTarget<A> y(in, row);
+    const bool counts = y.kind == RowKind::kScored;
+    row_ids[row] = counts ? sample_ids[row] : kNoSample;
+    if (counts) sum += y.mean_weight(options);
+  }
+  return sum;
+}
+
+template <class T>
+void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
+                const CrossEntropyStep& step, double divisor, float* values,
+                const Parallel& parallel) {
+  using A = compute_t<T>;
+  const A inverse = static_cast<A>(1 / divisor);
+  const A grad_scale = step.grad_scale != nullptr ? *static_cast<const A*>(step.grad_scale) : A{1};
+  A* row_scale = static_cast<A*>(step.row_scale);
+  std::fill_n(row_scale, in.batch_size, A{0});
+  for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
+    RowBatch<T>(in, out, static_cast<T*>(step.grad_logits))
+        .run(
+            rows, [&](int64_t row) { return row_scale[row] * grad_scale; },
+            [&](int64_t row, const RowResult<A>& result, A loss) {
+              values[row] = table_value(step.score, loss, result);
+              row_scale[row] = weight_of_row<A>(step, row) * inverse;
+            });
+  });
+  const A* row_loss = static_cast<const A*>(out.loss);
+  A* loss = static_cast<A*>(step.loss);
+  if (step.reduction == Reduction::kNone) {
+    for (int64_t row = 0; row < in.batch_size; row++) {
+      loss[row] = weight_of_row<A>(step, row) * row_loss[row];
+    }
+    return;
+  }
+  double sum = 0;
+  for (int64_t row = 0; row < in.batch_size; row++) {
+    sum += static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
+  }
+  *loss = static_cast<A>(sum / divisor);
+}
+
+template <class T>
+DYNPRUNE_CLONES void scale_row(T* x, int64_t classes, compute_t<T> factor) {
+  for (int64_t c = 0; c < classes; c++) x[c] = narrow<T>(widen(x[c]) * factor);
+}
+
+}  // namespace
+
+DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEntropyOutput& out,
+                                     const CrossEntropyStep& step, const ScoreUpdate& update,
+                                     float* values, int64_t* row_ids, const Parallel& parallel) {
+  const DataStatus targets = check_targets(in);
+  if (!targets.ok) return targets;
+  return dispatch(in.type, [&](auto tag) {
+    using T = decltype(tag);
+    const double weights = list_rows<compute_t<T>>(in, update.sample_ids, row_ids);
+    ScoreUpdate scored = update;
+    scored.sample_ids = row_ids;
+    scored.values = values;
+    const DataStatus ids = check_ids(scored);
+    if (!ids.ok) return ids;
+    score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
+                  parallel);
+    return update_scores(scored, parallel);
+  });
+}
+
+void scale_gradient(void* grad_logits, ScalarType type, int64_t rows, int64_t classes,
+                    const void* grad_loss, int64_t grad_loss_stride, const void* grad_scale,
+                    const Parallel& parallel) {
+  CrossEntropyInput shape{};
+  shape.batch_size = rows;
+  shape.num_classes = classes;
+  dispatch(type, [&](auto tag) {
+    using T = decltype(tag);
+    using A = compute_t<T>;
+    const A* factors = static_cast<const A*>(grad_loss);
+    const A scale = grad_scale != nullptr ? *static_cast<const A*>(grad_scale) : A{1};
+    for_each_range(parallel, rows, row_tasks(shape, parallel), [&](int, Range range) {
+      for (int64_t row = range.begin; row < range.end; row++) {
+        const A factor = factors[row * grad_loss_stride] / scale;
+        if (factor != 1) scale_row(static_cast<T*>(grad_logits) + row * classes, classes, factor);
+      }
+    });
+  });
+}
+
+}  // namespace cpu
+}  // namespace dynprune

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving averages of the samples' scores; public through `functional`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._arguments import (
+    COUNT_DTYPES,
+    FLOATING,
+    as_choice,
+    as_float,
+    check_num_samples,
+    check_vector,
+)
+from dynprune_cuda._ops import ops
+
+FirstVisit = Literal["zero", "published"]
+FIRST_VISITS = ("zero", "published")
+
+
+def update_scores_(
+    mean: Tensor,
+    variance: Tensor,
+    count: Tensor,
+    sample_ids: Tensor,
+    values: Tensor,
+    *,
+    alpha: float,
+    first_visit: FirstVisit = "zero",
+    non_finite_count: Tensor | None = None,
+    last_non_finite: Tensor | None = None,
+    correct: Tensor | None = None,
+    last_correct: Tensor | None = None,
+    forget_count: Tensor | None = None,
+) -> None:
+    """Enters a batch of values into the moving averages of their samples, in place.
+
+    The rule of the UCB baseline that the authors of InfoBatch released: with d = (value - mean)^2
+    by the old mean, mean = (1 - alpha) * mean + alpha * value, variance = (1 - alpha) * variance +
+    alpha * d, count += 1. At the first visit (count 0), mean = value. Of an id that occurs twice,
+    the last value is entered, once. The id -1 marks a row without a sample and is skipped. Any
+    other id out of range is an IndexError on the CPU before anything changes; on CUDA it is skipped
+    and `check_errors` raises.
+    The tensors must not share memory with each other.
+
+    Args:
+        mean: [N] float32, contiguous.
+        variance: [N] float32, contiguous.
+        count: [N] int32 or int64, contiguous.
+        sample_ids: [B] int64.
+        values: [B] floating point, read as float32. A value that is not finite changes no average
+            and no count.
+        alpha: Weight of the new value, in (0, 1].
+        first_visit: Variance after the first visit: "zero", or "published": alpha * value^2.
+        non_finite_count: [N] int32, or None; grows by one with each value that is not finite.
+        last_non_finite: [N] bool, or None; whether the sample's last value was not finite.
+        correct: [B] bool, or None; whether the row was classified correctly. Needs `last_correct`.
+        last_correct: [N] bool, or None; `correct` of the sample's last visit, False at first.
+        forget_count: [N] int32, or None; forgetting events: grows by one when a sample that was
+            correct is not (Toneva et al. 2019, arXiv:1812.05159). Needs `last_correct`.
+    """
+    columns = check_columns(
+        mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count
+    )
+    check_vector("sample_ids", sample_ids, (torch.int64,), mean, None)
+    check_vector("values", values, FLOATING, mean, sample_ids.numel(), like_name="sample_ids")
+    if (correct is None) != (last_correct is None):
+        raise ValueError("correct and last_correct must be given together")
+    if correct is not None:
+        check_vector(
+            "correct", correct, (torch.bool,), mean, sample_ids.numel(), like_name="sample_ids"
+        )
+    alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
+    published = as_choice("first_visit", first_visit, FIRST_VISITS) == "published"
+    ops.update_scores_(
+        mean,
+        variance,
+        count,
+        sample_ids,
+        values.detach().to(torch.float32),
+        alpha,
+        published,
+        non_finite_count,
+        last_non_finite,
+        correct,
+        last_correct,
+        forget_count,
+    )
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([c for c in columns if c is not None])
+
+
+def check_columns(
+    mean: Tensor,
+    variance: Tensor,
+    count: Tensor,
+    non_finite_count: Tensor | None,
+    last_non_finite: Tensor | None,
+    last_correct: Tensor | None,
+    forget_count: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The columns of a score table, checked, in the order of the ops."""
+    check_vector("mean", mean, (torch.float32,))
+    columns = {
+        "mean": (mean, (torch.float32,)),
+        "variance": (variance, (torch.float32,)),
+        "count": (count, COUNT_DTYPES),
+        "non_finite_count": (non_finite_count, (torch.int32,)),
+        "last_non_finite": (last_non_finite, (torch.bool,)),
+        "last_correct": (last_correct, (torch.bool,)),
+        "forget_count": (forget_count, (torch.int32,)),
+    }
+    for position, (name, (column, dtypes)) in enumerate(columns.items()):
+        if column is None and position >= 3:
+            continue
+        check_vector(name, column, dtypes, mean)
+        assert column is not None
+        if not column.is_contiguous():
+            raise ValueError(
+                f"{name} is updated in place and must be contiguous, got strides {column.stride()}"
+            )
+    if forget_count is not None and last_correct is None:
+        raise ValueError("forget_count needs last_correct beside it")
+    check_num_samples("mean", mean.numel())
+    return mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count
