@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What selecting a subset costs on this machine, beside what one would write without these ops.
 
-    python benchmarks/bench_selection.py                    # a CPU: about a minute on 2 cores
+    python benchmarks/bench_selection.py                    # a CPU: 1.5 minutes on 2 cores
     python benchmarks/bench_selection.py --device cuda --out results/my_gpu
     python benchmarks/bench_selection.py --parts ops --num-samples 1e8 --keep 0.1
 
