@@ -234,6 +234,11 @@ def step_loss(
     compute = _compute_dtype(logits)
     if sample_weight is not None:
         check_vector("sample_weight", sample_weight, FLOATING, logits)
+        if sample_weight.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "sample_weight must not require a gradient: this loss has none for it; detach it, "
+                "or multiply the losses of scored_cross_entropy by it"
+            )
         sample_weight = sample_weight.detach().to(compute)
     if grad_scale is not None:
         check_tensor("grad_scale", grad_scale, FLOATING)

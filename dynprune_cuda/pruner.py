@@ -161,7 +161,10 @@ class Pruner(ResumableEpochs):
         super().__init__(table, policy, schedule, seed, ranks)
         plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
         ranks.check_settings({**self._settings(), **plan}, self.device)
-        self._ticket: Tensor | None = None  # of scored_cross_entropy_step_
+        # Of scored_cross_entropy_step_. Made here: the first step may be a captured one.
+        self._ticket: Tensor | None = None
+        if self.device.type == "cuda":
+            self._ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
         """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
@@ -205,12 +208,14 @@ class Pruner(ResumableEpochs):
         The loss is that of `torch.nn.functional.cross_entropy` with the same options. Ignored rows
         leave their samples' scores alone. The scores enter the table at this call, not at the
         backward pass: compute a validation loss with torch's own function. One backward pass per
-        call; see `functional.scored_cross_entropy_step_`.
+        call; see `functional.scored_cross_entropy_step_`. Keep the call out of checkpointed
+        regions, which would enter the scores twice, and let no two calls on one pruner overlap.
 
         Args:
             logits: Floating point [batch, num_classes] on `device`.
             target: Class indices, int64, int32 or uint8 [batch].
-            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`.
+            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`; -1 for a row that
+                belongs to no sample, and only trains.
             weight: Class weights [num_classes].
             ignore_index: Target of rows that count for nothing.
             label_smoothing: In [0, 1].
@@ -221,7 +226,8 @@ class Pruner(ResumableEpochs):
                 `target`, but for the score "loss".
             lam: Weight of the first target, with `target_b`: a float, or a 0-d or [batch] tensor.
             grad_scale: The factor that a loss scaler multiplies the loss with, as a 0-d tensor on
-                `device`; it saves work in the backward pass and changes no result.
+                `device`; it saves work in the backward pass. It must be the factor that comes: a
+                float16 gradient is rounded with it, and may underflow or overflow under another.
 
         Returns:
             The loss: 0-d, or [batch] for "none"; float32, or float64 for float64 logits.
@@ -239,8 +245,6 @@ class Pruner(ResumableEpochs):
             raise ValueError(f"logits must be on {device}, as the scores are, got {logits.device}")
         if ids.dtype != torch.int64 or ids.device != device:
             ids = move_without_waiting("ids", ids.to(torch.int64), device)
-        if self._ticket is None and device.type == "cuda":
-            self._ticket = torch.zeros(1, dtype=torch.int32, device=device)
         factors = self._factors(ids)
         if factors is not None and sample_weight is not None:
             check_vector("sample_weight", sample_weight, FLOATING, ids)
@@ -279,9 +283,11 @@ class Pruner(ResumableEpochs):
                 is -1 belongs to no sample and is skipped.
             values: One value per sample, floating point [batch]; bigger means more worth training
                 on. Or the result of `functional.scored_cross_entropy`, of which the configured
-                `score` is taken. Or a 0-d value of the whole batch, such as a loss that has no
-                per-sample value: it is credited to every sample of the batch, and the moving
-                average over the batches that a sample was in tells the samples apart.
+                `score` is taken: the scores of ignored rows are 0, so give those rows the id -1
+                (`ids.masked_fill(target == ignore_index, -1)`). Or a 0-d value of the whole batch,
+                such as a loss that has no per-sample value: it is credited to every sample of the
+                batch, and the moving average over the batches that a sample was in tells the
+                samples apart.
             correct: Was the sample classified correctly, bool [batch]. Not read in this version.
 
         Raises:
@@ -355,8 +361,9 @@ class Pruner(ResumableEpochs):
         if self._weights is None:
             return None
         ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-        # An id out of range is reported by the update of its score.
-        return self._weights[ids.clamp(0, self.num_samples - 1)]
+        # An id out of range is reported by the update of its score; -1 belongs to no sample.
+        factors = self._weights[ids.clamp(0, self.num_samples - 1)]
+        return factors.masked_fill(ids < 0, 1.0)
 
     def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
         """Returns the configured score, detached: bigger means more worth training on."""

@@ -428,3 +428,39 @@ def test_sample_weights_multiply_the_factors_of_a_policy_that_weighs(device):
     torch.testing.assert_close(loss, expected.mean())
     with pytest.raises(ValueError, match="sample_weight must have"):
         pruner.cross_entropy(logits, target, ids, sample_weight=weight[:1])
+
+
+def test_a_row_of_no_sample_trains_as_it_is() -> None:
+    """An id of -1 takes no factor of another sample, and no entry of the table."""
+    pruner = Pruner(4, policy="infobatch", epochs=8)
+    assert pruner._weights is not None
+    pruner._weights.fill_(2.0)
+    logits, target = torch.tensor([[0.3, -0.2, 1.0]]), torch.tensor([1])
+    plain = torch.nn.functional.cross_entropy(logits, target)
+    nobody, somebody = torch.tensor([-1]), torch.tensor([0])
+    torch.testing.assert_close(pruner.cross_entropy(logits, target, nobody), plain)
+    torch.testing.assert_close(pruner.rescale(nobody, plain[None]), plain[None])
+    assert not pruner.table.count.any()
+    torch.testing.assert_close(pruner.cross_entropy(logits, target, somebody), 2 * plain)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_the_weight_of_an_ignored_row_is_not_looked_at(reduction: str) -> None:
+    pruner = Pruner(4, 0.5, "ucb")
+    logits, target = torch.randn(3, 5), torch.tensor([1, -100, 2])
+    weight = torch.tensor([1.0, math.inf, 1.0])
+    loss = pruner.cross_entropy(
+        logits, target, torch.arange(3), sample_weight=weight, reduction=reduction
+    )
+    expected = torch.nn.functional.cross_entropy(logits, target, reduction=reduction)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_sample_weights_that_want_a_gradient_are_refused() -> None:
+    pruner = Pruner(4, 0.5, "ucb")
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match="sample_weight must not require a gradient"):
+        pruner.cross_entropy(
+            torch.randn(3, 5), torch.tensor([1, 0, 2]), torch.arange(3), sample_weight=weight
+        )
+    assert not pruner.table.count.any()

@@ -48,16 +48,17 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
   });
   const A* row_loss = static_cast<const A*>(out.loss);
   A* loss = static_cast<A*>(step.loss);
+  // The weight of a row that counts for nothing is not looked at: it may be infinite.
+  const auto weighted = [&](int64_t row) -> double {
+    if (RowTarget<A>(in, row).kind != RowKind::kScored) return 0;
+    return static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
+  };
   if (step.reduction == Reduction::kNone) {
-    for (int64_t row = 0; row < in.batch_size; row++) {
-      loss[row] = weight_of_row<A>(step, row) * row_loss[row];
-    }
+    for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
     return;
   }
   double sum = 0;
-  for (int64_t row = 0; row < in.batch_size; row++) {
-    sum += static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
-  }
+  for (int64_t row = 0; row < in.batch_size; row++) sum += weighted(row);
   *loss = static_cast<A>(sum / divisor);
 }
 
