@@ -27,6 +27,10 @@ if command -v compute-sanitizer > /dev/null; then
 fi
 step python3 benchmarks/bench_selection.py --device cuda --out "$out"
 step python3 benchmarks/bench_selection.py --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"
+for dtype in float32 bfloat16; do
+    step python3 benchmarks/bench_scoring.py --device cuda --dtype $dtype --out "$out/bench_scoring_$dtype.json" \
+        --shapes 512x10 512x100 1024x1000 4096x32768 8192x128256
+done
 if ((${#failures[@]})); then
     printf 'FAILED: %s\n' "${failures[@]}"
     exit 1
