@@ -8,6 +8,7 @@ import operator
 import reprlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def as_float(
     above_low: bool = False,
 ) -> float:
     """Returns `value` as a finite float in [low, high], or in (low, high] with `above_low`."""
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+    if isinstance(value, bool | np.bool_ | str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     try:
         number = float(value)
@@ -59,6 +60,13 @@ def as_float(
         wanted = f"{'(' if above_low else '['}{low:g}, {high:g}{']' if high < math.inf else ')'}"
         raise ValueError(f"{name} must be in {wanted}, got {value!r}")
     return number
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """Returns `value` if it is a bool: "no" and 0.3 would both count as true or false."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
+    return bool(value)
 
 
 def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

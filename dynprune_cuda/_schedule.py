@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._arguments import as_bool, as_int
 
 _MASK = 2**64 - 1
 
@@ -126,7 +126,7 @@ def resolve_keep(keep: Any, num_samples: int, name: str = "keep") -> int:
 
 def num_batches(num_ids: int, batch_size: int, drop_last: bool) -> int:
     """Returns how many batches `num_ids` make."""
-    return num_ids // batch_size if drop_last else -(-num_ids // batch_size)
+    return num_ids // batch_size if as_bool("drop_last", drop_last) else -(-num_ids // batch_size)
 
 
 def same_steps(

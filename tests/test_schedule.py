@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynprune_cuda import Pruner, same_steps
 from dynprune_cuda._schedule import Schedule, derive_seed, resolve_keep
 
 
@@ -99,6 +100,20 @@ def test_a_keep_that_selects_nothing_or_too_much_is_a_value_error(keep):
 def test_a_keep_that_is_no_number_is_a_type_error(keep):
     with pytest.raises(TypeError, match=r"keep must be a float .* or an int"):
         resolve_keep(keep, 10)
+
+
+@pytest.mark.parametrize("drop_last", ["no", 0.3, 1, None])
+def test_drop_last_that_is_no_bool_is_named(drop_last):
+    pruner = Pruner(10, 0.5)
+    for call in (
+        lambda: pruner.steps_per_epoch(3, drop_last),
+        lambda: pruner.total_steps(2, 3, drop_last),
+        lambda: same_steps(4, 10, 3, drop_last=drop_last),
+        lambda: pruner.sampler(drop_last),
+        lambda: pruner.batch_sampler(3, drop_last),
+    ):
+        with pytest.raises(TypeError, match=f"drop_last must be a bool, got {drop_last!r}"):
+            call()
 
 
 def test_seeds_are_64_bit_and_the_same_in_every_process():

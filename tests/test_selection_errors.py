@@ -127,6 +127,7 @@ def test_numbers_must_be_finite_numbers(name, call):
         ("1", "'1'"),
         (None, "None"),
         (True, "True"),
+        (np.bool_(True), "True"),
         (1j, "1j"),
         ([1.0], "[1.0]"),
     ):

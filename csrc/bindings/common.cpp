@@ -5,6 +5,10 @@
 
 #include <mutex>
 
+#if defined(DYNPRUNE_WITH_CUDA)
+#include "kernels/take_errors.h"
+#endif
+
 namespace dynprune {
 namespace bindings {
 
@@ -158,11 +162,9 @@ Tensor take_errors(const Tensor& like) {
   }
 #if defined(DYNPRUNE_WITH_CUDA)
   const CudaScope scope(like);
-  cuda_check(cudaMemcpyAsync(taken.mutable_data_ptr(), scope.errors(), kErrorBytes,
-                             cudaMemcpyDeviceToDevice, scope.stream()),
-             "reading the error records");
-  cuda_check(cudaMemsetAsync(scope.errors(), 0, kErrorBytes, scope.stream()),
-             "clearing the error records");
+  cuda_check(cuda::launch_take_errors(
+                 scope.errors(), static_cast<int64_t*>(taken.mutable_data_ptr()), scope.stream()),
+             "taking the error records");
 #endif
   return taken;
 }

@@ -7,12 +7,15 @@
 
 namespace dynprune {
 
-// errors: [kNumDataErrors] or null. The first offender to get here is kept as the example.
+// errors: [kNumDataErrors] or null. The last offender to get here is kept as the example, which is
+// there before it is counted: who sees a count finds an example.
 __device__ __forceinline__ void record_error(ErrorRecord* errors, DataError error,
                                              long long example) {
   if (errors == nullptr) return;
   ErrorRecord& record = errors[static_cast<int>(error)];
-  if (atomicAdd(&record.count, 1ull) == 0) record.example = example;
+  atomicExch(&record.example, static_cast<unsigned long long>(example));
+  __threadfence();
+  atomicAdd(&record.count, 1ull);
 }
 
 }  // namespace dynprune

@@ -12,8 +12,8 @@ enum class DataError : int { kTarget = 0, kSampleId = 1, kWeight = 2 };
 constexpr int kNumDataErrors = 3;
 
 struct ErrorRecord {
-  unsigned long long count;  // offenders so far
-  long long example;  // one of them: the target, the sample id, or the id whose weight is bad
+  unsigned long long count;    // offenders so far
+  unsigned long long example;  // one of them, an int64: target, sample id, or id of a bad weight
 };
 
 // What a CPU launcher found before it changed anything.

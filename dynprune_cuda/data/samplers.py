@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._arguments import as_bool, as_int
 from dynprune_cuda._schedule import num_batches
 
 __all__ = ["EpochBatchSampler", "EpochSampler"]
@@ -198,9 +198,7 @@ class EpochSampler(ResumableSampler, Sampler[int]):
 
     def __init__(self, source: EpochSource, drop_last: bool = False) -> None:
         """Follows `source`; `Pruner.sampler` is the usual way here."""
-        if not isinstance(drop_last, bool):
-            raise TypeError(f"drop_last must be a bool, got {drop_last!r}")
-        self.drop_last = drop_last
+        self.drop_last = as_bool("drop_last", drop_last)
         self.source = source
 
     def __len__(self) -> int:
@@ -238,9 +236,7 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
             ValueError: `batch_size` is below 1.
         """
         self.batch_size = as_int("batch_size", batch_size, minimum=1)
-        if not isinstance(drop_last, bool):
-            raise TypeError(f"drop_last must be a bool, got {drop_last!r}")
-        self.drop_last = drop_last
+        self.drop_last = as_bool("drop_last", drop_last)
         self.source = source
 
     @property

@@ -184,6 +184,14 @@ class Kernels:
         finally:
             self.emulator.free_all()
 
+    def take_errors(self, records: Array) -> tuple[Array, Array]:
+        """What the op takes of these records, and the records it leaves."""
+        with self._launch():
+            errors = self.emulator.array(records, "errors")
+            taken = self.emulator.array(records.shape, "taken", np.int64, initialised=False)
+            self._call("take_errors", self.emulator.pointer(errors), self.emulator.pointer(taken))
+            return taken.copy(), errors.copy()
+
     def select(
         self,
         op: str,

@@ -7,6 +7,7 @@
 #include "kernels/select_ucb.h"
 #include "kernels/select_uniform.h"
 #include "kernels/select_weighted.h"
+#include "kernels/take_errors.h"
 #include "kernels/update_scores.h"
 #include "primitives/permutation.h"
 #include "primitives/ranking.h"
@@ -93,6 +94,10 @@ size_t emulated_update_scores_workspace_bytes(int64_t batch_size) {
 }
 int emulated_update_scores(const ScoreUpdate* update, void* workspace, ErrorRecord* errors) {
   return cuda::launch_update_scores(*update, workspace, errors, nullptr);
+}
+
+int emulated_take_errors(ErrorRecord* errors, int64_t* taken) {
+  return cuda::launch_take_errors(errors, taken, nullptr);
 }
 
 // Arithmetic on sizes that no memory here holds: a permutation of n elements, for n up to 2^63, and

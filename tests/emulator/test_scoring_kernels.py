@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from emulator import EmulatorError
@@ -388,6 +389,15 @@ def test_ids_out_of_range_are_skipped_and_recorded(kernels: Kernels) -> None:
         assert torch.equal(columns[name].nan_to_num(9.0), column.nan_to_num(9.0)), name
     count, example = kernels.errors[1]
     assert count == 3 and example in (10, -2, 1 << 40)
+
+
+def test_taking_errors_clears_the_counts(kernels: Kernels) -> None:
+    records = np.array([[3, -1], [0, 7], [1 << 40, 1 << 33]], np.int64)
+    taken, left = kernels.take_errors(records)
+    assert taken.tolist() == [[3, -1], [0, 0], [1 << 40, 1 << 33]]
+    assert left[:, 0].tolist() == [0, 0, 0]
+    again, _ = kernels.take_errors(left)
+    assert not again.any()
 
 
 def test_columns_shorter_than_claimed_are_reported(kernels_in_turn: Kernels) -> None:
