@@ -63,11 +63,13 @@ class RowBatch {
 
   RowBatch(const CrossEntropyInput& in, const CrossEntropyOutput& out, T* grad_logits)
       : in_(in), options_(in), out_(out), grad_(grad_logits), classes_(in.num_classes) {
-    padded_ = (classes_ + kLanes - 1) / kLanes * kLanes;
+    padded_ = round_up_to_lanes(classes_);
+    plain_ =
+        in.class_weight == nullptr && in.label_smoothing == 0 && in.second_target.data == nullptr;
     group_ = classes_ <= kChunk ? kLanes : 1;
     if (classes_ <= kShortClasses) {
       kept_.resize(classes_ * kLanes);
-    } else if (grad_ != nullptr) {
+    } else if (grad_ != nullptr || group_ > 1) {
       kept_.resize(padded_ * group_);
     }
   }
@@ -107,24 +109,26 @@ class RowBatch {
   }
 
   void score() {
+    const T* x[kLanes];
+    int64_t target[kLanes];
+    for (int l = 0; l < count_; l++) {
+      x[l] = logits(row_[l]);
+      target[l] = target_[l].first;
+      lanes_.x_y[l] = widen(x[l][target[l]]);
+    }
     if (classes_ <= kShortClasses) {
-      A x[kShortClasses * kLanes] = {};
+      // Lanes without a row keep what is there: finite numbers, of which nothing is read.
       for (int l = 0; l < count_; l++) {
-        const T* row = logits(row_[l]);
-        for (int64_t c = 0; c < classes_; c++) x[c * kLanes + l] = widen(row[c]);
-        A& x_y = x[target_[l].first * kLanes + l];
-        lanes_.x_y[l] = x_y;
-        x_y = -Limits<A>::infinity();
+        for (int64_t c = 0; c < classes_; c++) kept_[c * kLanes + l] = widen(x[l][c]);
+        kept_[target[l] * kLanes + l] = -Limits<A>::infinity();
       }
-      short_rows_stats(x, classes_, &lanes_, kept_.data());
+      short_rows_stats(kept_.data(), classes_, &lanes_);
+    } else if (classes_ <= kChunk) {
+      medium_rows_stats(x, target, count_, classes_, static_cast<int>(padded_), &lanes_,
+                        kept_.data());
     } else {
-      for (int l = 0; l < count_; l++) {
-        const T* row = logits(row_[l]);
-        const int64_t y = target_[l].first;
-        lanes_.x_y[l] = widen(row[y]);
-        A* kept = grad_ != nullptr ? kept_of(l) : nullptr;
-        lanes_.set_stats(l, long_row_stats(row, classes_, y, kept));
-      }
+      A* kept = grad_ != nullptr ? kept_.data() : nullptr;
+      lanes_.set_stats(0, long_row_stats(x[0], classes_, target[0], kept));
     }
     finish_lanes(&lanes_, count_);
   }
@@ -134,25 +138,59 @@ class RowBatch {
   template <class Scale, class OnRow>
   void finish(const Scale& scale, const OnRow& on_row) {
     score();
+    A sum_weight[kLanes] = {};
     for (int l = 0; l < count_; l++) {
-      const int64_t row = row_[l];
-      const RowTarget<A>& y = target_[l];
       const RowResult<A> result = lanes_.result(l);
-      A sum_weight = 0, sum_distance = 0;
-      if (options_.label_smoothing > 0) {
-        weigh_classes(logits(row), classes_, options_.class_weight, lanes_.x_y[l], &sum_weight,
-                      &sum_distance);
-      }
-      const A x_second = y.second >= 0 ? static_cast<A>(widen(logits(row)[y.second])) : A{0};
-      const A loss = row_loss(options_, y, result, x_second, classes_, sum_weight, sum_distance);
-      write(row, loss, result, sum_weight);
-      on_row(row, result, loss);
-      if (grad_ != nullptr) write_gradient(l, sum_weight, scale(row));
+      const A loss = plain_ ? result.nll : loss_of(l, result, &sum_weight[l]);
+      write(row_[l], loss, result, sum_weight[l]);
+      on_row(row_[l], result, loss);
+    }
+    if (grad_ != nullptr && plain_) {
+      write_plain_gradients(scale);
+    } else if (grad_ != nullptr) {
+      for (int l = 0; l < count_; l++) write_gradient(l, sum_weight[l], scale(row_[l]));
     }
     count_ = 0;
   }
 
-  // p_j = e^(x_j - m) miss / s for j != y, with what scoring kept.
+  A loss_of(int l, const RowResult<A>& result, A* sum_weight) const {
+    const T* x = logits(row_[l]);
+    const RowTarget<A>& y = target_[l];
+    A sum_distance = 0;
+    if (options_.label_smoothing > 0) {
+      weigh_classes(x, classes_, options_.class_weight, lanes_.x_y[l], sum_weight, &sum_distance);
+    }
+    const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second])) : A{0};
+    return row_loss(options_, y, result, x_second, classes_, *sum_weight, sum_distance);
+  }
+
+  // What the exponentials are multiplied with to be probabilities: p_j = e^(x_j - m) miss / s for
+  // j != y. Without any other class that counts, miss is 0, or NaN in a broken row.
+  A share(int l) const { return lanes_.s[l] == 0 ? lanes_.miss[l] : lanes_.miss[l] / lanes_.s[l]; }
+
+  // The gradient is scale (p_j - [j = y]), as write_gradient has it, without its options.
+  template <class Scale>
+  void write_plain_gradients(const Scale& scale) {
+    A factor[kLanes] = {};
+    for (int l = 0; l < count_; l++) factor[l] = scale(row_[l]) * share(l);
+    const bool turned = classes_ <= kShortClasses;
+    if (turned) multiply_lanes(kept_.data(), classes_, factor);
+    for (int l = 0; l < count_; l++) {
+      T* out = grad_ + row_[l] * classes_;
+      const A row_scale = scale(row_[l]);
+      if (row_scale == 0) {
+        std::fill_n(out, classes_, narrow<T>(A{0}));
+        continue;
+      }
+      if (turned) {
+        for (int64_t c = 0; c < classes_; c++) out[c] = narrow<T>(kept_[c * kLanes + l]);
+      } else {
+        scale_into(kept_of(l), classes_, factor[l], A{0}, out);
+      }
+      out[target_[l].first] = narrow<T>(-row_scale * lanes_.miss[l]);
+    }
+  }
+
   void write_gradient(int l, A sum_weight, A scale) {
     const int64_t row = row_[l];
     const RowTarget<A>& y = target_[l];
@@ -163,9 +201,7 @@ class RowBatch {
       std::fill_n(out, classes_, narrow<T>(A{0}));
       return;
     }
-    const A s = lanes_.s[l];
-    // Without any other class that counts, miss is 0, or NaN in a broken row.
-    const A factor = gradient.softmax_weight() * (s == 0 ? lanes_.miss[l] : lanes_.miss[l] / s);
+    const A factor = gradient.softmax_weight() * share(l);
     const bool even = gradient.uniform_weight == 0 || options_.class_weight == nullptr;
     const A minus = even ? gradient.uniform_at(0) : A{0};
     if (classes_ <= kShortClasses) {
@@ -192,6 +228,7 @@ class RowBatch {
   const CrossEntropyOutput& out_;
   T* grad_;
   int64_t classes_, padded_;
+  bool plain_;     // no class weights, no label smoothing, no second targets
   int group_;      // rows that are finished together: one if it fills the cache by itself
   int count_ = 0;  // in the group so far
   int64_t row_[kLanes];

@@ -100,15 +100,73 @@ inline void finish_lanes(RowLanes<double>* r, int count) {
 
 // ---- a row in chunks; lengths are multiples of kLanes
 
-template <class T>
-DYNPRUNE_CLONES void widen_chunk(const T* x, int count, compute_t<T>* out) {
-  for (int i = 0; i < count; i++) out[i] = widen(x[i]);
+// Sum and greatest of a number per lane, by halves: short chains, and the same in every clone.
+template <class A>
+inline __attribute__((always_inline)) A sum_of(const Wide<A>* v) {
+  Wide<A> sum = v[0];
+  for (int w = 1; w < kWides<A>; w++) sum += v[w];
+  A x[kWideLanes<A>];
+  memcpy(x, &sum, sizeof(x));
+  for (int half = kWideLanes<A> / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; l++) x[l] += x[l + half];
+  }
+  return x[0];
+}
+template <class A>
+inline __attribute__((always_inline)) A greatest_of(const Wide<A>* v) {
+  Wide<A> greatest = v[0];
+  for (int w = 1; w < kWides<A>; w++) greatest = v[w] > greatest ? v[w] : greatest;
+  A x[kWideLanes<A>];
+  memcpy(x, &greatest, sizeof(x));
+  for (int half = kWideLanes<A> / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; l++) x[l] = x[l + half] > x[l] ? x[l + half] : x[l];
+  }
+  return x[0];
 }
 
+// A chunk in the compute type, filled up with what counts for nothing, as does the class at
+// `target` if it lies in the chunk.
+template <class T>
+DYNPRUNE_CLONES void widen_chunk(const T* x, int count, int64_t target, compute_t<T>* out) {
+  for (int i = 0; i < count; i++) out[i] = widen(x[i]);
+  constexpr compute_t<T> kNothing = -__builtin_inf();
+  for (int i = count; i % kLanes != 0; i++) out[i] = kNothing;
+  if (target >= 0 && target < count) out[target] = kNothing;
+}
+
+// The statistics' sums side by side.
 template <class A>
-DYNPRUNE_CLONES A max_of(const A* x, int count) {
+struct LaneSums {
+  Wide<A> s[kWides<A>] = {}, q[kWides<A>] = {}, t[kWides<A>] = {};
+
+  // Enters kLanes logits, relative to m; they become the exponentials. What is so far below that
+  // its exponential is 0 is raised: its product with the distance must be 0 too, not NaN.
+  inline __attribute__((always_inline)) void add(A* x, const A* m) {
+    constexpr A kLeast = kLeastExponent<A>;
+    A below[kLanes], e[kLanes];
+    for (int l = 0; l < kLanes; l++) {
+      const A distance = x[l] - m[l];
+      below[l] = distance < kLeast ? kLeast : distance;
+      e[l] = exp_in_range(below[l]);
+    }
+    for (int w = 0; w < kWides<A>; w++) {
+      Wide<A> v, distance;
+      load_wide(e, w, &v);
+      load_wide(below, w, &distance);
+      v = distance <= kLeast ? Wide<A>{} : v;
+      store_wide(x, w, v);
+      s[w] += v;
+      q[w] += v * v;
+      t[w] += v * distance;
+    }
+  }
+};
+
+// The greatest element of x and `least`.
+template <class A>
+DYNPRUNE_CLONES A chunk_max(const A* x, int count, A least) {
   Wide<A> greatest[kWides<A>];
-  for (int w = 0; w < kWides<A>; w++) greatest[w] = Wide<A>{} + Limits<A>::lowest();
+  for (int w = 0; w < kWides<A>; w++) greatest[w] = Wide<A>{} + least;
   for (int i = 0; i < count; i += kLanes) {
     for (int w = 0; w < kWides<A>; w++) {
       Wide<A> v;
@@ -116,54 +174,17 @@ DYNPRUNE_CLONES A max_of(const A* x, int count) {
       greatest[w] = v > greatest[w] ? v : greatest[w];
     }
   }
-  A max = Limits<A>::lowest();
-  for (int l = 0; l < kLanes; l++) {
-    const A v = greatest[l / kWideLanes<A>][l % kWideLanes<A>];
-    max = v > max ? v : max;
-  }
-  return max;
+  return greatest_of<A>(greatest);
 }
 
-// e = e^(x - m). x becomes x - m, or what is so far below that e is 0: the product of both must be
-// 0 then, not NaN.
+// Statistics of x relative to m. x becomes the exponentials.
 template <class A>
-DYNPRUNE_CLONES void exponentials(A* x, int count, A m, A* e) {
-  constexpr A kNothing = -1000;
-  for (int i = 0; i < count; i++) {
-    const A below = x[i] - m;
-    const A clamped = below < kNothing ? kNothing : below;
-    x[i] = clamped;
-    e[i] = exp_nonpositive(clamped);
-  }
-}
-
-// Sums over steps of kLanes, each lane for itself: s of e, q of e^2, t of e x.
-template <class A>
-DYNPRUNE_CLONES void lane_sums(const A* x, const A* e, int64_t count, A* s_out, A* q_out,
-                               A* t_out) {
-  for (int w = 0; w < kWides<A>; w++) {
-    Wide<A> s{}, q{}, t{};
-    for (int64_t i = 0; i < count; i += kLanes) {
-      Wide<A> v, shifted;
-      load_wide(e + i, w, &v);
-      load_wide(x + i, w, &shifted);
-      s += v;
-      q += v * v;
-      t += v * shifted;
-    }
-    store_wide(s_out, w, s);
-    store_wide(q_out, w, q);
-    store_wide(t_out, w, t);
-  }
-}
-
-template <class A>
-RowStats<A> sums_of(const A* x, const A* e, int count, A m) {
-  A s[kLanes], q[kLanes], t[kLanes];
-  lane_sums(x, e, count, s, q, t);
-  RowStats<A> sums{m, 0, 0, 0};
-  for (int l = 0; l < kLanes; l++) sums.s += s[l], sums.q += q[l], sums.t += t[l];
-  return sums;
+DYNPRUNE_CLONES RowStats<A> chunk_stats(A* x, int count, A m) {
+  A lanes_m[kLanes];
+  for (int l = 0; l < kLanes; l++) lanes_m[l] = m;
+  LaneSums<A> sums;
+  for (int i = 0; i < count; i += kLanes) sums.add(x + i, lanes_m);
+  return {m, sum_of<A>(sums.s), sum_of<A>(sums.q), sum_of<A>(sums.t)};
 }
 
 template <class A>
@@ -171,60 +192,88 @@ DYNPRUNE_CLONES void multiply(A* x, int64_t count, A factor) {
   for (int64_t i = 0; i < count; i++) x[i] *= factor;
 }
 
-// kept: [classes rounded up to kLanes] the exponentials relative to the maximum, or null.
+inline int64_t round_up_to_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// A row of more than kChunk classes. kept: [classes rounded up to kLanes] the exponentials relative
+// to the maximum, or null.
 template <class T>
 RowStats<compute_t<T>> long_row_stats(const T* x, int64_t classes, int64_t target,
                                       compute_t<T>* kept) {
   using A = compute_t<T>;
-  A chunk[kChunk], exponential[kChunk];
+  A chunk[kChunk];
   RowStats<A> stats = RowStats<A>::none();
   for (int64_t first = 0; first < classes; first += kChunk) {
     const int count = static_cast<int>(std::min<int64_t>(kChunk, classes - first));
-    const int padded = (count + kLanes - 1) / kLanes * kLanes;
-    widen_chunk(x + first, count, chunk);
-    for (int i = count; i < padded; i++) chunk[i] = -Limits<A>::infinity();
-    if (target >= first && target < first + count) chunk[target - first] = -Limits<A>::infinity();
-    A* e = kept != nullptr ? kept + first : exponential;
+    A* e = kept != nullptr ? kept + first : chunk;
+    widen_chunk(x + first, count, target - first, e);
     // A chunk that raises the maximum makes what was kept before too large; usually none does after
     // the first few.
-    const A greatest = max_of(chunk, padded), m = std::max(greatest, stats.m);
-    exponentials(chunk, padded, m, e);
-    const RowStats<A> part = sums_of(chunk, e, padded, m);
+    const int padded = static_cast<int>(round_up_to_lanes(count));
+    const RowStats<A> part = chunk_stats(e, padded, chunk_max(e, padded, stats.m));
+    if (kept != nullptr && first > 0 && part.m > stats.m) {
+      multiply(kept, first, exp_of(stats.m - part.m));
+    }
     if (first == 0) {
       stats = part;
-      continue;
+    } else {
+      stats.merge(part);
     }
-    if (kept != nullptr && m > stats.m) multiply(kept, first, exp_of(stats.m - m));
-    stats.merge(part);
   }
   return stats;
 }
 
-// ---- short rows, a row per lane
-
-// The greatest of each lane's [classes] logits, which are then subtracted from them.
-template <class A>
-DYNPRUNE_CLONES void subtract_lane_max(A* x, int64_t classes, A* m) {
-  for (int w = 0; w < kWides<A>; w++) {
-    Wide<A> greatest = Wide<A>{} + Limits<A>::lowest(), v;
-    for (int64_t c = 0; c < classes; c++) {
-      load_wide(x + c * kLanes, w, &v);
-      greatest = v > greatest ? v : greatest;
+// Rows of at most kChunk classes. Each step is taken for some rows before the next, so that none
+// waits for the end of the one before. kept: [count][padded] the exponentials.
+template <class T>
+void medium_rows_stats(const T* const* x, const int64_t* target, int count, int64_t classes,
+                       int padded, RowLanes<compute_t<T>>* lanes, compute_t<T>* kept) {
+  using A = compute_t<T>;
+  constexpr int kAtOnce = 4;
+  for (int first = 0; first < count; first += kAtOnce) {
+    const int end = std::min(first + kAtOnce, count);
+    A m[kAtOnce];
+    for (int l = first; l < end; l++) {
+      widen_chunk(x[l], static_cast<int>(classes), target[l], kept + l * padded);
     }
-    for (int64_t c = 0; c < classes; c++) {
-      load_wide(x + c * kLanes, w, &v);
-      store_wide(x + c * kLanes, w, v - greatest);
+    for (int l = first; l < end; l++) {
+      m[l - first] = chunk_max(kept + l * padded, padded, Limits<A>::lowest());
     }
-    store_wide(m, w, greatest);
+    for (int l = first; l < end; l++) {
+      lanes->set_stats(l, chunk_stats(kept + l * padded, padded, m[l - first]));
+    }
   }
 }
 
-// x: [classes][kLanes], the target's logit -inf; becomes x - m. e: the exponentials.
+// ---- short rows, a row per lane
+
+// x: [classes][kLanes], the target's logit -inf; becomes the exponentials.
 template <class A>
-void short_rows_stats(A* x, int64_t classes, RowLanes<A>* r, A* e) {
-  subtract_lane_max(x, classes, r->m);
-  exponentials(x, static_cast<int>(classes) * kLanes, A{0}, e);
-  lane_sums(x, e, classes * kLanes, r->s, r->q, r->t);
+DYNPRUNE_CLONES void short_rows_stats(A* x, int64_t classes, RowLanes<A>* r) {
+  Wide<A> greatest[kWides<A>];
+  for (int w = 0; w < kWides<A>; w++) greatest[w] = Wide<A>{} + Limits<A>::lowest();
+  for (int64_t c = 0; c < classes; c++) {
+    for (int w = 0; w < kWides<A>; w++) {
+      Wide<A> v;
+      load_wide(x + c * kLanes, w, &v);
+      greatest[w] = v > greatest[w] ? v : greatest[w];
+    }
+  }
+  for (int w = 0; w < kWides<A>; w++) store_wide(r->m, w, greatest[w]);
+  LaneSums<A> sums;
+  for (int64_t c = 0; c < classes; c++) sums.add(x + c * kLanes, r->m);
+  for (int w = 0; w < kWides<A>; w++) {
+    store_wide(r->s, w, sums.s[w]);
+    store_wide(r->q, w, sums.q[w]);
+    store_wide(r->t, w, sums.t[w]);
+  }
+}
+
+// x: [classes][kLanes]
+template <class A>
+DYNPRUNE_CLONES void multiply_lanes(A* x, int64_t classes, const A* factor) {
+  for (int64_t c = 0; c < classes; c++) {
+    for (int l = 0; l < kLanes; l++) x[c * kLanes + l] *= factor[l];
+  }
 }
 
 }  // namespace cpu

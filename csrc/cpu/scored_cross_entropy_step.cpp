@@ -13,19 +13,26 @@ A weight_of_row(const CrossEntropyStep& step, int64_t row) {
   return step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[row] : A{1};
 }
 
-// Lists the rows that count: their sample ids, and kNoSample for the others. Returns what the sum
-// of the weighted losses is divided by: the class weights of these rows.
+// Lists the rows that count: their sample ids, and kNoSample for the others. `sum` becomes what the
+// sum of the weighted losses is divided by: the class weights of these rows. Stops at the first
+// target or id that is out of range.
 template <class A>
-double list_rows(const CrossEntropyInput& in, const int64_t* sample_ids, int64_t* row_ids) {
+DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t* row_ids,
+                     double* sum) {
   const LossOptions<A> options(in);
-  double sum = 0;
   for (int64_t row = 0; row < in.batch_size; row++) {
     const RowTarget<A> y(in, row);
-    const bool counts = y.kind == RowKind::kScored;
-    row_ids[row] = counts ? sample_ids[row] : kNoSample;
-    if (counts) sum += y.mean_weight(options);
+    if (y.kind == RowKind::kOutOfRange) return {false, DataError::kTarget, row, y.offender};
+    if (y.kind != RowKind::kScored) {
+      row_ids[row] = kNoSample;
+      continue;
+    }
+    const int64_t id = update.sample_ids[row];
+    if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, row, id};
+    row_ids[row] = id;
+    *sum += y.mean_weight(options);
   }
-  return sum;
+  return DataStatus{};
 }
 
 template <class T>
@@ -50,6 +57,7 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
   A* loss = static_cast<A*>(step.loss);
   // The weight of a row that counts for nothing is not looked at: it may be infinite.
   const auto weighted = [&](int64_t row) -> double {
+    if (step.sample_weight == nullptr) return row_loss[row];
     if (RowTarget<A>(in, row).kind != RowKind::kScored) return 0;
     return static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
   };
@@ -72,19 +80,18 @@ DYNPRUNE_CLONES void scale_row(T* x, int64_t classes, compute_t<T> factor) {
 DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEntropyOutput& out,
                                      const CrossEntropyStep& step, const ScoreUpdate& update,
                                      float* values, int64_t* row_ids, const Parallel& parallel) {
-  const DataStatus targets = check_targets(in);
-  if (!targets.ok) return targets;
   return dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
-    const double weights = list_rows<compute_t<T>>(in, update.sample_ids, row_ids);
+    double weights = 0;
+    const DataStatus status = list_rows<compute_t<T>>(in, update, row_ids, &weights);
+    if (!status.ok) return status;
+    score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
+                  parallel);
     ScoreUpdate scored = update;
     scored.sample_ids = row_ids;
     scored.values = values;
-    const DataStatus ids = check_ids(scored);
-    if (!ids.ok) return ids;
-    score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
-                  parallel);
-    return update_scores(scored, parallel);
+    enter_scores(scored, parallel);
+    return status;
   });
 }
 

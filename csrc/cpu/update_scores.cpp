@@ -52,25 +52,21 @@ void apply(const ScoreUpdate& u, const Parallel& parallel) {
 
 }  // namespace
 
-DataStatus check_ids(const ScoreUpdate& u) {
+DataStatus update_scores(const ScoreUpdate& u, const Parallel& parallel) {
   for (int64_t row = 0; row < u.batch_size; row++) {
     const int64_t id = u.sample_ids[row];
-    if (id != kNoSample && (id < 0 || id >= u.num_samples)) {
-      return DataStatus{false, DataError::kSampleId, row, id};
-    }
+    if (!is_sample_or_none(id, u.num_samples)) return {false, DataError::kSampleId, row, id};
   }
+  enter_scores(u, parallel);
   return DataStatus{};
 }
 
-DataStatus update_scores(const ScoreUpdate& u, const Parallel& parallel) {
-  const DataStatus status = check_ids(u);
-  if (!status.ok) return status;
+void enter_scores(const ScoreUpdate& u, const Parallel& parallel) {
   if (u.count_type == IndexType::kInt32) {
     apply<int32_t>(u, parallel);
   } else {
     apply<int64_t>(u, parallel);
   }
-  return DataStatus{};
 }
 
 }  // namespace cpu

@@ -9,11 +9,15 @@
 namespace dynprune {
 namespace cpu {
 
-// The first id that is out of range.
-DataStatus check_ids(const ScoreUpdate& update);
+inline bool is_sample_or_none(int64_t id, int64_t num_samples) {
+  return id == kNoSample || (id >= 0 && id < num_samples);
+}
 
 // Changes nothing if an id is out of range, and tells which.
 DataStatus update_scores(const ScoreUpdate& update, const Parallel& parallel);
+
+// The same for ids that are known to be in range.
+void enter_scores(const ScoreUpdate& update, const Parallel& parallel);
 
 }  // namespace cpu
 }  // namespace dynprune
