@@ -44,6 +44,10 @@ def _load() -> ModuleType:
 compiled = _load()
 ops = torch.ops.dynprune_cuda
 
+# Of one overload each: calling the packet looks for it every time.
+_step = ops.scored_cross_entropy_step_.default
+_scale = ops.scale_gradient_.default
+
 # When scored_cross_entropy_step_ computes the gradient.
 NEVER, NOW, LATER = 0, 1, 2
 
@@ -164,21 +168,20 @@ class StepLoss(torch.autograd.Function):
     """scored_cross_entropy_step_ and its gradient.
 
     torch.library has no autograd formulas for operators that change their arguments, hence this
-    class. Arguments: those of the operator but the last. Returns loss, scores and correct.
+    class. `arguments`: a tuple of the operator's arguments but the first and the last; one object,
+    since autograd looks at every argument, forward and backward. Returns loss, scores and correct.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Calls the operator and keeps the gradient."""
         grad_scale = arguments[-1]
         gradient = NEVER
         if ctx.needs_input_grad[0]:
-            underflows = logits.dtype == torch.float16 and grad_scale is None
+            underflows = grad_scale is None and logits.dtype == torch.float16
             gradient = LATER if underflows else NOW
-        loss, scores, correct, grad_logits = ops.scored_cross_entropy_step_(
-            logits, *arguments, gradient
-        )
-        ctx.gradient, ctx.num_arguments = gradient, len(arguments)
+        loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
+        ctx.options = None
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(scores, correct)
         if gradient == NOW:
@@ -190,12 +193,11 @@ class StepLoss(torch.autograd.Function):
         return loss, scores, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
         """The gradient with respect to the logits."""
-        nothing = (None,) * ctx.num_arguments
         if grad_loss is None:
-            return None, *nothing
-        if ctx.gradient == LATER:
+            return None, None
+        if ctx.options is not None:
             logits, target, weight, second_target, lam, scores = ctx.saved_tensors
             saved = scores[5:].view(-1, 4)
             grad = ops.scored_cross_entropy_backward(
@@ -213,7 +215,7 @@ class StepLoss(torch.autograd.Function):
             grad = _scaled(ctx, grad, grad_loss, grad_scale)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = _NoSecondDerivative.apply(grad.requires_grad_())
-        return grad, *nothing
+        return grad, None
 
 
 def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None) -> Tensor:
@@ -229,5 +231,5 @@ def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None
             "Use scored_cross_entropy to go backward twice (retain_graph=True)."
         )
     ctx.spent = True
-    ops.scale_gradient_(grad, grad_loss, grad_scale)
+    _scale(grad, grad_loss, grad_scale)
     return grad

@@ -248,8 +248,7 @@ def step_loss(
                 f"{tuple(grad_scale.shape)} on {grad_scale.device}"
             )
         grad_scale = grad_scale.detach().to(compute)
-    result: tuple[Tensor, Tensor, Tensor] = StepLoss.apply(
-        logits,
+    arguments = (
         target,
         sample_ids,
         *columns,
@@ -260,6 +259,7 @@ def step_loss(
         *rest,
         grad_scale,
     )
+    result: tuple[Tensor, Tensor, Tensor] = StepLoss.apply(logits, arguments)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([c for c in columns if c is not None])
     return result

@@ -267,7 +267,7 @@ class Pruner(ResumableEpochs):
             lam=lam,
             grad_scale=grad_scale,
         )
-        self._count_rows(len(ids))
+        self._count_rows(ids.shape[0])
         return loss
 
     def observe(

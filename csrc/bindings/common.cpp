@@ -3,6 +3,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <iterator>
 #include <mutex>
 
 #if defined(DYNPRUNE_WITH_CUDA)
@@ -56,8 +57,49 @@ void check_same_device(const Tensor& t, const char* name, const Tensor& referenc
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+namespace {
+
+int32_t aoti_dtype(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Float:
+      return aoti_torch_dtype_float32();
+    case Dtype::Half:
+      return aoti_torch_dtype_float16();
+    case Dtype::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case Dtype::Double:
+      return aoti_torch_dtype_float64();
+    case Dtype::Long:
+      return aoti_torch_dtype_int64();
+    case Dtype::Int:
+      return aoti_torch_dtype_int32();
+    case Dtype::Byte:
+      return aoti_torch_dtype_uint8();
+    case Dtype::Bool:
+      return aoti_torch_dtype_bool();
+    default:
+      fail<std::logic_error>("no results have this dtype");
+  }
+}
+
+}  // namespace
+
+// Not by torch::stable::new_empty, which asks the dispatcher for the operator by its name: a small
+// step would spend more time there than in its arithmetic.
 Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Dtype dtype) {
-  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
+  int64_t strides[4], stride = 1;
+  check(sizes.size() <= std::size(strides), "too many dimensions");
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
+  }
+  const bool cuda = on_cuda(like);
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides, aoti_dtype(dtype),
+      cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
+      cuda ? like.get_device_index() : 0, &handle));
+  return Tensor(handle);
 }
 
 Tensor allocate_bytes(const Tensor& like, size_t bytes) {

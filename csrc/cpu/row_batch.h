@@ -75,21 +75,21 @@ class RowBatch {
   }
 
   // scale(row): what the gradient of the row's loss is multiplied with.
-  // on_row(row, result, loss): called for each scored row.
-  template <class Scale, class OnRow>
-  void run(Range rows, const Scale& scale, const OnRow& on_row) {
+  // on_rows(row, count, lanes, loss): called for each group of scored rows, [count] each.
+  template <class Scale, class OnRows>
+  void run(Range rows, const Scale& scale, const OnRows& on_rows) {
     for (int64_t row = rows.begin; row < rows.end; row++) {
       const RowTarget<A> y(in_, row);
       if (y.kind != RowKind::kScored) {
-        write(row, 0, {0, 0, 0, 0, 0, 0, 0}, 0);
+        write_nothing(row);
         if (grad_ != nullptr) std::fill_n(grad_ + row * classes_, classes_, narrow<T>(A{0}));
         continue;
       }
       row_[count_] = row;
       target_[count_] = y;
-      if (++count_ == group_) finish(scale, on_row);
+      if (++count_ == group_) finish(scale, on_rows);
     }
-    if (count_ > 0) finish(scale, on_row);
+    if (count_ > 0) finish(scale, on_rows);
   }
 
  private:
@@ -97,14 +97,34 @@ class RowBatch {
     return static_cast<const T*>(in_.logits) + row * in_.row_stride;
   }
 
-  void write(int64_t row, A loss, const RowResult<A>& r, A sum_weight) const {
-    static_cast<A*>(out_.loss)[row] = loss;
-    static_cast<A*>(out_.el2n)[row] = r.el2n;
-    static_cast<A*>(out_.entropy)[row] = r.entropy;
-    static_cast<A*>(out_.margin)[row] = r.margin;
-    out_.correct[row] = r.margin > 0;
-    if (out_.saved != nullptr) {
-      static_cast<SavedRow<A>*>(out_.saved)[row] = {r.max, r.log_normaliser, r.miss, sum_weight};
+  void write_nothing(int64_t row) const {
+    for (void* out : {out_.loss, out_.el2n, out_.entropy, out_.margin}) {
+      static_cast<A*>(out)[row] = 0;
+    }
+    out_.correct[row] = false;
+    if (out_.saved != nullptr) static_cast<SavedRow<A>*>(out_.saved)[row] = {};
+  }
+
+  void write(const A* loss, const A* sum_weight) const {
+    const int64_t first = row_[0];
+    const bool neighbours = row_[count_ - 1] - first == count_ - 1;
+    const auto put = [&](void* out, const A* from) {
+      A* to = static_cast<A*>(out);
+      if (neighbours) {
+        std::copy_n(from, count_, to + first);
+      } else {
+        for (int l = 0; l < count_; l++) to[row_[l]] = from[l];
+      }
+    };
+    put(out_.loss, loss);
+    put(out_.el2n, lanes_.el2n);
+    put(out_.entropy, lanes_.entropy);
+    put(out_.margin, lanes_.margin);
+    for (int l = 0; l < count_; l++) out_.correct[row_[l]] = lanes_.margin[l] > 0;
+    if (out_.saved == nullptr) return;
+    for (int l = 0; l < count_; l++) {
+      static_cast<SavedRow<A>*>(out_.saved)[row_[l]] = {lanes_.max[l], lanes_.log_normaliser[l],
+                                                        lanes_.miss[l], sum_weight[l]};
     }
   }
 
@@ -135,16 +155,16 @@ class RowBatch {
 
   A* kept_of(int lane) { return kept_.data() + lane * padded_; }
 
-  template <class Scale, class OnRow>
-  void finish(const Scale& scale, const OnRow& on_row) {
+  template <class Scale, class OnRows>
+  void finish(const Scale& scale, const OnRows& on_rows) {
     score();
-    A sum_weight[kLanes] = {};
-    for (int l = 0; l < count_; l++) {
-      const RowResult<A> result = lanes_.result(l);
-      const A loss = plain_ ? result.nll : loss_of(l, result, &sum_weight[l]);
-      write(row_[l], loss, result, sum_weight[l]);
-      on_row(row_[l], result, loss);
+    A losses[kLanes], sum_weight[kLanes] = {};
+    if (!plain_) {
+      for (int l = 0; l < count_; l++) losses[l] = loss_of(l, &sum_weight[l]);
     }
+    const A* loss = plain_ ? lanes_.nll : losses;
+    write(loss, sum_weight);
+    on_rows(row_, count_, lanes_, loss);
     if (grad_ != nullptr && plain_) {
       write_plain_gradients(scale);
     } else if (grad_ != nullptr) {
@@ -153,7 +173,7 @@ class RowBatch {
     count_ = 0;
   }
 
-  A loss_of(int l, const RowResult<A>& result, A* sum_weight) const {
+  A loss_of(int l, A* sum_weight) const {
     const T* x = logits(row_[l]);
     const RowTarget<A>& y = target_[l];
     A sum_distance = 0;
@@ -161,7 +181,7 @@ class RowBatch {
       weigh_classes(x, classes_, options_.class_weight, lanes_.x_y[l], sum_weight, &sum_distance);
     }
     const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second])) : A{0};
-    return row_loss(options_, y, result, x_second, classes_, *sum_weight, sum_distance);
+    return row_loss(options_, y, lanes_.result(l), x_second, classes_, *sum_weight, sum_distance);
   }
 
   // What the exponentials are multiplied with to be probabilities: p_j = e^(x_j - m) miss / s for

@@ -41,7 +41,9 @@ DataStatus scored_cross_entropy(const CrossEntropyInput& in, const CrossEntropyO
     using A = compute_t<T>;
     for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
       RowBatch<T>(in, out, /*grad_logits=*/nullptr)
-          .run(rows, [](int64_t) { return A{0}; }, [](int64_t, const RowResult<A>&, A) {});
+          .run(
+              rows, [](int64_t) { return A{0}; },
+              [](const int64_t*, int, const RowLanes<A>&, const A*) {});
     });
   });
   return DataStatus{};

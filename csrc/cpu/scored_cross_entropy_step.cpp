@@ -48,9 +48,11 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
     RowBatch<T>(in, out, static_cast<T*>(step.grad_logits))
         .run(
             rows, [&](int64_t row) { return row_scale[row] * grad_scale; },
-            [&](int64_t row, const RowResult<A>& result, A loss) {
-              values[row] = table_value(step.score, loss, result);
-              row_scale[row] = weight_of_row<A>(step, row) * inverse;
+            [&](const int64_t* row, int count, const RowLanes<A>& lanes, const A* loss) {
+              for (int l = 0; l < count; l++) {
+                values[row[l]] = table_value(step.score, loss[l], lanes.result(l));
+                row_scale[row[l]] = weight_of_row<A>(step, row[l]) * inverse;
+              }
             });
   });
   const A* row_loss = static_cast<const A*>(out.loss);
