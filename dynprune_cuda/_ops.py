@@ -181,7 +181,7 @@ class StepLoss(torch.autograd.Function):
             underflows = grad_scale is None and logits.dtype == torch.float16
             gradient = LATER if underflows else NOW
         loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
-        ctx.options = None
+        ctx.options, ctx.spent = None, False
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(scores, correct)
         if gradient == NOW:
@@ -225,7 +225,7 @@ def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None
         factor = grad_loss if grad_scale is None else grad_loss / grad_scale
         product = grad.to(factor.dtype) * (factor if factor.dim() == 0 else factor[:, None])
         return product.to(grad.dtype)
-    if getattr(ctx, "spent", False):
+    if ctx.spent:
         raise RuntimeError(
             "the step's gradient was already used by a backward pass, which changed it in place. "
             "Use scored_cross_entropy to go backward twice (retain_graph=True)."

@@ -179,7 +179,7 @@ DYNPRUNE_CLONES A chunk_max(const A* x, int count, A least) {
 
 // Statistics of x relative to m. x becomes the exponentials.
 template <class A>
-DYNPRUNE_CLONES RowStats<A> chunk_stats(A* x, int count, A m) {
+DYNPRUNE_WIDE_CLONES RowStats<A> chunk_stats(A* x, int count, A m) {
   A lanes_m[kLanes];
   for (int l = 0; l < kLanes; l++) lanes_m[l] = m;
   LaneSums<A> sums;
@@ -248,7 +248,7 @@ void medium_rows_stats(const T* const* x, const int64_t* target, int count, int6
 
 // x: [classes][kLanes], the target's logit -inf; becomes the exponentials.
 template <class A>
-DYNPRUNE_CLONES void short_rows_stats(A* x, int64_t classes, RowLanes<A>* r) {
+DYNPRUNE_WIDE_CLONES void short_rows_stats(A* x, int64_t classes, RowLanes<A>* r) {
   Wide<A> greatest[kWides<A>];
   for (int w = 0; w < kWides<A>; w++) greatest[w] = Wide<A>{} + Limits<A>::lowest();
   for (int64_t c = 0; c < classes; c++) {

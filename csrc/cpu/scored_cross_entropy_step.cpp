@@ -108,6 +108,8 @@ void scale_gradient(void* grad_logits, ScalarType type, int64_t rows, int64_t cl
     using A = compute_t<T>;
     const A* factors = static_cast<const A*>(grad_loss);
     const A scale = grad_scale != nullptr ? *static_cast<const A*>(grad_scale) : A{1};
+    // No thread is woken up for nothing.
+    if (rows > 0 && grad_loss_stride == 0 && *factors / scale == 1) return;
     for_each_range(parallel, rows, row_tasks(shape, parallel), [&](int, Range range) {
       for (int64_t row = range.begin; row < range.end; row++) {
         const A factor = factors[row * grad_loss_stride] / scale;
