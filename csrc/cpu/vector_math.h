@@ -19,8 +19,8 @@ inline constexpr double kLeastExponent<double> = -745;
 inline float exp_in_range(float x) {
   constexpr float kLog2e = 1.4426950408889634f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // n * kLn2High is exact
-  constexpr float kRound =
-      12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the last bits
+  // 1.5 * 2^23 + 127: adding it leaves the nearest integer, biased as an exponent, in the last bits.
+  constexpr float kRound = 12583039.0f;
   const float shifted = x * kLog2e + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= ln(2) / 2
@@ -30,8 +30,7 @@ inline float exp_in_range(float x) {
   const float low = 0.16666520f * r + 0.49999993f, high = 0.008368745f * r + 0.04166839f;
   const float p = (high + 0.001381454f * r2) * r2 + low;
   const float power = p * r2 + r + 1.0f;
-  const uint32_t exponent = bit_cast<uint32_t>(shifted) - bit_cast<uint32_t>(kRound) + 127;
-  return power * bit_cast<float>(exponent << 23);
+  return power * bit_cast<float>(bit_cast<uint32_t>(shifted) << 23);
 }
 inline double exp_in_range(double x) { return exp(x); }
 
