@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dynprune_cuda._arguments import (
     FLOATING,
@@ -234,11 +235,9 @@ def step_loss(
     compute = _compute_dtype(logits)
     if sample_weight is not None:
         check_vector("sample_weight", sample_weight, FLOATING, logits)
-        if sample_weight.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "sample_weight must not require a gradient: this loss has none for it; detach it, "
-                "or multiply the losses of scored_cross_entropy by it"
-            )
+        _refuse_gradient(
+            "sample_weight", sample_weight, ", or multiply the losses of scored_cross_entropy by it"
+        )
         sample_weight = sample_weight.detach().to(compute)
     if grad_scale is not None:
         check_tensor("grad_scale", grad_scale, FLOATING)
@@ -313,9 +312,15 @@ def _check_cross_entropy(
     rows, classes = shape
     if classes == 0 and rows > 0:
         raise ValueError(f"logits must have at least one class, got shape {tuple(shape)}")
+    if not torch.compiler.is_compiling() and _has_tangent(logits):
+        raise NotImplementedError(
+            "logits carry a tangent, and this loss has no forward-mode derivative: use "
+            "torch.nn.functional.cross_entropy for it"
+        )
     check_vector("target", target, TARGET_DTYPES, logits)
     if weight is not None:
         check_vector("weight", weight, FLOATING, logits, classes)
+        _refuse_gradient("weight", weight)
         weight = weight.detach().to(_compute_dtype(logits))
     if ignore_index != -100:
         low, high = -(1 << 63), (1 << 63) - 1
@@ -329,6 +334,7 @@ def _check_cross_entropy(
     check_vector("target_b", target_b, TARGET_DTYPES, logits)
     if isinstance(lam, Tensor):
         check_tensor("lam", lam, FLOATING)
+        _refuse_gradient("lam", lam)
         if lam.device != logits.device or (lam.dim() != 0 and lam.shape != (rows,)):
             raise ValueError(
                 f"lam must be 0-d or of shape ({rows},) on {logits.device}, got shape "
@@ -339,6 +345,18 @@ def _check_cross_entropy(
         lam = as_float("lam", lam, low=0.0, high=1.0)
         mix = torch.full((), lam, dtype=_compute_dtype(logits), device=logits.device)
     return weight, ignore_index, label_smoothing, target_b, mix
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _refuse_gradient(name: str, factor: Tensor, remedy: str = "") -> None:
+    """Only the logits have a gradient: a silent zero for a factor would be wrong."""
+    if factor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must not require a gradient: this loss has none for it; detach it{remedy}"
+        )
 
 
 def _mean_weight(

@@ -2,6 +2,7 @@
 """scored_cross_entropy: options of the loss and its gradient, against torch in float64."""
 
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ import reference
 import torch
 from torch.nn.functional import cross_entropy
 
+from dynprune_cuda import Pruner
 from dynprune_cuda import functional as F
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -178,14 +180,6 @@ def test_only_the_loss_is_differentiable(device):
     torch.testing.assert_close(x.grad, again.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_weights_get_no_gradient(device):
-    weight = torch.ones(3, device=device, requires_grad=True)
-    x = torch.randn(2, 3, device=device, requires_grad=True)
-    target = torch.tensor([0, 1], device=device)
-    F.scored_cross_entropy(x, target, weight=weight).loss.sum().backward()
-    assert weight.grad is None and x.grad is not None
-
-
 def test_without_grad_nothing_is_recorded(device):
     x = torch.randn(2, 3, device=device, requires_grad=True)
     with torch.no_grad():
@@ -260,3 +254,68 @@ def test_threads_and_repetition_change_no_bit():
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("classes", [20, 200, 2000])
+def test_probabilities_are_right_down_to_the_smallest_normal_number(classes):
+    """Where exponentials end, they end in zeros: no garbage, no infinity, no lost digits."""
+    logits = torch.linspace(0, -150, classes)[None].clone()
+    logits[0, 5], logits[0, 7] = -math.inf, -86.5
+    target = torch.tensor([3])
+    for reduction in ("sum", "mean"):
+        x = logits.clone().requires_grad_()
+        table = [torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.int32)]
+        F.scored_cross_entropy_step_(
+            x, target, torch.tensor([0]), *table, alpha=0.5, reduction=reduction
+        ).loss.backward()
+        exact = torch.softmax(logits.double(), 1)
+        exact[0, 3] -= 1
+        torch.testing.assert_close(x.grad.double(), exact, rtol=1e-6, atol=3e-38)
+        assert x.grad[0, 5] == 0
+
+
+def losses(x, **factors):
+    """The loss of three rows by every function that has one, and the counts of their tables."""
+    target, ids = torch.tensor([1, 0, 2]), torch.arange(3)
+    table = [torch.zeros(3), torch.zeros(3), torch.zeros(3, dtype=torch.int32)]
+    pruner = Pruner(3, 0.5)
+    return (table[2], pruner.table.count), (
+        lambda: F.scored_cross_entropy(x, target, **factors),
+        lambda: F.scored_cross_entropy_step_(x, target, ids, *table, alpha=0.5, **factors),
+        lambda: pruner.cross_entropy(x, target, ids, **factors),
+    )
+
+
+@pytest.mark.parametrize("name", ["weight", "lam"])
+def test_factors_that_want_a_gradient_are_refused(name):
+    """They have none: a gradient of zero would be wrong, and nobody would see it."""
+    factors = {"weight": torch.ones(5, requires_grad=True)}
+    if name == "lam":
+        factors = {"lam": torch.ones(3, requires_grad=True), "target_b": torch.tensor([0, 1, 1])}
+    counts, calls = losses(torch.randn(3, 5), **factors)
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{name} must not require a gradient"):
+            call()
+        with torch.no_grad():
+            call()
+    assert all((count == 1).all() for count in counts)
+
+
+# torch warns about its own set-up of forward mode.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_forward_mode_is_refused_before_anything_changes():
+    x, tangent = torch.randn(3, 5), torch.randn(3, 5)
+    with torch.autograd.forward_ad.dual_level():
+        counts, calls = losses(torch.autograd.forward_ad.make_dual(x, tangent))
+        for call in calls:
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                call()
+    assert not any(count.any() for count in counts)
+    for index in range(3):
+
+        def loss(x, index=index):
+            result = losses(x)[1][index]()
+            return result if isinstance(result, torch.Tensor) else result.loss
+
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jvp(loss, (x,), (tangent,))

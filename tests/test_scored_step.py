@@ -227,8 +227,9 @@ def test_target_dtypes_and_strided_rows(device, dtype):
         )
 
 
-def test_rows_that_are_broken_mark_their_samples(device):
-    logits, target, ids = make_batch(20, 6, torch.float32, device)
+@pytest.mark.parametrize("classes", [6, 50, 1100])
+def test_rows_that_are_broken_mark_their_samples(device, classes):
+    logits, target, ids = make_batch(20, classes, torch.float32, device)
     logits[3], logits[5, 2], logits[7], logits[9] = math.nan, math.inf, -math.inf, 1e30
     ids = torch.arange(20, device=device)
     logits[11, target[11]] = -math.inf
