@@ -67,8 +67,9 @@ def scored_cross_entropy(
 
     Arithmetic is in float32 (float64 for float64 logits) whatever the logits' dtype, and keeps its
     relative precision where the target's probability is near 1, which is where easy samples are
-    ranked. Differentiable once, with respect to the logits through the loss, with any gradient of
-    the losses; rows whose gradient is 0 are not read again.
+    ranked. Differentiable once, in reverse mode, with respect to the logits through the loss, with
+    any gradient of the losses; rows whose gradient is 0 are not read again. Factors must not
+    require a gradient.
 
     Args:
         logits: [B, C] float32, float16, bfloat16 or float64.

@@ -137,7 +137,7 @@ class RowBatch {
       lanes_.x_y[l] = widen(x[l][target[l]]);
     }
     if (classes_ <= kShortClasses) {
-      // Lanes without a row keep what is there: finite numbers, of which nothing is read.
+      // Nothing is read of lanes without a row.
       for (int l = 0; l < count_; l++) {
         for (int64_t c = 0; c < classes_; c++) kept_[c * kLanes + l] = widen(x[l][c]);
         kept_[target[l] * kLanes + l] = -Limits<A>::infinity();

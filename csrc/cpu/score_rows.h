@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Statistics and scores of rows in vector code. A long row is read in chunks that stay in the first
-// cache: the chunk's maximum, then its exponentials, then their sums in independent lanes. Short
-// rows are turned round, so that every lane holds a row. Either way the exponentials can be kept,
-// and the gradient is then one multiplication per class.
+// cache: the chunk's maximum, then its exponentials and their sums in independent lanes. Rows that
+// are one chunk go some at a time. Short rows are turned round, so that every lane holds a row. In
+// every case the exponentials can be kept, and the gradient is then one multiplication per class.
 #pragma once
 
 #include <algorithm>

@@ -19,7 +19,8 @@ inline constexpr double kLeastExponent<double> = -745;
 inline float exp_in_range(float x) {
   constexpr float kLog2e = 1.4426950408889634f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // n * kLn2High is exact
-  // 1.5 * 2^23 + 127: adding it leaves the nearest integer, biased as an exponent, in the last bits.
+  // 1.5 * 2^23 + 127: adding it leaves the nearest integer, biased as an exponent, in the last
+  // bits.
   constexpr float kRound = 12583039.0f;
   const float shifted = x * kLog2e + kRound;
   const float n = shifted - kRound;
