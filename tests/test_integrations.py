@@ -37,3 +37,48 @@ def test_the_package_imports_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_callback_serves_pytorch_lightning_where_lightning_is_not():
+    """The older name of the same framework, with its own Trainer."""
+    pytest.importorskip("pytorch_lightning")
+    code = WITHOUT.format(names=["lightning"]) + SCRIPT
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "70"
+
+
+SCRIPT = """
+import pytorch_lightning, torch
+from torch.utils.data import DataLoader, TensorDataset
+from dynprune_cuda import IndexedDataset, Pruner
+from dynprune_cuda.integrations.lightning import PrunerCallback
+
+class Module(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+
+    def training_step(self, batch, number):
+        return pruner.cross_entropy(self.net(batch[0]), batch[1], batch[2])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+pruner = Pruner(50, 0.4)
+sampler = pruner.batch_sampler(8)
+loader = DataLoader(
+    IndexedDataset(TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)), batch_sampler=sampler
+)
+trainer = pytorch_lightning.Trainer(
+    max_epochs=2,
+    accelerator="cpu",
+    callbacks=[PrunerCallback(sampler)],
+    reload_dataloaders_every_n_epochs=1,
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+)
+trainer.fit(Module(), loader)
+print(int(pruner.table.count.sum()))
+"""

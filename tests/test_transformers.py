@@ -2,6 +2,8 @@
 """The Hugging Face Trainer with a pruner; the real one, on a small model."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,7 +80,7 @@ class Trainer(PrunedTrainer):
         return super().compute_loss(model, inputs, *args, **more)
 
 
-def make(folder, model=None, pruner=None, **options):
+def make(folder, model=None, pruner=None, kind=Trainer, **options):
     pruner = pruner or make_pruner()
     options = {
         "num_train_epochs": EPOCHS,
@@ -94,7 +96,7 @@ def make(folder, model=None, pruner=None, **options):
     }
     more = {name: options.pop(name) for name in ("log_stats",) if name in options}
     model = model or Model()
-    return Trainer(
+    return kind(
         model=model,
         args=transformers.TrainingArguments(str(folder), **options),
         train_dataset=DATA,
@@ -208,6 +210,26 @@ def test_a_model_with_its_own_loss(tmp_path):
     weighs.train_dataset = trainer.train_dataset
     with pytest.raises(ValueError, match="weighs the losses of single samples"):
         weighs.train()
+
+
+def test_the_pages_own_loss_of_single_samples(tmp_path):
+    """The class that docs/frameworks.md shows, run as it stands there."""
+    page = (Path(__file__).parents[1] / "docs" / "frameworks.md").read_text()
+    (text,) = re.findall(r"```python\n(class Mine.*?)```", page, re.S)
+
+    def my_losses(outputs, inputs):
+        return nn.functional.cross_entropy(outputs["logits"], inputs["labels"], reduction="none")
+
+    names = {"PrunedTrainer": Trainer, "my_losses": my_losses}
+    exec(text, names)
+    trainer = make(tmp_path, kind=names["Mine"])
+    trainer.train()
+    plain = make_pruner()
+    _, net = plain_run(plain)
+    torch.testing.assert_close(trainer.model.net.weight, net.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(trainer.pruner.table.mean, plain.table.mean, rtol=1e-3, atol=1e-5)
+    assert torch.equal(trainer.pruner.times_selected, plain.times_selected)
+    assert trainer.evaluate()["eval_loss"] < 0.7
 
 
 def test_statistics_are_logged(tmp_path):
