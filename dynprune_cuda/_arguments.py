@@ -44,7 +44,8 @@ def as_float(
     above_low: bool = False,
 ) -> float:
     """Returns `value` as a finite float in [low, high], or in (low, high] with `above_low`."""
-    if isinstance(value, bool | np.bool_ | str) or not hasattr(value, "__float__"):
+    plain = isinstance(value, int | float)  # torch 2.11 cannot ask a traced float for attributes
+    if isinstance(value, bool | np.bool_ | str) or not (plain or hasattr(value, "__float__")):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     try:
         number = float(value)
@@ -78,7 +79,8 @@ def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
-_UNSET: Any = object()
+# A length that check_vector takes from `like`; a number, because torch 2.11 traces no other marker.
+_LIKE = -1
 
 
 def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -95,7 +97,7 @@ def check_vector(
     value: Any,
     dtypes: tuple[torch.dtype, ...],
     like: Tensor | None = None,
-    length: int | None = _UNSET,
+    length: int | None = _LIKE,
     like_name: str = "",
 ) -> None:
     """A 1-D tensor of one of dtypes; with `like`, on its device and of its length (None: any)."""
@@ -107,7 +109,7 @@ def check_vector(
         return
     if value.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {value.device}")
-    wanted = like.shape[0] if length is _UNSET else length
+    wanted = like.shape[0] if length == _LIKE else length
     if wanted is not None and value.shape[0] != wanted:
         other = f", the length of {like_name}" if like_name else ""
         raise ValueError(f"{name} must have {wanted} elements{other}, got {value.shape[0]}")

@@ -68,6 +68,18 @@ class Stats(Mapping[str, Any]):
         """Returns how many names there are."""
         return len(self._known) + len(self.tensors)
 
+    def scalars(self, prefix: str = "pruner/") -> dict[str, float]:
+        """Returns every finite number but the epoch, for a logger that takes a dict. Waits.
+
+        Args:
+            prefix: What the names begin with.
+        """
+        return {
+            prefix + name: value
+            for name, value in self.items()
+            if not isinstance(value, str) and name != "epoch" and math.isfinite(value)
+        }
+
     def log(self, writer: ScalarWriter, step: int | None = None, prefix: str = "pruner/") -> None:
         """Writes every finite number to TensorBoard, or to anything with `add_scalar`. Waits.
 
@@ -77,9 +89,8 @@ class Stats(Mapping[str, Any]):
             prefix: What the names of the curves begin with.
         """
         step = self.get("epoch") if step is None else step
-        for name, value in self.items():
-            if not isinstance(value, str) and name != "epoch" and math.isfinite(value):
-                writer.add_scalar(prefix + name, value, step)
+        for name, value in self.scalars(prefix).items():
+            writer.add_scalar(name, value, step)
 
     def __repr__(self) -> str:
         """Shows the numbers. May wait."""

@@ -313,3 +313,10 @@ def test_an_index_outside_the_dataset_is_no_other_sample(index):
     with pytest.raises(IndexError, match=str(index)):
         dataset.__getitems__([0, index])
     assert dataset[-10] == (100, 0)
+
+
+def test_a_batch_sampler_of_something_else_is_refused():
+    """As Lightning tries to make one, around its own sampler."""
+    inner = torch.utils.data.SequentialSampler(range(9))
+    with pytest.raises(TypeError, match=r"source must be a pruner, got SequentialSampler.*=False"):
+        EpochBatchSampler(inner, batch_size=3, drop_last=False)

@@ -138,6 +138,20 @@ def test_tensorboard_reads_what_was_logged(pruner, tmp_path):
     assert [row.step for row in events.Scalars("pruner/turnover")] == [3]
 
 
+def test_scalars_are_the_finite_numbers(pruner):
+    pruner.set_epoch(1)
+    stats = pruner.stats()
+    scalars = stats.scalars("train/")
+    assert scalars["train/num_selected"] == 20 and scalars["train/never_selected"] == N - 20
+    # The first selection has no turnover yet; the epoch is the axis, and the phase a word.
+    assert {"train/" + name for name in stats} - scalars.keys() >= {
+        "train/turnover",
+        "train/epoch",
+        "train/phase",
+    }
+    assert all(math.isfinite(value) for value in scalars.values())
+
+
 def record(pruner, epochs, **options):
     history, selected = KeptHistory(pruner, **options), []
     for epoch in epochs:

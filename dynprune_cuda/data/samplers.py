@@ -232,9 +232,16 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
             drop_last: Whether to leave out a smaller last batch.
 
         Raises:
-            TypeError: `batch_size` is no int, or `drop_last` no bool.
+            TypeError: `source` is no pruner, `batch_size` no int, or `drop_last` no bool.
             ValueError: `batch_size` is below 1.
         """
+        if not hasattr(source, "epoch_order"):
+            # Lightning does so with what looks like a batch sampler.
+            raise TypeError(
+                f"source must be a pruner, got {type(source).__name__}; a trainer that puts its "
+                "own sampler here must be told not to: Trainer(use_distributed_sampler=False) in "
+                "Lightning"
+            )
         self.batch_size = as_int("batch_size", batch_size, minimum=1)
         self.drop_last = as_bool("drop_last", drop_last)
         self.source = source

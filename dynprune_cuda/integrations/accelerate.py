@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accelerate: a loader that is prepared without being divided among the processes again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+
+try:
+    from accelerate import Accelerator
+    from accelerate.data_loader import prepare_data_loader
+except ImportError as error:
+    raise ImportError(
+        "dynprune_cuda.integrations.accelerate needs Accelerate: pip install accelerate"
+    ) from error
+
+__all__ = ["prepare_loader"]
+
+
+def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Does for a pruner's loader what `accelerator.prepare(loader)` does for others.
+
+        pruner = Pruner(len(train_set), keep=0.3, device=accelerator.device)
+        loader = DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(64))
+        model, optimizer = accelerator.prepare(model, optimizer)
+        loader = prepare_loader(accelerator, loader)
+        accelerator.register_for_checkpointing(pruner)
+
+    The result puts batches on the device and ends gradient accumulation with the epoch.
+    `accelerator.prepare(loader)` would do so too, but give each process only a part of its share,
+    since the pruner's samplers have divided the epoch already. It leaves a loader from here alone.
+
+    The pruner must be made after the accelerator, which initialises torch.distributed.
+
+    Args:
+        accelerator: The run's accelerator.
+        loader: Built on `pruner.batch_sampler(...)` or `pruner.sampler(...)`.
+
+    Returns:
+        The prepared loader.
+
+    Raises:
+        TypeError: `loader` is no `DataLoader`.
+        ValueError: `loader` uses another sampler, or the accelerator would have one process load
+            the batches of all.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"loader must be a DataLoader, got {type(loader).__name__}")
+    # A DataLoader with a sampler puts it into a plain BatchSampler.
+    sampler = getattr(loader.batch_sampler, "source", None) and loader.batch_sampler
+    sampler = sampler or loader.sampler
+    if not isinstance(sampler, EpochBatchSampler | EpochSampler):
+        raise ValueError(
+            "loader must use a sampler of the pruner, got "
+            f"{type(loader.batch_sampler).__name__} and {type(loader.sampler).__name__}"
+        )
+    if accelerator.dispatch_batches or accelerator.split_batches:
+        raise ValueError(
+            "dispatch_batches and split_batches must be off, got "
+            f"dispatch_batches={accelerator.dispatch_batches} and "
+            f"split_batches={accelerator.split_batches}: every process loads its own share"
+        )
+    prepared: Any = prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=accelerator.device_placement,
+        non_blocking=accelerator.non_blocking,
+        use_stateful_dataloader=accelerator.use_stateful_dataloader,
+    )
+    prepared._is_accelerate_prepared = True  # so that it is not done once more
+    registered: DataLoader[Any] = accelerator.prepare_data_loader(prepared)
+    return registered

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lightning: a callback that follows the epochs, and saves the pruner with the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._pytree import tree_leaves
+
+from dynprune_cuda.data.samplers import EpochBatchSampler
+from dynprune_cuda.pruner import Pruner
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.trainer.states import TrainerFn
+except ImportError:
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.trainer.states import TrainerFn
+    except ImportError as error:
+        raise ImportError(
+            "dynprune_cuda.integrations.lightning needs Lightning: pip install lightning"
+        ) from error
+
+__all__ = ["PrunerCallback"]
+
+KEY = "dynprune_cuda"  # in a checkpoint
+
+
+class PrunerCallback(Callback):  # type: ignore[misc]
+    """Begins the pruner's epochs, saves and loads its state, and logs its statistics.
+
+        sampler = pruner.batch_sampler(64)
+        loader = DataLoader(IndexedDataset(train_set), batch_sampler=sampler)
+        trainer = Trainer(
+            callbacks=[PrunerCallback(sampler)],
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, loader)
+
+    `training_step` computes its loss with `pruner.cross_entropy(logits, labels, ids)`.
+
+    Lightning asks a loader for its length once, unless it reloads the loader every epoch: epochs
+    that are longer than the first one would be cut, and validation would never run in shorter ones.
+    The next epoch therefore begins in `on_train_epoch_end`, before Lightning looks at its length:
+    other hooks of that name already see the next epoch's subset. The last epoch has no next one.
+
+    A checkpoint holds the pruner's state and the position inside the epoch, from any hook that
+    Lightning saves in: `Trainer.fit(ckpt_path=...)` goes on bit for bit. With several processes,
+    checkpoints are those of rank 0: one from inside an epoch lacks the scores that other ranks have
+    seen since it began.
+
+    With several processes, start them by torchrun, and call `torch.distributed.init_process_group`
+    before the pruner is made: Lightning itself would do it too late.
+
+    Attributes:
+        sampler: Gives the batches.
+        pruner: Its pruner.
+        log_stats: Whether statistics are logged.
+    """
+
+    def __init__(self, sampler: EpochBatchSampler, *, log_stats: bool = False) -> None:
+        """Follows the pruner that made `sampler`.
+
+        Args:
+            sampler: From `Pruner.batch_sampler`; the training loader must use this very object, as
+                its `batch_sampler` (`DataLoader`) or `sampler` (`DeviceLoader`).
+            log_stats: Whether to send the numbers of `pruner.stats()` to the trainer's loggers at
+                the end of every epoch, which waits for the device once.
+
+        Raises:
+            TypeError: `sampler` is something else.
+        """
+        super().__init__()
+        if not isinstance(sampler, EpochBatchSampler) or not isinstance(sampler.source, Pruner):
+            raise TypeError(
+                f"sampler must be what pruner.batch_sampler(...) returned, got {sampler!r}"
+            )
+        self.sampler = sampler
+        self.pruner: Pruner = sampler.source
+        self.log_stats = log_stats
+        self._batches = 0  # of the pruner's epoch, trained on by this process
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the trainer, and begins the first epoch before any loader is asked for it.
+
+        Raises:
+            ValueError: The trainer does not reload its loaders at every epoch.
+        """
+        if stage == "fit":
+            every = trainer.reload_dataloaders_every_n_epochs
+            if every != 1:
+                raise ValueError(
+                    f"reload_dataloaders_every_n_epochs must be 1, got {every}: epochs differ in "
+                    "length, and Lightning asks for it only when it reloads"
+                )
+            self._begin(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the loader is the pruner's; a resumed run may begin another epoch here.
+
+        Raises:
+            ValueError: No training loader uses the callback's sampler.
+        """
+        names = ("batch_sampler", "sampler")
+        used = [
+            getattr(leaf, name, None)
+            for leaf in tree_leaves(trainer.train_dataloader)
+            for name in names
+        ]
+        if not any(sampler is self.sampler for sampler in used):
+            raise ValueError(
+                "the training loader must use the callback's sampler, as "
+                "DataLoader(..., batch_sampler=sampler), got a loader with "
+                f"{[type(sampler).__name__ for sampler in used if sampler is not None]}"
+            )
+        self._begin(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batches of the epoch."""
+        self._batches = batch_idx + 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the epoch's statistics, and begins the next one, if there is one."""
+        if self.log_stats:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.pruner.stats().scalars(), step=trainer.global_step)
+        # A schedule need not know an epoch after the last.
+        if self._next(trainer) != trainer.max_epochs and trainer.global_step != trainer.max_steps:
+            self._begin(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the pruner's state, the epoch to go on with, and the position in the pruner's."""
+        length = self.pruner.share_length(self.sampler.drop_last)
+        checkpoint[KEY] = {
+            "pruner": self.pruner.state_dict(),
+            "epoch": self._next(trainer),
+            "ids": min(self._batches * self.sampler.batch_size, length),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on where the checkpoint was; validation and prediction leave the pruner alone.
+
+        Raises:
+            ValueError: The checkpoint holds no pruner's state, or one of another pruner.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if KEY not in checkpoint:
+            raise ValueError("the checkpoint is of a run without PrunerCallback")
+        state = checkpoint[KEY]
+        self.pruner.load_state_dict(state["pruner"])
+        self._batches = -(-state["ids"] // self.sampler.batch_size)
+        self.sampler.load_state_dict({"epoch": self.pruner.epoch, "ids": state["ids"]})
+        self._enter(state["epoch"])
+
+    def _next(self, trainer: Trainer) -> int:
+        """Returns the epoch that is under way, or between two epochs the one that comes."""
+        # As Lightning's own samplers are told: `current_epoch` still counts the one that ended.
+        epoch: int = trainer.fit_loop.epoch_progress.current.processed
+        return epoch
+
+    def _begin(self, trainer: Trainer) -> None:
+        self._enter(self._next(trainer))
+
+    def _enter(self, epoch: int) -> None:
+        if epoch != self.pruner.epoch:
+            self._batches = 0
+        self.pruner.set_epoch(epoch)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face Trainer: epochs of different lengths, sample ids past the collator, checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dynprune_cuda.data.indexed import ID_KEY, IndexedDataset
+from dynprune_cuda.integrations.accelerate import prepare_loader
+from dynprune_cuda.pruner import Pruner
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ImportError as error:
+    raise ImportError(
+        "dynprune_cuda.integrations.transformers needs Transformers and Accelerate: "
+        "pip install 'transformers[torch]'"
+    ) from error
+
+__all__ = ["PrunedTrainer", "PrunedTrainerMixin"]
+
+STATE_FILE = "pruner.pt"  # in a checkpoint's folder
+_LOADER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "timeout",
+    "in_order",
+)
+_KNOWN = {"epoch", "steps_in_epoch", "num_update_steps_per_epoch"}
+if not set(inspect.signature(getattr(Trainer, "_run_epoch", len)).parameters) >= _KNOWN:
+    raise ImportError(
+        "dynprune_cuda.integrations.transformers needs a Trainer that runs its epochs by "
+        "_run_epoch, as that of transformers 5.23 does: pip install -U transformers"
+    )
+
+
+class PrunedTrainerMixin:
+    """Makes a Trainer train on the pruner's epochs; put it before the class that it changes.
+
+        args = TrainingArguments(output_dir, num_train_epochs=20)
+        pruner = Pruner(len(train_set), keep=0.3, device=args.device)
+        PrunedTrainer(model, args, train_dataset=train_set, pruner=pruner).train()
+
+    The training set is any map-style dataset of dicts; the ids go past the data collator and past
+    `remove_unused_columns`. `max_steps`, epochs, evaluation and the learning-rate schedule follow
+    the pruner's lengths. With `max_steps` above 0, the run takes as many steps and as many epochs
+    as that needs. Evaluation and prediction are the Trainer's own.
+
+    A model that returns `logits` [batch, classes], with integer `labels` [batch], gets the loss of
+    `pruner.cross_entropy` (and the Trainer's `label_smoothing_factor`); its own loss is not used.
+    Of any other model, the loss counts for each sample of the batch: override `compute_loss` and
+    call `pruner.observe` where per-sample losses are at hand; `inputs["sample_id"]` are the ids.
+
+    Checkpoints hold the pruner in `pruner.pt`, and `train(resume_from_checkpoint=...)` goes on bit
+    for bit. With several processes it is the state of the first: a checkpoint from inside an epoch
+    lacks the scores that other processes have seen since it began.
+
+    Attributes:
+        pruner: The pruner, made after the `TrainingArguments`, which initialise torch.distributed.
+        log_stats: Whether the numbers of `pruner.stats()` are logged after every epoch.
+    """
+
+    pruner: Pruner
+
+    def __init__(self, *args: Any, pruner: Pruner, log_stats: bool = False, **more: Any) -> None:
+        """Takes what the Trainer takes, and the pruner.
+
+        Args:
+            *args: Of the Trainer.
+            pruner: Of as many samples as the training set has, on the Trainer's device.
+            log_stats: Whether to log `pruner.stats()` after every epoch; waits for the device once.
+            **more: Of the Trainer, but for `compute_loss_func`.
+
+        Raises:
+            TypeError: `pruner` is no pruner.
+            ValueError: The pruner does not fit the training set or the Trainer.
+        """
+        if not isinstance(pruner, Pruner):
+            raise TypeError(f"pruner must be a Pruner, got {type(pruner).__name__}")
+        super().__init__(*args, **more)
+        trainer: Any = self
+        if trainer.compute_loss_func is not None:
+            raise ValueError("compute_loss_func must be None: override compute_loss instead")
+        if trainer.args.n_gpu > 1:
+            raise ValueError(
+                f"the Trainer must use one GPU per process, got {trainer.args.n_gpu}: start it by "
+                "torchrun, or make one GPU visible"
+            )
+        self.pruner = pruner
+        self.log_stats = log_stats
+        self._batches = 0  # of the pruner's epoch, trained on by this process
+        trainer.add_callback(_Follower(self))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns the Trainer's loader, with the pruner's batches and the samples' ids."""
+        trainer: Any = self
+        usual = super().get_train_dataloader()  # type: ignore[misc]
+        if len(usual.dataset) != self.pruner.num_samples:
+            raise ValueError(
+                f"the training set must have {self.pruner.num_samples} samples, as the pruner, "
+                f"got {len(usual.dataset)}"
+            )
+        loader: DataLoader[Any] = DataLoader(
+            IndexedDataset(usual.dataset),
+            batch_sampler=self.pruner.batch_sampler(self._batch_size(), self._drop_last()),
+            collate_fn=_CollateWithIds(usual.collate_fn),
+            **{name: getattr(usual, name) for name in _LOADER_OPTIONS},
+        )
+        return prepare_loader(trainer.accelerator, loader)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Returns the loss of the batch, and enters the samples' scores if it is for training."""
+        trainer: Any = self
+        inputs = dict(inputs)
+        ids = inputs.pop(ID_KEY, None)
+        labels = inputs.get("labels")
+        usual = super().compute_loss  # type: ignore[misc]
+        if ids is None:
+            return usual(model, inputs, return_outputs, num_items_in_batch)
+        if not _are_classes(labels):
+            loss, outputs = usual(model, inputs, True, num_items_in_batch)
+            self._observe_batch(ids, loss)
+            return (loss, outputs) if return_outputs else loss
+        del inputs["labels"]
+        outputs = model(**inputs)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        # As the Trainer has it: a sum over what is accumulated, divided by the number of labels in
+        # it, if that was counted, and otherwise a mean, which the Trainer divides.
+        loss = self.pruner.cross_entropy(
+            logits,
+            labels,
+            ids,
+            label_smoothing=trainer.args.label_smoothing_factor,
+            reduction="mean" if num_items_in_batch is None else "sum",
+        )
+        if num_items_in_batch is not None:
+            loss = loss / num_items_in_batch
+            if trainer.args.average_tokens_across_devices:
+                loss = loss * trainer.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+        """Returns the Trainer's plan, with the number of steps that the pruner's epochs have.
+
+        Raises:
+            ValueError: The length of an epoch is not known yet, and `max_steps` is not set.
+        """
+        values = list(super().set_initial_training_values(args, dataloader))  # type: ignore[misc]
+        epochs, *_, max_steps = values
+        if args.max_steps > 0:
+            epochs = max_steps  # more than needed: the Trainer stops at max_steps
+        else:
+            try:
+                updates = [self._updates(epoch) for epoch in range(epochs)]
+            except ValueError as error:
+                raise ValueError(
+                    "TrainingArguments.max_steps must be set: the policy decides at each selection "
+                    "how many samples it keeps"
+                ) from error
+            # A last epoch of which only a part is wanted.
+            updates[-1] = math.ceil(updates[-1] * (args.num_train_epochs - (epochs - 1)))
+            max_steps = sum(updates)
+        values[0], values[-1] = epochs, max_steps
+        return tuple(values)
+
+    def _init_training_state(self, *args: Any, **more: Any) -> tuple[int, int]:
+        """Restores the pruner, and tells the Trainer the epoch and the batch to go on with."""
+        epochs_trained, batches = super()._init_training_state(*args, **more)  # type: ignore[misc]
+        bound = inspect.signature(Trainer._init_training_state).bind(self, *args, **more)
+        folder = bound.arguments["resume_from_checkpoint"]
+        self._batches = 0
+        if folder is None:
+            return epochs_trained, batches
+        trainer: Any = self
+        path = Path(folder) / STATE_FILE
+        if not path.exists():
+            raise ValueError(f"resume_from_checkpoint must hold a pruner, got {folder} without")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.pruner.load_state_dict(state["pruner"])
+        epoch = self.pruner.epoch
+        if state["batches"] == self._steps(epoch):
+            return epoch + 1, 0
+        if trainer.args.ignore_data_skip:
+            return epoch, 0
+        self._batches = state["batches"]
+        return epoch, state["batches"]
+
+    def _run_epoch(self, **values: Any) -> None:
+        """Runs an epoch of the pruner's length."""
+        trainer: Any = self
+        epoch = values["epoch"]
+        if epoch != self.pruner.epoch:
+            self._batches = 0
+        self.pruner.set_epoch(epoch)
+        values["steps_in_epoch"] = self._steps(epoch)
+        values["num_update_steps_per_epoch"] = self._updates(epoch)
+        super()._run_epoch(**values)  # type: ignore[misc]
+        if self.log_stats:
+            trainer.log(self.pruner.stats().scalars())
+
+    def _save_pruner(self) -> None:
+        """Adds the pruner to the checkpoint that the Trainer has just written."""
+        trainer: Any = self
+        state = {"pruner": self.pruner.state_dict(), "batches": self._batches}
+        if trainer.args.should_save:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+            torch.save(state, Path(trainer.args.output_dir, folder, STATE_FILE))
+
+    def _observe_batch(self, ids: Tensor, loss: Tensor) -> None:
+        """Credits a loss of the batch to its samples."""
+        if getattr(self.pruner.policy, "weighs", False):
+            raise ValueError(
+                f"{self.pruner.policy!r} weighs the losses of single samples, and this model gives "
+                "one of the whole batch: override compute_loss"
+            )
+        self.pruner.observe(ids, loss.detach())
+
+    def _batch_size(self) -> int:
+        trainer: Any = self
+        size: int = trainer._train_batch_size
+        return size
+
+    def _drop_last(self) -> bool:
+        trainer: Any = self
+        return bool(trainer.args.dataloader_drop_last)
+
+    def _steps(self, epoch: int) -> int:
+        """Returns the batches of an epoch."""
+        return self.pruner.steps_per_epoch(self._batch_size(), self._drop_last(), epoch)
+
+    def _updates(self, epoch: int) -> int:
+        """Returns the optimiser's steps in an epoch."""
+        trainer: Any = self
+        accumulated: int = trainer.args.gradient_accumulation_steps
+        return -(-self._steps(epoch) // accumulated)
+
+
+class PrunedTrainer(PrunedTrainerMixin, Trainer):  # type: ignore[misc]
+    """The Trainer with a pruner, see `PrunedTrainerMixin`."""
+
+
+class _Follower(TrainerCallback):  # type: ignore[misc]
+    """Counts batches, and saves the pruner where the Trainer saves."""
+
+    def __init__(self, trainer: PrunedTrainerMixin) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """After the last batch of an optimiser's step."""
+        self._trainer._batches += 1
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        """After any other batch."""
+        self._trainer._batches += 1
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """After a checkpoint."""
+        self._trainer._save_pruner()
+
+
+class _CollateWithIds:
+    """Hands the samples to a collator without their ids, and adds these to its batch."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        """Returns the batch."""
+        if not hasattr(samples[0], "pop") or not hasattr(samples[0], "keys"):
+            raise TypeError("the training set must hold dicts, got (sample, id) tuples of others")
+        ids = [sample.pop(ID_KEY) for sample in samples]  # of a copy that IndexedDataset made
+        return {**self._collate(samples), ID_KEY: torch.tensor(ids, dtype=torch.int64)}
+
+
+def _are_classes(labels: Any) -> TypeGuard[Tensor]:
+    """Whether labels are class indices, one per sample."""
+    if not isinstance(labels, Tensor) or labels.dim() != 1:
+        return False
+    return labels.dtype in (torch.int64, torch.int32, torch.uint8)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every file in examples/ runs, learns something, and is short."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+FRAMEWORKS = ("lightning", "transformers", "accelerate")
+
+
+def test_there_is_one_per_framework():
+    names = {path.stem.removeprefix("train_") for path in EXAMPLES}
+    assert names == {"pytorch", "ddp", "lightning", "transformers", "accelerate"}
+
+
+def missing(path):
+    """The framework that an example needs and that is not here, None if it can run."""
+    name = path.stem.removeprefix("train_")
+    return name if name in FRAMEWORKS and find_spec(name) is None else None
+
+
+def run(path, folder):
+    command = [sys.executable]
+    if path.stem == "train_ddp":
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(path)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each example printed; two run at a time."""
+    pytest.importorskip("mlxtend")
+    folder = tmp_path_factory.mktemp("examples")
+    paths = [path for path in EXAMPLES if not missing(path)]
+    with ThreadPoolExecutor(2) as pool:
+        done = pool.map(run, paths, [folder / path.stem for path in paths])
+        return dict(zip(paths, done, strict=True))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_learns(path, results):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    if framework := missing(path):
+        pytest.skip(f"needs {framework}")
+    done = results[path]
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(x) for x in re.findall(r"accuracy (\d+\.\d)%", done.stdout)]
+    accuracies += [100 * float(x) for x in re.findall(r"'eval_accuracy': (\d\.\d+)", done.stdout)]
+    assert accuracies and accuracies[-1] > 80, done.stdout

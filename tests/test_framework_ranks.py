@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frameworks in two processes started by torchrun: each sample is trained on exactly once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dynprune_cuda import Pruner
+
+for name in ("lightning", "transformers", "accelerate"):
+    pytest.importorskip(name)
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
+N, BATCH, EPOCHS = 61, 4, 4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """What each rank found, by framework."""
+    folder = tmp_path_factory.mktemp("frameworks")
+    script = Path(__file__).with_name("framework_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ["accelerate", "lightning", "transformers"])
+def test_every_sample_is_trained_on_exactly_once(world, name):
+    ranks = [rank[name][0] for rank in world]
+    visits = torch.zeros(N, dtype=torch.int32)
+    for epoch in range(EPOCHS):
+        shares = [[b for number, b in seen if number == epoch] for seen, *_ in ranks]
+        assert len({tuple(map(len, batches)) for batches in shares}) == 1
+        first, second = ([i for batch in batches for i in batch] for batches in shares)
+        k = N if epoch == 0 else 24
+        assert len(first) == len(second) == -(-k // 2)
+        # An odd number: the shorter share repeats its first sample.
+        own = second if k % 2 == 0 else second[:-1]
+        assert second == own + own[:1] * (k % 2)
+        assert len(set(first + own)) == k
+        visits[first + own] += epoch > 0
+    (_, chosen, table, weights), (_, other_chosen, other_table, other_weights) = ranks
+    assert torch.equal(visits, chosen) and torch.equal(chosen, other_chosen)
+    assert all(torch.equal(table[column], other_table[column]) for column in table)
+    assert table["count"].sum() == N + (EPOCHS - 1) * 24
+    assert all(map(torch.equal, weights, other_weights))
+
+
+def test_accelerates_own_preparation_would_divide_again(world):
+    for rank in world:
+        halved, share = rank["accelerate"][1]
+        assert share == Pruner(N, 0.4, period=1).steps_per_epoch(2 * BATCH, epoch=EPOCHS) == 3
+        assert halved == 2
+
+
+def test_lightnings_own_sampler_is_refused(world):
+    for rank in world:
+        assert "Trainer(use_distributed_sampler=False)" in rank["lightning"][1]
