@@ -131,14 +131,16 @@ struct Launch {
   size_t dynamic_shared_bytes = 0;
   void (*kernel)(void*) = nullptr;
   void* arguments = nullptr;
-  unsigned* grid_barrier = nullptr;  // of a cooperative launch
+  unsigned* grid_barrier = nullptr;      // of a cooperative launch
+  unsigned cluster_size = 1;             // in blocks
+  unsigned* cluster_barriers = nullptr;  // one for each cluster
 
   size_t num_blocks() const { return static_cast<size_t>(grid.x) * grid.y * grid.z; }
   size_t num_threads() const { return static_cast<size_t>(block.x) * block.y * block.z; }
 };
 
 struct Runtime {
-  EmulatorConfig config = {0, 64, 0, 0, 1, 4, 227 * 1024, 0};
+  EmulatorConfig config = {0, 64, 0, 0, 1, 4, 227 * 1024, 0, 8, 0};
   EmulatorStatistics statistics = {};
   Launch launch;
   uint64_t random_state = 1;
