@@ -151,7 +151,7 @@ def test_observe_takes_values_and_scored_losses(device):
     scored = functional.scored_cross_entropy(logits, target)
     by_result, by_value = (Pruner(N, 0.5, score="el2n", device=device) for _ in range(2))
     by_result.observe(ids, scored)
-    by_value.observe(ids, scored.el2n, correct=scored.correct)
+    by_value.observe(ids, scored.el2n)
     assert torch.equal(by_result.table.mean[ids], scored.el2n)
     assert torch.equal(by_value.table.mean[ids], scored.el2n)
 

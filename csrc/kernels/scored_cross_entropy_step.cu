@@ -148,7 +148,7 @@ cudaError_t launch_step(StepArguments<compute_t<T>> a, cudaStream_t stream) {
   const int64_t row_bytes = (a.in.num_classes * static_cast<int64_t>(sizeof(T)) + 31) / 16 * 16;
   const int64_t bytes = row_bytes * (kThreads / kTeam);
   const bool fits = bytes <= kMaxStagedBytes && bytes <= block_bytes;
-  const bool wide = kTeam == kThreads && !fits && a.grad_logits != nullptr && rows > 0;
+  const bool wide = !fits && may_be_wide(a.in) && a.grad_logits != nullptr && rows > 0;
   a.staged_bytes = fits && a.grad_logits != nullptr ? row_bytes : 0;
   // The few blocks that share long rows may read all targets.
   const bool many = wide ? !a.finish_here : blocks * rows > kMaxTargetsRead;
@@ -159,7 +159,7 @@ cudaError_t launch_step(StepArguments<compute_t<T>> a, cudaStream_t stream) {
   }
   cudaError_t error = cudaSuccess;
   bool launched = false;
-  if constexpr (kTeam == kThreads) {
+  if constexpr (kTeam == kThreads && !std::is_same<T, double>::value) {
     if (wide) launched = launch_wide<T>(a, block_bytes, stream, &error);
   }
   if (!launched) error = launch_by_row<T, kTeam>(a, blocks, stream, block_bytes);

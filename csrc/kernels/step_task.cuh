@@ -17,6 +17,13 @@ constexpr int64_t kStaticBytes = 2 * 1024;      // at least what the kernels dec
 constexpr int64_t kBytesWithoutOptIn = 48 * 1024 - kStaticBytes;
 constexpr int kMaxWideBlocks = 1024;
 
+// Whether several blocks may have to share a row. float64 is for checking gradients: its rows are
+// read again instead, and the kernels for them need not exist.
+inline bool may_be_wide(const CrossEntropyInput& in) {
+  const int64_t bytes = in.type == ScalarType::kFloat32 ? 4 : 2;
+  return in.type != ScalarType::kFloat64 && in.num_classes * bytes > kBytesWithoutOptIn;
+}
+
 // Per-row results that later steps read, in the workspace.
 template <class A>
 struct Workspace {
@@ -43,9 +50,8 @@ struct Workspace {
     take(&mean_partials, kMaxPartialSums);
     take(&loss_partials, kMaxPartialSums);
     take(&values, rows);
-    const bool may_be_wide = in.num_classes > kBytesWithoutOptIn / int64_t{sizeof(A)} / 2;
-    take(&records, may_be_wide ? 2 * kMaxWideBlocks : 0);
-    take(&arrived, may_be_wide ? kMaxWideBlocks : 0);
+    take(&records, may_be_wide(in) ? 2 * kMaxWideBlocks : 0);
+    take(&arrived, may_be_wide(in) ? kMaxWideBlocks : 0);
   }
 };
 

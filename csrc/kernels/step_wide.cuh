@@ -5,7 +5,7 @@
 // of two ways: as a cluster, through shared memory, or anywhere on the machine, through global
 // memory, in a cooperative launch. Sums are merged in the order of the slices, and how a row is
 // sliced depends on its length, the element type and the device alone: no result depends on how
-// many teams there are.
+// many teams there are. Not for float64 (may_be_wide).
 #pragma once
 
 #include "kernels/step_task.cuh"

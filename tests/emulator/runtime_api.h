@@ -77,8 +77,11 @@ void emulator_trap(const char* file, int line);
 void* emulator_shared_variable(const void* tag, size_t bytes, const char* name);
 void* emulator_dynamic_shared();
 int emulator_multiprocessor_count();
-unsigned* emulator_grid_barrier();     // a counter, zero at the start of a cooperative launch
-unsigned* emulator_cluster_barrier();  // the same of the calling block's cluster
+// The counter at which the calling block meets the grid, or its cluster, this time. Two take turns:
+// with one, a block that is late would see that others have come again, and know what they have
+// done since, as on no device.
+unsigned* emulator_grid_barrier();
+unsigned* emulator_cluster_barrier();
 unsigned emulator_cluster_size();
 // Where a variable of the calling block lies in another block of its cluster.
 void* emulator_cluster_shared(const void* address, unsigned rank, const char* file, int line);

@@ -257,11 +257,11 @@ cudaError_t launch(Launch launch, bool cooperative) {
     if (runtime.launch.num_blocks() > static_cast<size_t>(most)) {
       return cudaErrorCooperativeLaunchTooLarge;
     }
-    runtime.launch.grid_barrier = allocate_barriers(1, "grid barrier");
+    runtime.launch.grid_barrier = allocate_barriers(2, "grid barrier");
   }
   if (const unsigned size = runtime.launch.cluster_size; size > 1) {
     runtime.launch.cluster_barriers =
-        allocate_barriers(runtime.launch.num_blocks() / size, "cluster barriers");
+        allocate_barriers(2 * runtime.launch.num_blocks() / size, "cluster barriers");
   }
   runtime.random_state = (runtime.config.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
   runtime.polls_without_step = runtime.polls_without_change = 0;
@@ -356,8 +356,9 @@ unsigned* emulator_cluster_barrier() {
     report("cluster_sync() in a kernel that was not launched in clusters");
     abort_launch();
   }
-  return runtime.launch.cluster_barriers +
-         current_fiber()->block->linear_index / runtime.launch.cluster_size;
+  Block& block = *current_fiber()->block;
+  return runtime.launch.cluster_barriers + 2 * (block.linear_index / runtime.launch.cluster_size) +
+         block.num_meetings++ % 2;
 }
 
 unsigned* emulator_grid_barrier() {
@@ -365,7 +366,7 @@ unsigned* emulator_grid_barrier() {
     report("grid_sync() in a kernel that was not launched cooperatively");
     abort_launch();
   }
-  return runtime.launch.grid_barrier;
+  return runtime.launch.grid_barrier + current_fiber()->block->num_meetings++ % 2;
 }
 
 }  // extern "C"
