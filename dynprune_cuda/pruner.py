@@ -111,9 +111,8 @@ class Pruner(ResumableEpochs):
                 negative, so that small margins rank high).
             alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
                 or what the policy's source does.
-            track_forgetting: Count forgetting events in `table.forget_count`: how often a sample
-                that was classified correctly at one visit was not at the next. `cross_entropy` and
-                an `observe` of correctness do.
+            track_forgetting: Count in `table.forget_count` how often a sample that was classified
+                correctly at one visit was not at the next; see `ScoreTable`.
             seed: Any int, taken modulo 2**64; decides everything random.
             device: Where scores and subsets live: the device of the model.
             process_group: The processes that train together, each on its share of the same subset:

@@ -122,7 +122,9 @@ T& shared_variable(const void* tag, const char* name) {
 #define DYNPRUNE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::emulator::launch(#kernel, (grid), (block), (shared_bytes), (stream), kernel, ##__VA_ARGS__)
 
-#define DYNPRUNE_ALLOW_SHARED(kernel, bytes) (static_cast<void>(kernel), cudaSuccess)
+#define DYNPRUNE_ALLOW_SHARED(kernel, bytes) \
+  (static_cast<void>(kernel),                \
+   static_cast<size_t>(bytes) <= emulator_shared_limit() ? cudaSuccess : cudaErrorInvalidValue)
 
 // The tag's address names the variable: one per declaration and per instance of a kernel template.
 #define DYNPRUNE_SHARED(T, name, dims) \

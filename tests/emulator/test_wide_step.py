@@ -163,16 +163,17 @@ def test_one_launch_with_up_to_8192_rows_for_every_reduction(meeting: Kernels) -
 # ---- less shared memory
 
 
+@pytest.mark.parametrize("way", ["cluster", "grid", "no leave"])
 @pytest.mark.parametrize("shared_kb", [48, 64, 99, 163])
-def test_devices_with_less_shared_memory(shared_kb: int) -> None:
+def test_devices_with_less_shared_memory(shared_kb: int, way: str) -> None:
     """48 KB is the least of all; 64 KB is Turing's, 99 KB an RTX card's, 163 KB an A100's."""
-    shared = {"shared_bytes": shared_kb * 1024}
-    for schedule in ({}, {**NO_CLUSTERS, "multiprocessors": 8}, {**NO_CLUSTERS, **ALONE}):
-        schedule = schedule if "no leave" not in schedule else ALONE["no leave"]
-        kernels = on_schedule(**{**schedule, **shared})
-        check_step(kernels, 2, 16_000, torch.float32)  # 64,000 bytes: one block, or two
-        check_step(kernels, 2, 1000, torch.float64)  # 8 rows of a block: 64,128 bytes
-        check_step(kernels, 2, 100_000, torch.bfloat16)
+    kernels = on_schedule(**{**MEETINGS, **ALONE}[way], shared_bytes=shared_kb * 1024)
+    check_step(kernels, 2, 16_000, torch.float32)  # 64,000 bytes: one block, or two
+    check_step(kernels, 2, 1000, torch.float64)  # 8 rows of a block: 64,128 bytes
+    check_step(kernels, 2, 100_000, torch.bfloat16)
+    if way != "no leave":
+        assert step_bytes(kernels, 2, 16_000, torch.float32)[1] <= 2.1
+        assert step_bytes(kernels, 2, 100_000, torch.bfloat16)[1] <= 2.1
 
 
 # ---- bytes
