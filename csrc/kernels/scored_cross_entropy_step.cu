@@ -157,12 +157,12 @@ cudaError_t launch_step(StepArguments<compute_t<T>> a, cudaStream_t stream) {
     DYNPRUNE_LAUNCH((partial_sums_kernel<A>), partials, kThreads, 0, stream, a.in,
                     static_cast<const A*>(nullptr), a.work.mean_partials);
   }
-  cudaError_t error = cudaSuccess;
   bool launched = false;
   if constexpr (kTeam == kThreads && !std::is_same<T, double>::value) {
-    if (wide) launched = launch_wide<T>(a, block_bytes, stream, &error);
+    launched = wide && launch_wide<T>(a, block_bytes, stream);
   }
-  if (!launched) error = launch_by_row<T, kTeam>(a, blocks, stream, block_bytes);
+  const cudaError_t error =
+      launched ? cudaSuccess : launch_by_row<T, kTeam>(a, blocks, stream, block_bytes);
   if (error != cudaSuccess) return error;
   if (a.finish_here) return cudaGetLastError();
   if (a.reduction != Reduction::kNone) {

@@ -175,41 +175,49 @@ inline unsigned wide_grid(int64_t rows, int64_t teams, int members) {
   return static_cast<unsigned>((rows < teams ? rows : teams) * members);
 }
 
-// Launches a step on rows that no single block holds, and says so; or neither, if this device
-// cannot or will not have the blocks of a team together.
+// Both launch a step on rows that no single block holds, or return an error and leave nothing
+// behind: a device may lack what it takes, or own less of itself than its attributes say.
+
 template <class T>
-bool launch_wide(const StepArguments<compute_t<T>>& a, int64_t block_bytes, cudaStream_t stream,
-                 cudaError_t* error) {
-  using A = compute_t<T>;
-  const int64_t rows = a.in.batch_size, classes = a.in.num_classes, size = sizeof(T);
-  const int64_t small = block_bytes < kMaxStagedBytes ? block_bytes : kMaxStagedBytes;
-  WidePlan plan = WidePlan::smallest(classes, size, kMaxCluster, small);
-  if (plan.members == 0) plan = WidePlan::smallest(classes, size, kMaxCluster, block_bytes);
-  if (plan.members > 0) {
-    const auto bytes = static_cast<size_t>(plan.shared_bytes);
-    const auto members = static_cast<unsigned>(plan.members);
-    const int teams = DYNPRUNE_RESIDENT_CLUSTERS((wide_step_kernel<T, TeamInCluster<A>>), members,
-                                                 kThreads, bytes);
-    if (teams > 0) {
-      *error = DYNPRUNE_LAUNCH_CLUSTERS((wide_step_kernel<T, TeamInCluster<A>>),
-                                        wide_grid(rows, teams, plan.members), members, kThreads,
-                                        bytes, stream, a, plan.members, plan.slice);
-      return true;
-    }
-  }
-  plan = WidePlan::smallest(classes, size, kMaxTeam, small);
-  if (plan.members == 0) return false;
+cudaError_t launch_clusters_of_blocks(const StepArguments<compute_t<T>>& a, int64_t block_bytes,
+                                      cudaStream_t stream) {
+  using Team = TeamInCluster<compute_t<T>>;
+  const int64_t classes = a.in.num_classes, size = sizeof(T);
+  const int64_t most = block_bytes < kMaxStagedBytes ? block_bytes : kMaxStagedBytes;
+  WidePlan plan = WidePlan::smallest(classes, size, kMaxCluster, most);
+  if (plan.members == 0) plan = WidePlan::of(classes, size, kMaxCluster);
+  if (plan.shared_bytes > block_bytes) return cudaErrorInvalidValue;
+  const auto bytes = static_cast<size_t>(plan.shared_bytes);
+  const auto members = static_cast<unsigned>(plan.members);
+  const int teams =
+      DYNPRUNE_RESIDENT_CLUSTERS((wide_step_kernel<T, Team>), members, kThreads, bytes);
+  if (teams == 0) return cudaErrorInvalidValue;
+  return DYNPRUNE_LAUNCH_CLUSTERS((wide_step_kernel<T, Team>),
+                                  wide_grid(a.in.batch_size, teams, plan.members), members,
+                                  kThreads, bytes, stream, a, plan.members, plan.slice);
+}
+
+template <class T>
+cudaError_t launch_grid_of_blocks(const StepArguments<compute_t<T>>& a, int64_t block_bytes,
+                                  cudaStream_t stream) {
+  using Team = TeamInGrid<compute_t<T>>;
+  const int64_t most = block_bytes < kMaxStagedBytes ? block_bytes : kMaxStagedBytes;
+  const WidePlan plan = WidePlan::smallest(a.in.num_classes, sizeof(T), kMaxTeam, most);
+  if (plan.members == 0) return cudaErrorInvalidValue;
   const auto bytes = static_cast<size_t>(plan.shared_bytes);
   const int teams =
-      DYNPRUNE_RESIDENT_BLOCKS((wide_step_kernel<T, TeamInGrid<A>>), kThreads, bytes) /
-      plan.members;
-  if (teams == 0) return false;
-  *error = DYNPRUNE_LAUNCH_COOPERATIVE((wide_step_kernel<T, TeamInGrid<A>>),
-                                       wide_grid(rows, teams, plan.members), kThreads, bytes,
-                                       stream, a, plan.members, plan.slice);
-  if (*error != cudaErrorCooperativeLaunchTooLarge) return true;
-  // Some of the device belongs to others, which its attributes do not say.
-  (void)cudaGetLastError();
+      DYNPRUNE_RESIDENT_BLOCKS((wide_step_kernel<T, Team>), kThreads, bytes) / plan.members;
+  if (teams == 0) return cudaErrorInvalidValue;
+  return DYNPRUNE_LAUNCH_COOPERATIVE((wide_step_kernel<T, Team>),
+                                     wide_grid(a.in.batch_size, teams, plan.members), kThreads,
+                                     bytes, stream, a, plan.members, plan.slice);
+}
+
+template <class T>
+bool launch_wide(const StepArguments<compute_t<T>>& a, int64_t block_bytes, cudaStream_t stream) {
+  if (launch_clusters_of_blocks<T>(a, block_bytes, stream) == cudaSuccess) return true;
+  if (launch_grid_of_blocks<T>(a, block_bytes, stream) == cudaSuccess) return true;
+  (void)cudaGetLastError();  // the caller launches something else
   return false;
 }
 
