@@ -143,10 +143,12 @@ __global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
     add_row<kThreads>(x, first, classes, thread, y.first, options, &sums,
                       [&](int64_t c, const auto& value) { stage(staged + (c - first), value); });
     team_merge<kThreads>(&sums, smooth);
+    // Asked for before the team meets: memory answers meanwhile.
+    const A scale = gradient_scale(a, row, divisor), x_first = widen(x[y.first]);
     sums = team.exchange(sums);
     if (thread < kWarpSize) lanes_merge<kWarpSize>(&sums, smooth);
     if (thread == 0) {
-      const RowResult<A> result = finish_row(sums.stats, static_cast<A>(widen(x[y.first])));
+      const RowResult<A> result = finish_row(sums.stats, x_first);
       saved = {result.max, result.log_normaliser, result.miss, sums.weight};
       if (member == 0) {
         const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second])) : A{0};
@@ -154,7 +156,6 @@ __global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
       }
     }
     __syncthreads();
-    const A scale = gradient_scale(a, row, divisor);
     if (scale == 0) {
       write_zeros<kThreads>(out, classes, thread);
     } else {
