@@ -201,7 +201,7 @@ def test_each_logit_is_read_once_and_each_gradient_written_once(
     memory, requests = step_bytes(kernels, 4, classes, dtype)
     aligned = classes * dtype.itemsize % 32 == 0
     assert 2.0 <= memory <= 2.01
-    assert requests <= (2.02 if aligned else 2.12)
+    assert requests <= (2.05 if aligned else 2.15)
 
 
 def test_unaligned_rows_are_read_once(meeting: Kernels) -> None:
