@@ -295,8 +295,7 @@ class Emulator:
             first_block: only blocks from this one on are run, in ascending order: the far end of a
                 grid that would take hours.
             max_cluster: how many blocks a cluster may have; 0 is a device without clusters.
-            granted_blocks: how many blocks a cooperative launch may have, whatever the number of
-                multiprocessors says; 0 is one for each.
+            granted_blocks: of a cooperative launch at most; 0 is one for each multiprocessor.
         """
         fields = (
             seed,
