@@ -77,6 +77,7 @@ class Pruner(ResumableEpochs):
         group_floor: float = 0.5,
         score: str = "loss",
         alpha: float | None = None,
+        track_forgetting: bool = False,
         seed: int = 0,
         device: torch.device | str | int = "cpu",
         process_group: bool | None = None,
@@ -110,6 +111,8 @@ class Pruner(ResumableEpochs):
                 negative, so that small margins rank high).
             alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
                 or what the policy's source does.
+            track_forgetting: Count in `table.forget_count` how often a sample that was classified
+                correctly at one visit was not at the next; see `ScoreTable`.
             seed: Any int, taken modulo 2**64; decides everything random.
             device: Where scores and subsets live: the device of the model.
             process_group: The processes that train together, each on its share of the same subset:
@@ -157,9 +160,11 @@ class Pruner(ResumableEpochs):
             device=device,
             alpha=defaults["alpha"] if alpha is None else alpha,
             first_visit=getattr(policy, "first_visit", "zero"),
+            track_forgetting=track_forgetting,
         )
         super().__init__(table, policy, schedule, seed, ranks)
         plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
+        plan["track_forgetting"] = track_forgetting
         ranks.check_settings({**self._settings(), **plan}, self.device)
         # Of scored_cross_entropy_step_. Made here: the first step may be a captured one.
         self._ticket: Tensor | None = None
@@ -288,7 +293,9 @@ class Pruner(ResumableEpochs):
                 such as a loss that has no per-sample value: it is credited to every sample of the
                 batch, and the moving average over the batches that a sample was in tells the
                 samples apart.
-            correct: Was the sample classified correctly, bool [batch]. Not read in this version.
+            correct: Was the sample classified correctly, bool [batch]; counts for nothing without
+                `track_forgetting`. None: as `functional.scored_cross_entropy` says, or, with other values, unknown: the
+                visit then counts as no forgetting event.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -297,19 +304,14 @@ class Pruner(ResumableEpochs):
                 raised by the next call that may wait, such as `set_epoch`).
         """
         if isinstance(values, functional.ScoredLoss):
+            if correct is None and self.table.track_forgetting:
+                correct = values.correct
             values = self._score_of(values)
         if isinstance(values, Tensor) and values.dim() == 0:
             check_ids(ids)
             values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
-        if correct is not None and not isinstance(correct, Tensor):
-            raise TypeError(f"correct must be a tensor, got {type(correct).__name__}")
-        if correct is not None and (correct.dtype != torch.bool or correct.shape != ids.shape):
-            raise ValueError(
-                f"correct must be bool of shape {tuple(ids.shape)}, got {correct.dtype} of shape "
-                f"{tuple(correct.shape)}"
-            )
-        self.table.update(self._without_repeat(ids), values)
+        self.table.update(self._without_repeat(ids), values, correct)
         self._count_rows(len(ids))
 
     def stats(self) -> Stats:
@@ -352,7 +354,9 @@ class Pruner(ResumableEpochs):
             f"Pruner(num_samples={self.num_samples}, keep={plan.keep}, "
             f"policy={self.policy!r}, period={plan.period}, warmup_epochs={plan.warmup_epochs}, "
             f"anneal_epochs={plan.anneal_epochs}, epochs={plan.epochs}, score={self.score!r}, "
-            f"alpha={self.table.alpha}, seed={self.seed}, device='{self.device}'; "
+            f"alpha={self.table.alpha}, "
+            f"{'track_forgetting=True, ' if self.table.track_forgetting else ''}"
+            f"seed={self.seed}, device='{self.device}'; "
             f"epoch {self.epoch}, {plan.phase(self.epoch)})"
         )
 

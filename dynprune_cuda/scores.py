@@ -26,6 +26,7 @@ COLUMNS = {
     "non_finite_count": torch.int32,
     "last_non_finite": torch.bool,
 }
+FORGETTING = {"last_correct": torch.bool, "forget_count": torch.int32}
 FirstVisit = Literal["zero", "published"]
 
 
@@ -47,9 +48,16 @@ class ScoreTable:
         count: Finite values seen, int32 [num_samples].
         non_finite_count: Values seen that were not finite, int32 [num_samples].
         last_non_finite: Whether the newest value was not finite, bool [num_samples].
+        last_correct: Whether the sample was classified correctly at its last visit that told, bool
+            [num_samples]; None without `track_forgetting`.
+        forget_count: Forgetting events, int32 [num_samples]: visits at which the sample was not
+            classified correctly, and had been at the visit before (Toneva et al. 2019,
+            https://arxiv.org/abs/1812.05159); None without `track_forgetting`.
         sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
     """
 
+    last_correct: Tensor | None = None
+    forget_count: Tensor | None = None
     sample_ids: Tensor | None = None
 
     def __init__(
@@ -59,6 +67,7 @@ class ScoreTable:
         device: torch.device | str | int = "cpu",
         alpha: float = 0.8,
         first_visit: FirstVisit = "zero",
+        track_forgetting: bool = False,
     ) -> None:
         """Makes the table of a training set in which no sample has been visited.
 
@@ -68,6 +77,7 @@ class ScoreTable:
             alpha: Weight of the newest value in the moving averages, in (0, 1].
             first_visit: Variance after the first visit: "zero", or "published" for the baseline's
                 own `alpha * value**2`, which lifts samples that were visited once.
+            track_forgetting: Keep `last_correct` and `forget_count`, 5 bytes per sample.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -77,12 +87,27 @@ class ScoreTable:
         self.alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
         as_choice("first_visit", first_visit, FIRST_VISITS)
         self.first_visit = first_visit
+        if not isinstance(track_forgetting, bool):
+            raise TypeError(f"track_forgetting must be a bool, got {track_forgetting!r}")
         size = self.num_samples
         self.mean = torch.full((size,), float("nan"), dtype=torch.float32, device=device)
         self.variance = torch.zeros(size, dtype=torch.float32, device=device)
         self.count = torch.zeros(size, dtype=torch.int32, device=device)
         self.non_finite_count = torch.zeros(size, dtype=torch.int32, device=device)
         self.last_non_finite = torch.zeros(size, dtype=torch.bool, device=device)
+        if track_forgetting:
+            self.last_correct = torch.zeros(size, dtype=torch.bool, device=device)
+            self.forget_count = torch.zeros(size, dtype=torch.int32, device=device)
+
+    @property
+    def track_forgetting(self) -> bool:
+        """Whether the table counts forgetting events."""
+        return self.forget_count is not None
+
+    @property
+    def column_types(self) -> dict[str, torch.dtype]:
+        """The columns that this table has, by name."""
+        return {**COLUMNS, **FORGETTING} if self.track_forgetting else COLUMNS
 
     @property
     def device(self) -> torch.device:
@@ -97,12 +122,12 @@ class ScoreTable:
             self.count,
             self.non_finite_count,
             self.last_non_finite,
-            None,  # last_correct
-            None,  # forget_count
+            self.last_correct,
+            self.forget_count,
         )
 
     @torch.no_grad()
-    def update(self, ids: Tensor, values: Tensor) -> None:
+    def update(self, ids: Tensor, values: Tensor, correct: Tensor | None = None) -> None:
         """Enters one value per sample id, without waiting for the device.
 
         An id that occurs more than once counts once, with its last value. A row whose id is -1
@@ -112,15 +137,22 @@ class ScoreTable:
             ids: Sample ids, any integer dtype [batch]; on the CPU or on the table's device.
             values: Scores, any floating-point dtype [batch], on the CPU or on the table's device;
                 read as float32, detached from the graph.
+            correct: Was the sample classified correctly, bool [batch], on the CPU or on the table's
+                device; counts for nothing without `track_forgetting`. None: this visit does not
+                tell, and leaves `last_correct` and `forget_count` alone.
 
         Raises:
-            TypeError: `ids` or `values` is no tensor.
+            TypeError: `ids`, `values` or `correct` is no tensor.
             ValueError: A dtype or a shape is wrong, the lengths differ, or a tensor is on a GPU and
                 the table on the CPU (moving it would wait for the GPU at every step).
             IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
                 raised by the next call that may wait, such as `stats`).
         """
         check_ids_and_values(ids, values)
+        if correct is not None:
+            check_correct(correct, ids)
+            tracked = self.track_forgetting
+            correct = move_without_waiting("correct", correct, self.device) if tracked else None
         ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
         values = move_without_waiting("values", values.to(torch.float32), self.device)
         functional.update_scores_(
@@ -133,6 +165,9 @@ class ScoreTable:
             first_visit=self.first_visit,
             non_finite_count=self.non_finite_count,
             last_non_finite=self.last_non_finite,
+            correct=correct,
+            last_correct=None if correct is None else self.last_correct,
+            forget_count=None if correct is None else self.forget_count,
         )
 
     def part(self, sample_ids: Tensor) -> ScoreTable:
@@ -146,7 +181,7 @@ class ScoreTable:
         """
         part = copy.copy(self)
         part.num_samples, part.sample_ids = len(sample_ids), sample_ids
-        for name in COLUMNS:
+        for name in self.column_types:
             setattr(part, name, getattr(self, name).index_select(0, sample_ids))
         return part
 
@@ -161,14 +196,16 @@ class ScoreTable:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns copies of all columns, by name, on the table's device."""
-        return {name: getattr(self, name).clone() for name in COLUMNS}
+        return {name: getattr(self, name).clone() for name in self.column_types}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned, from any device. Waits for the device.
 
         Raises:
             TypeError: The state is no mapping, or an entry no tensor.
-            ValueError: The state is damaged, or of another number of samples. Nothing changes then.
+            ValueError: The state is damaged, of another number of samples, or of a table that
+                tracked forgetting where this one does not, or the other way round. Nothing changes
+                then.
         """
         self.take(self.checked("state_dict", state_dict))
 
@@ -177,20 +214,33 @@ class ScoreTable:
 
         Raises:
             TypeError: The state is no mapping, or an entry no tensor.
-            ValueError: The state is damaged, or of another number of samples.
+            ValueError: The state is damaged, of another number of samples, or of a table that
+                tracked forgetting where this one does not, or the other way round.
         """
         read = StateReader(name, state_dict)
-        read.has(COLUMNS)
+        saved = not FORGETTING.keys().isdisjoint(state_dict)
+        if saved != self.track_forgetting and COLUMNS.keys() <= set(state_dict):
+            raise ValueError(
+                f"{name} is of another run: it was saved with track_forgetting={saved}, and here "
+                f"it is {self.track_forgetting}"
+            )
+        read.has(self.column_types)
         columns = {
             column: read.tensor(column, dtype, (self.num_samples,), self.device)
-            for column, dtype in COLUMNS.items()
+            for column, dtype in self.column_types.items()
         }
-        mean, variance, count, broken, is_broken = columns.values()
+        mean, variance, count, broken, is_broken, *forgetting = columns.values()
         read.sound("count", (count >= 0).all(), "a count is negative")
         read.sound("mean", ~(mean.isnan() & (count > 0)).any(), "a visited sample has no mean")
         read.sound("variance", ~(variance < 0).any(), "a variance is negative")
         read.sound("non_finite_count", (broken >= 0).all(), "a count is negative")
         read.sound("last_non_finite", (broken[is_broken] > 0).all(), "it contradicts the counts")
+        if forgetting:
+            correct, forgotten = forgetting
+            visits = count.long() + broken
+            read.sound("last_correct", (visits[correct] > 0).all(), "it contradicts the counts")
+            fits = (forgotten >= 0) & (2 * forgotten.long() <= visits)
+            read.sound("forget_count", fits.all(), "it contradicts the counts")
         return columns
 
     def take(self, columns: dict[str, Tensor]) -> None:
@@ -206,8 +256,11 @@ class ScoreTable:
             finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
             value was not finite), and over the visited samples `score_mean`, `score_min`,
             `score_max`, the percentiles `score_p05`, `_p25`, `_p50`, `_p75`, `_p95`, and
-            `score_variance` (the mean of `variance`), which are NaN while there are none. Reading
-            the first number raises IndexError if an earlier update on a GPU met an id out of range.
+            `score_variance` (the mean of `variance`), which are NaN while there are none. With
+            `track_forgetting` also `forget_events`, the sum of `forget_count`, and of the samples
+            that were visited at all `never_learned` (no visit found them correct) and
+            `unforgettable` (correct once, and ever since). Reading the first number raises
+            IndexError if an earlier update on a GPU met an id out of range.
         """
         visited = self.count > 0
         number = visited.sum()
@@ -220,13 +273,20 @@ class ScoreTable:
             **score_summary(self.mean, visited),
             "score_variance": self.variance.sum(dtype=torch.float64) / number,
         }
+        if self.last_correct is not None and self.forget_count is not None:
+            steady = self.forget_count == 0
+            seen = visited | (self.non_finite_count > 0)
+            tensors["forget_events"] = self.forget_count.sum()
+            tensors["never_learned"] = (seen & steady & ~self.last_correct).sum()
+            tensors["unforgettable"] = (steady & self.last_correct).sum()
         return Stats({}, tensors, partial(functional.check_errors, self.device))
 
     def __repr__(self) -> str:
         """Tells how the table was made."""
         return (
             f"ScoreTable(num_samples={self.num_samples}, device='{self.device}', "
-            f"alpha={self.alpha}, first_visit={self.first_visit!r})"
+            f"alpha={self.alpha}, first_visit={self.first_visit!r}"
+            f"{', track_forgetting=True' if self.track_forgetting else ''})"
         )
 
 
@@ -258,6 +318,17 @@ def check_ids_and_values(ids: Any, values: Any) -> None:
     if ids.shape != values.shape:
         raise ValueError(
             f"ids and values must have the same length, got {len(ids)} ids and {len(values)} values"
+        )
+
+
+def check_correct(correct: Any, ids: Tensor) -> None:
+    """Checks the type, dtype and shape of a batch's correctness."""
+    if not isinstance(correct, Tensor):
+        raise TypeError(f"correct must be a tensor, got {type(correct).__name__}")
+    if correct.dtype != torch.bool or correct.shape != ids.shape:
+        raise ValueError(
+            f"correct must be bool of shape {tuple(ids.shape)}, got {correct.dtype} of shape "
+            f"{tuple(correct.shape)}"
         )
 
 

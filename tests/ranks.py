@@ -43,6 +43,7 @@ MAKERS = {
     "groups": lambda **more: Pruner(N, 0.4, period=2, groups=torch.arange(N) % 3, **more),
     "own": lambda **more: Pruner(N, 0.4, least_visited, period=2, **more),
     "at_once": lambda **more: Pruner(N, 0.3, "ucb", warmup_epochs=0, period=2, **more),
+    "forgetting": lambda **more: Pruner(N, KEEP, period=1, track_forgetting=True, **more),
 }
 
 
@@ -50,6 +51,11 @@ def value(epoch, ids):
     """A score that depends on the sample and the epoch; one sample is broken at times."""
     values = torch.sin(ids.float() * 12.9898 + epoch) + 1.5
     return torch.where((ids == 7) & (epoch % 2 == 1), float("nan"), values)
+
+
+def correctness(pruner, epoch, ids):
+    """Whether samples are right, which changes between epochs; None if nobody counts it."""
+    return (ids * 7 + epoch * 5) % 4 > 1 if pruner.table.track_forgetting else None
 
 
 def train(pruner, sampler, stop=None):
@@ -67,7 +73,10 @@ def train(pruner, sampler, stop=None):
             # A second visit would be seen: its value is another one.
             again = torch.tensor([sample_id in visited for sample_id in batch])
             visited.update(batch)
-            pruner.observe(ids, value(epoch, ids) + 100 * again)
+            correct = correctness(pruner, epoch, ids)
+            if correct is not None:
+                correct = correct ^ again
+            pruner.observe(ids, value(epoch, ids) + 100 * again, correct)
             seen.append((epoch, batch))
             batches += 1
             if len(seen) == stop:
@@ -91,7 +100,7 @@ def whole_runs(rank, size):
 def resumed_runs(rank, size):
     """As `whole_runs`, but stopped in the middle of an epoch and gone on with by a new pruner."""
     results = {}
-    for name in ("ucb", "infobatch", "at_once"):
+    for name in ("ucb", "infobatch", "at_once", "forgetting"):
         for stop in (1, 6):
             first = MAKERS[name]()
             sampler = first.batch_sampler(BATCH)

@@ -33,6 +33,7 @@ MAKERS = {
     "keep_function": lambda device: Pruner(
         N, lambda epoch: 1.0 / (1 + epoch), "ucb", period=1, warmup_epochs=0, device=device
     ),
+    "forgetting": lambda device: Pruner(N, 0.4, period=2, track_forgetting=True, device=device),
 }
 
 
@@ -40,6 +41,11 @@ def value(epoch, ids):
     """A score that depends on the sample and the epoch; one sample is broken at times."""
     values = torch.sin(ids.float() * 12.9898 + epoch) + 1.5
     return torch.where((ids == 7) & (epoch % 2 == 1), float("nan"), values)
+
+
+def correctness(pruner, epoch, ids):
+    """Whether samples are right, which changes between epochs; None if nobody counts it."""
+    return (ids * 7 + epoch * 5) % 4 > 1 if pruner.table.track_forgetting else None
 
 
 def train(pruner, sampler, stop=None):
@@ -51,7 +57,8 @@ def train(pruner, sampler, stop=None):
             if stop is not None and len(seen) == stop:
                 raise AssertionError("one batch too many was asked for")
             tensor = torch.tensor(ids, device=pruner.device)
-            pruner.observe(tensor, value(epoch, tensor))
+            correct = correctness(pruner, epoch, tensor)
+            pruner.observe(tensor, value(epoch, tensor), correct)
             seen.append((epoch, ids))
             if len(seen) == stop:
                 return seen

@@ -56,6 +56,74 @@ def test_two_threads_select_different_numbers_at_once() -> None:
         assert torch.equal(ids[-1], F.select_top_k(x.cpu(), len(x) // 3, seed=49))
 
 
+def step(
+    pruner: Pruner, logits: Tensor, target: Tensor, ids: Tensor, smoothing: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """One training step: the loss and the gradient of the logits."""
+    loss = pruner.cross_entropy(logits, target, ids, label_smoothing=smoothing)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient
+
+
+# A warp per row, a block per row, rows that several blocks share.
+@pytest.mark.parametrize("classes", [10, 1000, 32_768, 128_257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_captured_step_is_replayed_with_new_logits(classes: int, dtype: torch.dtype) -> None:
+    rows, n = 24, 1000
+    captured, eager = (Pruner(n, 0.3, track_forgetting=True, device="cuda") for _ in range(2))
+    captured.set_epoch(0)
+    eager.set_epoch(0)
+    logits = torch.zeros(rows, classes, dtype=dtype, device="cuda", requires_grad=True)
+    target = torch.zeros(rows, dtype=torch.int64, device="cuda")
+    ids = torch.full((rows,), -1, device="cuda")  # of no sample: the table stays as it is
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # capture wants a warm-up elsewhere
+        for _ in range(2):
+            step(captured, logits, target, ids)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, gradient = step(captured, logits, target, ids)
+    assert not captured.table.count.any()
+    generator = torch.Generator().manual_seed(classes)
+    for _ in range(5):
+        new = (3 * torch.randn(rows, classes, generator=generator)).to(dtype)
+        with torch.no_grad():
+            logits.copy_(new)
+        target.copy_(torch.randint(classes, (rows,), generator=generator))
+        target[5] = -100
+        ids.copy_(torch.randperm(40, generator=generator)[:rows])  # most of them come again
+        graph.replay()
+        expected = step(eager, new.cuda().requires_grad_(), target, ids)
+        assert torch.equal(loss, expected[0]) and torch.equal(gradient, expected[1])
+        for name, column in eager.table.state_dict().items():
+            got = getattr(captured.table, name)
+            torch.testing.assert_close(got, column, rtol=0, atol=0, equal_nan=True, msg=name)
+    assert int(captured.table.count.sum()) == 5 * (rows - 1)
+
+
+@pytest.mark.parametrize("classes", [24_601, 50_257, 128_256, 262_144])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long_rows_equal_the_cpu(classes: int, dtype: torch.dtype) -> None:
+    """More rows than teams of blocks, so that each team takes several."""
+    rows = 300
+    generator = torch.Generator().manual_seed(classes)
+    logits = (3 * torch.randn(rows, classes, generator=generator)).to(dtype)
+    target = torch.randint(classes, (rows,), generator=generator)
+    results = []
+    for device in ("cpu", "cuda"):
+        pruner = Pruner(rows, 0.3, score="el2n", device=device)
+        leaf = logits.to(device).requires_grad_()
+        ids = torch.arange(rows, device=device)
+        results.append((*step(pruner, leaf, target.to(device), ids), pruner.table.mean))
+    (loss, gradient, mean), found = results[0], [t.cpu() for t in results[1]]
+    torch.testing.assert_close(found[0], loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[2], mean, rtol=1e-5, atol=0)
+    one_ulp = {"rtol": 1e-5, "atol": 1e-9} if dtype == torch.float32 else {"rtol": 8e-3}
+    torch.testing.assert_close(found[1], gradient, **{"atol": 1e-9, **one_ulp})
+
+
 def test_ops_run_on_the_current_stream() -> None:
     expected = F.select_top_k(scores("normal").cpu() + 1, K, seed=1)
     x, stream = scores("normal"), torch.cuda.Stream()

@@ -57,7 +57,7 @@ def batch():
 def test_a_step_brings_nothing_to_the_host(fake_device, monkeypatch, policy, score):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # fake ones cannot
     keep = None if policy == "infobatch" else 0.3
-    pruner = Pruner(N, keep, policy, score=score, device="cuda")
+    pruner = Pruner(N, keep, policy, score=score, track_forgetting=True, device="cuda")
     logits, labels, ids = batch()
     weight = torch.rand(C, device="cuda")
     with on_device() as trace:

@@ -103,12 +103,17 @@ template <int kTeam, class T, class One, class Many>
 __device__ __forceinline__ void write_row(T* out, int64_t classes, int member, const One& value,
                                           const Many& vector) {
   const RowSplit<T> split(out, classes);
-  if (member < split.head) out[member] = value(int64_t{member});
+  // Through a variable: the emulator's compiler does not record the store of what a call returns.
+  const auto store = [&](int64_t c) {
+    const T single = value(c);
+    out[c] = single;
+  };
+  if (member < split.head) store(member);
   uint4* vectors = reinterpret_cast<uint4*>(out + split.head);
   for (int64_t v = member; v < split.vectors; v += kTeam) {
     __stcg(vectors + v, vector(split.head + v * Vector<T>::kSize).raw());
   }
-  if (split.tail + member < classes) out[split.tail + member] = value(split.tail + member);
+  if (split.tail + member < classes) store(split.tail + member);
 }
 
 template <int kTeam, class T>
@@ -119,16 +124,18 @@ __device__ __forceinline__ void write_zeros(T* out, int64_t classes, int member)
       [&](int64_t) { return Vector<T>::from(uint4{0, 0, 0, 0}); });
 }
 
-// The gradient of a row to `out`, from its logits x in global or shared memory.
+// The gradient of `classes` classes from `first` on to out[0 .. classes), from their logits
+// x[0 .. classes) in global or shared memory.
 template <int kTeam, class T>
-__device__ __forceinline__ void write_gradient(const T* x, T* out, int64_t classes, int member,
+__device__ __forceinline__ void write_gradient(const T* x, T* out, int64_t first, int64_t classes,
+                                               int member,
                                                const RowGradient<compute_t<T>>& gradient) {
   using A = compute_t<T>;
   constexpr int kSize = Vector<T>::kSize;
   const bool same_alignment = elements_past_boundary(x) == elements_past_boundary(out);
   write_row<kTeam>(
       out, classes, member,
-      [&](int64_t c) { return narrow<T>(gradient.at(c, static_cast<A>(widen(x[c])))); },
+      [&](int64_t c) { return narrow<T>(gradient.at(first + c, static_cast<A>(widen(x[c])))); },
       [&](int64_t c) {
         Vector<T> v;
         if (same_alignment) {
@@ -137,6 +144,7 @@ __device__ __forceinline__ void write_gradient(const T* x, T* out, int64_t class
 #pragma unroll
           for (int k = 0; k < kSize; k++) v.v[k] = x[c + k];
         }
+        c += first;
         const bool has_target = static_cast<uint64_t>(gradient.first - c) < kSize ||
                                 static_cast<uint64_t>(gradient.second - c) < kSize;
 #pragma unroll
@@ -165,11 +173,22 @@ struct RowSums {
   }
 };
 
-// Adds this member's part of a row. stage(c, value) and stage(c, vector) see every logit once.
-template <int kTeam, class T, class Stage>
-__device__ __forceinline__ void add_row(const T* x, int64_t classes, int member, int64_t target,
-                                        const LossOptions<compute_t<T>>& options,
-                                        RowSums<compute_t<T>>* sums, const Stage& stage) {
+// Keeps what add_row reads, in shared memory that lies as far past a 16-byte boundary.
+template <class T>
+__device__ __forceinline__ void stage(T* to, T value) {
+  *to = value;
+}
+template <class T>
+__device__ __forceinline__ void stage(T* to, const Vector<T>& value) {
+  *reinterpret_cast<uint4*>(to) = value.raw();
+}
+
+// Adds this member's part of `classes` classes from `first` on of the row x. keep(c, value) and
+// keep(c, vector) see every logit once.
+template <int kTeam, class T, class Keep>
+__device__ __forceinline__ void add_row(const T* x, int64_t first, int64_t classes, int member,
+                                        int64_t target, const LossOptions<compute_t<T>>& options,
+                                        RowSums<compute_t<T>>* sums, const Keep& keep) {
   using A = compute_t<T>;
   constexpr int kSize = Vector<T>::kSize;
   const bool smooth = options.label_smoothing > 0;
@@ -180,15 +199,17 @@ __device__ __forceinline__ void add_row(const T* x, int64_t classes, int member,
     sums->distance += w * (v - x_y);
   };
   read_row<kTeam>(
-      x, classes, member,
+      x + first, classes, member,
       [&](int64_t c, T value) {
-        stage(c, value);
+        c += first;
+        keep(c, value);
         const A v = widen(value);
         if (c != target) sums->stats.add(v);
         if (smooth) weigh(c, v);
       },
       [&](int64_t c, const Vector<T>& vector) {
-        stage(c, vector);
+        c += first;
+        keep(c, vector);
         A v[kSize];
 #pragma unroll
         for (int k = 0; k < kSize; k++) v[k] = widen(vector.v[k]);
@@ -206,11 +227,9 @@ __device__ __forceinline__ void add_row(const T* x, int64_t classes, int member,
       });
 }
 
-// Every member of a small team or a warp, and thread 0 of a block, ends with the row's sums. All
-// threads of the block must call.
-template <int kTeam, class A>
-__device__ __forceinline__ void team_merge(RowSums<A>* sums, bool smooth) {
-  constexpr int kLanes = kTeam < kWarpSize ? kTeam : kWarpSize;
+// Groups of kLanes neighbours end with the sums of their group; whole warps call.
+template <int kLanes, class A>
+__device__ __forceinline__ void lanes_merge(RowSums<A>* sums, bool smooth) {
 #pragma unroll
   for (int d = kLanes / 2; d > 0; d /= 2) {
     RowSums<A> other = RowSums<A>::none();
@@ -224,6 +243,14 @@ __device__ __forceinline__ void team_merge(RowSums<A>* sums, bool smooth) {
     }
     sums->merge(other);
   }
+}
+
+// Every member of a small team or a warp, and thread 0 of a block, ends with the row's sums. All
+// threads of the block must call.
+template <int kTeam, class A>
+__device__ __forceinline__ void team_merge(RowSums<A>* sums, bool smooth) {
+  constexpr int kLanes = kTeam < kWarpSize ? kTeam : kWarpSize;
+  lanes_merge<kLanes>(sums, smooth);
   if constexpr (kTeam > kWarpSize) {
     DYNPRUNE_SHARED(RowSums<A>, by_warp, [kThreads / kWarpSize]);
     if (threadIdx.x % kWarpSize == 0) by_warp[threadIdx.x / kWarpSize] = *sums;

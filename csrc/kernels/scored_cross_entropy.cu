@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm)
   const T* x = static_cast<const T*>(in.logits) + (scored ? row * in.row_stride : 0);
   RowSums<A> sums = RowSums<A>::none();
   // A row that is skipped has nothing to read, but its threads must take part in the merge.
-  add_row<kTeam>(x, scored ? in.num_classes : 0, member, y.first, options, &sums,
+  add_row<kTeam>(x, 0, scored ? in.num_classes : 0, member, y.first, options, &sums,
                  [](int64_t, const auto&) {});
   team_merge<kTeam>(&sums, options.label_smoothing > 0);
   if (member != 0 || !exists) return;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
   }
   const RowGradient<A> gradient(LossOptions<A>(in), saved[row], y, in.num_classes, scale);
   const T* x = static_cast<const T*>(in.logits) + row * in.row_stride;
-  write_gradient<kTeam>(x, out, in.num_classes, member, gradient);
+  write_gradient<kTeam>(x, out, 0, in.num_classes, member, gradient);
 }
 
 }  // namespace

@@ -224,6 +224,8 @@ class _Config(ctypes.Structure):
         ("multiprocessors", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int32),
         ("first_block", ctypes.c_int32),
+        ("max_cluster", ctypes.c_int32),
+        ("granted_blocks", ctypes.c_int32),
     )
 
 
@@ -275,6 +277,8 @@ class Emulator:
         multiprocessors: int = 4,
         shared_bytes: int = 227 * 1024,
         first_block: int = 0,
+        max_cluster: int = 8,
+        granted_blocks: int = 0,
     ) -> None:
         """Chooses the schedule of later launches.
 
@@ -290,6 +294,8 @@ class Emulator:
             shared_bytes: the shared memory that a block may have, static and dynamic.
             first_block: only blocks from this one on are run, in ascending order: the far end of a
                 grid that would take hours.
+            max_cluster: how many blocks a cluster may have; 0 is a device without clusters.
+            granted_blocks: of a cooperative launch at most; 0 is one for each multiprocessor.
         """
         fields = (
             seed,
@@ -300,6 +306,8 @@ class Emulator:
             multiprocessors,
             shared_bytes,
             first_block,
+            max_cluster,
+            granted_blocks,
         )
         config = _Config(*fields)
         self.library.emulator_configure(ctypes.byref(config))

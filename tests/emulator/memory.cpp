@@ -45,6 +45,20 @@ void free_guarded(void* address, size_t bytes, size_t red_zone) {
 }
 
 std::map<const char*, size_t> device_allocations;  // first byte -> number of bytes
+std::map<unsigned, Block*> blocks;                 // on the machine, by linear index
+
+// The variable of `block` that has this tag; null if it has not got there yet.
+const SharedVariable* find_variable(const Block& block, const void* tag) {
+  for (const SharedVariable& variable : block.shared_variables) {
+    if (variable.tag == tag) return &variable;
+  }
+  return nullptr;
+}
+
+// How far behind `begin` an address lies; `bytes` or more if outside.
+size_t offset_in(const void* begin, const void* address) {
+  return static_cast<size_t>(static_cast<const char*>(address) - static_cast<const char*>(begin));
+}
 
 bool inside_device_allocation(const void* address, size_t bytes) {
   const char* first = static_cast<const char*>(address);
@@ -64,11 +78,13 @@ size_t shared_bytes(const Block& block) {
 
 void create_shared_memory(Block& block) {
   const size_t bytes = runtime.launch.dynamic_shared_bytes;
+  blocks[block.linear_index] = &block;
   block.dynamic_shared = allocate_guarded(bytes, kSharedRedZone);
   checker_add_range(block.dynamic_shared, bytes, "dynamic shared memory", MemoryKind::kShared);
 }
 
 void destroy_shared_memory(Block& block) {
+  blocks.erase(block.linear_index);
   for (const SharedVariable& variable : block.shared_variables) {
     checker_remove_range(variable.memory);
     free_guarded(variable.memory, variable.bytes, kSharedRedZone);
@@ -85,9 +101,7 @@ extern "C" {
 
 void* emulator_shared_variable(const void* tag, size_t bytes, const char* name) {
   Block& block = *current_fiber()->block;
-  for (const SharedVariable& variable : block.shared_variables) {
-    if (variable.tag == tag) return variable.memory;
-  }
+  if (const SharedVariable* known = find_variable(block, tag)) return known->memory;
   void* memory = allocate_guarded(bytes, kSharedRedZone);
   checker_add_range(memory, bytes, name, MemoryKind::kShared);
   block.shared_variables.push_back({tag, memory, bytes});
@@ -99,6 +113,32 @@ void* emulator_shared_variable(const void* tag, size_t bytes, const char* name) 
 }
 
 void* emulator_dynamic_shared() { return current_fiber()->block->dynamic_shared; }
+
+void* emulator_cluster_shared(const void* address, unsigned rank, const char* file, int line) {
+  const Block& own = *current_fiber()->block;
+  const unsigned size = runtime.launch.cluster_size;
+  const auto found = blocks.find(own.linear_index / size * size + rank);
+  const std::string site = Site{file, line}.text();
+  if (rank >= size || found == blocks.end()) {
+    report("CLUSTER: %s maps shared memory of rank %u, which %s", site.c_str(), rank,
+           rank >= size ? "the cluster does not have" : "has left the kernel");
+    abort_launch();
+  }
+  const Block& other = *found->second;
+  const size_t in_dynamic = offset_in(own.dynamic_shared, address);
+  if (in_dynamic < runtime.launch.dynamic_shared_bytes) {
+    return static_cast<char*>(other.dynamic_shared) + in_dynamic;
+  }
+  for (const SharedVariable& mine : own.shared_variables) {
+    const size_t offset = offset_in(mine.memory, address);
+    if (offset >= mine.bytes) continue;
+    const SharedVariable* theirs = find_variable(other, mine.tag);
+    if (theirs != nullptr) return static_cast<char*>(theirs->memory) + offset;
+  }
+  report("CLUSTER: %s maps what is no shared memory that rank %u has", site.c_str(), rank);
+  abort_launch();
+  return nullptr;
+}
 
 void* emulator_allocate(size_t bytes, const char* name, int initialised) {
   void* address = allocate_guarded(bytes, kDeviceRedZone);

@@ -118,7 +118,8 @@ struct Block {
   ReadyQueue ready;
   size_t polls_without_progress = 0;
   Barrier barrier;
-  int exit_phase = -1;  // how many barriers the threads that have left took part in
+  unsigned num_meetings = 0;  // with other blocks
+  int exit_phase = -1;        // how many barriers the threads that have left took part in
   std::vector<std::vector<Rendezvous>> rendezvous;  // of each warp
   std::vector<SharedVariable> shared_variables;
   void* dynamic_shared = nullptr;
@@ -131,14 +132,16 @@ struct Launch {
   size_t dynamic_shared_bytes = 0;
   void (*kernel)(void*) = nullptr;
   void* arguments = nullptr;
-  unsigned* grid_barrier = nullptr;  // of a cooperative launch
+  unsigned* grid_barrier = nullptr;      // two, of a cooperative launch
+  unsigned cluster_size = 1;             // in blocks
+  unsigned* cluster_barriers = nullptr;  // two for each cluster
 
   size_t num_blocks() const { return static_cast<size_t>(grid.x) * grid.y * grid.z; }
   size_t num_threads() const { return static_cast<size_t>(block.x) * block.y * block.z; }
 };
 
 struct Runtime {
-  EmulatorConfig config = {0, 64, 0, 0, 1, 4, 227 * 1024, 0};
+  EmulatorConfig config = {0, 64, 0, 0, 1, 4, 227 * 1024, 0, 8, 0};
   EmulatorStatistics statistics = {};
   Launch launch;
   uint64_t random_state = 1;

@@ -44,6 +44,8 @@ struct EmulatorConfig {
   int32_t multiprocessors;  // what multiprocessor_count() answers
   int32_t shared_bytes;     // shared memory that a block may have, static and dynamic
   int32_t first_block;      // blocks before it are not run, as if they had ended before
+  int32_t max_cluster;      // blocks that a cluster may have; 0: a device without clusters
+  int32_t granted_blocks;   // that a cooperative launch may have; 0: one for each multiprocessor
 };
 
 struct EmulatorStatistics {
@@ -75,7 +77,14 @@ void emulator_trap(const char* file, int line);
 void* emulator_shared_variable(const void* tag, size_t bytes, const char* name);
 void* emulator_dynamic_shared();
 int emulator_multiprocessor_count();
-unsigned* emulator_grid_barrier();  // a counter, zero at the start of a cooperative launch
+// The counter at which the calling block meets the grid, or its cluster, this time. Two take turns:
+// with one, a block that is late would see that others have come again, and know what they have
+// done since, as on no device.
+unsigned* emulator_grid_barrier();
+unsigned* emulator_cluster_barrier();
+unsigned emulator_cluster_size();
+// Where a variable of the calling block lies in another block of its cluster.
+void* emulator_cluster_shared(const void* address, unsigned rank, const char* file, int line);
 
 // ---- called by kernels in check builds only; the return address is the place that gets reported
 void emulator_record_plain(const volatile void* address, size_t bytes, int access);
@@ -89,6 +98,10 @@ void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_sha
 int emulator_launch_cooperative(const char* name, dim3 grid, dim3 block,
                                 size_t dynamic_shared_bytes, void (*kernel)(void*),
                                 void* arguments);
+// Blocks come in clusters of `cluster` neighbours, which are on the machine together.
+int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3 block,
+                             size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments);
+int emulator_resident_clusters(unsigned cluster);  // how many run at once; 0 if none can
 size_t emulator_shared_limit();
 int emulator_last_error(int clear);
 int emulator_memset(void* address, int value, size_t bytes);

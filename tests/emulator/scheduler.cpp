@@ -85,11 +85,12 @@ class Grid {
   Grid() : num_blocks_(runtime.launch.num_blocks()) {
     const int order = runtime.config.block_order;
     if (order == 0) return;
-    order_.resize(num_blocks_);
-    for (size_t i = 0; i < num_blocks_; i++) order_[i] = static_cast<unsigned>(i);
+    const size_t num_clusters = num_blocks_ / runtime.launch.cluster_size;
+    order_.resize(num_clusters);
+    for (size_t i = 0; i < num_clusters; i++) order_[i] = static_cast<unsigned>(i);
     if (order == 1) std::reverse(order_.begin(), order_.end());
     if (order == 2) {
-      for (size_t i = num_blocks_; i > 1; i--) std::swap(order_[i - 1], order_[random_below(i)]);
+      for (size_t i = num_clusters; i > 1; i--) std::swap(order_[i - 1], order_[random_below(i)]);
     }
   }
 
@@ -120,9 +121,15 @@ class Grid {
            resident_.size() < static_cast<size_t>(std::max(1, runtime.config.resident_blocks));
   }
 
+  // A cluster at a time.
   void admit() {
-    const size_t next = num_admitted_++;
-    resident_.push_back(start_block(order_.empty() ? static_cast<unsigned>(next) : order_[next]));
+    const unsigned size = runtime.launch.cluster_size;
+    const auto next = static_cast<unsigned>(num_admitted_ / size);
+    const unsigned cluster = order_.empty() ? next : order_[next];
+    for (unsigned rank = 0; rank < size; rank++) {
+      resident_.push_back(start_block(cluster * size + rank));
+    }
+    num_admitted_ += size;
     chosen_ = resident_.size() - 1;
   }
 
@@ -167,7 +174,7 @@ class Grid {
   }
 
   const size_t num_blocks_;
-  std::vector<unsigned> order_;  // empty: ascending
+  std::vector<unsigned> order_;  // of clusters; empty: ascending
   size_t num_admitted_ = static_cast<size_t>(runtime.config.first_block);
   std::vector<std::unique_ptr<Block>> resident_;
   size_t chosen_ = 0;
@@ -185,7 +192,18 @@ bool valid_launch(const Launch& launch) {
                           b.y <= kMaxThreads && b.z <= 64 && launch.num_threads() <= kMaxThreads;
   const bool grid_fits = g.x >= 1 && g.y >= 1 && g.z >= 1 && g.x <= 0x7fffffffu && g.y <= 65535 &&
                          g.z <= 65535 && launch.num_blocks() <= 0xffffffffu;
-  return block_fits && grid_fits && launch.dynamic_shared_bytes <= emulator_shared_limit();
+  const unsigned cluster = launch.cluster_size;
+  const bool cluster_fits =
+      cluster == 1 || (cluster >= 1 && g.x % cluster == 0 &&
+                       cluster <= static_cast<unsigned>(runtime.config.max_cluster));
+  return block_fits && grid_fits && cluster_fits &&
+         launch.dynamic_shared_bytes <= emulator_shared_limit();
+}
+
+unsigned* allocate_barriers(size_t number, const char* name) {
+  void* counters = emulator_allocate(number * sizeof(unsigned), name, 1);
+  memset(counters, 0, number * sizeof(unsigned));
+  return static_cast<unsigned*>(counters);
 }
 
 }  // namespace
@@ -226,17 +244,24 @@ cudaError_t launch(Launch launch, bool cooperative) {
   runtime.launch = std::move(launch);
   const dim3 &grid = runtime.launch.grid, &block = runtime.launch.block;
   if (!valid_launch(runtime.launch)) {
-    report("INVALID LAUNCH: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory",
-           grid.x, grid.y, grid.z, block.x, block.y, block.z, runtime.launch.dynamic_shared_bytes);
+    report(
+        "INVALID LAUNCH: grid (%u,%u,%u), clusters of %u, block (%u,%u,%u), %zu bytes of dynamic "
+        "shared memory",
+        grid.x, grid.y, grid.z, runtime.launch.cluster_size, block.x, block.y, block.z,
+        runtime.launch.dynamic_shared_bytes);
     return cudaErrorInvalidConfiguration;
   }
   if (cooperative) {
-    if (runtime.launch.num_blocks() > static_cast<size_t>(runtime.config.multiprocessors)) {
+    const int granted = runtime.config.granted_blocks;
+    const int most = granted > 0 ? granted : runtime.config.multiprocessors;
+    if (runtime.launch.num_blocks() > static_cast<size_t>(most)) {
       return cudaErrorCooperativeLaunchTooLarge;
     }
-    void* counter = emulator_allocate(sizeof(unsigned), "grid barrier", 1);
-    runtime.launch.grid_barrier = static_cast<unsigned*>(counter);
-    *runtime.launch.grid_barrier = 0;
+    runtime.launch.grid_barrier = allocate_barriers(2, "grid barrier");
+  }
+  if (const unsigned size = runtime.launch.cluster_size; size > 1) {
+    runtime.launch.cluster_barriers =
+        allocate_barriers(2 * runtime.launch.num_blocks() / size, "cluster barriers");
   }
   runtime.random_state = (runtime.config.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
   runtime.polls_without_step = runtime.polls_without_change = 0;
@@ -244,7 +269,8 @@ cudaError_t launch(Launch launch, bool cooperative) {
   checker_begin_launch();
   run_grid();
   runtime.launch.name = "host code";
-  if (cooperative) emulator_free(runtime.launch.grid_barrier);
+  emulator_free(runtime.launch.grid_barrier);
+  emulator_free(runtime.launch.cluster_barriers);
   return runtime.aborted ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
@@ -309,12 +335,38 @@ int emulator_launch_cooperative(const char* name, dim3 grid, dim3 block,
   return error;
 }
 
+int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3 block,
+                             size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments) {
+  Launch clusters{without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments};
+  clusters.cluster_size = cluster;
+  const cudaError_t error = launch(std::move(clusters), /*cooperative=*/false);
+  if (error != cudaSuccess) runtime.last_error = error;
+  return error;
+}
+
+int emulator_resident_clusters(unsigned cluster) {
+  if (static_cast<int>(cluster) > runtime.config.max_cluster) return 0;
+  return std::max(1, runtime.config.multiprocessors / static_cast<int>(cluster));
+}
+
+unsigned emulator_cluster_size() { return runtime.launch.cluster_size; }
+
+unsigned* emulator_cluster_barrier() {
+  if (runtime.launch.cluster_barriers == nullptr) {
+    report("cluster_sync() in a kernel that was not launched in clusters");
+    abort_launch();
+  }
+  Block& block = *current_fiber()->block;
+  return runtime.launch.cluster_barriers + 2 * (block.linear_index / runtime.launch.cluster_size) +
+         block.num_meetings++ % 2;
+}
+
 unsigned* emulator_grid_barrier() {
   if (runtime.launch.grid_barrier == nullptr) {
     report("grid_sync() in a kernel that was not launched cooperatively");
     abort_launch();
   }
-  return runtime.launch.grid_barrier;
+  return runtime.launch.grid_barrier + current_fiber()->block->num_meetings++ % 2;
 }
 
 }  // extern "C"

@@ -2,8 +2,8 @@
 // CUDA's device side for g++: a kernel file that includes launch.h with DYNPRUNE_EMULATOR gets this
 // header instead of the toolkit, and every CUDA thread becomes a fiber of one OS thread
 // (scheduler.cpp). Parts: simt_types.h (keywords, types), this file (launch, memory, barriers, warp
-// operations, atomics), simt_math.h (scalar intrinsics). Where CUDA has no overload, there is none
-// here either.
+// operations, atomics), simt_grid.h (blocks that meet), simt_math.h (scalar intrinsics). Where CUDA
+// has no overload, there is none here either.
 #pragma once
 
 #include <cstring>
@@ -101,16 +101,6 @@ void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes
   emulator_launch(name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call);
 }
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch_cooperative(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
-                               cudaStream_t, void (*kernel)(Parameters...),
-                               Arguments... arguments) {
-  static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
-  KernelCall<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
-  return static_cast<cudaError_t>(emulator_launch_cooperative(
-      name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
-}
-
 template <class T>
 T& shared_variable(const void* tag, const char* name) {
   using Element = typename std::remove_all_extents<T>::type;
@@ -132,10 +122,9 @@ T& shared_variable(const void* tag, const char* name) {
 #define DYNPRUNE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::emulator::launch(#kernel, (grid), (block), (shared_bytes), (stream), kernel, ##__VA_ARGS__)
 
-#define DYNPRUNE_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)  \
-  ::emulator::launch_cooperative(#kernel, (grid), (block), (shared_bytes), (stream), \
-                                 kernel, ##__VA_ARGS__)
-#define DYNPRUNE_ALLOW_SHARED(kernel, bytes) (static_cast<void>(kernel), cudaSuccess)
+#define DYNPRUNE_ALLOW_SHARED(kernel, bytes) \
+  (static_cast<void>(kernel),                \
+   static_cast<size_t>(bytes) <= emulator_shared_limit() ? cudaSuccess : cudaErrorInvalidValue)
 
 // The tag's address names the variable: one per declaration and per instance of a kernel template.
 #define DYNPRUNE_SHARED(T, name, dims) \
@@ -352,27 +341,6 @@ EMULATOR_INLINE T atomicCAS(T* p, emulator::Same<T> expected, emulator::Same<T> 
                                      [=](T old) -> T { return old == expected ? desired : old; });
 }
 
-// ---- the barrier of a cooperative grid, out of parts that the checker knows
-
-namespace dynprune {
-
-inline void grid_sync(EMULATOR_SITE) {
-  emulator_barrier(kBarrierPlain, 0, file, line);
-  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-    unsigned* counter = emulator_grid_barrier();
-    const unsigned num_blocks = gridDim.x * gridDim.y * gridDim.z;
-    emulator_fence(/*device_scope=*/1);
-    const unsigned ticket = atomicAdd(counter, 1u);
-    const unsigned full = (ticket / num_blocks + 1) * num_blocks;
-    while (load_acquire(counter) < full) {
-    }
-    emulator_fence(/*device_scope=*/1);
-  }
-  emulator_barrier(kBarrierPlain, 1, file, line);
-}
-
-}  // namespace dynprune
-
 // ---- loads and stores with a cache hint. g++ splits *p of a vector type into scalar accesses
 // before they are recorded; these record one access of the full width.
 
@@ -413,3 +381,5 @@ EMULATOR_HINTED_STORE(__stcg)
 EMULATOR_HINTED_STORE(__stcs)
 EMULATOR_HINTED_STORE(__stwb)
 #undef EMULATOR_HINTED_STORE
+
+#include "simt_grid.h"

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fused steps on the emulator: made-up batches, the comparison with the CPU, and bytes counted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from kernels import Kernels
+from torch import Tensor
+
+from dynprune_cuda import functional as F
+
+# Sums run in another order than on the CPU; a 16-bit gradient may round to the neighbour.
+TOLERANCES = {
+    torch.float32: {"rtol": 2e-6, "atol": 2e-6},
+    torch.float64: {"rtol": 1e-13, "atol": 1e-13},
+    torch.float16: {"rtol": 2e-3, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-6},
+}
+
+
+def make_logits(rows: int, classes: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(classes)
+    return (torch.randn(rows, classes, generator=generator) * 4).to(dtype)
+
+
+def make_target(rows: int, classes: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return (torch.arange(rows) * 7 % classes).to(dtype)
+
+
+def make_columns(n: int, count_dtype: torch.dtype = torch.int32) -> dict[str, Tensor]:
+    return {
+        "mean": torch.full((n,), math.nan),
+        "variance": torch.zeros(n),
+        "count": torch.zeros(n, dtype=count_dtype),
+        "non_finite_count": torch.zeros(n, dtype=torch.int32),
+        "last_non_finite": torch.zeros(n, dtype=torch.bool),
+    }
+
+
+def check_step(
+    kernels: Kernels,
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    padding: int = 0,
+    weighted: bool = False,
+    mixed: bool = False,
+    grad_scale: float | None = None,
+    grad_loss: Tensor | None = None,
+    **options: object,
+) -> None:
+    """The step on the emulator against the step on the CPU."""
+    n = 40
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    target[1::5] = options.get("ignore_index", 0)
+    ids = torch.randint(-1, n, (rows,), generator=torch.Generator().manual_seed(rows))
+    common = {
+        "ignore_index": options.get("ignore_index", -100),
+        "label_smoothing": options.get("label_smoothing", 0.0),
+        "weight": torch.linspace(0.1, 3, classes, dtype=compute) if weighted else None,
+        "sample_weight": torch.linspace(0, 2, rows, dtype=compute) if weighted else None,
+        "target_b": target.flip(0) if mixed else None,
+        "lam": torch.full((1,), 0.25, dtype=compute) if mixed else None,
+        "grad_scale": None if grad_scale is None else torch.tensor([grad_scale], dtype=compute),
+    }
+    score, reduction = options.get("score", "loss"), options.get("reduction", "mean")
+    emulated, expected = make_columns(n), make_columns(n)
+    for columns in (emulated, expected):
+        columns["last_correct"] = torch.arange(n) % 2 == 0
+        columns["forget_count"] = torch.zeros(n, dtype=torch.int32)
+    one = torch.ones(1, dtype=compute)
+    loss, scores, correct, gradient = kernels.scored_cross_entropy_step_(
+        logits,
+        target,
+        ids,
+        emulated,
+        score=("loss", "el2n", "entropy", "margin").index(score),
+        reduction=("none", "mean", "sum").index(reduction),
+        padding=padding,
+        grad_loss=one if grad_loss is None else grad_loss,
+        **common,
+    )
+    leaf = logits.clone().requires_grad_()
+    if mixed:
+        common["lam"] = common["lam"][0]
+    got = F.scored_cross_entropy_step_(
+        leaf, target, ids, **expected, alpha=0.8, score=score, reduction=reduction, **common
+    )
+    got.loss.backward((one[0] if grad_loss is None else grad_loss).expand_as(got.loss))
+    tolerance = TOLERANCES[compute]
+    expected_loss = got.loss.detach()
+    torch.testing.assert_close(
+        loss.view(expected_loss.shape), expected_loss, **tolerance, equal_nan=True
+    )
+    for a, e in zip(scores[1:4], got[1:4], strict=True):
+        torch.testing.assert_close(a, e, **tolerance)
+    assert torch.equal(correct, got.correct)
+    torch.testing.assert_close(gradient, leaf.grad, **TOLERANCES[dtype])
+    for name, column in expected.items():
+        exact = tolerance if column.is_floating_point() else {}
+        torch.testing.assert_close(emulated[name], column, **exact, equal_nan=True, msg=name)
+    assert not kernels.errors.any()
+
+
+def step_bytes(
+    kernels: Kernels, rows: int, classes: int, dtype: torch.dtype, **options: object
+) -> tuple[float, float]:
+    """What a step moves, in units of the logits' bytes: to and from memory, and in requests.
+
+    Memory: the 32-byte sectors that a launch touches, each once. Requests: every time a warp asks
+    for one; neighbouring rows' scores share sectors, and so do vectors that begin within one.
+    """
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    kernels.emulator.traffic()
+    kernels.scored_cross_entropy_step_(
+        logits, target, torch.arange(rows), make_columns(rows), **options
+    )
+    traffic = kernels.emulator.traffic()
+    unit = rows * classes * logits.element_size() / 32
+    memory = traffic["unique_sectors_read"] + traffic["unique_sectors_written"]
+    return memory / unit, (traffic["sectors_read"] + traffic["sectors_written"]) / unit
