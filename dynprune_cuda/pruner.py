@@ -294,8 +294,8 @@ class Pruner(ResumableEpochs):
                 batch, and the moving average over the batches that a sample was in tells the
                 samples apart.
             correct: Was the sample classified correctly, bool [batch]; counts for nothing without
-                `track_forgetting`. None: as `functional.scored_cross_entropy` says, or, with other values, unknown: the
-                visit then counts as no forgetting event.
+                `track_forgetting`. None: what a `ScoredLoss` says, or, with other values, unknown:
+                the visit then counts as no forgetting event.
 
         Raises:
             TypeError: An argument has the wrong type.
