@@ -61,6 +61,15 @@ def _select_fake(k_index: int) -> Any:
     return fake
 
 
+def _keys_fake(first: Tensor, *_arguments: Any) -> Tensor:
+    return first.new_empty((first.shape[0],), dtype=torch.int32)
+
+
+def _shard_digit_counts_fake(keys: Tensor, *arguments: Any) -> Tensor:
+    bits = 10 if arguments[3] % 3 == 2 else 11
+    return keys.new_empty((1 << bits,), dtype=torch.int64)
+
+
 def _take_errors_fake(like: Tensor) -> Tensor:
     return like.new_empty((3, 2), dtype=torch.int64)
 
@@ -108,6 +117,13 @@ _FAKES = {
     "select_ucb1": _select_fake(1),
     "select_weighted": _select_fake(0),
     "select_uniform": _select_fake(1),
+    "keys_by_score": _keys_fake,
+    "keys_by_ucb": _keys_fake,
+    "keys_by_ucb1": _keys_fake,
+    "keys_by_weight": _keys_fake,
+    "shard_digit_counts": _shard_digit_counts_fake,
+    "shard_positions": _select_fake(2),
+    "permutation_part": _select_fake(3),
     "scored_cross_entropy": _scored_cross_entropy_fake,
     "scored_cross_entropy_backward": _scored_cross_entropy_backward_fake,
     "scored_cross_entropy_step_": _scored_cross_entropy_step_fake,

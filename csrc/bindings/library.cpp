@@ -27,6 +27,28 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   m.def(
       "select_uniform(Tensor like, int num_samples, int k, Tensor? seed_tensor, int seed, "
       "bool ascending) -> Tensor");
+  // Parts of a selection that many processes make together (primitives/shard.h). A process holds
+  // the samples first, first + stride, ...: as many as keys, int32 [n], which the keys_by ops give.
+  m.def("keys_by_score(Tensor scores) -> Tensor");
+  m.def("keys_by_ucb(Tensor mean, Tensor variance, float c, bool sqrt_bonus) -> Tensor");
+  m.def("keys_by_ucb1(Tensor mean, Tensor count, float c, float log_step) -> Tensor");
+  m.def(
+      "keys_by_weight(Tensor weights, int first, int stride, Tensor? seed_tensor, int seed) -> "
+      "Tensor");
+  // state, greedy, random: int64 [2], how far a search has come: prefix or threshold, and how many
+  // are still wanted. Returns how many samples fall into each bin of the round's digit, int64.
+  m.def(
+      "shard_digit_counts(Tensor keys, Tensor state, Tensor? greedy, bool explore, int round, "
+      "int first, int stride, Tensor? seed_tensor, int seed) -> Tensor");
+  // The positions of the first k samples that are selected, int64 [k]: there must be as many.
+  m.def(
+      "shard_positions(Tensor keys, Tensor? greedy, Tensor? random, int k, int first, int stride, "
+      "Tensor? seed_tensor, int seed) -> Tensor");
+  // int64 [count]: the permutation that select_uniform draws, or its inverse, at the positions
+  // first, first + stride, ...
+  m.def(
+      "permutation_part(Tensor like, int num_samples, int first, int stride, int count, bool "
+      "inverse, Tensor? seed_tensor, int seed) -> Tensor");
   // second_target and lam ([B] or 0-d): both or none.
   m.def(
       "scored_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "

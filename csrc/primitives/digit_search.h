@@ -47,6 +47,15 @@ struct Interval {
   }
 };
 
+// Adds one to bins[bin], if bin is not negative; all lanes of a warp together.
+__device__ __forceinline__ void count_bin(unsigned* bins, int bin) {
+  const unsigned same = __match_any_sync(kFullWarp, bin);
+  const int leader = __ffs(static_cast<int>(same)) - 1;
+  if (bin >= 0 && leader == static_cast<int>(threadIdx.x % kWarpSize)) {
+    atomicAdd(&bins[bin], static_cast<unsigned>(__popc(same)));
+  }
+}
+
 struct SearchShared {
   unsigned bins[kNumBins];  // counts of one block: below 2^32, since a grid has many
   unsigned long long warp_totals[kSearchThreads / kWarpSize];
@@ -97,13 +106,7 @@ class DigitSearch {
   }
 
  private:
-  __device__ void count(int bin) {
-    const unsigned same = __match_any_sync(kFullWarp, bin);
-    const int leader = __ffs(static_cast<int>(same)) - 1;
-    if (bin >= 0 && leader == static_cast<int>(threadIdx.x % kWarpSize)) {
-      atomicAdd(&shared_->bins[bin], static_cast<unsigned>(__popc(same)));
-    }
-  }
+  __device__ void count(int bin) { count_bin(shared_->bins, bin); }
 
   __device__ void merge() {
     unsigned long long* own = merged_->bins[pass_ % 3];

@@ -110,7 +110,9 @@ struct WeightRanking {
   DYNPRUNE_HD bool valid(int64_t id) const { return widen(weights[id]) >= 0; }  // false for NaN
 
   DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
-    const compute_t<T> w = widen(weights[id]);
+    return key_of(widen(weights[id]), id, seed);
+  }
+  DYNPRUNE_HD static Key key_of(compute_t<T> w, int64_t id, uint64_t seed) {
     if (!(w > 0)) return 0;
     if (w - w != 0) return ~Key{0};  // infinity
     const Scientific s = scientific(w);

@@ -127,12 +127,15 @@ class ScoreUpdate(ctypes.Structure):
 @functools.cache
 def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
-    sources = [*sorted((CSRC / "kernels").glob("*.cu")), HERE / "launchers.cpp"]
+    launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
+    sources = [*sorted((CSRC / "kernels").glob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
     library = emulator.library
     library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_select_uniform_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_list_shard_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_list_shard_workspace_bytes.argtypes = (ctypes.c_int64,)
     library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):

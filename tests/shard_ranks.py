@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each process of `test_sharded.py` does; the results come back to be compared there."""
+
+import math
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ranks import message
+
+from dynprune_cuda import functional, sharded
+from dynprune_cuda.sharded import Shard
+
+SEED = 2**63 + 5
+
+
+def scores_of(kind, n):
+    x = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    if kind == "equal":
+        return torch.full_like(x, 2.5)
+    if kind == "mostly_zero":
+        x = torch.where(x < 2, 0.0, x)
+        x[::7] = -0.0
+    elif kind == "levels":
+        x = (x * 2).round()
+    elif kind == "special":
+        x[::2], x[::3], x[::5], x[::11] = math.inf, math.nan, -math.inf, 1e-45
+    elif kind == "all_nan":
+        x[:] = math.nan
+    return x
+
+
+KINDS = ("normal", "equal", "mostly_zero", "levels", "special", "all_nan")
+
+
+def own(tensor, shard):
+    """This rank's rows of a tensor of all samples."""
+    return tensor[shard.ids()]
+
+
+def calls(kind, n, k):
+    """(name, what one process selects, what a rank calls) of every op."""
+    x = scores_of(kind, n)
+    variance = scores_of("levels", n).abs()
+    count = torch.arange(n, dtype=torch.int32) % 4
+    weights = x.nan_to_num(math.inf, math.inf, 0.0).clamp(min=0)
+    same = {"seed": SEED}
+    whole = {**same, "order": "ascending"}
+    half, brain = x.half(), x.bfloat16()
+    yield (
+        "top_k",
+        functional.select_top_k(x, k, **whole),
+        lambda s: sharded.select_top_k(own(x, s), k, shard=s, **same),
+    )
+    yield (
+        "top_k of float16",
+        functional.select_top_k(half, k, **whole),
+        lambda s: sharded.select_top_k(own(half, s), k, shard=s, **same),
+    )
+    for epsilon in (0.0, 0.3, 1.0):
+        yield (
+            f"epsilon {epsilon}",
+            functional.select_epsilon_greedy(x, k, epsilon, **whole),
+            lambda s, e=epsilon: sharded.select_epsilon_greedy(own(x, s), k, e, shard=s, **same),
+        )
+    for bonus in ("variance", "std"):
+        yield (
+            f"ucb {bonus}",
+            functional.select_ucb(x, variance, k, c=0.7, bonus=bonus, **whole),
+            lambda s, b=bonus: sharded.select_ucb(
+                own(x, s), own(variance, s), k, c=0.7, bonus=b, shard=s, **same
+            ),
+        )
+    yield (
+        "ucb1",
+        functional.select_ucb1(x, count, k, step=50, **whole),
+        lambda s: sharded.select_ucb1(own(x, s), own(count, s), k, step=50, shard=s, **same),
+    )
+    for name, w in (("weighted", weights), ("weighted bfloat16", brain.abs().nan_to_num(1.0))):
+        yield (
+            name,
+            functional.select_weighted(w, k, **whole),
+            lambda s, w=w: sharded.select_weighted(own(w, s), k, shard=s, **same),
+        )
+    yield (
+        "uniform",
+        functional.select_uniform(n, k, **whole),
+        lambda s: sharded.select_uniform(k, shard=s, **same),
+    )
+
+
+def selections(rank, size):
+    """Compares each op's ids with this rank's part of the single-process selection."""
+    wrong, number = [], 0
+    cases = [(1000, kind, 333, sharded.LAYOUTS) for kind in KINDS]
+    cases += [(1000, "levels", k, sharded.LAYOUTS[:1]) for k in (1, 999, 1000)]
+    for n in (1, 2, 7):  # some ranks hold nothing
+        cases += [(n, "special", k, sharded.LAYOUTS[k % 2 :][:1]) for k in {0, 1, n // 2, n}]
+    for n, kind, k, layouts in cases:
+        for name, expected, call in calls(kind, n, k):
+            for layout in layouts:
+                shard = Shard(n, rank, size, layout)
+                mine = expected[shard.owner_of(expected) == rank]
+                number += 1
+                if not torch.equal(call(shard), mine):
+                    wrong.append((n, kind, k, name, layout))
+    return number, wrong
+
+
+def traffic(rank, size):
+    """Bytes that all-reduces of a selection move, by kind of scores: independent of n."""
+    moved = {}
+    real = dist.all_reduce
+
+    def counted(tensor, *arguments):
+        moved[key] += tensor.numel() * tensor.element_size()
+        return real(tensor, *arguments)
+
+    dist.all_reduce = counted
+    try:
+        for n in (1000, 20_000):
+            for kind in ("normal", "equal", "levels"):
+                for epsilon in (0.0, 0.3):
+                    key = (n, kind, epsilon)
+                    moved[key] = 0
+                    shard = Shard(n, rank, size)
+                    x = own(scores_of(kind, n), shard)
+                    sharded.select_epsilon_greedy(x, n // 3, epsilon, shard=shard)
+    finally:
+        dist.all_reduce = real
+    return moved
+
+
+def errors(rank, size):
+    """What is wrong on one rank is an error on all of them, and the next call works."""
+    last = rank == size - 1
+    shard = Shard(24, rank, size)
+    x = torch.ones(len(shard))
+    bad = torch.full_like(x, -1.0) if last else x
+
+    def top_k(scores=x, k=7, shard=shard, **more):
+        return message(lambda: sharded.select_top_k(scores, k, shard=shard, **more))
+
+    return {
+        "k": top_k(k=7 + last),
+        "k out of range": top_k(k=25),
+        "seed": top_k(seed=3 + last),
+        "float64": top_k(x.double()),
+        "length": top_k(torch.ones(len(shard) + last)),
+        "no tensor": top_k([1.0] if last else x),
+        "shard": top_k(shard=Shard(24, 0, size)),
+        "weight": message(lambda: sharded.select_weighted(bad, 7, shard=shard)),
+        "epsilon": message(lambda: sharded.select_epsilon_greedy(x, 7, 1.0 + last, shard=shard)),
+        "after": len(sharded.select_top_k(x, 24, shard=shard)),
+    }
+
+
+SCENARIOS = (selections, traffic)
+
+
+def work(rank, size, folder):
+    """One process of a world."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "no score was observed", RuntimeWarning)
+    store = dist.FileStore(str(Path(folder) / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    scenarios = SCENARIOS + ((errors,) if size > 1 else ())
+    torch.save(
+        {scenario.__name__: scenario(rank, size) for scenario in scenarios},
+        Path(folder) / f"{rank}.pt",
+    )
+    dist.destroy_process_group()
