@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from dynprune_cuda import functional, policies
+from dynprune_cuda import functional, policies, sharded
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule import same_steps
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
@@ -70,5 +70,6 @@ __all__ = [
     "plot_kept",
     "policies",
     "same_steps",
+    "sharded",
     "track_gradient_norm",
 ]

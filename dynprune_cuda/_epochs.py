@@ -16,7 +16,7 @@ from dynprune_cuda._schedule import Schedule, derive_seed, num_batches
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.policies.choosing import AnyPolicy
 from dynprune_cuda.policies.protocol import checked_select, checked_weigh
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.scores import ScoreTable, move_without_waiting
 
 # Ids put into their order at a time: what this needs beside the order itself stays small.
 _ORDER_IDS = 1 << 18
@@ -55,7 +55,7 @@ class EpochSubsets:
         ranks: distributed.Ranks,
     ) -> None:
         """Begins before the first epoch."""
-        self.num_samples = table.num_samples
+        self.num_samples = schedule.num_samples
         self.table = table
         self.policy = policy
         self.schedule = schedule
@@ -257,6 +257,17 @@ class EpochSubsets:
         mask = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
         return mask if subset is None else mask.index_fill_(0, subset.ids, True)
 
+    def _without_repeat(self, ids: Tensor) -> Tensor:
+        """Returns the ids whose scores count: this rank's second visits of one are -1."""
+        if self.ranks.size == 1:
+            return ids
+        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
+        return distributed.without_repeat(ids, self._repeat, self.table)
+
+    def _ids_of(self, mask: Tensor) -> Tensor:
+        """Returns the ids of the samples that are set in a `_mask`, ascending. Waits."""
+        return mask.nonzero().flatten()
+
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the order, which can be drawn again."""
         return {**self.__dict__, "_order": None}
@@ -329,7 +340,7 @@ class EpochSubsets:
             self.ranks.meet("set_epoch", self.device, found, False)
         return subset
 
-    def _selection(self, start: int, number: int) -> Subset:
+    def _warn_if_unobserved(self, start: int) -> None:
         if start > 0 and not self._observed and getattr(self.policy, "uses_scores", False):
             self._observed = True  # said once
             warnings.warn(
@@ -337,8 +348,11 @@ class EpochSubsets:
                 "at random; compute the loss with pruner.cross_entropy(...), or call "
                 "pruner.observe(ids, values), in the training loop",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
+
+    def _selection(self, start: int, number: int) -> Subset:
+        self._warn_if_unobserved(start)
         seed = derive_seed(self.seed, "select", number)
         policy: Any = self.policy
         count = self.schedule.kept(start)

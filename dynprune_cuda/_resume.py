@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._epochs import EpochSubsets, Subset
@@ -61,7 +62,14 @@ class ResumableEpochs(EpochSubsets):
             ValueError: The state is of another number of samples, version, policy or setting, or it
                 is damaged. Nothing changes then.
         """
-        state, settings = state_dict, self._settings()
+        columns, attributes = self._checked(state_dict)
+        subset = attributes["_subset"]
+        self._check_total(attributes, 0 if subset is None else len(subset.ids))
+        self._adopt(columns, attributes)
+
+    def _checked(self, state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns the table's columns and this object's attributes of a state, once sound."""
+        settings = self._settings()
         read = StateReader("state_dict", state)
         for name, mine in settings.items():
             if name != "seed":
@@ -70,12 +78,14 @@ class ResumableEpochs(EpochSubsets):
         read.has([*settings, "table", *SUBSET_ENTRIES, *weights])
         seed = read.integer("seed", 0, 2**64 - 1)
         columns = self.table.checked("state_dict['table']", state["table"])
-        attributes = self._checked_subset(read)
+        return columns, {**self._checked_subset(read), "seed": seed}
+
+    def _adopt(self, columns: dict[str, Tensor], attributes: dict[str, Any]) -> None:
+        """Takes over what `_checked` returned."""
         self.table.take(columns)
         self._repeat.copy_(attributes.pop("_repeat"))
         self.__dict__.update(attributes)
         self._set_weights()
-        self.seed = seed
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())
         self._unscheduled = 0 if self._epoch is None else None
@@ -117,11 +127,11 @@ class ResumableEpochs(EpochSubsets):
 
     def _checked_subset(self, read: StateReader) -> dict[str, Any]:
         """Returns the attributes that the entries of `_saved_subset` stand for, once sound."""
-        shape, device = (self.num_samples,), self.device
+        shape, device = (self.table.num_samples,), self.device
         epoch = read.integer("epoch", -1)
         start = read.integer("subset_epoch", -1)
         chosen = read.tensor("subset", torch.bool, shape, device)
-        ids = chosen.nonzero().flatten()
+        ids = self._ids_of(chosen)
         selections = read.integer("num_selections", 0)
         times = read.tensor("times_selected", torch.int32, shape, device)
         turnover = read.tensor("turnover", torch.float64, (), device)
@@ -135,26 +145,33 @@ class ResumableEpochs(EpochSubsets):
         read.sound("repeat", fits, "out of range")
         read.sound("times_selected", ((times >= 0) & (times <= selections)).all(), "out of range")
         read.sound("turnover", ~((turnover < 0) | (turnover > 1)), "it is outside [0, 1]")
-        read.sound("subset", (start >= 0) == (len(ids) > 0), "it contradicts 'subset_epoch'")
-        if epoch >= 0 and self.schedule.phase(epoch) == "pruned":
-            wanted = self.schedule.period_start(epoch)
-            if start != wanted:
-                raise ValueError(
-                    f"{read.name} is damaged, or of a run with another end: epoch {epoch} is "
-                    f"pruned here and trains on the selection of epoch {wanted}, not {start}"
-                )
-        kept = self.schedule.kept(start) if start >= 0 else None
-        if kept is not None and kept != len(ids):
-            raise ValueError(
-                f"{read.name} is of another run: it kept {len(ids)} samples in epoch {start}, and "
-                f"here keep gives {kept}"
-            )
         return {
             "_epoch": epoch if epoch >= 0 else None,
-            "_subset": Subset(start, ids, weights) if start >= 0 else None,
+            "_subset": Subset(start, ids, weights) if start >= 0 or len(ids) else None,
             "_order": None,
             "num_selections": selections,
             "times_selected": times,
             "turnover": turnover,
             "_repeat": repeat,
         }
+
+    def _check_total(self, attributes: dict[str, Any], total: int) -> None:
+        """Checks that the subset of a state, of `total` samples in all processes, fits the run."""
+        subset = attributes["_subset"]
+        start = -1 if subset is None else subset.epoch
+        if (start >= 0) != (total > 0):
+            raise ValueError("state_dict['subset'] is damaged: it contradicts 'subset_epoch'")
+        epoch = attributes["_epoch"]
+        if epoch is not None and self.schedule.phase(epoch) == "pruned":
+            wanted = self.schedule.period_start(epoch)
+            if start != wanted:
+                raise ValueError(
+                    f"state_dict is damaged, or of a run with another end: epoch {epoch} is "
+                    f"pruned here and trains on the selection of epoch {wanted}, not {start}"
+                )
+        kept = self.schedule.kept(start) if start >= 0 else None
+        if kept is not None and kept != total:
+            raise ValueError(
+                f"state_dict is of another run: it kept {total} samples in epoch {start}, and "
+                f"here keep gives {kept}"
+            )

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +38,19 @@ _EARLY = "not initialised"  # of one that was made before torch.distributed was
 NUMBERS = 8  # that ranks compare at most when they meet
 
 
+@contextmanager
+def telling_of_lost_ranks() -> Iterator[None]:
+    """Says what a collective's own error means: the backends only speak of connections."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "another process of the group is gone, or did not answer within the group's timeout. "
+            "Here nothing has changed; start all processes again from the last checkpoint. "
+            f"The backend says: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+
+
 class Ranks:
     """The processes that train together, and the place of this one among them.
 
@@ -50,6 +64,41 @@ class Ranks:
         self._group = group
         self.rank = rank
         self.size = size
+
+    def add_up_(self, values: Tensor) -> Tensor:
+        """Replaces `values` by their sum over all ranks, and returns them. Collective."""
+        if self.size > 1:
+            with telling_of_lost_ranks():
+                dist.all_reduce(values, dist.ReduceOp.SUM, self._group)
+        return values
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """Returns the tensors of all ranks, equal in shape, as [size, ...]. Collective."""
+        return mine[None] if self.size == 1 else self._gather(mine)
+
+    def exchange(self, columns: list[Tensor], counts: Tensor) -> list[Tensor]:
+        """Sends rows to all ranks, and returns what they sent, by rank. Collective; waits.
+
+        Args:
+            columns: Tensors [rows], ordered by the rank that the rows are for.
+            counts: How many rows are for each rank, int64 [size].
+        """
+        if self.size == 1:
+            return columns
+        expected = torch.empty_like(counts)
+        with telling_of_lost_ranks():
+            dist.all_to_all_single(expected, counts, group=self._group)
+            sent, coming = torch.stack([counts, expected]).tolist()
+            results = []
+            for column in columns:
+                results.append(column.new_empty(sum(coming)))
+                dist.all_to_all_single(results[-1], column, coming, sent, self._group)
+        return results
+
+    @property
+    def group(self) -> Any:
+        """The process group; None is the default one."""
+        return self._group
 
     def check_alone(self) -> None:
         """Raises if this process turned out to be one of several."""
@@ -135,6 +184,9 @@ class Ranks:
             RuntimeError: `prepare` failed on another rank, or the ranks disagree.
             Exception: What `prepare` raised on this rank.
         """
+        if self.size == 1:
+            prepare()
+            return vote
         error: Exception | None = None
         numbers: Mapping[str, int] = {}
         try:
@@ -177,7 +229,8 @@ class Ranks:
                 "with process_group=, and load this one's state_dict into it"
             )
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everyone, mine, self._group)
+        with telling_of_lost_ranks():
+            dist.all_gather(everyone, mine, self._group)
         return torch.stack(everyone)
 
     def _check_equal(self, what: str, values: list[Any]) -> None:
@@ -208,15 +261,15 @@ def _unpickled(group: str | None, rank: int, size: int) -> Ranks:
     return Ranks(group, rank, size)
 
 
-def resolve(process_group: Any, sharding: str = "replicate") -> Ranks:
+def resolve(process_group: Any) -> Ranks:
     """Turns what a user passes as `process_group` into the processes and this one's place.
 
     Raises:
         TypeError: `process_group` is neither a process group, None nor False.
-        ValueError: This process is not in the group, or `sharding` is unknown.
+        ValueError: This process is not in the group.
     """
-    if sharding != "replicate":
-        raise ValueError(f"sharding must be 'replicate' in this version, got {sharding!r}")
+    if isinstance(process_group, Ranks):
+        return process_group
     running = dist.is_available() and dist.is_initialized()
     if process_group is False:
         return Ranks()

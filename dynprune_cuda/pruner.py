@@ -15,9 +15,9 @@ from dynprune_cuda._arguments import FLOATING, as_choice, as_int, check_vector
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import Keep, Schedule
 from dynprune_cuda._scoring import SCORES, step_loss
+from dynprune_cuda._sharded_epochs import ShardedEpochs, make_table
 from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
 from dynprune_cuda.scores import (
-    ScoreTable,
     check_ids,
     check_ids_and_values,
     move_without_waiting,
@@ -62,6 +62,10 @@ class Pruner(ResumableEpochs):
         score: What `cross_entropy` enters as the score.
         seed: The seed, in [0, 2**64).
     """
+
+    def __new__(cls, *_arguments: Any, sharding: str = "replicate", **_options: Any) -> Pruner:
+        """Makes a pruner of the kind that `sharding` asks for."""
+        return super().__new__(_ShardedPruner if cls is Pruner and sharding == "shard" else cls)
 
     def __init__(
         self,
@@ -119,7 +123,12 @@ class Pruner(ResumableEpochs):
                 a group of torch.distributed, None for the default one if torch.distributed is
                 initialised, or False for this process only. All of them must make the pruner, with
                 the same settings, and call `set_epoch`.
-            sharding: "replicate": every process holds all scores. This version has no other.
+            sharding: "replicate": every process holds all scores. "shard": each holds those of its
+                own part of the samples, 17 bytes a sample, and 16 a visit until the next epoch; the
+                subset and the batches are the same. `table`, `selected` and `stats` then tell of
+                this process's samples, `state_dict` and `load_state_dict` are called by all
+                processes; groups, InfoBatch, policies of your own and `track_forgetting` are
+                refused.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -154,9 +163,13 @@ class Pruner(ResumableEpochs):
                 "margins of correct samples count as negative, and would all weigh nothing"
             )
         seed = as_int("seed", seed) % 2**64
-        ranks = distributed.resolve(process_group, sharding)
-        table = ScoreTable(
+        ranks = distributed.resolve(process_group)
+        table = make_table(
+            self,
+            as_choice("sharding", sharding, ("replicate", "shard")),
             num_samples,
+            ranks,
+            policy,
             device=device,
             alpha=defaults["alpha"] if alpha is None else alpha,
             first_visit=getattr(policy, "first_visit", "zero"),
@@ -164,7 +177,7 @@ class Pruner(ResumableEpochs):
         )
         super().__init__(table, policy, schedule, seed, ranks)
         plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
-        plan["track_forgetting"] = track_forgetting
+        plan |= {"track_forgetting": track_forgetting, "sharding": sharding}
         ranks.check_settings({**self._settings(), **plan}, self.device)
         # Of scored_cross_entropy_step_. Made here: the first step may be a captured one.
         self._ticket: Tensor | None = None
@@ -256,12 +269,13 @@ class Pruner(ResumableEpochs):
             sample_weight = sample_weight * factors
         elif factors is not None:
             sample_weight = factors
+        rows, columns = table.visits(self._without_repeat(ids))
         published, score = table.first_visit == "published", SCORES.index(self.score)
         loss, _, _ = step_loss(
             logits,
             target,
-            self._without_repeat(ids),
-            table.columns(),
+            rows,
+            columns,
             (self._ticket, table.alpha, published, score),
             sample_weight=sample_weight,
             reduction=reduction,
@@ -339,7 +353,7 @@ class Pruner(ResumableEpochs):
         tensors = {
             "turnover": self.turnover,
             "never_selected": never,
-            "sometimes_selected": self.num_samples - never - always,
+            "sometimes_selected": len(self.times_selected) - never - always,
             "always_selected": always,
         }
         return self.table.stats().merged(known, tensors)
@@ -376,13 +390,6 @@ class Pruner(ResumableEpochs):
         values: Tensor = getattr(scored, self.score)
         return values.detach()
 
-    def _without_repeat(self, ids: Tensor) -> Tensor:
-        """Returns the ids whose scores count: this rank's second visits of one are -1."""
-        if self.ranks.size == 1:
-            return ids
-        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-        return distributed.without_repeat(ids, self._repeat, self.table)
-
     def _count_rows(self, rows: int) -> None:
         """Notes that scores came in, and warns if nobody ever sets the epoch."""
         self._observed = True
@@ -397,3 +404,7 @@ class Pruner(ResumableEpochs):
                     RuntimeWarning,
                     stacklevel=3,
                 )
+
+
+class _ShardedPruner(ShardedEpochs, Pruner):
+    """What `Pruner(sharding="shard")` makes."""

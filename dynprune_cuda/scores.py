@@ -126,6 +126,14 @@ class ScoreTable:
             self.forget_count,
         )
 
+    def visits(self, ids: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Returns where a batch is entered: the rows of its ids, and the columns of `columns`.
+
+        Args:
+            ids: Sample ids, int64 [batch], on the table's device.
+        """
+        return ids, self.columns()
+
     @torch.no_grad()
     def update(self, ids: Tensor, values: Tensor, correct: Tensor | None = None) -> None:
         """Enters one value per sample id, without waiting for the device.

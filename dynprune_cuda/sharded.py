@@ -20,23 +20,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from dynprune_cuda import distributed
 from dynprune_cuda._arguments import (
     COUNT_DTYPES,
-    MAX_SAMPLES,
     as_choice,
     as_float,
     as_int,
     check_vector,
 )
 from dynprune_cuda._ops import ops
+from dynprune_cuda._shard_search import LAYOUTS, Shard, find, list_found, signed, split
+from dynprune_cuda.distributed import resolve
 
 __all__ = [
     "Shard",
@@ -48,80 +46,9 @@ __all__ = [
     "select_weighted",
 ]
 
-LAYOUTS = ("contiguous", "strided")
-KEY_ROUNDS, ALL_ROUNDS = 3, 6
 # float64 has composite keys of 96 bits, which take no place in an int64.
 SCORES = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which samples this process holds.
-
-    Attributes:
-        num_samples: How many samples there are in all processes together, at most 2^32.
-        rank: This process, from 0.
-        size: How many processes there are.
-        layout: "contiguous": rank r holds the r-th piece of `ceil(num_samples / size)` ids, as
-            `torch.chunk` cuts; the last pieces may be shorter, or empty. "strided": the ids that
-            are r modulo `size`.
-
-    Raises:
-        TypeError: An attribute has the wrong type.
-        ValueError: An attribute is out of range.
-    """
-
-    num_samples: int
-    rank: int
-    size: int
-    layout: str = "contiguous"
-
-    def __post_init__(self) -> None:
-        """Checks the attributes."""
-        as_int("num_samples", self.num_samples, minimum=0, maximum=MAX_SAMPLES)
-        as_int("size", self.size, minimum=1)
-        as_int("rank", self.rank, minimum=0, maximum=self.size - 1)
-        as_choice("layout", self.layout, LAYOUTS)
-
-    @property
-    def piece(self) -> int:
-        """Ids per rank, in ranks that are full."""
-        return -(-self.num_samples // self.size)
-
-    @property
-    def first(self) -> int:
-        """The first id of this rank, if it has any."""
-        if self.layout == "strided":
-            return self.rank
-        return min(self.rank * self.piece, self.num_samples)
-
-    @property
-    def stride(self) -> int:
-        """The distance between neighbours."""
-        return self.size if self.layout == "strided" else 1
-
-    def __len__(self) -> int:
-        """Returns how many samples this rank holds."""
-        if self.layout == "strided":
-            return len(range(self.rank, self.num_samples, self.size))
-        return min(self.piece, self.num_samples - self.first)
-
-    def ids(self, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the ids of this rank, ascending, int64 [len(self)]."""
-        return torch.arange(len(self), device=device).mul_(self.stride).add_(self.first)
-
-    def ids_at(self, positions: Tensor) -> Tensor:
-        """Returns the ids of samples of this rank, int64."""
-        return positions * self.stride + self.first
-
-    def positions_of(self, ids: Tensor) -> Tensor:
-        """Returns where samples of this rank are in its tensors, int64."""
-        return (ids - self.first) // self.stride
-
-    def owner_of(self, ids: Tensor) -> Tensor:
-        """Returns the ranks that hold samples, int64."""
-        return ids % self.size if self.layout == "strided" else ids // max(self.piece, 1)
 
 
 def select_top_k(
@@ -293,112 +220,6 @@ def select_uniform(
     return shard.ids_at((places < k).nonzero().flatten())
 
 
-@dataclass(frozen=True)
-class Found:
-    """The thresholds of a selection, on every rank alike, and how much of it this rank has.
-
-    Attributes:
-        greedy: int64 [2] on the device, None without a greedy part: the threshold, and 0.
-        random: The same of the random part.
-        count: How many samples of this rank are selected, 0-d int64 on the device.
-        rounds: How many histograms were reduced.
-    """
-
-    greedy: Tensor | None
-    random: Tensor | None
-    count: Tensor
-    rounds: int
-
-
-@torch.no_grad()
-def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, group: Any) -> Found:
-    """Finds the thresholds of a selection, without waiting for a GPU. Collective.
-
-    Args:
-        keys: From one of the keys_by operators, int32 [len(shard)].
-        k: How many samples to select, from 1 to `shard.num_samples`.
-        num_random: How many of them at random, from 0 to `k`.
-        shard: Which samples this rank holds.
-        seed: The seed.
-        group: The process group; None is the default one.
-    """
-    place = (shard.first, shard.stride, None, signed(seed))
-    greedy = random = None
-    count = torch.zeros((), dtype=torch.int64, device=keys.device)
-    rounds = 0
-
-    def search(wanted: int, explore: bool) -> Tensor:
-        nonlocal count, rounds
-        state = torch.zeros(2, dtype=torch.int64, device=keys.device)
-        state[1:].fill_(wanted)
-        for number in range(KEY_ROUNDS if explore else ALL_ROUNDS):
-            own = ops.shard_digit_counts(keys, state, greedy, explore, number, *place)
-            total = own
-            if shard.size > 1:
-                total = own.clone()
-                dist.all_reduce(total, dist.ReduceOp.SUM, group)
-            rounds += 1
-            state, taken = advance(state, total, own, number)
-            count = count + taken
-            if not state.is_cuda and not int(state[1]):
-                break  # known without waiting, and to all ranks alike
-        return state
-
-    if num_random < k:
-        greedy = search(k - num_random, explore=False)
-    if num_random:
-        random = search(num_random, explore=True)
-    return Found(greedy, random, count, rounds)
-
-
-def advance(state: Tensor, total: Tensor, own: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """One step of a search: takes the bin in which the last wanted sample lies.
-
-    Args:
-        state: int64 [2]: the prefix found so far, and how many are wanted below it.
-        total: Counts of the next digit in all ranks, int64 [bins], ascending.
-        own: The same of this rank.
-        number: The round.
-
-    Returns:
-        The new state, and how many samples of this rank are now known to be selected, 0-d int64.
-    """
-    prefix, wanted = state.unbind()
-    shift = (32 if number < KEY_ROUNDS else 0) + (21, 10, 0)[number % 3]
-    from_top = total.flip(0).cumsum(0)
-    place = (from_top < wanted).sum()  # of the bin, counted from the top
-    last = len(total) - 1
-    reached = from_top.gather(0, place.clamp(max=last).view(1))[0]
-    inside = total.flip(0).gather(0, place.clamp(max=last).view(1))[0]
-    left = wanted - (reached - inside)
-    finished = wanted == 0
-    whole = left == inside  # all of the bin are wanted: nothing to search in it
-    own_from_top = own.flip(0).cumsum(0)
-    own_inside = own.flip(0).gather(0, place.clamp(max=last).view(1))[0]
-    own_reached = own_from_top.gather(0, place.clamp(max=last).view(1))[0]
-    taken = torch.where(whole, own_reached, own_reached - own_inside)
-    found = torch.stack(
-        [prefix | ((last - place) << shift), torch.where(whole, torch.zeros_like(left), left)]
-    )
-    return torch.where(finished, state, found), torch.where(finished, 0, taken)
-
-
-def list_found(keys: Tensor, found: Found, count: int, shard: Shard, seed: int) -> Tensor:
-    """Returns this rank's ids of a selection, ascending, int64 [count]; `count` is found.count."""
-    place = (shard.first, shard.stride, None, signed(seed))
-    return shard.ids_at(ops.shard_positions(keys, found.greedy, found.random, count, *place))
-
-
-def split(k: int, epsilon: float) -> int:
-    """Returns how many of `k` samples epsilon-greedy draws at random."""
-    return math.floor(epsilon * k + 0.5)
-
-
-def signed(seed: int) -> int:
-    """Returns a seed modulo 2^64 as an int64 holds it."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
 def _select(
     make_keys: Callable[[], Tensor],
     k: int,
@@ -409,7 +230,7 @@ def _select(
     like: Tensor,
 ) -> Tensor:
     """Agrees with all ranks about the arguments, then selects together."""
-    ranks = distributed.resolve(process_group)
+    ranks = resolve(process_group)
     keys = torch.empty(0)
 
     def prepare() -> dict[str, int]:
@@ -435,7 +256,7 @@ def _select(
         ranks.meet("the selection", device, prepare, False)
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=keys.device)
-    found = find(keys, k, split(k, epsilon), shard, seed, process_group)
+    found = find(keys, k, split(k, epsilon), shard, seed, ranks)
     return list_found(keys, found, int(found.count), shard, seed)
 
 

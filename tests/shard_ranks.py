@@ -10,6 +10,7 @@ import torch.distributed as dist
 from ranks import message
 
 from dynprune_cuda import functional, sharded
+from dynprune_cuda._shard_search import LAYOUTS
 from dynprune_cuda.sharded import Shard
 
 SEED = 2**63 + 5
@@ -93,10 +94,10 @@ def calls(kind, n, k):
 def selections(rank, size):
     """Compares each op's ids with this rank's part of the single-process selection."""
     wrong, number = [], 0
-    cases = [(1000, kind, 333, sharded.LAYOUTS) for kind in KINDS]
-    cases += [(1000, "levels", k, sharded.LAYOUTS[:1]) for k in (1, 999, 1000)]
+    cases = [(1000, kind, 333, LAYOUTS) for kind in KINDS]
+    cases += [(1000, "levels", k, LAYOUTS[:1]) for k in (1, 999, 1000)]
     for n in (1, 2, 7):  # some ranks hold nothing
-        cases += [(n, "special", k, sharded.LAYOUTS[k % 2 :][:1]) for k in {0, 1, n // 2, n}]
+        cases += [(n, "special", k, LAYOUTS[k % 2 :][:1]) for k in {0, 1, n // 2, n}]
     for n, kind, k, layouts in cases:
         for name, expected, call in calls(kind, n, k):
             for layout in layouts:

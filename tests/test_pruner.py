@@ -380,7 +380,7 @@ def test_copies_go_on_alike_and_apart(device, clone, policy):
         ({"process_group": 0}, TypeError, "process_group .* got 0"),
         ({"process_group": "gloo"}, TypeError, "process_group .* 'gloo'"),
         ({"process_group": -100}, ValueError, "process_group must contain this process"),
-        ({"sharding": "shard"}, ValueError, "sharding .* 'shard'"),
+        ({"sharding": "rows"}, ValueError, "sharding .* 'rows'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 
 from dynprune_cuda import functional, sharded
+from dynprune_cuda._shard_search import LAYOUTS, find
+from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.sharded import Shard
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
@@ -64,7 +66,7 @@ def test_errors_are_raised_on_every_rank(world):
         assert found["after"] == len(Shard(24, number, last + 1))
 
 
-@pytest.mark.parametrize("layout", sharded.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("n", [0, 1, 5, 8, 9, 100])
 def test_shards_partition_the_ids(n, size, layout):
@@ -117,6 +119,6 @@ def test_a_search_waits_for_no_gpu():
 
     with FakeTensorMode():
         keys = torch.empty(100, dtype=torch.int32, device="cuda")
-        found = sharded.find(keys, 30, 10, Shard(100, 0, 1), 0, None)
+        found = find(keys, 30, 10, Shard(100, 0, 1), 0, Ranks())
         assert found.rounds == 9 and found.count.is_cuda
         assert found.greedy is not None and found.greedy.is_cuda and found.random is not None

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda import functional
+from dynprune_cuda import functional, sharded
 from dynprune_cuda._arguments import as_choice, as_float
+from dynprune_cuda._shard_table import ShardedScoreTable
 from dynprune_cuda.policies.protocol import believed
 from dynprune_cuda.scores import FIRST_VISITS, FirstVisit, ScoreTable, move_without_waiting
 
@@ -36,6 +37,10 @@ class Full:
         if k != table.num_samples:
             raise ValueError(f"k must be num_samples={table.num_samples} for Full, got {k}")
         return torch.arange(table.num_samples, device=table.device)
+
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns the ids of this process's samples, int64."""
+        return table.shard.ids(table.device)
 
 
 @believed
@@ -73,6 +78,11 @@ class StaticSubset:
             raise ValueError(f"k must be the number of ids, {len(self._tensor)}, got {k}")
         return move_without_waiting("ids", self._tensor, table.device)
 
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns those of the ids that this process holds, ascending, int64."""
+        own = table.shard.owner_of(self._tensor) == table.shard.rank
+        return move_without_waiting("ids", self._tensor[own], table.device)
+
     @property
     def _tensor(self) -> Tensor:
         assert isinstance(self.ids, Tensor)
@@ -98,6 +108,10 @@ class UniformRandom:
         return functional.select_uniform(
             table.num_samples, k, seed=seed, device=table.device, order="ascending"
         )
+
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns this process's ids of the same subset, ascending, int64."""
+        return sharded.select_uniform(k, shard=table.shard, seed=seed, device=table.device)
 
 
 @believed
@@ -137,6 +151,11 @@ class EpsilonGreedy:
         return functional.select_epsilon_greedy(
             table.ranking_mean(), k, self.epsilon, seed=seed, order="ascending"
         )
+
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns this process's ids of the same subset, ascending, int64. Collective."""
+        options = table.selection(seed)
+        return sharded.select_epsilon_greedy(table.ranking_mean(), k, self.epsilon, **options)
 
 
 @believed
@@ -191,6 +210,12 @@ class UCB:
             order="ascending",
         )
 
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns this process's ids of the same subset, ascending, int64. Collective."""
+        mean, bonus = table.ranking_mean(), self.bonus
+        options = table.selection(seed)
+        return sharded.select_ucb(mean, table.variance, k, c=self.c, bonus=bonus, **options)
+
 
 @believed
 @dataclass(frozen=True)
@@ -205,8 +230,15 @@ class Weighted:
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
-        weights = table.ranking_mean().clamp_(min=0.0).nan_to_num_(nan=float("inf"))
-        return functional.select_weighted(weights, k, seed=seed, order="ascending")
+        return functional.select_weighted(_weights(table), k, seed=seed, order="ascending")
+
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns this process's ids of the same subset, ascending, int64. Collective."""
+        return sharded.select_weighted(_weights(table), k, **table.selection(seed))
+
+
+def _weights(table: ScoreTable) -> Tensor:
+    return table.ranking_mean().clamp_(min=0.0).nan_to_num_(nan=float("inf"))
 
 
 def _sorted_ids(ids: Any) -> Tensor:

@@ -17,7 +17,7 @@ from test_selection_kernels import make_scores
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda.sharded import KEY_ROUNDS, advance
+from dynprune_cuda._shard_search import KEY_ROUNDS, advance
 
 ops = torch.ops.dynprune_cuda
 SEED = -9
