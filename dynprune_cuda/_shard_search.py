@@ -176,7 +176,8 @@ def advance(state: Tensor, total: Tensor, own: Tensor, number: int) -> tuple[Ten
 def list_found(keys: Tensor, found: Found, count: int, shard: Shard, seed: int) -> Tensor:
     """Returns this rank's ids of a selection, ascending, int64 [count]; `count` is found.count."""
     place = (shard.first, shard.stride, None, signed(seed))
-    return shard.ids_at(ops.shard_positions(keys, found.greedy, found.random, count, *place))
+    positions: Tensor = ops.shard_positions(keys, found.greedy, found.random, count, *place)
+    return positions.mul_(shard.stride).add_(shard.first)
 
 
 def split(k: int, epsilon: float) -> int:

@@ -330,6 +330,7 @@ calls = [
     lambda: ops.shard_digit_counts(n.int(), n[:2], None, False, 6, 0, 1, None, 0),
     lambda: ops.shard_digit_counts(n.int(), n[:2], None, False, -1, 0, 1, None, 0),
     lambda: ops.shard_digit_counts(n.int()[::2], n[:2], None, False, 0, 0, 1, None, 0),
+    lambda: ops.shard_positions(n.int(), n[:2] * 0, None, 5, 0, 1, None, 0),
     lambda: ops.shard_positions(n.int(), n[:2], None, 10, 0, 1, None, 0),
     lambda: ops.shard_positions(n.int(), n[:2], None, -1, 0, 1, None, 0),
     lambda: ops.shard_positions(n.int(), n[:2], n, 1, 0, 1, None, 0),

@@ -189,7 +189,11 @@ Tensor shard_positions(const Tensor& keys, std::optional<Tensor> greedy,
   const Tensor workspace = allocate_bytes(keys, bytes);
 #endif
   run(
-      keys, [&] { cpu::list_shard(selected, seeded.get(), k, out, torch_threads()); },
+      keys,
+      [&] {
+        const int64_t found = cpu::list_shard(selected, seeded.get(), k, out, torch_threads());
+        check(found == k, "k must be the number of selected samples, ", found, ", got ", k);
+      },
       DYNPRUNE_ON_GPU(cuda::launch_list_shard(selected, seeded, k, out,
                                               workspace.mutable_data_ptr(), scope.stream())));
   return positions;

@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/bitmap.h"
 #include "cpu/clones.h"
 #include "cpu/shuffle.h"
 #include "primitives/ranking.h"
@@ -40,6 +41,34 @@ DYNPRUNE_CLONES bool fill_weight_keys(const T* weights, const Shard& shard, uint
     keys[i] = WeightRanking<T>::key_of(w, local[i], seed);
   }
   return !bad;
+}
+
+// Which of `count` <= 64 samples are selected, as bits; whole keys first, since hashes take longer.
+DYNPRUNE_CLONES uint64_t select_word(const ShardSelected& selected, int64_t first, int count,
+                                     const IdHash& tie_hash, const IdHash& explore_hash) {
+  const ShardWords& words = selected.words;
+  uint64_t bits = 0, equal = 0;
+  if (words.greedy != nullptr) {
+    const uint32_t key = static_cast<uint32_t>(*words.greedy >> 32);
+    const uint32_t* keys = words.keys + first;
+    for (int b = 0; b < count; b++) {
+      bits |= static_cast<uint64_t>(keys[b] > key) << b;
+      equal |= static_cast<uint64_t>(keys[b] == key) << b;
+    }
+    for (; equal != 0; equal &= equal - 1) {
+      const int b = __builtin_ctzll(equal);
+      bits |= static_cast<uint64_t>(words.is_greedy(first + b, tie_hash)) << b;
+    }
+  }
+  if (selected.random != nullptr) {
+    const uint32_t least = static_cast<uint32_t>(*selected.random >> 32);
+    const IdHash hash = explore_hash;
+    const Shard shard = words.shard;
+    for (int b = 0; b < count; b++) {
+      bits |= static_cast<uint64_t>(hash(shard[first + b]) >= least) << b;
+    }
+  }
+  return bits;
 }
 
 }  // namespace
@@ -123,26 +152,23 @@ void digit_counts(const ShardWords& words, const SearchState& state, int round, 
   }
 }
 
-void list_shard(const ShardSelected& selected, uint64_t seed, int64_t k, int64_t* positions,
-                const Parallel& parallel) {
+int64_t list_shard(const ShardSelected& selected, uint64_t seed, int64_t k, int64_t* positions,
+                   const Parallel& parallel) {
   const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
   const int64_t n = selected.words.shard.count;
-  const int tasks = num_tasks(parallel, n, kMinPerTask);
-  std::vector<int64_t> ends(tasks);
-  for_each_range(parallel, n, tasks, [&](int task, Range range) {
-    int64_t found = 0;
-    for (int64_t i = range.begin; i < range.end; i++) {
-      found += selected(i, tie_hash, explore_hash);
+  Bitmap chosen(n);
+  const int64_t num_words = (n + kWordBits - 1) / kWordBits;
+  std::atomic<int64_t> found{0};
+  for_each_range(parallel, num_words, num_tasks(parallel, num_words, 1024), [&](int, Range words) {
+    for (int64_t w = words.begin; w < words.end; w++) {
+      const int64_t first = w * kWordBits;
+      const int count = static_cast<int>(std::min<int64_t>(kWordBits, n - first));
+      chosen.words()[w] = select_word(selected, first, count, tie_hash, explore_hash);
     }
-    ends[task] = found;
+    found += count_set_bits(chosen.words() + words.begin, words.end - words.begin);
   });
-  for (int task = 1; task < tasks; task++) ends[task] += ends[task - 1];
-  for_each_range(parallel, n, tasks, [&](int task, Range range) {
-    int64_t next = task > 0 ? ends[task - 1] : 0;
-    for (int64_t i = range.begin; i < range.end && next < k; i++) {
-      if (selected(i, tie_hash, explore_hash)) positions[next++] = i;
-    }
-  });
+  if (found == k) chosen.list(positions, parallel);
+  return found;
 }
 
 void permutation_part(int64_t n, const Shard& part, bool inverse, uint64_t seed, int64_t* out,

@@ -23,8 +23,9 @@ DataStatus keys_by_weight(const void* weights, ScalarType type, const Shard& sha
 
 void digit_counts(const ShardWords& words, const SearchState& state, int round, uint64_t seed,
                   int64_t* counts, const Parallel& parallel);
-void list_shard(const ShardSelected& selected, uint64_t seed, int64_t k, int64_t* positions,
-                const Parallel& parallel);
+// Returns how many samples are selected, and writes them only if that is k.
+int64_t list_shard(const ShardSelected& selected, uint64_t seed, int64_t k, int64_t* positions,
+                   const Parallel& parallel);
 void permutation_part(int64_t n, const Shard& part, bool inverse, uint64_t seed, int64_t* out,
                       const Parallel& parallel);
 

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selects from as many samples as the memory holds, in one process or several, and checks the set.
+
+    python benchmarks/billion.py --samples 1_000_000_000 --keep 100_000_000 --ranks 1
+    python benchmarks/billion.py --samples 100_000_000 --keep 30_000_000 --ranks 1 2 4 8
+
+Scores are float32, normal, the same for every number of ranks. Each rank makes those of its shard;
+with several ranks they talk over gloo on this machine. A rank takes 4 bytes a sample for the scores
+and 4 for their keys, and 8 for every id that it selects.
+
+The check is exact and shares no code with the selection: every score above the least selected one
+is selected, no other is, and of those equal to it the ones that the reference of the tests ranks
+first by their hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from timing import machine, write_json
+from torch import Tensor
+
+from dynprune_cuda import functional
+from dynprune_cuda._ops import ops
+from dynprune_cuda._shard_search import Shard, find, list_found
+from dynprune_cuda.distributed import Ranks
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import reference
+
+SEED = 7
+BLOCK = 1 << 20  # scores drawn from one seed
+
+
+def number(text: str) -> int:
+    return int(text.replace("_", ""))
+
+
+def make_scores(shard: Shard) -> Tensor:
+    """The scores of a contiguous shard, whatever the number of ranks."""
+    scores = torch.empty(len(shard))
+    first, last = shard.first, shard.first + len(shard)
+    for block in range(first // BLOCK, -(-last // BLOCK)):
+        values = torch.randn(BLOCK, generator=torch.Generator().manual_seed(block))
+        begin, end = max(first, block * BLOCK), min(last, (block + 1) * BLOCK)
+        scores[begin - first : end - first] = values[begin - block * BLOCK : end - block * BLOCK]
+    return scores
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start
+
+
+def is_exact(scores: Tensor, ids: Tensor, k: int, shard: Shard, ranks: Ranks) -> bool:
+    """Whether all ranks' ids are the k greatest scores, ties by the reference's hash."""
+    positions = ids - shard.first
+    ascending = bool((ids[1:] > ids[:-1]).all()) and len(ids) <= len(scores)
+    chosen = scores[positions]
+    least = chosen.min() if len(ids) else torch.tensor(float("inf"))
+    if ranks.size > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    above, equal = scores > least, (scores == least).nonzero().flatten() + shard.first
+    tied = ids[chosen == least]
+    numbers = torch.stack([above.sum(), (chosen > least).sum(), torch.tensor(len(ids))])
+    num_above, chosen_above, selected = ranks.add_up_(numbers).tolist()
+    everyone: list[Any] = [(equal, tied)]
+    if ranks.size > 1:
+        everyone = [None] * ranks.size
+        dist.all_gather_object(everyone, (equal, tied))
+    candidates = torch.cat([one for one, _ in everyone]).numpy()
+    hashes = reference.listed_id_hash(SEED, reference.TIE, candidates)
+    first = set(candidates[np.argsort(hashes)[::-1][: k - num_above]].tolist())
+    got = set(torch.cat([one for _, one in everyone]).tolist())
+    return ascending and selected == k and chosen_above == num_above and got == first
+
+
+def one_selection(
+    scores: Tensor, k: int, shard: Shard, ranks: Ranks
+) -> tuple[Tensor, dict[str, float]]:
+    """This rank's ids, and the seconds of the stages."""
+    keys, key_seconds = timed(lambda: ops.keys_by_score(scores))
+    found, search_seconds = timed(lambda: find(keys, k, 0, shard, SEED, ranks))
+    ids, list_seconds = timed(lambda: list_found(keys, found, int(found.count), shard, SEED))
+    return ids, {
+        "seconds": key_seconds + search_seconds + list_seconds,
+        "keys": key_seconds,
+        "search": search_seconds,
+        "list": list_seconds,
+        "rounds": found.rounds,
+    }
+
+
+def select(rank: int, size: int, folder: str, samples: int, k: int, rounds: int) -> None:
+    """One process; writes its seconds, memory and verdict."""
+    ranks = Ranks()
+    if size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+        store = dist.FileStore(f"{folder}/store", size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        ranks = Ranks(None, rank, size)
+    shard = Shard(samples, rank, size)
+    scores = make_scores(shard)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    runs = []
+    for _ in range(rounds):
+        if size > 1:
+            dist.barrier()
+        ids, run = one_selection(scores, k, shard, ranks)
+        runs.append(run)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {"runs": runs, "peak_bytes": peak, "with_scores_bytes": before, "selected": len(ids)}
+    result["exact"] = is_exact(scores, ids, k, shard, ranks)
+    if size == 1:
+        del ids
+        # What each id costs until it has its place in an epoch's order.
+        place = (scores[:0], k, 0, 1, k)
+        _, order_seconds = timed(lambda: ops.permutation_part(*place, False, None, SEED).argsort())
+        _, inverse_seconds = timed(lambda: ops.permutation_part(*place, True, None, SEED))
+        result["walk"], result["place"] = inverse_seconds, order_seconds + inverse_seconds
+        _, result["select_top_k_seconds"] = timed(
+            lambda: functional.select_top_k(scores, k, seed=SEED, order="ascending")
+        )
+    Path(folder, f"{rank}.json").write_text(json.dumps(result))
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def measure(size: int, samples: int, k: int, rounds: int) -> dict[str, Any]:
+    """Runs `size` processes; the slowest rank counts, in the median round."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (size, folder, samples, k, rounds)
+        mp.start_processes(select, arguments, nprocs=size, start_method="spawn")
+        results = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
+    by_round = [max(r["runs"][i]["seconds"] for r in results) for i in range(rounds)]
+    middle = sorted(range(rounds), key=by_round.__getitem__)[rounds // 2]
+    slowest = max((r["runs"][middle] for r in results), key=lambda run: run["seconds"])
+    return {
+        "ranks": size,
+        "samples": samples,
+        "keep": k,
+        **slowest,
+        "all_rounds": by_round,
+        "peak_bytes_per_rank": max(r["peak_bytes"] for r in results),
+        "with_scores_bytes_per_rank": max(r["with_scores_bytes"] for r in results),
+        "exact": all(r["exact"] for r in results),
+        "walk": results[0].get("walk"),
+        "place": results[0].get("place"),
+        "select_top_k_seconds": results[0].get("select_top_k_seconds"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=number, default=10_000_000)
+    parser.add_argument("--keep", type=number, default=3_000_000)
+    parser.add_argument("--ranks", type=number, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--rounds", type=number, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    series = []
+    print("ranks  seconds  keys  search  list  rounds  GB per rank  exact  select_top_k")
+    for size in arguments.ranks:
+        m = measure(size, arguments.samples, arguments.keep, arguments.rounds)
+        series.append(m)
+        alone = m["select_top_k_seconds"]
+        print(
+            f"{size:5d}  {m['seconds']:7.3f}  {m['keys']:.3f}  {m['search']:.3f}  {m['list']:.3f}"
+            f"  {m['rounds']:6d}  {m['peak_bytes_per_rank'] / 1e9:11.2f}  {m['exact']}"
+            + (f"  {alone:.3f}" if alone else "")
+        )
+        if not m["exact"]:
+            raise SystemExit("the selection is not exact")
+    if arguments.out is not None:
+        write_json(arguments.out, machine(torch.device("cpu")), series)
+
+
+if __name__ == "__main__":
+    main()

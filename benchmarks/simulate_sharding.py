@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a selection would take on up to 4096 ranks: a model, with its parameters stated.
+
+    python benchmarks/billion.py --samples 10_000_000 --out series.json   # measured: one rank, few
+    python benchmarks/simulate_sharding.py --measured series.json --out docs/sharding
+
+Writes OUT.md, tables, and OUT.png. Nothing is measured here but what the first program measured.
+
+The model: a rank's own work is a cost per sample, of each pass, times its samples; messages take
+`latency + bytes / bandwidth` (the alpha-beta model; Hockney 1994). An all-reduce is the faster of a
+ring, 2 (R - 1) messages of a R-th, and recursive doubling, log2 R messages of all (Thakur,
+Rabenseifner & Gropp 2005); an all-to-all is R - 1 messages. Nothing overlaps.
+
+Three ways to select k of N on R ranks, and what each moves and keeps:
+
+  replicate  every rank holds the table. An epoch begins with two all-reduces of it, 28 bytes a
+             sample, a selection among all N on every rank, and an order of all k.
+  shard      `sharding="shard"`: visits go to their owners, 12 bytes each; keys, three passes with
+             an all-reduce of 16 or 8 KB each (six where scores tie, and always on a GPU), the list;
+             then 8 bytes for every selected id to the rank that trains on it.
+  one-read   as shard, but a sample of the scores brackets the threshold first, and one pass sorts
+             out all but a few percent. Not implemented over ranks: this says what it would save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SAMPLES = (10**9, 10**10, 10**11)
+RANKS = (1, 8, 64, 512, 4096)
+KEEP = 0.3
+DIGIT_BYTES = (16384, 16384, 8192)  # of the histograms of three rounds
+RECORD_BYTES = 17 + 4  # a row of the table, and how often the sample was selected
+WAYS = ("replicate", "shard", "one-read")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Seconds per sample of each pass, and of a message.
+
+    Attributes:
+        name: What the tables call it.
+        origin: Where the numbers are from.
+        keys: Scores become keys.
+        digit: One pass of a search, over keys.
+        listing: The selected ids are written.
+        one_read: A whole selection by one rank alone.
+        walk: One position of a permutation.
+        place: One id of a shared order: two walks, a sort.
+        rounds: All-reduces of a search.
+        latency: Seconds until a message begins to arrive.
+        bandwidth: Bytes per second, of one rank.
+    """
+
+    name: str
+    origin: str
+    keys: float
+    digit: float
+    listing: float
+    one_read: float
+    walk: float
+    place: float
+    rounds: int
+    latency: float
+    bandwidth: float
+
+
+def assumed_gpu() -> Machine:
+    """Counted bytes over an assumed rate: nothing of it was measured."""
+    rate = 3.0e12
+    return Machine(
+        name="GPU, assumed",
+        origin="bytes counted per pass over 3.0 TB/s; 10 us and 50 GB/s per rank",
+        keys=8 / rate,
+        digit=4 / rate,
+        listing=(4 + 8 * KEEP) / rate,
+        one_read=7.9 / rate,
+        walk=8 / rate,
+        place=120 / rate,
+        rounds=6,
+        latency=10e-6,
+        bandwidth=50e9,
+    )
+
+
+def measured_cpu(row: dict[str, Any]) -> Machine:
+    """From the one-rank row of billion.py."""
+    n = row["samples"]
+    return Machine(
+        name="CPU, measured",
+        origin=f"one rank at N = {n:,}; 30 us and 12.5 GB/s per rank assumed",
+        keys=row["keys"] / n,
+        digit=row["search"] / row["rounds"] / n,
+        listing=row["list"] / n,
+        one_read=row["select_top_k_seconds"] / n,
+        walk=row["walk"] / row["keep"],
+        place=row["place"] / row["keep"],
+        rounds=3,
+        latency=30e-6,
+        bandwidth=12.5e9,
+    )
+
+
+def all_reduce(size: float, ranks: int, m: Machine) -> float:
+    """Seconds to add up `size` bytes."""
+    if ranks == 1:
+        return 0.0
+    ring = 2 * (ranks - 1) * (m.latency + size / ranks / m.bandwidth)
+    doubling = math.ceil(math.log2(ranks)) * (m.latency + size / m.bandwidth)
+    return min(ring, doubling)
+
+
+def all_to_all(size: float, ranks: int, m: Machine) -> float:
+    """Seconds for every rank to send `size` bytes, in equal parts to all."""
+    return (ranks - 1) * (m.latency + size / ranks / m.bandwidth)
+
+
+def cost(way: str, samples: int, ranks: int, m: Machine) -> tuple[float, float]:
+    """Seconds and bytes per rank of the beginning of an epoch that selects."""
+    own, kept = samples / ranks, KEEP * samples / ranks
+    if way == "replicate":
+        seconds = all_reduce(8 * samples, ranks, m) + all_reduce(20 * samples, ranks, m)
+        seconds += (m.one_read + m.walk * KEEP) * samples
+        return seconds, (RECORD_BYTES + (8 + 8) * KEEP) * samples  # subset, order
+    route = all_to_all(12 * kept, ranks, m) + all_to_all(8 * kept, ranks, m) + m.place * kept
+    if way == "shard":
+        search = sum(all_reduce(size, ranks, m) for size in DIGIT_BYTES) * m.rounds / 3
+        # A round that has nothing to find reads nothing.
+        local = (m.keys + 3 * m.digit + m.listing) * own
+        return search + local + route, (RECORD_BYTES + 4) * own + (16 + 16) * kept
+    search = all_reduce(2**18, ranks, m) + all_reduce(32_800, ranks, m)
+    search += 3 * all_reduce(16_384, ranks, m)
+    memory = (RECORD_BYTES + 0.56) * own + (16 + 16) * kept
+    return search + m.one_read * own + route, memory
+
+
+def seconds_text(seconds: float) -> str:
+    for limit, unit, factor in ((1e-3, "us", 1e6), (1.0, "ms", 1e3)):
+        if seconds < limit:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def tables(machines: Sequence[Machine]) -> str:
+    """Markdown: seconds and memory of each way, the fastest in bold."""
+    lines = []
+    for m in machines:
+        lines += [
+            f"**{m.name}** ({m.origin}; k = {KEEP} N)",
+            "",
+            "| N | ranks | " + " | ".join(WAYS) + " | GB per rank: " + " / ".join(WAYS) + " |",
+            "|---|---|" + "---|" * (len(WAYS) + 1),
+        ]
+        for samples in SAMPLES:
+            for ranks in RANKS:
+                costs = {way: cost(way, samples, ranks, m) for way in WAYS}
+                best = min(seconds for seconds, _ in costs.values())
+                cells = [
+                    f"**{seconds_text(s)}**" if s == best else seconds_text(s)
+                    for s, _ in costs.values()
+                ]
+                memory = " / ".join(f"{size / 1e9:.3g}" for _, size in costs.values())
+                lines.append(f"| {samples:.0e} | {ranks} | {' | '.join(cells)} | {memory} |")
+        lines += ["", crossings(m), ""]
+    return "\n".join(lines)
+
+
+def crossings(m: Machine) -> str:
+    """From how many ranks on sharding is faster than replicating, and what one read saves."""
+    found = []
+    for samples in SAMPLES:
+        sizes = [2**power for power in range(13)]
+        shard = {size: cost("shard", samples, size, m)[0] for size in sizes}
+        wins = [size for size in sizes if shard[size] < cost("replicate", samples, size, m)[0]]
+        saved = max(shard[s] / cost("one-read", samples, s, m)[0] for s in sizes[1:])
+        start = f"from {wins[0]} ranks on" if wins else "nowhere"
+        found.append(
+            f"N = {samples:.0e}: shard beats replicate {start}; one read over ranks would be up to "
+            f"{saved:.2f}x as fast"
+        )
+    return "; ".join(found) + "."
+
+
+def series_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: what was measured on few ranks of one machine."""
+    lines = [
+        "| ranks | seconds | keys | search | list | GB per rank | exact |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        stages = " | ".join(f"{row[name]:.3f}" for name in ("seconds", "keys", "search", "list"))
+        memory = row["peak_bytes_per_rank"] / 1e9
+        exact = "yes" if row["exact"] else "NO"
+        lines.append(f"| {row['ranks']} | {stages} | {memory:.2f} | {exact} |")
+    return "\n".join(lines)
+
+
+def draw(machines: Sequence[Machine], rows: Sequence[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(machines) + 1, figsize=(4.4 * (len(machines) + 1), 3.8))
+    ranks = [2**power for power in range(13)]
+    for axis, m in zip(axes, machines, strict=False):
+        for way, style in zip(WAYS, (":", "-", "--"), strict=True):
+            for samples, colour in zip(SAMPLES, ("C0", "C1", "C3"), strict=True):
+                values = [cost(way, samples, size, m)[0] for size in ranks]
+                label = f"{way}, N = {samples:.0e}" if axis is axes[0] else None
+                axis.loglog(ranks, values, style, color=colour, label=label, lw=1.4)
+        axis.set_title(f"Model: {m.name}", fontsize=10)
+        axis.set_xlabel("ranks")
+        axis.set_ylabel("seconds per selection")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=6)
+    sizes = [row["ranks"] for row in rows]
+    axes[-1].plot(sizes, [row["seconds"] for row in rows], "o-", label="selection")
+    axes[-1].plot(sizes, [row["search"] for row in rows], "s--", label="of that, the search")
+    axes[-1].set_title(f"Measured: N = {rows[0]['samples']:.0e}, one machine", fontsize=10)
+    axes[-1].set_xlabel("processes over gloo")
+    axes[-1].set_ylim(bottom=0)
+    axes[-1].grid(alpha=0.3)
+    axes[-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measured", type=Path, required=True, help="what billion.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="without an ending")
+    arguments = parser.parse_args()
+    measured = json.loads(arguments.measured.read_text())
+    rows = measured["rows"]
+    alone = next(row for row in rows if row["ranks"] == 1)
+    machines = (measured_cpu(alone), assumed_gpu())
+    facts = measured["machine"]
+    text = tables(machines)
+    text += f"\nMeasured, N = {alone['samples']:,}, k = {alone['keep']:,}, {facts['cpu']}, "
+    text += f"{facts['cores']} cores shared by all ranks, load {facts['load_average'][0]}:\n\n"
+    text += series_table(rows) + "\n"
+    arguments.out.with_suffix(".md").write_text(text)
+    draw(machines, rows, arguments.out.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
