@@ -52,7 +52,7 @@ class Machine:
         listing: The selected ids are written.
         one_read: A whole selection by one rank alone.
         walk: One position of a permutation.
-        place: One id of a shared order: two walks, a sort.
+        place: One id of a shared order: a walk, a sort by rank, a scattered write.
         rounds: All-reduces of a search.
         latency: Seconds until a message begins to arrive.
         bandwidth: Bytes per second, of one rank.
@@ -82,7 +82,7 @@ def assumed_gpu() -> Machine:
         listing=(4 + 8 * KEEP) / rate,
         one_read=7.9 / rate,
         walk=8 / rate,
-        place=120 / rate,
+        place=100 / rate,
         rounds=6,
         latency=10e-6,
         bandwidth=50e9,
@@ -181,10 +181,10 @@ def crossings(m: Machine) -> str:
         saved = max(shard[s] / cost("one-read", samples, s, m)[0] for s in sizes[1:])
         start = f"from {wins[0]} ranks on" if wins else "nowhere"
         found.append(
-            f"N = {samples:.0e}: shard beats replicate {start}; one read over ranks would be up to "
-            f"{saved:.2f}x as fast"
+            f"- N = {samples:.0e}: shard beats replicate {start}; one read over ranks would be up "
+            f"to {saved:.2f}x as fast."
         )
-    return "; ".join(found) + "."
+    return "\n".join(found)
 
 
 def series_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -207,7 +207,7 @@ def draw(machines: Sequence[Machine], rows: Sequence[dict[str, Any]], path: Path
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(machines) + 1, figsize=(4.4 * (len(machines) + 1), 3.8))
+    figure, axes = plt.subplots(1, len(machines) + 1, figsize=(4.4 * (len(machines) + 1), 4.6))
     ranks = [2**power for power in range(13)]
     for axis, m in zip(axes, machines, strict=False):
         for way, style in zip(WAYS, (":", "-", "--"), strict=True):
@@ -219,7 +219,7 @@ def draw(machines: Sequence[Machine], rows: Sequence[dict[str, Any]], path: Path
         axis.set_xlabel("ranks")
         axis.set_ylabel("seconds per selection")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=7)
     sizes = [row["ranks"] for row in rows]
     axes[-1].plot(sizes, [row["seconds"] for row in rows], "o-", label="selection")
     axes[-1].plot(sizes, [row["search"] for row in rows], "s--", label="of that, the search")
@@ -228,7 +228,7 @@ def draw(machines: Sequence[Machine], rows: Sequence[dict[str, Any]], path: Path
     axes[-1].set_ylim(bottom=0)
     axes[-1].grid(alpha=0.3)
     axes[-1].legend(fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
     figure.savefig(path, dpi=110)
 
 

@@ -4,8 +4,8 @@
 Of the samples, each process holds its shard: their scores, their history, whether they are
 selected. Selections go by `sharded`. The order of an epoch is the one that every process would draw
 alone, over the canonical rank of the selected samples, which is their place in ascending order. The
-owner of a sample finds its position in the order by the inverse of the permutation, and sends the
-id to the process that trains there; nobody materialises the order, and 8 bytes move per id.
+owner of a sample finds its position in the order by the inverse of the permutation, and sends id
+and position to the process that trains there: 8 bytes. Nobody holds the whole order.
 """
 
 from __future__ import annotations
@@ -201,24 +201,21 @@ class ShardedEpochs(ResumableEpochs):
                 order = self.ranks.add_up_(everything)[order]
             return self.ranks.share(order)
         length = len(range(rank, total, size))
-        own = (self._bad_like(), total, rank, size, length, False, None, seed)
-        places = ops.permutation_part(*own)
-        if ids is not None:
-            mine = (self._bad_like(), total, before, 1, len(ids), True, None, seed)
-            consumer = ops.permutation_part(*mine) % size
-            consumer, by_consumer = consumer.sort(stable=True)
+        if ids is None:
+            part = (total, rank, size, length, False, None, seed)
+            order = ops.permutation_part(self.table.mean[:0], *part)
+        else:
+            part = (total, before, 1, len(ids), True, None, seed)
+            places = ops.permutation_part(self.table.mean[:0], *part)
+            # Id and place in one word: both are below 2^32.
+            words = (ids << 32) | (places // size)
+            consumer, by_consumer = (places % size).to(torch.int32).sort(stable=True)
             counts = torch.bincount(consumer, minlength=size)
-            (received,) = self.ranks.exchange([ids[by_consumer]], counts)
-            # By rank, and of each rank ascending: in the order of their canonical ranks.
+            (received,) = self.ranks.exchange([words[by_consumer]], counts)
             order = torch.empty_like(received)
-            order[places.argsort()] = received
-            places = order
+            order[received & 0xFFFFFFFF] = (received >> 32) & 0xFFFFFFFF
         padded = length < self.ranks.share_length(total)
-        return torch.cat([places, places[:1]]) if padded else places
-
-    def _bad_like(self) -> Tensor:
-        """Returns an empty tensor that tells the device."""
-        return self.table.mean[:0]
+        return torch.cat([order, order[:1]]) if padded else order
 
     def _take_order(self, order: Tensor) -> None:
         """Makes an order the current one, and marks the id that is in it a second time."""
