@@ -149,15 +149,15 @@ class ShardedScoreTable(ScoreTable):
                     f"sample_ids[{place}] = {int(ids[place])} is out of range: expected "
                     f"0 <= id < {total}"
                 )
-            ids = ids.clone()  # the caller's may change until they are sent
+            ids = ids.clone()
         else:
             number = wrong.sum()
             example = torch.where(wrong, ids, -(2**63)).amax() if len(ids) else self._bad[1]
             self._bad[1] = torch.where(number > 0, example, self._bad[1])
             self._bad[0] += number
             ids = ids.masked_fill(wrong, -1)
-        if isinstance(visits, Tensor) and visits.data_ptr() and not visits.is_cuda:
-            visits = visits.clone()
+        if isinstance(visits, Tensor):
+            visits = visits.clone()  # the caller's may change until they are sent, like the ids
         self._loose.append((ids, visits, self._num_calls))
         self._num_calls += 1
         if len(self._loose) >= LOOSE_BATCHES:

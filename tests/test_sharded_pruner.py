@@ -228,3 +228,23 @@ def test_a_subclass_of_pruner_cannot_be_sharded():
     assert type(Own(N, 0.3)) is Own
     with pytest.raises(TypeError, match="needs Pruner itself, not its subclass Own"):
         Own(N, 0.3, sharding="shard")
+
+
+def test_what_waits_does_not_change_with_the_callers_tensors(device):
+    pruner = Pruner(5, 0.5, device=device, sharding="shard")
+    ids, values = torch.tensor([1, 3], device=device), torch.tensor([2.0, 4.0], device=device)
+    pruner.observe(ids, values)
+    ids.zero_()
+    values.zero_()
+    assert not pruner.table.count.any()  # nothing is entered before the epoch begins
+    pruner.set_epoch(1)
+    assert pruner.table.mean[[1, 3]].tolist() == [2.0, 4.0]
+    assert pruner.table.count.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_failed_step_enters_nothing():
+    pruner = Pruner(5, 0.5, sharding="shard")
+    with pytest.raises(IndexError, match="target"):
+        pruner.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 3]), torch.tensor([1, 2]))
+    pruner.set_epoch(1)
+    assert not pruner.table.count.any()

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from waiting import WAITING
 
-from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
+from dynprune_cuda import DeviceLoader, Pruner, _shard_table, distributed, functional, policies
+from dynprune_cuda._shard_search import find
 
 N, B, C = 1000, 32, 10
 
@@ -114,6 +115,30 @@ def test_several_ranks_bring_nothing_to_the_host(fake_device, monkeypatch):
     assert share.shape == (250,)
     assert reduced == [(600,), (5, 600), (397,), (5, 397)]
     assert trace.operations > 30
+
+
+def test_sharded_scores_bring_nothing_to_the_host(fake_device, monkeypatch):
+    """Steps, and the search of a selection; exchanges with other ranks wait."""
+    reduced = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # fake ones cannot
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, *_: reduced.append(tensor.nbytes))
+    monkeypatch.setattr(distributed.Ranks, "check_settings", lambda *_: None)
+    monkeypatch.setattr(_shard_table, "LOOSE_BATCHES", 8)
+    ranks = distributed.Ranks(None, 3, 4)
+    monkeypatch.setattr(distributed, "resolve", lambda *_: ranks)
+    pruner = Pruner(N - 3, 0.3, device="cuda", sharding="shard")
+    logits, labels, ids = batch()
+    with on_device() as trace:
+        assert pruner.epoch_order().shape == (250,)
+        for _ in range(25):  # so many that they are put together
+            pruner.cross_entropy(logits, labels, ids)
+            pruner.observe(ids, logits[:, 0])
+        pruner.observe(torch.arange(B), logits[:, 0])
+        keys = torch.ops.dynprune_cuda.keys_by_score(pruner.table.ranking_mean())
+        found = find(keys, 300, 30, pruner.table.shard, 7, ranks)
+    assert len(pruner.table.mean) == 247
+    assert found.rounds == 9 and sum(reduced) == 81_920 + 40_960
+    assert trace.operations > 500
 
 
 @pytest.mark.needs_cuda
