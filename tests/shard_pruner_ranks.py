@@ -141,6 +141,7 @@ def errors(rank, size):
         "policy": message(lambda: Pruner(N, 0.3, lambda table, k, seed: None, sharding="shard")),
         "infobatch": message(lambda: Pruner(N, policy="infobatch", sharding="shard")),
         "groups": message(lambda: Pruner(N, 0.3, groups=torch.arange(N) % 3, sharding="shard")),
+        "forgetting": message(lambda: Pruner(N, 0.3, track_forgetting=True, sharding="shard")),
         "few": message(lambda: Pruner(max(size - 1, 1), 1.0, sharding="shard")),
         "sharding": message(lambda: Pruner(N, 0.3, sharding="shard" if last else "replicate")),
         "is_selected": message(lambda: pruner.is_selected(torch.arange(3))),

@@ -146,6 +146,7 @@ def test_errors_are_raised_on_every_rank(world):
         found, epoch, length = rank["errors"]
         for name in ("policy", "infobatch", "groups"):
             assert found[name].startswith("ValueError: sharding must be 'replicate' for groups")
+        assert found["forgetting"].startswith("ValueError: track_forgetting needs sharding='repl")
         assert found["few"].startswith("ValueError: sharding='shard' needs samples for every pro")
         assert "sharding must be the same on every rank" in found["sharding"]
         assert found["is_selected"].startswith("RuntimeError: is_selected needs sharding='repl")
