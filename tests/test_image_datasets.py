@@ -189,7 +189,10 @@ def test_packed_file_without_test_images(tmp_path: Path) -> None:
 # torchvision's CIFAR-10
 
 
-def test_torchvision_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dataset", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_torchvision_cifar(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dataset: str, classes: int
+) -> None:
     rng, calls = np.random.default_rng(0), []
 
     def fake(root: str, train: bool, download: bool) -> Any:
@@ -198,25 +201,31 @@ def test_torchvision_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         data = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         return SimpleNamespace(data=data, targets=list(range(count)))
 
-    monkeypatch.setattr(image_datasets, "CIFAR10", fake)
-    task = load_dataset("cifar10", data_root=tmp_path, download=True, limit=5)
+    monkeypatch.setattr(image_datasets, dataset.upper(), fake)
+    task = load_dataset(dataset, data_root=tmp_path, download=True, limit=5)
     assert calls == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
     assert (task.train.labels, task.test.labels) == ([0, 1, 2, 3, 4], [0, 1, 2, 3])
     expected = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     image, label = task.train[2]
     assert np.array_equal(image.permute(1, 2, 0).numpy(), expected[2]) and label == 2
     assert task.crop_padding == 4 and task.flip and task.note == ""
+    assert task.num_classes == classes
 
 
 def test_missing_cifar10_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no CIFAR-10 in .*--download"):
         load_dataset("cifar10", data_root=tmp_path)
-    with pytest.raises(ValueError, match="needs --data-root"):
-        load_dataset("cifar10")
+    with pytest.raises(FileNotFoundError, match=r"no CIFAR-100 in .*--download"):
+        load_dataset("cifar100", data_root=tmp_path)
+    for dataset in ("cifar10", "cifar100"):
+        with pytest.raises(ValueError, match=f"{dataset} needs --data-root"):
+            load_dataset(dataset)
 
 
 def test_unknown_dataset() -> None:
-    with pytest.raises(ValueError, match=r"mnist5k, cifar10, or an existing .* got 'mnist'"):
+    with pytest.raises(
+        ValueError, match=r"mnist5k, cifar10, cifar100, or an existing .* got 'mnist'"
+    ):
         load_dataset("mnist")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def forgetting_by_hand(history: list[list[bool]]) -> list[float]:
     """Of one list of outcomes per sample."""
     result = []
     for outcomes in history:
-        events = sum(a and not b for a, b in zip(outcomes, outcomes[1:], strict=False))
+        events = sum(a and not b for a, b in pairwise(outcomes))
         result.append(float(events) if any(outcomes) else float(max(map(len, history))))
     return result
 
@@ -327,7 +328,7 @@ def test_bad_models_and_loaders(data: TensorDataset) -> None:
     pruned = DataLoader(IndexedDataset(data), batch_sampler=pruner.batch_sampler(5))
     with pytest.raises(ValueError, match="every sample exactly once in a pass: of 12 ids"):
         el2n_scores(make_net, pruned, **options)
-    with pytest.raises(ValueError, match="output is that of its last nn.Linear"):
+    with pytest.raises(ValueError, match=r"output is that of its last nn.Linear"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(32, CLASSES), nn.Softplus())
         grand_scores(lambda: net, loader_of(data), layers="last", **options)
     with pytest.raises(ValueError, match=r"ends in nn.Linear, this one has none"):

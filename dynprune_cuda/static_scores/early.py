@@ -89,7 +89,8 @@ class EarlyModels:
         optimizer = self._optimizer(model.parameters())
         for _ in range(self.epochs):
             for inputs, labels, ids in batches(self._loader, device_of(model)):
-                loss(model(inputs), labels, ids).backward()
+                value = loss(model(inputs), labels, ids)
+                value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
                 tick()
@@ -111,7 +112,7 @@ class EarlyModels:
         if not torch.equal(sorted_ids, torch.arange(len(order), device=device)):
             raise ValueError(
                 f"loader must yield every sample exactly once in a pass: of {len(order)} ids, from "
-                f"{int(sorted_ids[0])} to {int(sorted_ids[-1])}, {len(order.unique())} differ"
+                f"{int(sorted_ids[0])} to {int(sorted_ids[-1])}, {len(set(order.tolist()))} differ"
             )
         result = torch.cat(values)
         return torch.empty_like(result).index_copy_(0, order, result)
@@ -170,7 +171,7 @@ def _bar(progress: bool) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     try:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("progress=True needs tqdm: pip install tqdm") from error
     with tqdm(desc="static scores", unit=" batches", dynamic_ncols=True) as bar:

@@ -175,7 +175,8 @@ def gradient_norms(
     The model must be in evaluation mode. Only the norms leave a chunk: memory is `chunk_size` times
     the number of parameters.
     """
-    parameters, others = {}, dict(model.named_buffers())
+    parameters: dict[str, Tensor] = {}
+    others = dict(model.named_buffers())
     for name, parameter in model.named_parameters():
         (parameters if parameter.requires_grad else others)[name] = parameter.detach()
     if not parameters:
@@ -191,7 +192,9 @@ def gradient_norms(
     def norm(parameters: dict[str, Tensor], x: Tensor, label: Tensor) -> Tensor:
         gradients = grad(loss)(parameters, x, label).values()
         wide = [g.double() if g.dtype == torch.float64 else g.float() for g in gradients]
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in wide]))
+        norms = torch.stack([torch.linalg.vector_norm(g) for g in wide])
+        total: Tensor = torch.linalg.vector_norm(norms)
+        return total
 
     norms: Tensor = vmap(norm, in_dims=(None, 0, 0), chunk_size=chunk_size)(
         parameters, inputs, labels
