@@ -16,8 +16,18 @@ from records import Run, group_by
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "accuracy_text", "make_notes", "make_table", "plot", "write_json"]
+__all__ = [
+    "COLOURS",
+    "accuracy_text",
+    "make_notes",
+    "make_table",
+    "plot",
+    "tidy",
+    "two_sigma",
+    "write_json",
+]
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = ("#000000", "#7f7f7f", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
@@ -50,18 +60,23 @@ def make_table(runs: Sequence[Run], reference: str = "full") -> str:
 
 def make_notes(runs: Sequence[Run], *, num_test: int, note: str = "") -> str:
     """What a reader must know before comparing two rows."""
-    rate = statistics.fmean(run.accuracy for run in runs)
-    two_sigma = 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
     num_seeds = len({run.seed for run in runs})
     seeds = "one seed" if num_seeds == 1 else f"mean ± standard deviation over {num_seeds} seeds"
+    sigma = two_sigma(runs, num_test)
     lines = [
         f"accuracy: after the last epoch, on {num_test:,} test images, {seeds}.",
-        f"  Differences below {two_sigma:.1f} points are within the test set's sampling error.",
+        f"  Differences below {sigma:.1f} points are within the test set's sampling error.",
         "seconds: wall-clock training with loading, scoring and selection; evaluation excluded.",
         "full data uses the same loop and loader, and torch's own loss, which scores nothing; the",
         "  learning rate of every row has the same shape, stretched over the row's own steps.",
     ]
     return "\n".join([*lines, f"data: {note}."] if note else lines)
+
+
+def two_sigma(runs: Sequence[Run], num_test: int) -> float:
+    """Twice the standard deviation of the difference of two accuracies, in points."""
+    rate = statistics.fmean(run.accuracy for run in runs)
+    return 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
 
 
 def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None:
@@ -95,8 +110,7 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
     axes.set_ylabel("test accuracy, %" + (f" (axis starts at {bottom:.0f})" if bottom else ""))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     seeds = max(len(group) for group in groups.values())
     spans = f"line: mean of {seeds} seeds, band: their range" if seeds > 1 else "one seed"
     note = f"{spans}; {note}" if note else spans
@@ -104,6 +118,12 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path)
     plt.close(figure)
+
+
+def tidy(axes: Axes) -> None:
+    """Leaves out what carries no information."""
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def write_json(path: Path, runs: Sequence[Run], setting: Mapping[str, Any]) -> None:
