@@ -60,10 +60,8 @@ class Forecast:
         samples = planned_samples(self.num_train, epochs, config.pruning, cell.keep)
         if cell.method.startswith("infobatch"):
             samples = int(0.75 * samples)
-        looks = config.training.evaluations
-        if method.kind == "infobatch":
-            looks = epochs
-        work = samples * speed.training + looks * self.num_test * speed.evaluation
+        looked_at = config.training.evaluations * self.num_test
+        work = samples * speed.training + looked_at * speed.evaluation
         if method.scores and (method.scores, cell.seed) not in scored:
             scored.add((method.scores, cell.seed))
             work += self._scores(method.scores, cell.seed, trained)

@@ -41,7 +41,7 @@ class Method:
 
 METHODS = {
     "full": Method("full data", "full"),
-    "full_short": Method("full data, {epochs:.3g} epochs", "short"),
+    "full_short": Method("full data, fewer epochs", "short"),
     "static_random": Method("static random", "static", "random"),
     "static_el2n": Method("static EL2N", "static", "el2n"),
     "static_grand": Method("static GraNd", "static", "grand"),
@@ -118,7 +118,7 @@ def make_plan(
         pruner = Pruner(num_samples, policy="full", **common)
     elif method.kind == "short":
         counts = short_epochs(samples, num_samples, batch_size)
-        label, epochs = label.format(epochs=samples / num_samples), len(counts)
+        label, epochs = f"full data, {samples / num_samples:.3g} epochs", len(counts)
         pruner = Pruner(num_samples, counts, "uniform", period=1, warmup_epochs=0, **common)
     elif method.kind == "static":
         if static_ids is None:

@@ -23,7 +23,7 @@ from records import Run, run_from_json
 from static_subsets import StaticSubsets
 from sweep_config import Cell, SweepConfig, read_config
 from sweep_report import write_report
-from training import PRECISIONS, Settings, Source, Trainer, warm_up
+from training import Settings, Source, Trainer, warm_up
 
 __all__ = ["main"]
 
@@ -43,9 +43,6 @@ class Sweep:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(name)
-        if training.precision not in PRECISIONS:
-            known = ", ".join(PRECISIONS)
-            raise ValueError(f"training.precision must be {known}, got {training.precision!r}")
         if training.threads:
             torch.set_num_threads(training.threads)
         if device.type == "cuda":
@@ -81,14 +78,14 @@ class Sweep:
                 )
         return [run_from_json(entry["run"]) for entry in entries]
 
-    def run(self) -> bool:
-        """Does what is left; False if the time was over before."""
+    def run(self) -> list[str]:
+        """Does what is left, as far as the time allows; returns the names of runs that failed."""
         done = {Cell(run.method, run.keep, run.seed): run for run in self.finished()}
         forecast = Forecast(self.config, len(self.task.train), len(self.task.test))
         left = [cell for cell in self.config.cells() if cell not in done]
         if left:
             warm_up(self.source)
-        total = len(left) + len(done)
+        total, failed = len(left) + len(done), []
         for number, cell in enumerate(left):
             try:
                 self._in_time()
@@ -112,7 +109,7 @@ class Sweep:
                 f"about {hours(rest)} left",
                 flush=True,
             )
-        return True
+        return failed
 
     def _train(self, cell: Cell) -> Run:
         """Trains one cell, from its checkpoint if there is one."""
@@ -221,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.config is None and not args.report_only:
         parser.error("the TOML file is needed")
+    failed: list[str] = []
     try:
         if not args.report_only:
             config = read_config(args.config, [*args.set, *data_root(args.data_root)])
@@ -231,14 +229,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if args.estimate:
                     print(describe_speed(config, sweep.source, measure_speed(sweep.source, config)))
                     return
-                sweep.run()
+                failed = sweep.run()
         entries = results_file.read(args.out / "results.jsonl")
-        if not entries:
-            sys.exit(f"reproduce.py: no run is finished in {args.out}")
-        write_report(args.out, entries)
+        if entries:
+            write_report(args.out, entries)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"reproduce.py: {error}")
-    print(f"written: {args.out / 'report.md'} and its figures")
+    if entries:
+        print(f"written: {args.out / 'report.md'} and its figures")
+    else:
+        print(f"no run is finished in {args.out}")
+    if failed:
+        sys.exit(
+            f"reproduce.py: these runs failed, start again to repeat them: {', '.join(failed)}"
+        )
 
 
 def data_root(path: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from methods import METHODS, Rules
+from training import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +21,8 @@ else:
     import tomli as tomllib
 
 __all__ = ["Cell", "SweepConfig", "read_config"]
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,22 @@ def _check(config: SweepConfig, file: str) -> None:
     ):
         if value < least:
             raise ValueError(f"{file}: {name} must be at least {least}, got {value}")
+    if training.evaluations > training.epochs:
+        raise ValueError(
+            f"{file}: training.evaluations must be at most training.epochs={training.epochs}, got "
+            f"{training.evaluations}"
+        )
     if max(static.epochs, static.forgetting_epochs) > training.epochs:
-        raise ValueError(f"{file}: static epochs must be at most training.epochs={training.epochs}")
+        raise ValueError(
+            f"{file}: static.epochs and static.forgetting_epochs must be at most "
+            f"training.epochs={training.epochs}: they are the first epochs of a full run"
+        )
+    if training.precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"{file}: training.precision must be {known}, got {training.precision!r}")
+    if training.device not in DEVICES:
+        known = ", ".join(DEVICES)
+        raise ValueError(f"{file}: training.device must be {known}, got {training.device!r}")
     for part_name, part in (("sweep", config.sweep), ("overhead", config.overhead)):
         for method in part.methods:
             if method not in METHODS:

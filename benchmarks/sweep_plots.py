@@ -52,13 +52,15 @@ def plot_curves(runs: Sequence[Run], path: Path, *, axis: str, title: str) -> No
             x = [before + statistics.fmean(getattr(look, axis) for look in each) for each in looks]
             values = [[100 * look.accuracy for look in each] for each in looks]
             mean = [statistics.fmean(each) for each in values]
-            panel.plot(x, mean, label=METHODS[method].label.partition(",")[0], **style(method))
+            panel.plot(x, mean, label=METHODS[method].label, **style(method))
             low, high = ([pick(each) for each in values] for pick in (min, max))
             panel.fill_between(x, low, high, color=style(method)["color"], alpha=0.12, linewidth=0)
             ends.append(mean[-1])
         panel.set_title("" if keep is None else f"keep {keep:g}", loc="left", fontsize=11)
         panel.set_xlabel("seconds, static scoring first" if axis == "seconds" else "samples")
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        if axis == "samples":
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        panel.set_xlim(left=0)
         tidy(panel)
     panels[0][0].set_ylabel("test accuracy, %")
     panels[0][0].set_ylim(*_range(ends))
@@ -80,7 +82,7 @@ def plot_keeps(runs: Sequence[Run], path: Path, *, title: str) -> None:
         mean = [statistics.fmean(values) for _, values in points]
         spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
         x = [keep + 0.002 * (number - 5) for keep, _ in points]  # bars beside, not on each other
-        label = METHODS[method].label.partition(",")[0]
+        label = METHODS[method].label
         panel.errorbar(x, mean, spread, label=label, capsize=2, marker="o", ms=3, **style(method))
         ends += mean
     panel.set_xticks(keeps, [f"{keep:g}" for keep in keeps])

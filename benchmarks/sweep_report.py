@@ -116,9 +116,7 @@ def overhead_table(runs: Sequence[Run]) -> str:
         keep = group[0].keep
         rows.append(
             (
-                METHODS[group[0].method].label.partition(",")[0]
-                if METHODS[group[0].method].kind == "short"
-                else group[0].label,
+                METHODS[group[0].method].label,
                 "-" if keep is None else f"{keep:g}",
                 f"{total:.1f}",
                 f"{1e9 * loss / samples:,.0f}",

@@ -170,11 +170,13 @@ class Trainer:
         self.step = 0  # of the whole run
         total = plan.total_steps(settings.batch_size) if plan.total_steps else None
         self.total_steps = total
-        self.marks = set()  # steps after which the test set is looked at, if they are known
-        if evaluate and settings.evaluations and total:
-            count = settings.evaluations
-            self.marks = {math.ceil(number * total / count) for number in range(1, count + 1)}
-        self.evaluate_epochs = evaluate and not self.marks
+        # After which steps, or after which epochs where the steps are not known, it evaluates.
+        self._steps, self._epochs = set(), set()
+        count = settings.evaluations
+        if evaluate and count and total:
+            self._steps = evenly(count, total)
+        elif evaluate:
+            self._epochs = evenly(count or plan.epochs, plan.epochs)
 
     def train(
         self, *, epochs: int | None = None, after_epoch: Callable[[], None] = lambda: None
@@ -228,9 +230,9 @@ class Trainer:
             samples += len(ids)
             self.step += 1
             clock.lap("step")
-            if self.step in self.marks:
+            if self.step in self._steps:
                 look()
-        if self.evaluate_epochs:
+        if epoch + 1 in self._epochs:
             look()
         add_laps()
         self.run.epochs.append(Epoch(samples, loss_sum.item() / samples, parts))
@@ -285,6 +287,11 @@ class Trainer:
         torch.set_rng_state(state["cpu_random_state"].cpu())
         if state["gpu_random_state"] is not None:
             torch.cuda.set_rng_state(state["gpu_random_state"].cpu())
+
+
+def evenly(count: int, total: int) -> set[int]:
+    """`count` of the numbers 1 to `total` at equal distances, the last one among them."""
+    return {math.ceil(number * total / count) for number in range(1, count + 1)}
 
 
 def one_cycle(progress: float) -> tuple[float, float]:
