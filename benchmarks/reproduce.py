@@ -92,16 +92,19 @@ class Sweep:
                 start = time.monotonic()
                 run = self._train(cell)
             except OutOfTime:
-                print(
-                    f"stopped in time: {len(done)} of {total} runs are done; start again to go on"
-                )
-                return False
+                print(f"stopped: {len(done)} of {total} runs are done; start again to go on")
+                break
             except ImportError as error:
                 print(f"{cell.name} is left out: {error}")
                 continue
+            except Exception:  # the other runs are worth having, and it may work the next time
+                traceback.print_exc()
+                failed.append(cell.name)
+                continue
             self._write(cell, run)
             done[cell] = run
-            forecast.observe(cell, time.monotonic() - start)
+            if not run.resumed:
+                forecast.observe(cell, time.monotonic() - start)
             rest = forecast.seconds(left[number + 1 :])
             print(
                 f"[{len(done)}/{total}] {cell.name}: {100 * run.accuracy:.2f} %, "
@@ -146,10 +149,7 @@ class Sweep:
             if out_of_time or time.monotonic() - saved >= self.config.training.checkpoint_seconds:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
-                seen = f", accuracy {100 * trainer.run.accuracy:.2f} %" * bool(
-                    trainer.run.evaluations
-                )
-                print(f"  epoch {len(trainer.run.epochs)}/{plan.epochs}{seen}", flush=True)
+                print(f"  epoch {len(trainer.run.epochs)}/{plan.epochs}", flush=True)
             if out_of_time:
                 raise OutOfTime
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packed_cifar import jpegs, pack, shared_prefix
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -82,39 +82,6 @@ def test_limit_takes_a_prefix_of_mixed_classes(monkeypatch: pytest.MonkeyPatch) 
 
 
 # Packed CIFAR files
-
-
-def jpegs(count: int) -> list[bytes]:
-    """Encodes different 8x8 images with the same tables, so that they share a prefix."""
-    rng, encoded = np.random.default_rng(0), []
-    for _ in range(count):
-        buffer = io.BytesIO()
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
-        encoded.append(buffer.getvalue())
-    return encoded
-
-
-def shared_prefix(images: list[bytes]) -> bytes:
-    """Everything before the first byte that differs."""
-    length = next(i for i, column in enumerate(zip(*images, strict=False)) if len(set(column)) > 1)
-    return images[0][:length]
-
-
-def pack(images: list[bytes], labels: list[int], splits: list[int]) -> bytes:
-    prefix = shared_prefix(images)
-    payloads = [image[len(prefix) :] for image in images]
-    return b"".join(
-        [
-            b"CIFJPG1\n",
-            struct.pack("<II", len(prefix), len(images)),
-            prefix,
-            struct.pack(f"<{len(images)}H", *map(len, payloads)),
-            bytes(labels),
-            bytes(splits),
-            *payloads,
-        ]
-    )
 
 
 IMAGES = jpegs(6)
