@@ -38,6 +38,11 @@ class Method:
     def takes_keep(self) -> bool:
         return self.kind not in ("full", "infobatch") and self.policy != "infobatch_published"
 
+    @property
+    def scores_samples(self) -> bool:
+        """Whether it keeps scores while it trains."""
+        return self.policy not in ("full", "uniform")
+
 
 METHODS = {
     "full": Method("full data", "full"),
@@ -159,5 +164,5 @@ def short_epochs(samples: int, num_samples: int, batch_size: int) -> list[int]:
 
 
 def plain_loss(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-    """The loss of methods that need no scores."""
-    return F.cross_entropy(logits, labels)
+    """The loss of methods that need no scores; in float32, as autocast would have it."""
+    return F.cross_entropy(logits.float(), labels)

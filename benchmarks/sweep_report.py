@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,13 +93,16 @@ def time_to_full(group: Sequence[Run], full: Sequence[Run] | None) -> str:
 
 def overhead_table(runs: Sequence[Run]) -> str:
     """Of what training time is made: one row per method and keep."""
+    unscored = [run for run in runs if not METHODS[run.method].scores_samples]
+    plain = mean(run.part("loss") / run.samples for run in unscored) if unscored else None
     rows = [
         (
             "method",
             "keep",
             "training, s",
-            "loss + scores, µs per 1,000 samples",
-            "loss + scores",
+            "loss and scores, µs per 1,000 samples",
+            "scoring and selection",
+            "loss and scores",
             "selection",
             "data",
             "step",
@@ -112,7 +116,11 @@ def overhead_table(runs: Sequence[Run]) -> str:
             for name in ("loss", "selection", "data", "step")
         ]
         samples = mean(run.samples for run in group)
-        loss = mean(run.part("loss") for run in group)
+        loss, selection = (mean(run.part(name) for run in group) for name in ("loss", "selection"))
+        scoring = 0.0
+        if METHODS[group[0].method].scores_samples:
+            scoring = math.nan if plain is None else loss - plain * samples
+        share = (scoring + selection) / total
         keep = group[0].keep
         rows.append(
             (
@@ -120,6 +128,7 @@ def overhead_table(runs: Sequence[Run]) -> str:
                 "-" if keep is None else f"{keep:g}",
                 f"{total:.1f}",
                 f"{1e9 * loss / samples:,.0f}",
+                "-" if math.isnan(share) else f"{100 * share:.2f} %",
                 *shares,
                 f"{mean(run.part('evaluation') for run in group):.1f}",
             )
@@ -176,10 +185,10 @@ def notes(runs: Sequence[Run], data: Mapping[str, Any]) -> str:
 
 def overhead_notes(runs: Sequence[Run]) -> str:
     text = (
-        "Shares of training time. Loss and scores are one operator in the package's own methods, "
-        "so that the loss itself is in that column: full data show what the loss alone costs. "
-        "“eager + host” is the same method by eager PyTorch operators, with the selection in "
-        "NumPy on the host."
+        "Shares of training time. Loss and scores are one operator in the package's own methods: "
+        "scoring is what it takes beyond torch's loss in the runs that keep no scores. Its "
+        "gradient is in it too, and in the step of the others. “eager + host” is the same method "
+        "by eager PyTorch operators, with the selection in NumPy on the host."
     )
     if not any(run.method == "infobatch_published" for run in runs):
         text += " InfoBatch's published code was not there to be timed."

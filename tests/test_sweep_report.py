@@ -82,12 +82,19 @@ def test_table_without_full_data_has_no_speed_up() -> None:
 
 def test_overhead_table_text() -> None:
     rows = overhead_table([*FULL, *UCB]).splitlines()
-    assert rows[0].split(" | ")[3:5] == ["loss + scores, µs per 1,000 samples", "loss + scores"]
-    # 0.4 of 10 s for 1,000 samples, and of 4 s for 400.
+    assert rows[0].split(" | ")[3:5] == [
+        "loss and scores, µs per 1,000 samples",
+        "scoring and selection",
+    ]
+    # The loss takes 0.4 of 10 s for 1,000 samples, and with scores 0.4 of 4 s for 400.
     assert rows[2] == (
-        "| full data | - | 30.0 | 400,000 | 4.00 % | 1.00 % | 2.00 % | 93.00 % | 6.0 |"
+        "| full data | - | 30.0 | 400,000 | 1.00 % | 4.00 % | 1.00 % | 2.00 % | 93.00 % | 6.0 |"
     )
-    assert rows[3] == "| UCB | 0.3 | 12.0 | 1,000,000 | 10.00 % | 2.50 % | 5.00 % | 82.50 % | 6.0 |"
+    assert rows[3] == (
+        "| UCB | 0.3 | 12.0 | 1,000,000 | 8.50 % | 10.00 % | 2.50 % | 5.00 % | 82.50 % | 6.0 |"
+    )
+    alone = overhead_table(UCB).splitlines()[2]
+    assert alone.split(" | ")[4] == "-"
 
 
 def entries(runs: list[Run]) -> list[dict[str, Any]]:

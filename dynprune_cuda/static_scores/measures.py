@@ -178,7 +178,9 @@ def gradient_norms(
     parameters: dict[str, Tensor] = {}
     others = dict(model.named_buffers())
     for name, parameter in model.named_parameters():
-        (parameters if parameter.requires_grad else others)[name] = parameter.detach()
+        # Contiguous: to samples that are taken one by one, channels_last is a slow layout.
+        part = parameters if parameter.requires_grad else others
+        part[name] = parameter.detach().contiguous()
     if not parameters:
         raise ValueError("make_model must return a model with parameters that require a gradient")
     if chunk_size is None:
@@ -197,7 +199,7 @@ def gradient_norms(
         return total
 
     norms: Tensor = vmap(norm, in_dims=(None, 0, 0), chunk_size=chunk_size)(
-        parameters, inputs, labels
+        parameters, inputs.contiguous(), labels
     )
     return norms
 
