@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import results_file
 import torch
@@ -23,7 +24,6 @@ from methods import METHODS, make_plan
 from records import Run, run_from_json
 from static_subsets import StaticSubsets
 from sweep_config import Cell, SweepConfig, read_config
-from sweep_report import write_report
 from training import Settings, Source, Trainer, warm_up
 
 __all__ = ["main"]
@@ -233,17 +233,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 failed = sweep.run()
         entries = results_file.read(args.out / "results.jsonl")
         if entries:
-            write_report(args.out, entries)
+            report(args.out, entries)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"reproduce.py: {error}")
-    if entries:
-        print(f"written: {args.out / 'report.md'} and its figures")
-    else:
+    if not entries:
         print(f"no run is finished in {args.out}")
     if failed:
         sys.exit(
             f"reproduce.py: these runs failed, start again to repeat them: {', '.join(failed)}"
         )
+
+
+def report(out: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes tables and figures, unless this machine can only train."""
+    try:
+        from sweep_report import write_report
+    except ImportError as error:
+        print(f"no report here ({error}): copy results.jsonl to a machine that has all of the")
+        print(f"extra demo, and write it there with --report-only --out {out}")
+        return
+    write_report(out, entries)
+    print(f"written: {out / 'report.md'} and its figures")
 
 
 def data_root(path: str | None) -> list[str]:

@@ -245,6 +245,20 @@ def test_a_second_sweep_is_kept_out(packed: Path, tmp_path: Path) -> None:
         main(command(packed, tmp_path))
 
 
+def test_a_machine_that_can_only_train(
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "sweep_report", None)
+    changes = [*SMALL, "sweep.methods=['full']", "sweep.seeds=[0]", "overhead.methods=[]"]
+    arguments = [str(CONFIGS / "cifar10_2cores.toml"), "--data-root", str(packed)]
+    main([*arguments, "--set", *changes, "--out", str(tmp_path)])
+    assert len(runs_of(tmp_path)) == 1
+    assert "write it there with --report-only" in capsys.readouterr().out
+
+
 def test_estimate(
     packed: Path,
     tmp_path: Path,
