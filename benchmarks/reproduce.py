@@ -22,7 +22,7 @@ from estimate import Forecast, describe_speed, hours, measure_speed
 from image_datasets import ImageTask, load_dataset
 from methods import METHODS, make_plan
 from records import Run, run_from_json
-from static_subsets import StaticSubsets
+from static_subsets import StaticSubsets, replace_text
 from sweep_config import Cell, SweepConfig, read_config
 from training import Settings, Source, Trainer, warm_up
 
@@ -69,14 +69,17 @@ class Sweep:
         return self.out / "results.jsonl"
 
     def finished(self) -> list[Run]:
-        """The runs in the folder, which must be of this configuration."""
-        entries = results_file.read(self.results)
-        for entry in entries:
-            if entry["fingerprint"] != self.fingerprint:
-                raise ValueError(
-                    f"{self.results} holds runs of another configuration: give another --out, or "
-                    "move the folder away"
-                )
+        """The runs in the folder, which must be of this configuration, as all that is in it."""
+        begun, entries = self.out / "fingerprint", results_file.read(self.results)
+        found = {entry["fingerprint"] for entry in entries}
+        if begun.is_file():
+            found.add(begun.read_text())
+        if found - {self.fingerprint}:
+            raise ValueError(
+                f"{self.out} holds runs of another configuration: give another --out, or move the "
+                "folder away"
+            )
+        replace_text(begun, self.fingerprint)
         return [run_from_json(entry["run"]) for entry in entries]
 
     def run(self) -> list[str]:

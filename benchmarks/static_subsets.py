@@ -24,7 +24,7 @@ from dynprune_cuda.static_scores import (
     random_scores,
 )
 
-__all__ = ["StaticSubsets"]
+__all__ = ["StaticSubsets", "replace_text"]
 
 
 class StaticSubsets:
@@ -47,7 +47,7 @@ class StaticSubsets:
             return scores, json.loads(facts_path.read_text())
         scores, facts = self._compute(kind, seed)
         scores.save(path)
-        _replace(facts_path, json.dumps(facts) + "\n")
+        replace_text(facts_path, json.dumps(facts) + "\n")
         return scores, facts
 
     def _compute(self, kind: str, seed: int) -> tuple[StaticScores, dict[str, Any]]:
@@ -137,7 +137,8 @@ def _model_seed(seed: int, index: int) -> int:
     return 1_000_000 + 1_000 * seed + index
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
     new = path.with_suffix(".new")
     new.write_text(text)
     os.replace(new, path)

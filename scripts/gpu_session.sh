@@ -25,9 +25,8 @@ fi
 DYNPRUNE_CUDA=1 python3 -m pip install -q --no-build-isolation --no-deps -e .
 
 check_and_measure() {
-    # Not the tests of the programs in benchmarks, which need torchvision and more.
     step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --ignore=tests/test_train.py \
-        --ignore=tests/test_training.py --ignore=tests/test_reproduce.py
+        --ignore=tests/test_reproduce.py
     if command -v compute-sanitizer > /dev/null; then
         step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" tests/test_selection.py tests/test_update_scores.py
     fi

@@ -131,6 +131,9 @@ def test_a_line_holds_all_that_a_repetition_needs(packed: Path, tmp_path: Path) 
     assert (tmp_path / "results.jsonl").read_bytes() == before
     with pytest.raises(SystemExit, match="holds runs of another configuration"):
         main([*arguments, "--set", *changes, "training.lr=0.1", "--out", str(tmp_path)])
+    (tmp_path / "fingerprint").unlink()  # the lines tell it, too
+    with pytest.raises(SystemExit, match="holds runs of another configuration"):
+        main([*arguments, "--set", *changes, "training.lr=0.1", "--out", str(tmp_path)])
     (tmp_path / "report.md").unlink()
     main(["--report-only", "--out", str(tmp_path)])
     assert (tmp_path / "report.md").is_file()
@@ -206,6 +209,14 @@ def test_a_sweep_stops_in_time_and_goes_on(
     assert calls > 1
     assert "stopped: 0 of 3 runs are done; start again to go on" in capsys.readouterr().out
     assert what_happened(parts) == what_happened(tmp_path / "whole")
+
+
+def test_a_folder_that_was_only_begun_is_not_mixed_up(packed: Path, tmp_path: Path) -> None:
+    arguments = command(packed, tmp_path)
+    main([*arguments[:5], "--minutes", "0", *arguments[5:]])
+    assert not (tmp_path / "results.jsonl").exists()
+    with pytest.raises(SystemExit, match="holds runs of another configuration"):
+        main([*arguments, "training.lr=0.1"])
 
 
 def test_a_run_that_fails_does_not_stop_the_others(
