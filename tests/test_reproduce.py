@@ -49,7 +49,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # A sweep of a second per run: on 8x8 images, in three epochs.
 SMALL = [
-    "training.model='resnet8'",
     "training.epochs=3",
     "training.batch_size=16",
     "training.evaluations=2",
@@ -77,12 +76,20 @@ def what_happened(out: Path) -> dict[Any, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["cifar10_2cores", "cifar10_one_gpu"])
+@pytest.mark.parametrize(
+    ("name", "keeps", "limit"),
+    [("cifar10_2cores", [0.1, 0.5], 0), ("cifar10_one_gpu", [0.5], 32)],
+)
 def test_the_configurations_for_real_run_as_they_are(
-    name: str, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    keeps: list[float],
+    limit: int,
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every method of the committed files, at sizes of a rehearsal."""
-    changes = [*SMALL, "sweep.keeps=[0.1, 0.5]", "sweep.seeds=[0]"]
+    """Every method of the committed files with its own network, at sizes of a rehearsal."""
+    changes = [*SMALL, f"sweep.keeps={keeps}", "sweep.seeds=[0]", f"data.limit={limit}"]
     path = CONFIGS / f"{name}.toml"
     main([str(path), "--data-root", str(packed), "--set", *changes, "--out", str(tmp_path)])
     config = read_config(path)
@@ -92,7 +99,7 @@ def test_the_configurations_for_real_run_as_they_are(
     expected = {
         (method, keep)
         for method in COMPARED
-        for keep in ([0.1, 0.5] if METHODS[method].takes_keep else [None])
+        for keep in (keeps if METHODS[method].takes_keep else [None])
     } | {("ucb_host", 0.3), ("epsilon_greedy_host", 0.3)}
     assert Counter((run.method, run.keep) for run in runs) == dict.fromkeys(expected, 1)
     assert "infobatch_published-seed0 is left out" in capsys.readouterr().out
@@ -100,7 +107,7 @@ def test_the_configurations_for_real_run_as_they_are(
         assert len(run.evaluations) == 2
         assert (run.static is not None) == run.method.startswith("static")
     report = (tmp_path / "report.md").read_text()
-    assert "## keep 0.1" in report and "## keep 0.5" in report and "JPEG" in report
+    assert all(f"## keep {keep}\n" in report for keep in keeps) and "JPEG" in report
     for figure in ("time", "samples", "keep"):
         assert (tmp_path / f"accuracy_{figure}.png").stat().st_size > 10_000
     assert not list(tmp_path.glob("*.checkpoint"))
