@@ -9,12 +9,10 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from packed_cifar import jpegs, pack
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -26,17 +24,11 @@ from records import Run, run_from_json
 from reproduce import main
 from sweep_config import read_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
 COMPARED = [name for name, method in METHODS.items() if method.kind != "host"]
 COMPARED.remove("weighted")  # not one of the paper's
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 import time
 import types
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,9 @@ from training import Settings, Source, Trainer, evenly, one_cycle
 
 from dynprune_cuda.static_scores import random_scores
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM, EPOCHS, BATCH = 60, 5, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
