@@ -92,7 +92,8 @@ class Sweep:
         total, failed = len(left) + len(done), []
         for number, cell in enumerate(left):
             try:
-                self._in_time()
+                if number > 0:  # every start gets at least one epoch further
+                    self._in_time()
                 start = time.monotonic()
                 run = self._train(cell)
             except OutOfTime:
@@ -147,7 +148,7 @@ class Sweep:
         def after_epoch() -> None:
             nonlocal saved
             last = len(trainer.run.epochs) == plan.epochs
-            out_of_time = self._end is not None and time.monotonic() > self._end
+            out_of_time = self._end is not None and time.monotonic() >= self._end
             if last:
                 return
             if out_of_time or time.monotonic() - saved >= self.config.training.checkpoint_seconds:
@@ -160,7 +161,7 @@ class Sweep:
         return trainer.train(after_epoch=after_epoch)
 
     def _in_time(self) -> None:
-        if self._end is not None and time.monotonic() > self._end:
+        if self._end is not None and time.monotonic() >= self._end:
             raise OutOfTime
 
     def _write(self, cell: Cell, run: Run) -> None:

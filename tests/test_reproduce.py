@@ -199,15 +199,18 @@ def test_a_killed_sweep_goes_on_bit_for_bit(packed: Path, tmp_path: Path) -> Non
 def test_a_sweep_stops_in_time_and_goes_on(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(command(packed, tmp_path / "whole"))
-    parts, calls = tmp_path / "parts", 0
-    while not (lines := results_file.read(parts / "results.jsonl")) or len(lines) < 3:
-        main([*command(packed, parts)[:5], "--minutes", "0.004", *command(packed, parts)[5:]])
-        calls += 1
-        assert calls < 60
-    assert calls > 1
-    assert "stopped: 0 of 3 runs are done; start again to go on" in capsys.readouterr().out
+    short = ["training.epochs=3", "sweep.methods=['static_el2n', 'ucb']"]
+    main(command(packed, tmp_path / "whole", *short))
+    parts, done = tmp_path / "parts", []
+    while not done or done[-1] < 2:
+        arguments = command(packed, parts, *short)
+        main([*arguments[:5], "--minutes", "0", *arguments[5:]])  # each time an epoch
+        done.append(len(runs_of(parts)))
+        assert len(done) < 20
+    assert done == [0, 0, 0, 1, 1, 1, 2]
+    assert "stopped: 0 of 2 runs are done; start again to go on" in capsys.readouterr().out
     assert what_happened(parts) == what_happened(tmp_path / "whole")
+    assert [run.resumed for run in runs_of(parts)] == [3, 2]
 
 
 def test_a_folder_that_was_only_begun_is_not_mixed_up(packed: Path, tmp_path: Path) -> None:
