@@ -169,29 +169,40 @@ def command(packed: Path, out: Path, *more: str) -> list[str]:
     return [config, "--data-root", str(packed), "--out", str(out), "--set", *changes, *more]
 
 
+# Runs a sweep that dies as by kill -9 in the middle of its n-th training step.
+DYING = """
+import os, signal, sys
+steps, folder = int(sys.argv.pop(1)), sys.argv.pop(1)
+sys.path.insert(0, folder)
+import clock, reproduce
+lap = clock.Clock.lap
+def dying(self, part):
+    global steps
+    steps -= part == "loss"
+    if steps == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    lap(self, part)
+clock.Clock.lap = dying
+reproduce.main()
+"""
+
+
 def test_a_killed_sweep_goes_on_bit_for_bit(packed: Path, tmp_path: Path) -> None:
     main(command(packed, tmp_path / "whole"))
     expected = what_happened(tmp_path / "whole")
     assert len(expected) == 3
 
     killed = tmp_path / "killed"
-    script = [sys.executable, reproduce.__file__, *command(packed, killed)]
-    # In the middle of a static run, and of an adaptive one.
-    for run, line in (("static_el2n", "  epoch 2/"), ("ucb", "  epoch 3/")):
-        with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            finished = len(runs_of(killed))
-            for text in process.stdout:
-                if text.startswith("["):
-                    finished += 1
-                if text.startswith(line) and finished == (0 if run == "static_el2n" else 1):
-                    process.send_signal(signal.SIGKILL)
-                    break
-            else:
-                pytest.fail("the sweep ended before it was killed")
-        assert list(killed.glob(f"{run}*.checkpoint"))
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    for step, what_is_there in (
+        (6, "model-1000000-epochs1.pt"),  # in the second model for EL2N
+        (4 + 5, "static_el2n-keep0.5-seed0.checkpoint"),  # which is trained; in epoch 3
+        (10 + 4 + 3, "ucb-keep0.5-seed0.checkpoint"),  # what is left of EL2N; in epoch 3
+    ):
+        script = [sys.executable, "-c", DYING, str(step), str(Path(reproduce.__file__).parent)]
+        done = subprocess.run([*script, *command(packed, killed)], capture_output=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert list(killed.rglob(what_is_there))
+    main(command(packed, killed))
     assert what_happened(killed) == expected
     assert [run.resumed for run in runs_of(killed)] == [1, 1, 0]
 
