@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
 
 __all__ = [
@@ -125,37 +125,39 @@ def load_dataset(
     limit: int | None = None,
     image_size: int = 64,
 ) -> ImageTask:
-    """Loads "mnist5k", "cifar10", a packed CIFAR file or a directory of class folders.
+    """Loads "mnist5k", "cifar10", "cifar100", a packed CIFAR file or a directory of class folders.
 
     Args:
-        dataset: One of the two names, or the path of a file or directory.
-        data_root: For "cifar10": torchvision's folder, a packed file, or the folder of one.
-        download: Whether torchvision may download CIFAR-10 into `data_root`.
+        dataset: One of the three names, or the path of a file or directory.
+        data_root: For CIFAR: torchvision's folder; for "cifar10" also a packed file, or its folder.
+        download: Whether torchvision may download CIFAR into `data_root`.
         limit: Keep only the first training samples; classes are mixed in every source's order.
         image_size: Height and width to which images from a directory are brought.
 
     Raises:
         ValueError: `dataset` is nothing of all that, or what is there is damaged.
-        FileNotFoundError: CIFAR-10 is not in `data_root`.
+        FileNotFoundError: CIFAR is not in `data_root`.
     """
     if dataset == "mnist5k":
         return load_mnist5k(limit=limit)
-    if dataset == "cifar10":
+    if dataset in ("cifar10", "cifar100"):
         if data_root is None:
             raise ValueError(
-                "--dataset cifar10 needs --data-root: torchvision's folder or a packed CIFAR file"
+                f"--dataset {dataset} needs --data-root: torchvision's folder"
+                + (" or a packed CIFAR file" if dataset == "cifar10" else "")
             )
         packed = data_root if data_root.is_file() else data_root / "cifar10.bin"
-        if packed.is_file():
+        if dataset == "cifar10" and packed.is_file():
             return load_packed_cifar(packed, limit=limit)
-        return load_torchvision_cifar10(data_root, download=download, limit=limit)
+        return load_torchvision_cifar(dataset, data_root, download=download, limit=limit)
     path = Path(dataset)
     if path.is_file():
         return load_packed_cifar(path, limit=limit)
     if path.is_dir():
         return load_image_folder(path, limit=limit, image_size=image_size)
     raise ValueError(
-        f"--dataset must be mnist5k, cifar10, or an existing directory or file, got {dataset!r}"
+        "--dataset must be mnist5k, cifar10, cifar100, or an existing directory or file, got "
+        f"{dataset!r}"
     )
 
 
@@ -197,22 +199,26 @@ def load_mnist5k(*, limit: int | None = None) -> ImageTask:
     )
 
 
-def load_torchvision_cifar10(
-    root: Path, *, download: bool = False, limit: int | None = None
+def load_torchvision_cifar(
+    dataset: str, root: Path, *, download: bool = False, limit: int | None = None
 ) -> ImageTask:
-    """CIFAR-10 as torchvision keeps it under `root`."""
+    """CIFAR-10 or CIFAR-100 as torchvision keeps it under `root`."""
+    kind, name, classes = {
+        "cifar10": (CIFAR10, "CIFAR-10", 10),
+        "cifar100": (CIFAR100, "CIFAR-100", 100),
+    }[dataset]
     parts = []
     for train in (True, False):
         try:
-            part = CIFAR10(str(root), train=train, download=download)
+            part = kind(str(root), train=train, download=download)
         except RuntimeError as error:
             raise FileNotFoundError(
-                f"no CIFAR-10 in {root} ({error}); --download fetches it"
+                f"no {name} in {root} ({error}); --download fetches it"
             ) from error
         stop = limit if train else None
         images = torch.from_numpy(part.data[:stop]).permute(0, 3, 1, 2).contiguous()
         parts.append(TensorImages(images, part.targets[:stop]))
-    return _task_in_memory("CIFAR-10", *parts, num_classes=10, crop_padding=4, flip=True)
+    return _task_in_memory(name, *parts, num_classes=classes, crop_padding=4, flip=True)
 
 
 def load_packed_cifar(path: Path, *, limit: int | None = None) -> ImageTask:

@@ -7,64 +7,44 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from records import Run, group_by
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-__all__ = ["Epoch", "Run", "make_notes", "make_table", "plot", "write_json"]
+__all__ = [
+    "COLOURS",
+    "accuracy_text",
+    "make_notes",
+    "make_table",
+    "plot",
+    "tidy",
+    "two_sigma",
+    "write_json",
+]
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = ("#000000", "#7f7f7f", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of a run; `samples` and `seconds` belong to this epoch alone."""
-
-    samples: int
-    seconds: float  # training, scoring and selection; evaluation excluded
-    train_loss: float  # mean over the samples of the epoch
-    accuracy: float  # on the test set after the epoch, 0 to 1
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run from a fresh model."""
-
-    method: str
-    label: str
-    seed: int
-    epochs: list[Epoch] = field(default_factory=list)
-
-    @property
-    def accuracy(self) -> float:
-        """Of the last epoch: without a third split no best epoch can honestly be chosen."""
-        return self.epochs[-1].accuracy
-
-    @property
-    def samples(self) -> int:
-        return sum(epoch.samples for epoch in self.epochs)
-
-    @property
-    def seconds(self) -> float:
-        return sum(epoch.seconds for epoch in self.epochs)
-
-
 def make_table(runs: Sequence[Run], reference: str = "full") -> str:
     """One row per method, means over seeds; speed-up is against the seconds of `reference`."""
-    groups = group_by_method(runs)
+    groups = group_by(runs, "method")
     reference_seconds = _mean_seconds(groups[reference]) if reference in groups else None
     rows = [("method", "accuracy %", "samples", "seconds", "speed-up")]
     for group in groups.values():
         seconds = _mean_seconds(group)
         speed_up = f"{reference_seconds / seconds:.1f}x" if reference_seconds else "-"
         samples = round(statistics.fmean(run.samples for run in group))
-        rows.append((group[0].label, _accuracy(group), f"{samples:,}", f"{seconds:.1f}", speed_up))
+        rows.append(
+            (group[0].label, accuracy_text(group), f"{samples:,}", f"{seconds:.1f}", speed_up)
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -80,18 +60,23 @@ def make_table(runs: Sequence[Run], reference: str = "full") -> str:
 
 def make_notes(runs: Sequence[Run], *, num_test: int, note: str = "") -> str:
     """What a reader must know before comparing two rows."""
-    rate = statistics.fmean(run.accuracy for run in runs)
-    two_sigma = 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
     num_seeds = len({run.seed for run in runs})
     seeds = "one seed" if num_seeds == 1 else f"mean ± standard deviation over {num_seeds} seeds"
+    sigma = two_sigma(runs, num_test)
     lines = [
         f"accuracy: after the last epoch, on {num_test:,} test images, {seeds}.",
-        f"  Differences below {two_sigma:.1f} points are within the test set's sampling error.",
+        f"  Differences below {sigma:.1f} points are within the test set's sampling error.",
         "seconds: wall-clock training with loading, scoring and selection; evaluation excluded.",
-        "full data uses the same loop, loader and scoring loss (policy full); the learning rate",
-        "  of every row has the same shape, stretched over the row's own steps.",
+        "full data uses the same loop and loader, and torch's own loss, which scores nothing; the",
+        "  learning rate of every row has the same shape, stretched over the row's own steps.",
     ]
     return "\n".join([*lines, f"data: {note}."] if note else lines)
+
+
+def two_sigma(runs: Sequence[Run], num_test: int) -> float:
+    """Twice the standard deviation of the difference of two accuracies, in points."""
+    rate = statistics.fmean(run.accuracy for run in runs)
+    return 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
 
 
 def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None:
@@ -99,20 +84,18 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
 
     With several seeds a line is their mean and a band around it spans them.
     """
-    groups = group_by_method(runs)
+    groups = group_by(runs, "method")
     figure, axes = plt.subplots(figsize=(9, 5), dpi=150)
     ends = []
     for group, colour in zip(groups.values(), _cycle(COLOURS), strict=False):
-        samples = _running_sum(epoch.samples for epoch in group[0].epochs)
-        by_epoch = [
-            [100 * epoch.accuracy for epoch in epochs]
-            for epochs in zip(*(r.epochs for r in group), strict=True)
-        ]
-        mean = [statistics.fmean(values) for values in by_epoch]
+        looks = list(zip(*(run.evaluations for run in group), strict=True))
+        samples = [statistics.fmean(look.samples for look in each) for each in looks]
+        accuracies = [[100 * look.accuracy for look in each] for each in looks]
+        mean = [statistics.fmean(values) for values in accuracies]
         label = f"{group[0].label}: {mean[-1]:.1f} %"
         axes.plot(samples, mean, color=colour, linewidth=1.8, marker="o", markersize=3, label=label)
         if len(group) > 1:
-            low, high = [min(values) for values in by_epoch], [max(values) for values in by_epoch]
+            low, high = ([pick(values) for values in accuracies] for pick in (min, max))
             axes.fill_between(samples, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((samples[-1], mean[-1]))
 
@@ -127,8 +110,7 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
     axes.set_ylabel("test accuracy, %" + (f" (axis starts at {bottom:.0f})" if bottom else ""))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     seeds = max(len(group) for group in groups.values())
     spans = f"line: mean of {seeds} seeds, band: their range" if seeds > 1 else "one seed"
     note = f"{spans}; {note}" if note else spans
@@ -138,21 +120,19 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
     plt.close(figure)
 
 
+def tidy(axes: Axes) -> None:
+    """Leaves out what carries no information."""
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def write_json(path: Path, runs: Sequence[Run], setting: Mapping[str, Any]) -> None:
     """Writes the setting and every epoch of every run."""
     document = {"setting": dict(setting), "runs": [asdict(run) for run in runs]}
     path.write_text(json.dumps(document, indent=1, default=str) + "\n")
 
 
-def group_by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs of each method, methods in order of first appearance."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.method, []).append(run)
-    return groups
-
-
-def _accuracy(group: Sequence[Run]) -> str:
+def accuracy_text(group: Sequence[Run]) -> str:
     values = [100 * run.accuracy for run in group]
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
@@ -160,14 +140,6 @@ def _accuracy(group: Sequence[Run]) -> str:
 
 def _mean_seconds(group: Sequence[Run]) -> float:
     return statistics.fmean(run.seconds for run in group)
-
-
-def _running_sum(values: Iterable[int]) -> list[int]:
-    total, sums = 0, []
-    for value in values:
-        total += value
-        sums.append(total)
-    return sums
 
 
 def _cycle(colours: Sequence[str]) -> Iterable[str]:

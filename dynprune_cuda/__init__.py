@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from dynprune_cuda import functional, policies, sharded
+from dynprune_cuda import functional, policies, sharded, static_scores
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule import same_steps
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
@@ -25,6 +25,7 @@ from dynprune_cuda.policies import (
 )
 from dynprune_cuda.pruner import Pruner
 from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.static_scores import StaticScores
 from dynprune_cuda.stats import Stats
 
 try:
@@ -61,6 +62,7 @@ __all__ = [
     "RandomStatic",
     "ScoreTable",
     "ScoredLoss",
+    "StaticScores",
     "StaticSubset",
     "Stats",
     "UniformRandom",
@@ -71,5 +73,6 @@ __all__ = [
     "policies",
     "same_steps",
     "sharded",
+    "static_scores",
     "track_gradient_norm",
 ]

@@ -3,6 +3,8 @@
 # Everything that a machine with a GPU is for, in one go: build for that GPU, run the whole suite on it, check
 # memory accesses, measure. Needs torch (CUDA build), the CUDA toolkit and pytest; no network.
 #   bash scripts/gpu_session.sh [OUTPUT_DIRECTORY]
+# CIFAR10=PATH (a packed file, or torchvision's folder) adds the comparison of all methods at the end. It stops after
+# SWEEP_MINUTES (25) and goes on where it was when it is started again; ONLY=sweep leaves out all before it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-benchmarks/results/gpu}")
@@ -21,16 +23,26 @@ if [[ -z ${TORCH_CUDA_ARCH_LIST:-} ]]; then
     export TORCH_CUDA_ARCH_LIST
 fi
 DYNPRUNE_CUDA=1 python3 -m pip install -q --no-build-isolation --no-deps -e .
-step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --ignore=tests/test_train.py
-if command -v compute-sanitizer > /dev/null; then
-    step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" tests/test_selection.py tests/test_update_scores.py
+
+check_and_measure() {
+    step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --ignore=tests/test_train.py \
+        --ignore=tests/test_reproduce.py
+    if command -v compute-sanitizer > /dev/null; then
+        step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" tests/test_selection.py tests/test_update_scores.py
+    fi
+    step python3 benchmarks/bench_selection.py --device cuda --out "$out"
+    step python3 benchmarks/bench_selection.py --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"
+    for dtype in float32 bfloat16; do
+        step python3 benchmarks/bench_scoring.py --device cuda --dtype $dtype --out "$out/bench_scoring_$dtype.json" \
+            --shapes 512x10 512x100 1024x1000 4096x32768 8192x128256
+    done
+}
+
+[[ ${ONLY:-} == sweep ]] || check_and_measure
+if [[ -n ${CIFAR10:-} ]]; then
+    step python3 benchmarks/reproduce.py benchmarks/configs/cifar10_one_gpu.toml --data-root "$CIFAR10" \
+        --minutes "${SWEEP_MINUTES:-25}" --out "$out/reproduce"
 fi
-step python3 benchmarks/bench_selection.py --device cuda --out "$out"
-step python3 benchmarks/bench_selection.py --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"
-for dtype in float32 bfloat16; do
-    step python3 benchmarks/bench_scoring.py --device cuda --dtype $dtype --out "$out/bench_scoring_$dtype.json" \
-        --shapes 512x10 512x100 1024x1000 4096x32768 8192x128256
-done
 if ((${#failures[@]})); then
     printf 'FAILED: %s\n' "${failures[@]}"
     exit 1

@@ -6,6 +6,7 @@ a driver that is not found must not look like a pass.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def why_no_cuda() -> str | None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that a test runs on."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On a busy machine two threads waiting for each other take far longer than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packed_cifar import jpegs, pack, shared_prefix
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -82,39 +82,6 @@ def test_limit_takes_a_prefix_of_mixed_classes(monkeypatch: pytest.MonkeyPatch) 
 
 
 # Packed CIFAR files
-
-
-def jpegs(count: int) -> list[bytes]:
-    """Encodes different 8x8 images with the same tables, so that they share a prefix."""
-    rng, encoded = np.random.default_rng(0), []
-    for _ in range(count):
-        buffer = io.BytesIO()
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
-        encoded.append(buffer.getvalue())
-    return encoded
-
-
-def shared_prefix(images: list[bytes]) -> bytes:
-    """Everything before the first byte that differs."""
-    length = next(i for i, column in enumerate(zip(*images, strict=False)) if len(set(column)) > 1)
-    return images[0][:length]
-
-
-def pack(images: list[bytes], labels: list[int], splits: list[int]) -> bytes:
-    prefix = shared_prefix(images)
-    payloads = [image[len(prefix) :] for image in images]
-    return b"".join(
-        [
-            b"CIFJPG1\n",
-            struct.pack("<II", len(prefix), len(images)),
-            prefix,
-            struct.pack(f"<{len(images)}H", *map(len, payloads)),
-            bytes(labels),
-            bytes(splits),
-            *payloads,
-        ]
-    )
 
 
 IMAGES = jpegs(6)
@@ -189,7 +156,10 @@ def test_packed_file_without_test_images(tmp_path: Path) -> None:
 # torchvision's CIFAR-10
 
 
-def test_torchvision_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dataset", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_torchvision_cifar(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dataset: str, classes: int
+) -> None:
     rng, calls = np.random.default_rng(0), []
 
     def fake(root: str, train: bool, download: bool) -> Any:
@@ -198,25 +168,31 @@ def test_torchvision_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         data = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         return SimpleNamespace(data=data, targets=list(range(count)))
 
-    monkeypatch.setattr(image_datasets, "CIFAR10", fake)
-    task = load_dataset("cifar10", data_root=tmp_path, download=True, limit=5)
+    monkeypatch.setattr(image_datasets, dataset.upper(), fake)
+    task = load_dataset(dataset, data_root=tmp_path, download=True, limit=5)
     assert calls == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
     assert (task.train.labels, task.test.labels) == ([0, 1, 2, 3, 4], [0, 1, 2, 3])
     expected = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     image, label = task.train[2]
     assert np.array_equal(image.permute(1, 2, 0).numpy(), expected[2]) and label == 2
     assert task.crop_padding == 4 and task.flip and task.note == ""
+    assert task.num_classes == classes
 
 
 def test_missing_cifar10_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no CIFAR-10 in .*--download"):
         load_dataset("cifar10", data_root=tmp_path)
-    with pytest.raises(ValueError, match="needs --data-root"):
-        load_dataset("cifar10")
+    with pytest.raises(FileNotFoundError, match=r"no CIFAR-100 in .*--download"):
+        load_dataset("cifar100", data_root=tmp_path)
+    for dataset in ("cifar10", "cifar100"):
+        with pytest.raises(ValueError, match=f"{dataset} needs --data-root"):
+            load_dataset(dataset)
 
 
 def test_unknown_dataset() -> None:
-    with pytest.raises(ValueError, match=r"mnist5k, cifar10, or an existing .* got 'mnist'"):
+    with pytest.raises(
+        ValueError, match=r"mnist5k, cifar10, cifar100, or an existing .* got 'mnist'"
+    ):
         load_dataset("mnist")
 
 

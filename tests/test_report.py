@@ -13,14 +13,19 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import report
-from report import Epoch, Run, make_notes, make_table, plot, write_json
+from records import Epoch, Evaluation, Run, run_from_json
+from report import make_notes, make_table, plot, write_json
 
 
 def run(
     method: str, label: str, seed: int, samples: int, seconds: float, *accuracies: float
 ) -> Run:
-    epochs = [Epoch(samples, seconds, 0.5, accuracy) for accuracy in accuracies]
-    return Run(method, label, seed, epochs)
+    epochs = [Epoch(samples, 0.5, {"step": seconds, "evaluation": 1.0}) for _ in accuracies]
+    looks = [
+        Evaluation(samples * (epoch + 1), seconds * (epoch + 1), accuracy)
+        for epoch, accuracy in enumerate(accuracies)
+    ]
+    return Run(method, label, seed, epochs=epochs, evaluations=looks)
 
 
 FULL = run("full", "full data", 0, 4000, 2.0, 0.90, 0.95, 0.982)
@@ -105,8 +110,4 @@ def test_json_holds_every_number(tmp_path: Path) -> None:
     write_json(path, [FULL, UCB], {"flags": {"out": Path("demo")}})
     document = json.loads(path.read_text())
     assert document["setting"] == {"flags": {"out": "demo"}}
-    restored = [
-        Run(r["method"], r["label"], r["seed"], [Epoch(**epoch) for epoch in r["epochs"]])
-        for r in document["runs"]
-    ]
-    assert restored == [FULL, UCB]
+    assert [run_from_json(entry) for entry in document["runs"]] == [FULL, UCB]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same methods as one would write them down: eager scoring, selection on the host.
+
+They exist to be timed beside the package's own; what they choose follows the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynprune_cuda import ScoreTable, policies
+
+__all__ = ["HostPolicy", "PublishedInfoBatch"]
+
+
+class HostPolicy:
+    """UCB or epsilon-greedy by eager PyTorch operators and NumPy on the host."""
+
+    def __init__(
+        self,
+        rule: policies.UCB | policies.EpsilonGreedy,
+        num_samples: int,
+        *,
+        alpha: float,
+        device: torch.device,
+    ) -> None:
+        self.rule, self.alpha = rule, alpha
+        self.mean = torch.zeros(num_samples, device=device)
+        self.variance = torch.zeros(num_samples, device=device)
+        self.visited = torch.zeros(num_samples, dtype=torch.bool, device=device)
+
+    def loss(self, logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """The mean loss; enters the losses into the averages, one operator after the other."""
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        ids = ids.to(logits.device, non_blocking=True)
+        values = losses.detach()
+        seen, old = self.visited[ids], self.mean[ids]
+        spread = (1 - self.alpha) * self.variance[ids] + self.alpha * (values - old) ** 2
+        published = getattr(self.rule, "first_visit", "zero") == "published"
+        first = self.alpha * values**2 if published else torch.zeros_like(values)
+        self.variance[ids] = torch.where(seen, spread, first)
+        mean = (1 - self.alpha) * old + self.alpha * values
+        self.mean[ids] = torch.where(seen, mean, values)
+        self.visited[ids] = True
+        return losses.mean()
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """The ids, chosen on the host; the pruner's own table is not used."""
+        rng = np.random.default_rng(seed)
+        scores = torch.where(self.visited, self.mean, float("inf")).cpu().numpy()
+        num_random = 0
+        if isinstance(self.rule, policies.UCB):
+            scores = scores + self.rule.c * self.variance.cpu().numpy()
+        else:
+            num_random = int(self.rule.epsilon * k + 0.5)
+        top = np.argpartition(-scores, k - num_random - 1)[: k - num_random]
+        if num_random:
+            rest = np.setdiff1d(np.arange(len(scores)), top)
+            top = np.concatenate([top, rng.choice(rest, num_random, replace=False)])
+        return torch.from_numpy(np.sort(top)).to(self.mean.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "variance": self.variance, "visited": self.visited}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+    def __repr__(self) -> str:
+        return f"HostPolicy({self.rule!r})"
+
+
+class PublishedInfoBatch:
+    """InfoBatch by the code that its authors released, if the package `infobatch` is installed.
+
+    Its own sampler hands out the same ids for ever on current PyTorch, so that only its scoring,
+    its weights and its selection are used, and the loader is that of the other methods.
+    """
+
+    weighs = True
+
+    def __init__(self, num_samples: int, epochs: int) -> None:
+        # Importing it replaces a method of every DataLoader.
+        base: Any = torch.utils.data.dataloader._BaseDataLoaderIter
+        method = base.__next__
+        try:
+            from infobatch import InfoBatch
+        except ImportError as error:
+            raise ImportError(
+                "infobatch_published needs the released code of InfoBatch: pip install "
+                "git+https://github.com/NUS-HPC-AI-Lab/InfoBatch"
+            ) from error
+        finally:
+            base.__next__ = method
+        self.published = InfoBatch(range(num_samples), epochs)
+
+    def loss(self, logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        self.published.set_active_indices(ids.cpu())
+        loss: Tensor = self.published.update(losses)
+        return loss
+
+    def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
+        """Which samples stay; their factors are in the published object and in its loss."""
+        np.random.seed(seed % 2**32)
+        weights = torch.zeros_like(table.mean)
+        weights[torch.tensor(self.published.prune(), device=weights.device)] = 1.0
+        return weights
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scores": self.published.scores, "weights": self.published.weights}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in state.items():
+            getattr(self.published, name).copy_(value)
+
+    def __repr__(self) -> str:
+        return "PublishedInfoBatch()"

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a sweep: every method with every keep and seed of a TOML file, unattended.
+
+Start it again after whatever stopped it, and it goes on. See docs/reproduce.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import results_file
+import torch
+from estimate import Forecast, describe_speed, hours, measure_speed
+from image_datasets import ImageTask, load_dataset
+from methods import METHODS, make_plan
+from records import Run, run_from_json
+from static_subsets import StaticSubsets, replace_text
+from sweep_config import Cell, SweepConfig, read_config
+from training import Settings, Source, Trainer, warm_up
+
+__all__ = ["main"]
+
+
+class OutOfTime(Exception):
+    """The minutes that were granted are over."""
+
+
+class Sweep:
+    """A sweep and the folder that it works in."""
+
+    def __init__(self, config: SweepConfig, out: Path, minutes: float | None) -> None:
+        self.config, self.out = config, out
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        training = config.training
+        name = training.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        if training.threads:
+            torch.set_num_threads(training.threads)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        same = (
+            "model epochs batch_size lr weight_decay precision channels_last compile resident "
+            "num_workers evaluations"
+        )
+        self.settings = Settings(
+            device=device,
+            rules=config.pruning,
+            **{name: getattr(training, name) for name in same.split()},
+        )
+        self.task = load_task(config)
+        self.source = Source(self.task, self.settings)
+        self.fingerprint = config.fingerprint(device.type)
+        about = f"{self.task.name}, {training.model}, configuration {self.fingerprint}"
+        self.static = StaticSubsets(self.source, config.static, out / "static", about)
+        self.facts = results_file.describe(device)
+
+    @property
+    def results(self) -> Path:
+        return self.out / "results.jsonl"
+
+    def finished(self) -> list[Run]:
+        """The runs in the folder, which must be of this configuration, as all that is in it."""
+        begun, entries = self.out / "fingerprint", results_file.read(self.results)
+        found = {entry["fingerprint"] for entry in entries}
+        if begun.is_file():
+            found.add(begun.read_text())
+        if found - {self.fingerprint}:
+            raise ValueError(
+                f"{self.out} holds runs of another configuration: give another --out, or move the "
+                "folder away"
+            )
+        replace_text(begun, self.fingerprint)
+        return [run_from_json(entry["run"]) for entry in entries]
+
+    def run(self) -> list[str]:
+        """Does what is left, as far as the time allows; returns the names of runs that failed."""
+        done = {Cell(run.method, run.keep, run.seed): run for run in self.finished()}
+        forecast = Forecast(self.config, len(self.task.train), len(self.task.test))
+        left = [cell for cell in self.config.cells() if cell not in done]
+        if left:
+            warm_up(self.source)
+        total, failed = len(left) + len(done), []
+        for number, cell in enumerate(left):
+            try:
+                if number > 0:  # every start gets at least one epoch further
+                    self._in_time()
+                start = time.monotonic()
+                run = self._train(cell)
+            except OutOfTime:
+                print(f"stopped: {len(done)} of {total} runs are done; start again to go on")
+                break
+            except ImportError as error:
+                print(f"{cell.name} is left out: {error}")
+                continue
+            except Exception:  # the other runs are worth having, and it may work the next time
+                traceback.print_exc()
+                failed.append(cell.name)
+                continue
+            self._write(cell, run)
+            done[cell] = run
+            if not run.resumed:
+                forecast.observe(cell, time.monotonic() - start)
+            rest = forecast.seconds(left[number + 1 :])
+            print(
+                f"[{len(done)}/{total}] {cell.name}: {100 * run.accuracy:.2f} %, "
+                f"{run.seconds:.0f} s with {run.static_seconds:.0f} s of static scoring; "
+                f"about {hours(rest)} left",
+                flush=True,
+            )
+        return failed
+
+    def _train(self, cell: Cell) -> Run:
+        """Trains one cell, from its checkpoint if there is one."""
+        method, ids, cost = METHODS[cell.method], None, None
+        if method.scores is not None:
+            assert cell.keep is not None
+            scores, cost = self.static.scores(method.scores, cell.seed)
+            ids = scores.top(cell.keep, seed=cell.seed)
+        settings = self.settings
+        plan = make_plan(
+            cell.method,
+            self.source.num_samples,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            rules=settings.rules,
+            keep=cell.keep,
+            seed=cell.seed,
+            device=settings.device,
+            static_ids=ids,
+        )
+        run = Run(cell.method, plan.label, cell.seed, cell.keep, static=cost)
+        trainer = Trainer(self.source, plan, run)
+        checkpoint = self.out / f"{cell.name}.checkpoint"
+        if checkpoint.is_file():
+            trainer.load(checkpoint)
+        saved = time.monotonic()
+
+        def after_epoch() -> None:
+            nonlocal saved
+            last = len(trainer.run.epochs) == plan.epochs
+            out_of_time = self._end is not None and time.monotonic() >= self._end
+            if last:
+                return
+            if out_of_time or time.monotonic() - saved >= self.config.training.checkpoint_seconds:
+                trainer.save(checkpoint)
+                saved = time.monotonic()
+                print(f"  epoch {len(trainer.run.epochs)}/{plan.epochs}", flush=True)
+            if out_of_time:
+                raise OutOfTime
+
+        return trainer.train(after_epoch=after_epoch)
+
+    def _in_time(self) -> None:
+        if self._end is not None and time.monotonic() >= self._end:
+            raise OutOfTime
+
+    def _write(self, cell: Cell, run: Run) -> None:
+        """Enters a run that is finished, and forgets its checkpoint."""
+        entry = {
+            "fingerprint": self.fingerprint,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "run": asdict(run),
+            "config": asdict(self.config),
+            "data": {
+                "name": self.task.name,
+                "note": self.task.note,
+                "train": len(self.task.train),
+                "test": len(self.task.test),
+            },
+            "machine": self.facts,
+        }
+        results_file.append(self.results, entry)
+        (self.out / f"{cell.name}.checkpoint").unlink(missing_ok=True)
+
+
+def load_task(config: SweepConfig) -> ImageTask:
+    data = config.data
+    return load_dataset(
+        data.dataset,
+        data_root=Path(data.root).expanduser() if data.root else None,
+        download=data.download,
+        limit=data.limit or None,
+        image_size=data.image_size,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", type=Path, nargs="?", help="the TOML file; not needed with --report-only")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for all that is written")
+    add("--data-root", metavar="PATH", help="where the data are: replaces data.root of the file")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="TABLE.NAME=VALUE",
+        help="other entries that differ, as training.epochs=2",
+    )
+    add("--minutes", type=float, metavar="N", help="stop after so many minutes, ready to go on")
+    add("--estimate", action="store_true", help="measure for some seconds how long it will take")
+    add("--report-only", action="store_true", help="only tables and figures, of what is there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is left of a sweep, and writes the report of what is there."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.config is None and not args.report_only:
+        parser.error("the TOML file is needed")
+    failed: list[str] = []
+    try:
+        if not args.report_only:
+            config = read_config(args.config, [*args.set, *data_root(args.data_root)])
+            args.out.mkdir(parents=True, exist_ok=True)
+            with results_file.locked(args.out):
+                sweep = Sweep(config, args.out, args.minutes)
+                print(introduction(sweep), flush=True)
+                if args.estimate:
+                    print(describe_speed(config, sweep.source, measure_speed(sweep.source, config)))
+                    return
+                failed = sweep.run()
+        entries = results_file.read(args.out / "results.jsonl")
+        if entries:
+            report(args.out, entries)
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"reproduce.py: {error}")
+    if not entries:
+        print(f"no run is finished in {args.out}")
+    if failed:
+        sys.exit(
+            f"reproduce.py: these runs failed, start again to repeat them: {', '.join(failed)}"
+        )
+
+
+def report(out: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes tables and figures, unless this machine can only train."""
+    try:
+        from sweep_report import write_report
+    except ImportError as error:
+        print(f"no report here ({error}): copy results.jsonl to a machine that has all of the")
+        print(f"extra demo, and write it there with --report-only --out {out}")
+        return
+    write_report(out, entries)
+    print(f"written: {out / 'report.md'} and its figures")
+
+
+def data_root(path: str | None) -> list[str]:
+    # A literal TOML string has no escapes: any path without a quote in it will do.
+    return [] if path is None else [f"data.root='{path}'"]
+
+
+def introduction(sweep: Sweep) -> str:
+    task, settings, facts = sweep.task, sweep.settings, sweep.facts
+    return (
+        f"{task.name}: {len(task.train):,} training and {len(task.test):,} test images; "
+        f"{settings.model}, {settings.epochs} epochs, {settings.precision}, on "
+        f"{facts.get('gpu', facts['cpu'])} with {facts['threads']} threads; "
+        f"{len(sweep.config.cells())} runs, configuration {sweep.fingerprint}"
+    )
+
+
+if __name__ == "__main__":
+    main()

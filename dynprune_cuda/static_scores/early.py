@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models in their early epochs, and a look at every sample through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from dynprune_cuda._arguments import as_int
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, ids -> the mean loss
+Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, inputs, labels -> [batch]
+Loader = Iterable[Sequence[Tensor]]  # of (inputs, labels, ids)
+
+
+class Train(Protocol):
+    """A training of one's own: trains `model` in place for `epochs` epochs, with `loss`."""
+
+    def __call__(self, model: nn.Module, *, epochs: int, seed: int, loss: Loss) -> object:
+        """Trains; must compute the loss of every step by `loss(logits, labels, ids)`."""
+        ...
+
+
+def plain_loss(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+    """The mean cross-entropy."""
+    return F.cross_entropy(logits, labels)
+
+
+class EarlyModels:
+    """Makes and trains one model per seed; checks what all static scores take.
+
+    Attributes:
+        seeds: The seeds.
+        epochs: Epochs of training.
+    """
+
+    def __init__(
+        self,
+        make_model: Callable[[], nn.Module],
+        loader: Loader,
+        *,
+        epochs: int,
+        seeds: Iterable[int],
+        train: Train | None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
+        progress: bool,
+    ) -> None:
+        """Takes the arguments of `el2n_scores` that are not about the measure."""
+        self.seeds = tuple(as_int("seeds", seed) for seed in seeds)
+        if not self.seeds:
+            raise ValueError("seeds must hold at least one seed, got none")
+        self.epochs = as_int("epochs", epochs, minimum=0)
+        for name, value in (("make_model", make_model), ("train", train), ("optimizer", optimizer)):
+            wrong = not callable(value) or isinstance(value, nn.Module)
+            if wrong and (value is not None or name == "make_model"):
+                raise TypeError(f"{name} must be a function, got {value!r}")
+        if train is not None and optimizer is not None:
+            raise ValueError("optimizer must be left out: train brings its own")
+        self._make_model, self._loader, self._train = make_model, loader, train
+        self._optimizer = optimizer or _default_optimizer
+        self._progress = progress
+
+    def mean_over_seeds(self, of_seed: Callable[[int, Callable[[], None]], Tensor]) -> Tensor:
+        """Averages `of_seed(seed, tick)`, which calls `tick` after every batch, over the seeds."""
+        total: Tensor | float = 0.0
+        with _bar(self._progress) as tick, _own_random_state():
+            for seed in self.seeds:
+                total = total + of_seed(seed, tick).double()
+        assert isinstance(total, Tensor)
+        return total / len(self.seeds)
+
+    def trained(
+        self, seed: int, tick: Callable[[], None], loss_for: Callable[[torch.device], Loss]
+    ) -> nn.Module:
+        """Returns a model made and trained by `seed`; `loss_for` gets the device that it is on."""
+        torch.manual_seed(seed)
+        model = self._make_model()
+        loss = loss_for(device_of(model))
+        model.train()
+        if self._train is not None:
+            self._train(model, epochs=self.epochs, seed=seed, loss=loss)
+            return model
+        optimizer = self._optimizer(model.parameters())
+        for _ in range(self.epochs):
+            for inputs, labels, ids in batches(self._loader, device_of(model)):
+                value = loss(model(inputs), labels, ids)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                tick()
+        return model
+
+    def measured(self, model: nn.Module, measure: Measure, tick: Callable[[], None]) -> Tensor:
+        """Measures every sample with the model in evaluation mode, in the order of the ids."""
+        model.eval()
+        seen, values = [], []
+        device = device_of(model)
+        for inputs, labels, ids in batches(self._loader, device):
+            values.append(measure(model, inputs, labels).detach())
+            seen.append(ids)
+            tick()
+        if not seen:
+            raise ValueError("loader must yield at least one batch, got none")
+        order = torch.cat(seen)
+        sorted_ids = order.sort().values
+        if not torch.equal(sorted_ids, torch.arange(len(order), device=device)):
+            raise ValueError(
+                f"loader must yield every sample exactly once in a pass: of {len(order)} ids, from "
+                f"{int(sorted_ids[0])} to {int(sorted_ids[-1])}, {len(set(order.tolist()))} differ"
+            )
+        result = torch.cat(values)
+        return torch.empty_like(result).index_copy_(0, order, result)
+
+
+def batches(loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields inputs, labels and ids on `device`."""
+    for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) != 3:
+            raise ValueError(
+                "loader must yield (inputs, labels, ids): wrap its dataset in IndexedDataset, or "
+                f"use a DeviceLoader; got {type(batch).__name__}"
+                + (f" of length {len(batch)}" if isinstance(batch, tuple | list) else "")
+            )
+        inputs, labels, ids = (tensor.to(device, non_blocking=True) for tensor in batch)
+        yield inputs, labels, ids
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError("make_model must return a model with parameters")
+    return parameter.device
+
+
+def num_samples_of(loader: Any) -> int:
+    """Size of the training set behind a loader."""
+    if hasattr(loader, "dataset"):
+        return len(loader.dataset)
+    if hasattr(loader, "tensors"):
+        return len(loader.tensors[0])
+    raise TypeError(
+        f"loader must be a DataLoader or a DeviceLoader, got {type(loader).__name__}; wrap your "
+        "own in a class with an attribute `dataset` that has a length"
+    )
+
+
+def _default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimiser of Paul, Ganguli & Dziugaite 2021, at its first learning rate."""
+    return SGD(parameters, 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Leaves torch's generators as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def _bar(progress: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar over batches, if it is wanted: yields what advances it."""
+    if not progress:
+        yield lambda: None
+        return
+    try:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    with tqdm(desc="static scores", unit=" batches", dynamic_ncols=True) as bar:
+        yield lambda: bar.update() and None
