@@ -158,10 +158,11 @@ class ShardedScoreTable(ScoreTable):
             ids = ids.masked_fill(wrong, -1)
         if isinstance(visits, Tensor):
             visits = visits.clone()  # the caller's may change until they are sent, like the ids
-        self._loose.append((ids, visits, self._num_calls))
-        self._num_calls += 1
+        # Before this batch joins: an operator may fill its columns only after this call.
         if len(self._loose) >= LOOSE_BATCHES:
             self._pack()
+        self._loose.append((ids, visits, self._num_calls))
+        self._num_calls += 1
         return ids
 
     def _pack(self) -> None:

@@ -380,3 +380,14 @@ def test_bad_arguments_change_nothing(error, message, change):
         F.scored_cross_entropy_step_(logits, target, **arguments)
     for name, column in before.items():
         assert torch.equal(columns[name], column)
+
+
+def test_out_of_memory_says_so_and_changes_nothing():
+    rows, classes = 1 << 22, 1 << 24  # a gradient of 281 TB, of logits that take 64 MB
+    logits = torch.zeros(1, classes).expand(rows, classes).requires_grad_()
+    columns = make_columns()
+    ids = torch.zeros(1, dtype=torch.int64).expand(rows)
+    with pytest.raises(RuntimeError, match="memory"):
+        F.scored_cross_entropy_step_(logits, ids, ids, **columns, alpha=0.5)
+    for name, column in make_columns().items():
+        assert torch.equal(columns[name], column)

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from ranks import BATCH, EPOCHS, N
 from shard_pruner_ranks import KEEP, POLICIES, make
 
-from dynprune_cuda import Pruner
+from dynprune_cuda import Pruner, _shard_table
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
@@ -249,3 +249,19 @@ def test_a_failed_step_enters_nothing():
         pruner.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 3]), torch.tensor([1, 2]))
     pruner.set_epoch(1)
     assert not pruner.table.count.any()
+
+
+def test_no_visit_is_lost_when_waiting_batches_are_put_together(monkeypatch):
+    monkeypatch.setattr(_shard_table, "LOOSE_BATCHES", 2)
+    tables = {}
+    for sharding in ("shard", "replicate"):
+        pruner = Pruner(24, 0.5, sharding=sharding, process_group=False)
+        pruner.set_epoch(0)
+        generator = torch.Generator().manual_seed(0)
+        for first in range(0, 24, 3):
+            logits = torch.randn(3, 5, generator=generator)
+            pruner.cross_entropy(logits, torch.arange(3), torch.arange(first, first + 3))
+        pruner.set_epoch(1)
+        tables[sharding] = pruner.table
+    assert tables["shard"].count.tolist() == [1] * 24
+    assert torch.equal(tables["shard"].mean, tables["replicate"].mean)

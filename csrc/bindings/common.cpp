@@ -95,11 +95,13 @@ Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Dtype 
   }
   const bool cuda = on_cuda(like);
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  const AOTITorchError error = aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.begin(), strides, aoti_dtype(dtype),
       cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
-      cuda ? like.get_device_index() : 0, &handle));
-  return Tensor(handle);
+      cuda ? like.get_device_index() : 0, &handle);
+  if (error == TORCH_SUCCESS) return Tensor(handle);
+  // Out of memory, most likely; this one says so.
+  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
 }
 
 Tensor allocate_bytes(const Tensor& like, size_t bytes) {

@@ -25,8 +25,8 @@ inline float exp_in_range(float x) {
   const float shifted = x * kLog2e + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= ln(2) / 2
-  // e^r = 1 + r + r^2 p(r), with p fitted to the least greatest relative error: 3e-9. In an order
-  // of short chains.
+  // e^r = 1 + r + r^2 p(r), with p fitted to the least greatest relative error, below 5e-9.
+  // In an order of short chains.
   const float r2 = r * r;
   const float low = 0.16666520f * r + 0.49999993f, high = 0.008368745f * r + 0.04166839f;
   const float p = (high + 0.001381454f * r2) * r2 + low;

@@ -4,8 +4,8 @@
 // writes the gradient of its slice from there. Teams are persistent and meet once per row, in one
 // of two ways: as a cluster, through shared memory, or anywhere on the machine, through global
 // memory, in a cooperative launch. Sums are merged in the order of the slices, and how a row is
-// sliced depends on its length, the element type and the device alone: no result depends on how
-// many teams there are. Not for float64 (may_be_wide).
+// sliced depends on its length, the element type and the way of meeting alone: no result depends on
+// how many teams there are. Not for float64 (may_be_wide).
 #pragma once
 
 #include "kernels/step_task.cuh"
@@ -217,8 +217,9 @@ cudaError_t launch_grid_of_blocks(const StepArguments<compute_t<T>>& a, int64_t 
 template <class T>
 bool launch_wide(const StepArguments<compute_t<T>>& a, int64_t block_bytes, cudaStream_t stream) {
   if (launch_clusters_of_blocks<T>(a, block_bytes, stream) == cudaSuccess) return true;
+  (void)cudaGetLastError();  // a refused launch is no error: another way follows
   if (launch_grid_of_blocks<T>(a, block_bytes, stream) == cudaSuccess) return true;
-  (void)cudaGetLastError();  // the caller launches something else
+  (void)cudaGetLastError();
   return false;
 }
 

@@ -14,12 +14,12 @@
 //   int DYNPRUNE_RESIDENT_BLOCKS((kernel<T>), block, dynamic_shared_bytes)   on the device at once
 //   int DYNPRUNE_RESIDENT_CLUSTERS((kernel<T>), cluster, block, dynamic_shared_bytes)   0: the
 //       device has none of that size, or the kernel was compiled for devices without
-//   kHasClusters           false where a kernel is compiled for devices without: leave it empty
-//   there grid_sync()            every thread of the grid; what was written before it is visible
-//   after it cluster_sync()         the same of a cluster cluster_shared(p, rank)   where the
-//   block's shared variable *p lies in another of its cluster;
+//   kHasClusters: false where a kernel is compiled for devices without; leave it empty there
+//   grid_sync(): every thread of the grid; what was written before it is visible after it
+//   cluster_sync(): the same of a cluster
+//   cluster_shared(p, rank): where the block's shared variable *p lies in another of its cluster;
 //       not before the first cluster_sync(), nor after that block has left
-//   shared_memory_limit()  bytes of shared memory that one block may have, static and dynamic
+//   shared_memory_limit(): bytes of shared memory that one block may have, static and dynamic
 #pragma once
 
 #include "launch.h"

@@ -226,6 +226,7 @@ class _Config(ctypes.Structure):
         ("first_block", ctypes.c_int32),
         ("max_cluster", ctypes.c_int32),
         ("granted_blocks", ctypes.c_int32),
+        ("refuse_clusters", ctypes.c_int32),
     )
 
 
@@ -279,6 +280,7 @@ class Emulator:
         first_block: int = 0,
         max_cluster: int = 8,
         granted_blocks: int = 0,
+        refuse_clusters: bool = False,
     ) -> None:
         """Chooses the schedule of later launches.
 
@@ -296,6 +298,7 @@ class Emulator:
                 grid that would take hours.
             max_cluster: how many blocks a cluster may have; 0 is a device without clusters.
             granted_blocks: of a cooperative launch at most; 0 is one for each multiprocessor.
+            refuse_clusters: launches of clusters fail, although the device has them.
         """
         fields = (
             seed,
@@ -308,6 +311,7 @@ class Emulator:
             first_block,
             max_cluster,
             granted_blocks,
+            refuse_clusters,
         )
         config = _Config(*fields)
         self.library.emulator_configure(ctypes.byref(config))

@@ -46,6 +46,7 @@ struct EmulatorConfig {
   int32_t first_block;      // blocks before it are not run, as if they had ended before
   int32_t max_cluster;      // blocks that a cluster may have; 0: a device without clusters
   int32_t granted_blocks;   // that a cooperative launch may have; 0: one for each multiprocessor
+  int32_t refuse_clusters;  // launches of clusters fail, although the device has them
 };
 
 struct EmulatorStatistics {

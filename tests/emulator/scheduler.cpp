@@ -339,7 +339,9 @@ int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3
                              size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments) {
   Launch clusters{without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments};
   clusters.cluster_size = cluster;
-  const cudaError_t error = launch(std::move(clusters), /*cooperative=*/false);
+  const cudaError_t error = runtime.config.refuse_clusters != 0
+                                ? cudaErrorCooperativeLaunchTooLarge
+                                : launch(std::move(clusters), /*cooperative=*/false);
   if (error != cudaSuccess) runtime.last_error = error;
   return error;
 }

@@ -29,11 +29,13 @@ MEETINGS = {
         **NO_CLUSTERS,
         **{"seed": 2, "order": 2, "preempt": 64, "resident": 3, "multiprocessors": 7},
     },
+    "grid, as clusters are refused": {"refuse_clusters": True, "multiprocessors": 13},
 }
 # Without room for a team, or without leave to use it, one block reads a row twice.
 ALONE = {
     "one multiprocessor": {**NO_CLUSTERS, "multiprocessors": 1},
     "no leave": {**NO_CLUSTERS, "multiprocessors": 16, "granted_blocks": 3},
+    "neither": {"refuse_clusters": True, "multiprocessors": 16, "granted_blocks": 3},
 }
 
 
