@@ -40,11 +40,13 @@ class Shard:
     layout: str = "contiguous"
 
     def __post_init__(self) -> None:
-        """Checks the attributes."""
-        as_int("num_samples", self.num_samples, minimum=0, maximum=MAX_SAMPLES)
-        as_int("size", self.size, minimum=1)
-        as_int("rank", self.rank, minimum=0, maximum=self.size - 1)
+        """Checks the attributes; ints of NumPy and the like become Python's."""
+        num_samples = as_int("num_samples", self.num_samples, minimum=0, maximum=MAX_SAMPLES)
+        size = as_int("size", self.size, minimum=1)
+        rank = as_int("rank", self.rank, minimum=0, maximum=size - 1)
         as_choice("layout", self.layout, LAYOUTS)
+        for name, number in (("num_samples", num_samples), ("size", size), ("rank", rank)):
+            object.__setattr__(self, name, number)  # as a frozen dataclass sets its own
 
     @property
     def piece(self) -> int:

@@ -10,10 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dynprune_cuda._arguments import as_int
 from dynprune_cuda._shard_search import Shard
 from dynprune_cuda.distributed import Ranks
 
 BY_SAMPLE = ("subset", "times_selected")  # besides the table's columns
+# Attribute of a DTensor that tells which rank's rows it holds: an unpickled DTensor gives every
+# rank the rows of the one that pickled it. torch.save keeps the attribute, and so does
+# torch.distributed.checkpoint, which loads into each rank's own.
+ROWS_OF = "_dynprune_rank"
 
 
 def shared_state(state: dict[str, Any], shard: Shard, ranks: Ranks) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def shared_state(state: dict[str, Any], shard: Shard, ranks: Ranks) -> dict[str,
     mesh = DeviceMesh.from_group(group, device)
 
     def in_pieces(rows: Tensor) -> Tensor:
-        return DTensor.from_local(
+        column = DTensor.from_local(
             rows,
             mesh,
             [ShardedAlong(0)],
@@ -44,6 +49,8 @@ def shared_state(state: dict[str, Any], shard: Shard, ranks: Ranks) -> dict[str,
             shape=torch.Size([shard.num_samples]),
             stride=(1,),
         )
+        setattr(column, ROWS_OF, ranks.rank)
+        return column
 
     table = {name: in_pieces(column) for name, column in state["table"].items()}
     return {**state, "table": table, **{name: in_pieces(state[name]) for name in BY_SAMPLE}}
@@ -53,22 +60,56 @@ def local_state(state: Any, shard: Shard) -> dict[str, Any]:
     """Returns a state with this process's rows, of one in pieces or of a whole one.
 
     What has the wrong type or shape stays as it is: who reads the state complains.
+
+    Raises:
+        TypeError: `state` is no mapping.
+        ValueError: Its pieces are another rank's, or nobody knows whose.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state_dict must be a mapping, got {type(state).__name__}")
     own = dict(state)
     for name in BY_SAMPLE:
         if name in own:
-            own[name] = _rows(own[name], shard)
+            own[name] = _rows(name, own[name], shard)
     if isinstance(own.get("table"), Mapping):
-        own["table"] = {name: _rows(column, shard) for name, column in own["table"].items()}
+        table = own["table"].items()
+        own["table"] = {name: _rows(name, column, shard) for name, column in table}
     return own
 
 
-def _rows(column: Any, shard: Shard) -> Any:
+def repeats_of(entry: Any, num_samples: int) -> tuple[int, ...]:
+    """Returns the visited repeats of a state; a state of replicated scores has none that counts."""
+    if isinstance(entry, Tensor):
+        return ()
+    if not isinstance(entry, list | tuple):
+        kind = type(entry).__name__
+        raise TypeError(f"state_dict['repeat'] must be a list of sample ids, got {kind}")
+    name = "state_dict['repeat']"
+    return tuple(as_int(name, one, minimum=0, maximum=num_samples - 1) for one in entry)
+
+
+def check_saved_by_all(pruner: Any) -> None:
+    """Raises ValueError if `pruner` needs checkpoints of every process: frameworks save one's."""
+    if getattr(pruner.table, "shard", None) is not None and pruner.ranks.size > 1:
+        raise ValueError(
+            "sharding must be 'replicate' here, got a pruner with sharding='shard' and "
+            f"{pruner.ranks.size} processes: the framework's checkpoints keep what one process "
+            "holds"
+        )
+
+
+def _rows(name: Any, column: Any, shard: Shard) -> Any:
     if not isinstance(column, Tensor) or tuple(column.shape) != (shard.num_samples,):
         return column
     local = getattr(column, "to_local", None)
     if local is not None:
+        rank = getattr(column, ROWS_OF, None)
+        if rank != shard.rank:
+            whose = "nobody knows whose" if rank is None else f"those of rank {rank}"
+            raise ValueError(
+                f"state_dict's {name!r} must hold the rows of rank {shard.rank}, got {whose}: save "
+                "and load with torch.distributed.checkpoint, or let every rank save its state and "
+                "load it again"
+            )
         return local()
     return column[shard.first : shard.first + len(shard)]

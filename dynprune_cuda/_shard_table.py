@@ -104,29 +104,14 @@ class ShardedScoreTable(ScoreTable):
 
     @torch.no_grad()
     def enter(self, rows: Tensor, values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Enters visits; returns what `undo` needs to take them back."""
+        """Enters visits, all or none; returns what `undo` needs to take them back."""
         touched = torch.unique(rows)
         before = [getattr(self, name)[touched] for name in COLUMNS]
-        rows, order = rows.sort(stable=True)
-        values = values[order]
-        # A call enters one value per row: the first visits of all rows, then the second ones, ...
-        place = torch.arange(len(rows), device=self.device)
-        fresh = torch.ones_like(rows, dtype=torch.bool)
-        fresh[1:] = rows[1:] != rows[:-1]
-        number = place - torch.where(fresh, place, 0).cummax(0).values
-        for visit in range(int(number.max()) + 1 if len(rows) else 0):
-            now = number == visit
-            functional.update_scores_(
-                self.mean,
-                self.variance,
-                self.count,
-                rows[now],
-                values[now],
-                alpha=self.alpha,
-                first_visit=self.first_visit,
-                non_finite_count=self.non_finite_count,
-                last_non_finite=self.last_non_finite,
-            )
+        try:
+            self._enter(rows, values)
+        except BaseException:
+            self.undo(touched, before)
+            raise
         return touched, before
 
     def undo(self, touched: Tensor, before: list[Tensor]) -> None:
@@ -134,12 +119,43 @@ class ShardedScoreTable(ScoreTable):
         for name, column in zip(COLUMNS, before, strict=True):
             getattr(self, name)[touched] = column
 
+    def _enter(self, rows: Tensor, values: Tensor) -> None:
+        rows, order = rows.sort(stable=True)
+        values = values[order]
+        # A call enters one value per row: the first visits of all rows, then the second ones, ...
+        place = torch.arange(len(rows), device=self.device)
+        fresh = torch.ones_like(rows, dtype=torch.bool)
+        fresh[1:] = rows[1:] != rows[:-1]
+        number = place - torch.where(fresh, place, 0).cummax(0).values
+        sizes = torch.bincount(number).tolist()
+        if len(sizes) > 1:
+            order = number.sort(stable=True).indices
+            rows, values = rows[order], values[order]
+        pieces = zip(torch.split(rows, sizes), torch.split(values, sizes), strict=True)
+        for its_rows, its_values in pieces:
+            functional.update_scores_(
+                self.mean,
+                self.variance,
+                self.count,
+                its_rows,
+                its_values,
+                alpha=self.alpha,
+                first_visit=self.first_visit,
+                non_finite_count=self.non_finite_count,
+                last_non_finite=self.last_non_finite,
+            )
+
     def forget_waiting(self) -> None:
         """Drops the waiting visits: they were entered, or belong to a run that is left."""
-        self._loose, self._packed = [], []
+        self._loose, self._packed, self._num_calls = [], [], 0
 
     def _wait_with(self, ids: Tensor, visits: tuple[Tensor | None, ...] | Tensor) -> Tensor:
         """Keeps a batch; returns its ids, -1 where they are out of range."""
+        if ids.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a step with sharding='shard' must not be captured in a CUDA graph: a replay would "
+                "write over the visits that wait to be sent to their owners"
+            )
         total = self.shard.num_samples
         wrong = (ids < -1) | (ids >= total)
         if not ids.is_cuda:

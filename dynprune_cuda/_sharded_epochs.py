@@ -10,7 +10,8 @@ and position to the process that trains there: 8 bytes. Nobody holds the whole o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from dynprune_cuda._ops import ops
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import derive_seed
 from dynprune_cuda._shard_search import Shard, signed
-from dynprune_cuda._shard_state import local_state, shared_state
+from dynprune_cuda._shard_state import local_state, repeats_of, shared_state
 from dynprune_cuda._shard_table import ShardedScoreTable
 from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.policies.protocol import is_believed
@@ -59,23 +60,42 @@ def make_table(
     ranks: Ranks,
     policy: Any,
     *,
+    device: torch.device | str | int,
     track_forgetting: bool,
     **options: Any,
 ) -> ScoreTable:
-    """Returns the table of a new pruner: whole, or this process's rows.
+    """Returns the table of a new pruner: whole, or this process's rows. Collective.
+
+    What fails in one process is an error in all of them.
 
     Raises:
+        RuntimeError: Another process failed.
         TypeError: `pruner` is of a user's own class, and shall be sharded.
         ValueError: As of `shard_of`, or it shall track forgetting events, too.
     """
-    if sharding == "replicate":
-        return ScoreTable(num_samples, track_forgetting=track_forgetting, **options)
-    if track_forgetting:
-        raise ValueError("track_forgetting needs sharding='replicate', got sharding='shard'")
-    if not isinstance(pruner, ShardedEpochs):
-        kind = type(pruner).__name__
-        raise TypeError(f"sharding='shard' needs Pruner itself, not its subclass {kind}")
-    return ShardedScoreTable(shard_of(num_samples, ranks, policy), ranks, **options)
+    made: list[ScoreTable] = []
+
+    def make() -> dict[str, int]:
+        if sharding == "replicate":
+            table = ScoreTable(
+                num_samples, device=device, track_forgetting=track_forgetting, **options
+            )
+        else:
+            if track_forgetting:
+                raise ValueError(
+                    "track_forgetting needs sharding='replicate', got sharding='shard'"
+                )
+            if not isinstance(pruner, ShardedEpochs):
+                kind = type(pruner).__name__
+                raise TypeError(f"sharding='shard' needs Pruner itself, not its subclass {kind}")
+            shard = shard_of(num_samples, ranks, policy)
+            table = ShardedScoreTable(shard, ranks, device=device, **options)
+        made.append(table)
+        return {}
+
+    ranks.check_device(torch.device(device))
+    ranks.meet("making the pruner", torch.device(device), make, False)
+    return made[0]
 
 
 class ShardedEpochs(ResumableEpochs):
@@ -99,18 +119,47 @@ class ShardedEpochs(ResumableEpochs):
             prepare = partial(self._place, epoch)
             observed = self.ranks.meet("set_epoch", self.device, prepare, self._observed)
             self._observed = self._observed or observed
-            undo = self.table.enter(*self.table.exchange())
-            try:
+            with self._visits_entered("set_epoch"):
                 self._enter(epoch)
-            except BaseException:
-                self.table.undo(*undo)
-                raise
-            self.table.forget_waiting()
         self._unscheduled = None
 
+    @contextmanager
+    def _visits_entered(self, what: str) -> Iterator[None]:
+        """Routes the waiting visits to their owners and enters them. Collective.
+
+        They are entered in all processes or in none: if that, or the block, raises, this process
+        takes back what it entered, and what waits goes on waiting.
+        """
+        rows, values = self.table.exchange()
+        undo: list[tuple[Tensor, list[Tensor]]] = []
+
+        def enter() -> dict[str, int]:
+            undo.append(self.table.enter(rows, values))
+            return {}
+
+        try:
+            self.ranks.meet(what, self.device, enter, False)
+            yield
+        except BaseException:
+            for entered in undo:
+                self.table.undo(*entered)
+            raise
+        self.table.forget_waiting()
+
     def _place(self, epoch: int) -> dict[str, int]:
+        self._check_shard()
         self.table.check_ids()
         return super()._place(epoch)
+
+    def _check_shard(self) -> None:
+        """Raises RuntimeError if the rows are another process's, as of an unpickled pruner."""
+        shard, ranks = self.table.shard, self.ranks
+        if (shard.rank, shard.size) != (ranks.rank, ranks.size):
+            raise RuntimeError(
+                f"this pruner holds the scores of rank {shard.rank} of {shard.size}, and this is "
+                f"rank {ranks.rank} of {ranks.size}: it was pickled by another process; make a new "
+                "pruner, and load a state that every rank saved"
+            )
 
     @property
     def selected(self) -> Tensor:
@@ -133,7 +182,7 @@ class ShardedEpochs(ResumableEpochs):
         """As `EpochSubsets.epoch_order`, bit for bit."""
         self._current()
         if self._order is None:
-            self._take_order(self._drawn_order(self.epoch, None, self.num_samples, 0))
+            self._take_order(self._drawn_order(self.epoch, None, self.num_samples, 0, self.seed))
         assert self._order is not None
         return self._order
 
@@ -155,9 +204,9 @@ class ShardedEpochs(ResumableEpochs):
                     )
                 history = self._history(subset, total)
             subset = subset._replace(epoch=start)
-            order = self._drawn_order(epoch, subset.ids, total, before)
+            order = self._drawn_order(epoch, subset.ids, total, before, self.seed)
         else:
-            order = self._drawn_order(epoch, None, self.num_samples, 0)
+            order = self._drawn_order(epoch, None, self.num_samples, 0, self.seed)
         if history is not None:
             times, self.turnover = history
             self.times_selected += times
@@ -182,7 +231,9 @@ class ShardedEpochs(ResumableEpochs):
             turnover = 1.0 - again.double() / total
         return chosen, turnover
 
-    def _drawn_order(self, epoch: int, ids: Tensor | None, total: int, before: int) -> Tensor:
+    def _drawn_order(
+        self, epoch: int, ids: Tensor | None, total: int, before: int, seed: int
+    ) -> Tensor:
         """Returns this process's share of an epoch's order. Collective if there are `ids`.
 
         Args:
@@ -190,9 +241,10 @@ class ShardedEpochs(ResumableEpochs):
             ids: The selected ids that this process holds, ascending; None if all are selected.
             total: How many are selected in all processes.
             before: How many of them the ranks before this one hold.
+            seed: The run's seed.
         """
         rank, size = self.ranks.rank, self.ranks.size
-        seed = signed(derive_seed(self.seed, "order", epoch))
+        seed = signed(derive_seed(seed, "order", epoch))
         if total < size:  # some process repeats an id of another one
             order = functional.permutation(total, seed=seed, device=self.device)
             if ids is not None:
@@ -268,14 +320,14 @@ class ShardedEpochs(ResumableEpochs):
         In mid-epoch, go on with as many processes as before; at the end of an epoch, with any.
         """
         self.ranks.meet("state_dict", self.device, self._nothing_wrong, False)
-        self.table.enter(*self.table.exchange())
-        self.table.forget_waiting()
+        with self._visits_entered("state_dict"):
+            repeats = self.ranks.gather(self._repeat).tolist()
         state = {**self._settings(), "table": self.table.state_dict(), **self._saved_subset()}
-        repeats = self.ranks.gather(self._repeat).tolist()
         state["repeat"] = sorted({one for one, visited in repeats if one >= 0 and visited > 0})
         return shared_state(state, self.table.shard, self.ranks)
 
     def _nothing_wrong(self) -> dict[str, int]:
+        self._check_shard()
         self.table.check_ids()
         functional.check_errors(self.device)
         return {"epoch": self.epoch}
@@ -284,34 +336,55 @@ class ShardedEpochs(ResumableEpochs):
         """As `ResumableEpochs.load_state_dict`. Collective.
 
         Takes what `state_dict` returned, in pieces or whole, and the state of a pruner with
-        sharding="replicate" at the end of an epoch.
+        sharding="replicate" at the end of an epoch. Pieces must be those that this process saved,
+        or loaded with `torch.distributed.checkpoint`.
+
+        Raises:
+            TypeError: As of `ResumableEpochs.load_state_dict`.
+            ValueError: As there, or the pieces are another process's, or the processes load states
+                that differ.
+            RuntimeError: Another process failed.
         """
-        state = dict(state_dict) if isinstance(state_dict, Mapping) else {}
-        found: list[Any] = []
+        columns: dict[str, Tensor] = {}
+        attributes: dict[str, Any] = {}
+        repeats: tuple[int, ...] = ()
 
         def check() -> dict[str, int]:
+            nonlocal columns, attributes, repeats
+            self._check_shard()
             own = local_state(state_dict, self.table.shard)
-            own["repeat"] = torch.full_like(self._repeat, -1)
-            found.extend(self._checked(own))
-            return {}
+            if "repeat" in own:
+                repeats = repeats_of(own["repeat"], self.num_samples)
+                own["repeat"] = torch.full_like(self._repeat, -1)
+            columns, attributes = self._checked(own)
+            subset, epoch = attributes["_subset"], attributes["_epoch"]
+            kept = None if subset is None else self.schedule.kept(subset.epoch)
+            return {
+                "epoch": -1 if epoch is None else epoch,
+                "the epoch of the last selection": -1 if subset is None else subset.epoch,
+                "num_selections": attributes["num_selections"],
+                "seed": attributes["seed"],
+                "keep": -1 if kept is None else kept,
+            }
 
         self.ranks.meet("load_state_dict", self.device, check, False)
-        columns, attributes = found
-        subset = attributes["_subset"]
+        subset, epoch = attributes["_subset"], attributes["_epoch"]
         size = torch.tensor([0 if subset is None else len(subset.ids)], device=self.device)
         counts = self.ranks.gather(size).flatten().tolist()
-        self._check_total(attributes, sum(counts))
+        total, before = sum(counts), sum(counts[: self.ranks.rank])
+        self._check_total(attributes, total)
+        order, seed = None, attributes["seed"]
+        if epoch is not None:
+            if subset is None or self.schedule.phase(epoch) != "pruned":
+                order = self._drawn_order(epoch, None, self.num_samples, 0, seed)
+            else:
+                order = self._drawn_order(epoch, subset.ids, total, before, seed)
+        # Nothing above has changed anything, and nothing below asks other processes.
         self._adopt(columns, attributes)
         self.table.forget_waiting()
-        self._total, self._before = sum(counts), sum(counts[: self.ranks.rank])
-        repeats = state.get("repeat")
-        self._visited_repeats = tuple(repeats) if isinstance(repeats, list) else ()
+        self._total, self._before, self._visited_repeats = total, before, repeats
         self._order = None
-        if self._epoch is not None:
-            if subset is None or self.schedule.phase(self.epoch) != "pruned":
-                order = self._drawn_order(self.epoch, None, self.num_samples, 0)
-            else:
-                order = self._drawn_order(self.epoch, subset.ids, self._total, self._before)
+        if order is not None:
             self._take_order(order)
 
     def __getstate__(self) -> dict[str, Any]:

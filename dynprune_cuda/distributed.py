@@ -43,10 +43,12 @@ def telling_of_lost_ranks() -> Iterator[None]:
     """Says what a collective's own error means: the backends only speak of connections."""
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError, but of this process
+        raise
     except RuntimeError as error:
         raise RuntimeError(
-            "another process of the group is gone, or did not answer within the group's timeout. "
-            "Here nothing has changed; start all processes again from the last checkpoint. "
+            "another process of the group is gone, or did not answer within the group's timeout: "
+            "start all processes again from the last checkpoint. "
             f"The backend says: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
 
@@ -89,10 +91,11 @@ class Ranks:
         with telling_of_lost_ranks():
             dist.all_to_all_single(expected, counts, group=self._group)
             sent, coming = torch.stack([counts, expected]).tolist()
-            results = []
-            for column in columns:
-                results.append(column.new_empty(sum(coming)))
-                dist.all_to_all_single(results[-1], column, coming, sent, self._group)
+        # All memory first: if there is too little, that is this process's own error.
+        results = [column.new_empty(sum(coming)) for column in columns]
+        with telling_of_lost_ranks():
+            for result, column in zip(results, columns, strict=True):
+                dist.all_to_all_single(result, column, coming, sent, self._group)
         return results
 
     @property
@@ -144,8 +147,19 @@ class Ranks:
             device: Where the collective's buffers live.
 
         Raises:
-            ValueError: The group cannot reach `device`, or a setting differs.
+            ValueError: A setting differs.
         """
+        if self.size == 1:
+            return
+        texts = [_text(settings[name]) for name in settings]
+        mine = torch.tensor([list(text.ljust(SETTING_BYTES)) for text in texts], dtype=torch.uint8)
+        gathered = self._gather(mine.to(device)).cpu()
+        for number, name in enumerate(settings):
+            values = [bytes(rank[number].tolist()).decode().rstrip() for rank in gathered]
+            self._check_equal(f"{name} must be the same on every rank", values)
+
+    def check_device(self, device: torch.device) -> None:
+        """Raises ValueError if the group's collectives cannot reach tensors on `device`."""
         if self.size == 1:
             return
         config = str(dist.get_backend_config(self._group))
@@ -155,12 +169,6 @@ class Ranks:
                 f"device must be one that the process group can reach, {' or '.join(reached)}, got "
                 f"'{device}': the scores are exchanged where they live"
             )
-        texts = [_text(settings[name]) for name in settings]
-        mine = torch.tensor([list(text.ljust(SETTING_BYTES)) for text in texts], dtype=torch.uint8)
-        gathered = self._gather(mine.to(device)).cpu()
-        for number, name in enumerate(settings):
-            values = [bytes(rank[number].tolist()).decode().rstrip() for rank in gathered]
-            self._check_equal(f"{name} must be the same on every rank", values)
 
     def meet(
         self,
@@ -189,11 +197,13 @@ class Ranks:
             return vote
         error: Exception | None = None
         numbers: Mapping[str, int] = {}
+        compared: list[int] = []
         try:
             numbers = prepare()
+            compared = [_signed(int(number)) for number in numbers.values()]
         except Exception as caught:
             error = caught
-        words = [int(error is not None), int(vote), *map(_signed, numbers.values())]
+        words = [int(error is not None), int(vote), *compared]
         words += [0] * (2 + NUMBERS - len(words))
         gathered = self._gather(torch.tensor(words, dtype=torch.int64, device=device)).tolist()
         if error is not None:

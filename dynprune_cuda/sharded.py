@@ -12,12 +12,14 @@ decide, 81,920 if the hash of equal scores must, whatever the number of samples.
 the device: on a GPU all six rounds are reduced, since nobody waits to learn that three were enough.
 At the end one small exchange tells how many ids each rank has, and waits.
 
-Every rank of the group calls the same function with the same k, seed and options. A call that
-differs, or scores that are wrong, are an error on all ranks. Gradients do not flow.
+Every rank of the group calls the same function with the same k, seed and options, on scores of the
+same dtype. A call that differs, or scores that are wrong, are an error on all ranks. Gradients do
+not flow.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -50,6 +52,9 @@ __all__ = [
 SCORES = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
+# Keys of this rank's samples, int32 [len(shard)], and what made them of their scores.
+Keys = tuple[Tensor, tuple[Any, ...]]
+
 
 def select_top_k(
     scores: Tensor, k: int, *, shard: Shard, seed: int = 0, process_group: Any = None
@@ -72,9 +77,9 @@ def select_top_k(
         RuntimeError: Another rank's arguments are wrong.
     """
 
-    def keys() -> Tensor:
+    def keys(_seed: int) -> Keys:
         _check("scores", scores, SCORES, shard)
-        return _tensor(ops.keys_by_score(scores.detach()))
+        return ops.keys_by_score(scores.detach()), ("top_k",)
 
     return _select(keys, k, 0.0, shard, seed, process_group, scores)
 
@@ -101,10 +106,9 @@ def select_epsilon_greedy(
         process_group: As in `select_top_k`.
     """
 
-    def keys() -> Tensor:
+    def keys(_seed: int) -> Keys:
         _check("scores", scores, SCORES, shard)
-        as_float("epsilon", epsilon, low=0.0, high=1.0)
-        return _tensor(ops.keys_by_score(scores.detach()))
+        return ops.keys_by_score(scores.detach()), ("epsilon_greedy",)
 
     return _select(keys, k, epsilon, shard, seed, process_group, scores)
 
@@ -133,12 +137,13 @@ def select_ucb(
         process_group: As in `select_top_k`.
     """
 
-    def keys() -> Tensor:
+    def keys(_seed: int) -> Keys:
         _check("mean", mean, SCORES, shard)
         check_vector("variance", variance, (mean.dtype,), mean)
         weight = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
         sqrt_bonus = as_choice("bonus", bonus, ("variance", "std")) == "std"
-        return _tensor(ops.keys_by_ucb(mean.detach(), variance.detach(), weight, sqrt_bonus))
+        found = ops.keys_by_ucb(mean.detach(), variance.detach(), weight, sqrt_bonus)
+        return found, ("ucb", weight, sqrt_bonus)
 
     return _select(keys, k, 0.0, shard, seed, process_group, mean)
 
@@ -167,12 +172,12 @@ def select_ucb1(
         process_group: As in `select_top_k`.
     """
 
-    def keys() -> Tensor:
+    def keys(_seed: int) -> Keys:
         _check("mean", mean, (torch.float32,), shard)
         check_vector("count", count, COUNT_DTYPES, mean)
         weight = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
         log_step = math.log(as_float("step", step, low=1.0))
-        return _tensor(ops.keys_by_ucb1(mean.detach(), count, weight, log_step))
+        return ops.keys_by_ucb1(mean.detach(), count, weight, log_step), ("ucb1", weight, log_step)
 
     return _select(keys, k, 0.0, shard, seed, process_group, mean)
 
@@ -191,10 +196,11 @@ def select_weighted(
         process_group: As in `select_top_k`.
     """
 
-    def keys() -> Tensor:
+    def keys(seed: int) -> Keys:
         _check("weights", weights, SCORES, shard)
         first, stride = shard.first, shard.stride
-        return _tensor(ops.keys_by_weight(weights.detach(), first, stride, None, signed(seed)))
+        found = ops.keys_by_weight(weights.detach(), first, stride, None, signed(seed))
+        return found, ("weighted",)
 
     return _select(keys, k, 0.0, shard, seed, process_group, weights)
 
@@ -221,7 +227,7 @@ def select_uniform(
 
 
 def _select(
-    make_keys: Callable[[], Tensor],
+    make_keys: Callable[[int], Keys],
     k: int,
     epsilon: float,
     shard: Shard,
@@ -232,22 +238,29 @@ def _select(
     """Agrees with all ranks about the arguments, then selects together."""
     ranks = resolve(process_group)
     keys = torch.empty(0)
+    random = 0
 
     def prepare() -> dict[str, int]:
-        nonlocal keys
+        nonlocal keys, k, seed, random
         if (shard.rank, shard.size) != (ranks.rank, ranks.size):
             raise ValueError(
                 f"shard must be that of rank {ranks.rank} of {ranks.size}, got rank {shard.rank} "
                 f"of {shard.size}"
             )
-        as_int("k", k, minimum=0, maximum=shard.num_samples)
-        as_int("seed", seed)
-        keys = make_keys()
+        k = as_int("k", k, minimum=0, maximum=shard.num_samples)
+        seed = as_int("seed", seed)
         random = split(k, as_float("epsilon", epsilon, low=0.0, high=1.0))
-        layout = LAYOUTS.index(shard.layout)
-        names = ("num_samples", "layout", "k", "seed", "the number of random samples")
-        numbers = (shard.num_samples, layout, k, seed, random)
-        return dict(zip(names, numbers, strict=True))
+        keys, call = make_keys(seed)
+        return {
+            "num_samples": shard.num_samples,
+            "layout": LAYOUTS.index(shard.layout),
+            "k": k,
+            "seed": seed,
+            "the number of random samples": random,
+            "the function, with its options and dtype (here a hash of them),": _hash(
+                (*call, like.dtype)
+            ),
+        }
 
     if ranks.size == 1:
         prepare()
@@ -256,7 +269,7 @@ def _select(
         ranks.meet("the selection", device, prepare, False)
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=keys.device)
-    found = find(keys, k, split(k, epsilon), shard, seed, ranks)
+    found = find(keys, k, random, shard, seed, ranks)
     return list_found(keys, found, int(found.count), shard, seed)
 
 
@@ -269,6 +282,6 @@ def _check(name: str, value: Any, dtypes: tuple[torch.dtype, ...], shard: Shard)
         )
 
 
-def _tensor(value: Tensor) -> Tensor:
-    """An op's result, typed."""
-    return value
+def _hash(call: tuple[Any, ...]) -> int:
+    """Returns 63 bits that are the same for equal calls in every process, unlike hash()."""
+    return int.from_bytes(hashlib.sha256(repr(call).encode()).digest()[:8]) >> 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from dynprune_cuda._shard_state import check_saved_by_all
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 
 try:
@@ -44,8 +45,8 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
 
     Raises:
         TypeError: `loader` is no `DataLoader`.
-        ValueError: `loader` uses another sampler, or the accelerator would have one process load
-            the batches of all.
+        ValueError: `loader` uses another sampler, the accelerator would have one process load the
+            batches of all, or the pruner has sharding="shard" and several processes.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader must be a DataLoader, got {type(loader).__name__}")
@@ -57,6 +58,8 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
             "loader must use a sampler of the pruner, got "
             f"{type(loader.batch_sampler).__name__} and {type(loader.sampler).__name__}"
         )
+    pruner: Any = sampler.source
+    check_saved_by_all(pruner)
     if accelerator.dispatch_batches or accelerator.split_batches:
         raise ValueError(
             "dispatch_batches and split_batches must be off, got "

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
+from dynprune_cuda._shard_state import check_saved_by_all
 from dynprune_cuda.data.samplers import EpochBatchSampler
 from dynprune_cuda.pruner import Pruner
 
@@ -71,6 +72,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
 
         Raises:
             TypeError: `sampler` is something else.
+            ValueError: The pruner has sharding="shard" and several processes.
         """
         super().__init__()
         if not isinstance(sampler, EpochBatchSampler) or not isinstance(sampler.source, Pruner):
@@ -79,6 +81,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
             )
         self.sampler = sampler
         self.pruner: Pruner = sampler.source
+        check_saved_by_all(self.pruner)
         self.log_stats = log_stats
         self._batches = 0  # of the pruner's epoch, trained on by this process
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dynprune_cuda._shard_state import check_saved_by_all
 from dynprune_cuda.data.indexed import ID_KEY, IndexedDataset
 from dynprune_cuda.integrations.accelerate import prepare_loader
 from dynprune_cuda.pruner import Pruner
@@ -86,10 +87,12 @@ class PrunedTrainerMixin:
 
         Raises:
             TypeError: `pruner` is no pruner.
-            ValueError: The pruner does not fit the training set or the Trainer.
+            ValueError: The pruner does not fit the training set or the Trainer, or has
+                sharding="shard" and several processes.
         """
         if not isinstance(pruner, Pruner):
             raise TypeError(f"pruner must be a Pruner, got {type(pruner).__name__}")
+        check_saved_by_all(pruner)
         super().__init__(*args, **more)
         trainer: Any = self
         if trainer.compute_loss_func is not None:
