@@ -128,12 +128,13 @@ class Pruner(ResumableEpochs):
                 subset and the batches are the same. `table`, `selected` and `stats` then tell of
                 this process's samples, `state_dict` and `load_state_dict` are called by all
                 processes; groups, InfoBatch, policies of your own and `track_forgetting` are
-                refused.
+                refused, and so is a step that is captured in a CUDA graph.
 
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: An argument is out of range, does not fit another one, or is not the same in
                 every process.
+            RuntimeError: Another process could not make its table.
         """
         num_samples = as_int("num_samples", num_samples, minimum=1)
         if epochs is not None:
