@@ -98,11 +98,20 @@ def test_a_selection_brings_nothing_to_the_host(fake_device, policy):
     assert trace.operations > 5
 
 
+def make_without_asking(monkeypatch):
+    """Lets pruners be made without the other processes, which compare their settings then."""
+    for name in ("check_device", "check_settings"):
+        monkeypatch.setattr(distributed.Ranks, name, lambda *_: None)
+    monkeypatch.setattr(
+        distributed.Ranks, "meet", lambda ranks, what, device, prepare, _: prepare()
+    )
+
+
 def test_several_ranks_bring_nothing_to_the_host(fake_device, monkeypatch):
     """The exchange itself and the mark of the repeated id; comparing where the ranks are waits."""
     reduced = []
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, *_: reduced.append(tensor.shape))
-    monkeypatch.setattr(distributed.Ranks, "check_settings", lambda *_: None)
+    make_without_asking(monkeypatch)
     monkeypatch.setattr(distributed, "resolve", lambda *_: distributed.Ranks(None, 3, 4))
     monkeypatch.setattr(distributed, "MERGED_SAMPLES", 600)
     pruner = Pruner(N - 3, 0.3, device="cuda")
@@ -121,8 +130,9 @@ def test_sharded_scores_bring_nothing_to_the_host(fake_device, monkeypatch):
     """Steps, and the search of a selection; exchanges with other ranks wait."""
     reduced = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # fake ones cannot
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # asks no tensor
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, *_: reduced.append(tensor.nbytes))
-    monkeypatch.setattr(distributed.Ranks, "check_settings", lambda *_: None)
+    make_without_asking(monkeypatch)
     monkeypatch.setattr(_shard_table, "LOOSE_BATCHES", 8)
     ranks = distributed.Ranks(None, 3, 4)
     monkeypatch.setattr(distributed, "resolve", lambda *_: ranks)
