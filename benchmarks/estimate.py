@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from methods import METHODS, planned_samples
+from records import Run
 from sweep_config import Cell, SweepConfig
 from training import Source, new_model
 
@@ -33,24 +34,50 @@ class Speed:
 USUAL = Speed(1.0, 0.35, 6.0)
 
 
-class Forecast:
-    """Seconds that cells will take, as far as those that were seen tell."""
+# Kinds of scores that look at the same models.
+SHARED = ("el2n", "grand", "grand_last")
 
-    def __init__(self, config: SweepConfig, num_train: int, num_test: int, speed: Speed = USUAL):
+
+class Forecast:
+    """Seconds that cells will take, as far as the runs that were seen tell.
+
+    Without a measured `speed` there is none before the first run was seen.
+    """
+
+    def __init__(
+        self, config: SweepConfig, num_train: int, num_test: int, speed: Speed | None = None
+    ):
         self.config, self.num_train, self.num_test = config, num_train, num_test
-        self.speed = speed
+        self.speed, self._measured = speed or USUAL, speed is not None
         self._seconds = self._work = 0.0
         self._scored: set[tuple[str, int]] = set()
         self._trained: set[int] = set()  # seeds whose models for scores are there
 
-    def observe(self, cell: Cell, seconds: float) -> None:
-        """Notes how long a cell took."""
-        self._seconds += seconds
+    def observe(self, run: Run) -> None:
+        """Notes how long a run took, in whichever process it was, with scores computed for it.
+
+        The cost of scores is in every run that uses them, and of models in all that look at them:
+        here they count once, as they were computed once.
+        """
+        cell, kind = Cell(run.method, run.keep, run.seed), METHODS[run.method].scores
+        self._seconds += run.train_seconds + run.part("evaluation")
+        if kind and run.static and (kind, run.seed) not in self._scored:
+            self._seconds += run.static_seconds
+            if kind in SHARED and run.seed in self._trained:
+                self._seconds -= run.static["training_seconds"]
         self._work += self._cell(cell, self._scored, self._trained)
 
-    def seconds(self, cells: Iterable[Cell]) -> float:
-        """How long these will take, one after the other."""
-        scored, trained = set(self._scored), set(self._trained)
+    def seconds(self, cells: Iterable[Cell], there: Iterable[tuple[str, int]] = ()) -> float | None:
+        """How long these will take, one after the other; None: nothing was measured or seen yet.
+
+        Args:
+            cells: The runs.
+            there: Kinds and seeds of scores that need not be computed any more.
+        """
+        if not (self._work or self._measured):
+            return None
+        scored = self._scored.union(there)
+        trained = self._trained | {seed for kind, seed in scored if kind in SHARED}
         work = sum(self._cell(cell, scored, trained) for cell in cells)
         return work * (self._seconds / self._work if self._work else 1.0)
 
@@ -141,6 +168,7 @@ def describe_speed(config: SweepConfig, source: Source, speed: Speed) -> str:
     cells = config.cells()
     total = forecast.seconds(cells)
     one_seed = forecast.seconds(cell for cell in cells if cell.seed == cells[0].seed)
+    assert total is not None and one_seed is not None
     return (
         f"images a second: {1 / speed.training:,.0f} in training, "
         f"{1 / speed.evaluation:,.0f} in evaluation, "

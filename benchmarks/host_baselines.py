@@ -6,7 +6,7 @@ They exist to be timed beside the package's own; what they choose follows the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynprune_cuda import ScoreTable, policies
+from dynprune_cuda import Pruner, ScoreTable, policies
 
 __all__ = ["HostPolicy", "PublishedInfoBatch"]
 
@@ -99,11 +99,21 @@ class PublishedInfoBatch:
         finally:
             base.__next__ = method
         self.published = InfoBatch(range(num_samples), epochs)
+        self._annealing = False
 
-    def loss(self, logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        self.published.set_active_indices(ids.cpu())
-        loss: Tensor = self.published.update(losses)
+    def loss_of(self, pruner: Pruner) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The loss in the epochs of `pruner`; once it anneals, all weights are 1."""
+
+        def loss(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+            annealing = pruner.schedule.phase(pruner.epoch) == "annealing"
+            if annealing and not self._annealing:
+                self.published.reset_weights()
+            self._annealing = annealing
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            self.published.set_active_indices(ids.cpu())
+            mean: Tensor = self.published.update(losses)
+            return mean
+
         return loss
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:

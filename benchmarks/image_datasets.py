@@ -213,7 +213,8 @@ def load_torchvision_cifar(
             part = kind(str(root), train=train, download=download)
         except RuntimeError as error:
             raise FileNotFoundError(
-                f"no {name} in {root} ({error}); --download fetches it"
+                f"no {name} in {root} ({error}); train.py --download, or --set data.download=true "
+                "of reproduce.py, fetches it"
             ) from error
         stop = limit if train else None
         images = torch.from_numpy(part.data[:stop]).permute(0, 3, 1, 2).contiguous()

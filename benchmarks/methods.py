@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from host_baselines import HostPolicy, PublishedInfoBatch
 from torch import Tensor
 
-from dynprune_cuda import Pruner, StaticSubset, policies
+from dynprune_cuda import Pruner, ScoreTable, StaticSubset, functional, policies
 
 __all__ = ["METHODS", "Loss", "Method", "Plan", "Rules", "make_plan", "planned_samples"]
 
@@ -89,6 +89,21 @@ class Plan:
     stateful: list[Any] = field(default_factory=list)  # what a checkpoint must hold of all this
 
 
+class PartOfSubset:
+    """A subset that was chosen before; a selection of fewer takes a random part of it."""
+
+    def __init__(self, ids: Tensor, device: torch.device) -> None:
+        subset = StaticSubset(ids)
+        self.ids, self.fingerprint = torch.as_tensor(subset.ids).to(device), subset.fingerprint
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        if k == len(self.ids):
+            return self.ids
+        return self.ids[
+            functional.select_uniform(len(self.ids), k, seed=seed, device=self.ids.device)
+        ]
+
+
 def planned_samples(num_samples: int, epochs: int, rules: Rules, keep: float | None) -> int:
     """How many samples a pruned run trains on; of full data for None."""
     if keep is None:
@@ -112,7 +127,7 @@ def make_plan(
     """Plans a run of METHODS[name].
 
     Short and static runs get as many samples as the pruned ones: full data in fewer epochs, of
-    which the last is a random part; a static subset in more epochs, rounded up to a whole one.
+    which the last is a random part; a static subset in more epochs, the last one likewise.
     """
     method = METHODS[name]
     samples = planned_samples(num_samples, epochs, rules, keep if method.takes_keep else None)
@@ -128,16 +143,21 @@ def make_plan(
     elif method.kind == "static":
         if static_ids is None:
             raise ValueError(f"{name} needs the ids of its subset")
-        epochs = -(-samples // len(static_ids))
-        pruner = Pruner(num_samples, policy=StaticSubset(static_ids), warmup_epochs=0, **common)
+        counts = short_epochs(samples, len(static_ids), batch_size)
+        epochs = len(counts)
+        # Two selections: the subset at the beginning, what is left of its last epoch at the end.
+        common |= {"period": max(1, epochs - 1), "warmup_epochs": 0}
+        policy = PartOfSubset(static_ids, device)
+        pruner = Pruner(num_samples, counts, policy, **common)
     else:
         common |= {"warmup_epochs": rules.warmup_epochs, "epochs": epochs}
         if method.policy == "infobatch":
             pruner = Pruner(num_samples, policy="infobatch", **common)
         elif method.policy == "infobatch_published":
             published = PublishedInfoBatch(num_samples, epochs)
+            common["anneal_epochs"] = -(-epochs // 8)  # as in the package's own
             pruner = Pruner(num_samples, policy=published, period=1, **common)
-            loss, more = published.loss, [published]
+            loss, more = published.loss_of(pruner), [published]
         else:
             common |= {"period": rules.period, "alpha": rules.alpha}
             policy = {

@@ -65,7 +65,8 @@ def make_notes(runs: Sequence[Run], *, num_test: int, note: str = "") -> str:
     sigma = two_sigma(runs, num_test)
     lines = [
         f"accuracy: after the last epoch, on {num_test:,} test images, {seeds}.",
-        f"  Differences below {sigma:.1f} points are within the test set's sampling error.",
+        f"  Differences below {sigma:.1f} points are within the test set's sampling error, as if",
+        "  each row had images of its own; all rows share them, which mostly makes it smaller.",
         "seconds: wall-clock training with loading, scoring and selection; evaluation excluded.",
         "full data uses the same loop and loader, and torch's own loss, which scores nothing; the",
         "  learning rate of every row has the same shape, stretched over the row's own steps.",
@@ -74,7 +75,10 @@ def make_notes(runs: Sequence[Run], *, num_test: int, note: str = "") -> str:
 
 
 def two_sigma(runs: Sequence[Run], num_test: int) -> float:
-    """Twice the standard deviation of the difference of two accuracies, in points."""
+    """Twice the standard deviation of the difference of two accuracies, in points.
+
+    Of independent test sets: on one and the same the errors go together, and it is mostly smaller.
+    """
     rate = statistics.fmean(run.accuracy for run in runs)
     return 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
 

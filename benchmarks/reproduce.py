@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,16 +28,20 @@ from training import Settings, Source, Trainer, warm_up
 
 __all__ = ["main"]
 
+Report = Callable[[Path, list[dict[str, Any]]], None]
+
 
 class OutOfTime(Exception):
     """The minutes that were granted are over."""
 
 
 class Sweep:
-    """A sweep and the folder that it works in."""
+    """A sweep and the folder that it works in; `report` is called after every whole seed."""
 
-    def __init__(self, config: SweepConfig, out: Path, minutes: float | None) -> None:
-        self.config, self.out = config, out
+    def __init__(
+        self, config: SweepConfig, out: Path, minutes: float | None, report: Report
+    ) -> None:
+        self.config, self.out, self.report = config, out, report
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
         training = config.training
         name = training.device
@@ -59,9 +63,15 @@ class Sweep:
         )
         self.task = load_task(config)
         self.source = Source(self.task, self.settings)
-        self.fingerprint = config.fingerprint(device.type)
+        self.fingerprint = config.fingerprint(
+            device.type,
+            threads=torch.get_num_threads(),
+            data=(self.task.name, len(self.task.train), len(self.task.test)),
+        )
         about = f"{self.task.name}, {training.model}, configuration {self.fingerprint}"
-        self.static = StaticSubsets(self.source, config.static, out / "static", about)
+        self.static = StaticSubsets(
+            self.source, config.static, out / "static", about, self._in_time
+        )
         self.facts = results_file.describe(device)
 
     @property
@@ -86,7 +96,10 @@ class Sweep:
         """Does what is left, as far as the time allows; returns the names of runs that failed."""
         done = {Cell(run.method, run.keep, run.seed): run for run in self.finished()}
         forecast = Forecast(self.config, len(self.task.train), len(self.task.test))
-        left = [cell for cell in self.config.cells() if cell not in done]
+        for run in done.values():
+            forecast.observe(run)
+        cells = self.config.cells()
+        left = [cell for cell in cells if cell not in done]
         if left:
             warm_up(self.source)
         total, failed = len(left) + len(done), []
@@ -94,7 +107,8 @@ class Sweep:
             try:
                 if number > 0:  # every start gets at least one epoch further
                     self._in_time()
-                start = time.monotonic()
+                    if cell.seed != left[number - 1].seed:
+                        self._report_so_far()
                 run = self._train(cell)
             except OutOfTime:
                 print(f"stopped: {len(done)} of {total} runs are done; start again to go on")
@@ -108,13 +122,12 @@ class Sweep:
                 continue
             self._write(cell, run)
             done[cell] = run
-            if not run.resumed:
-                forecast.observe(cell, time.monotonic() - start)
-            rest = forecast.seconds(left[number + 1 :])
+            forecast.observe(run)
+            rest = forecast.seconds(left[number + 1 :], self._scores_there(cells))
+            remaining = "" if rest is None else f"; about {hours(rest)} left"
             print(
                 f"[{len(done)}/{total}] {cell.name}: {100 * run.accuracy:.2f} %, "
-                f"{run.seconds:.0f} s with {run.static_seconds:.0f} s of static scoring; "
-                f"about {hours(rest)} left",
+                f"{run.seconds:.0f} s with {run.static_seconds:.0f} s of static scoring{remaining}",
                 flush=True,
             )
         return failed
@@ -164,6 +177,18 @@ class Sweep:
         if self._end is not None and time.monotonic() >= self._end:
             raise OutOfTime
 
+    def _scores_there(self, cells: Sequence[Cell]) -> set[tuple[str, int]]:
+        wanted = {(METHODS[cell.method].scores, cell.seed) for cell in cells}
+        return {(kind, seed) for kind, seed in wanted if kind and self.static.has(kind, seed)}
+
+    def _report_so_far(self) -> None:
+        """Tables and figures of the seeds that are done; the sweep goes on without them, too."""
+        try:
+            if entries := results_file.read(self.results):
+                self.report(self.out, entries)
+        except Exception:
+            traceback.print_exc()
+
     def _write(self, cell: Cell, run: Run) -> None:
         """Enters a run that is finished, and forgets its checkpoint."""
         entry = {
@@ -206,10 +231,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data-root", metavar="PATH", help="where the data are: replaces data.root of the file")
     add(
         "--set",
+        action="extend",
         nargs="+",
         default=[],
         metavar="TABLE.NAME=VALUE",
-        help="other entries that differ, as training.epochs=2",
+        help="other entries that differ, as training.epochs=2; give the TOML file before it",
     )
     add("--minutes", type=float, metavar="N", help="stop after so many minutes, ready to go on")
     add("--estimate", action="store_true", help="measure for some seconds how long it will take")
@@ -222,14 +248,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.config is None and not args.report_only:
-        parser.error("the TOML file is needed")
+        parser.error("the TOML file is needed, before --set, which takes all that follows it")
+    report = find_report()
     failed: list[str] = []
     try:
         if not args.report_only:
             config = read_config(args.config, [*args.set, *data_root(args.data_root)])
             args.out.mkdir(parents=True, exist_ok=True)
             with results_file.locked(args.out):
-                sweep = Sweep(config, args.out, args.minutes)
+                sweep = Sweep(config, args.out, args.minutes, report)
                 print(introduction(sweep), flush=True)
                 if args.estimate:
                     print(describe_speed(config, sweep.source, measure_speed(sweep.source, config)))
@@ -240,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report(args.out, entries)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"reproduce.py: {error}")
+    if not entries and args.report_only:
+        sys.exit(f"reproduce.py: there is nothing to report: no run is finished in {args.out}")
     if not entries:
         print(f"no run is finished in {args.out}")
     if failed:
@@ -248,16 +277,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def report(out: Path, entries: list[dict[str, Any]]) -> None:
-    """Writes tables and figures, unless this machine can only train."""
+def find_report() -> Report:
+    """What writes tables and figures; before anything is trained, with a word if it cannot."""
     try:
         from sweep_report import write_report
     except ImportError as error:
-        print(f"no report here ({error}): copy results.jsonl to a machine that has all of the")
-        print(f"extra demo, and write it there with --report-only --out {out}")
-        return
-    write_report(out, entries)
-    print(f"written: {out / 'report.md'} and its figures")
+        missing = str(error)
+
+        def explain(out: Path, entries: list[dict[str, Any]]) -> None:
+            print(f"no report here ({missing}): copy results.jsonl to a machine that has all of")
+            print(f"the extra demo, and write it there with --report-only --out {out}")
+
+        print(f"this machine can only train, and write no report: {missing}", flush=True)
+        return explain
+
+    def write(out: Path, entries: list[dict[str, Any]]) -> None:
+        write_report(out, entries)
+        print(f"written: {out / 'report.md'} and its figures", flush=True)
+
+    return write
 
 
 def data_root(path: str | None) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,42 @@ class StaticSubsets:
 
     Models are trained by the same loop, for the first epochs of a full run. EL2N and both forms of
     GraNd look at the same ones, which are trained once; the cost of each counts them in full.
+
+    `saved` is called after scores or a model were computed and are on the disk; what it raises
+    loses nothing. The models for forgetting are not kept, and only their scores count.
     """
 
-    def __init__(self, source: Source, how: Static, folder: Path, about: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        how: Static,
+        folder: Path,
+        about: str,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
         self.source, self.how, self.folder, self.about = source, how, folder, about
+        self.saved = saved
         folder.mkdir(parents=True, exist_ok=True)
 
     def scores(self, kind: str, seed: int) -> tuple[StaticScores, dict[str, Any]]:
         """The scores for a training with `seed`, and what they are and cost."""
-        path, facts_path = (self.folder / f"{kind}-seed{seed}.{end}" for end in ("pt", "json"))
-        if path.is_file() and facts_path.is_file():
+        path, facts_path = self._files(kind, seed)
+        if self.has(kind, seed):
             size = self.source.num_samples
             scores = StaticScores.load(path, num_samples=size, about=self.about)
             return scores, json.loads(facts_path.read_text())
         scores, facts = self._compute(kind, seed)
         scores.save(path)
         replace_text(facts_path, json.dumps(facts) + "\n")
+        self.saved()
         return scores, facts
+
+    def has(self, kind: str, seed: int) -> bool:
+        """Whether these scores were computed."""
+        return all(path.is_file() for path in self._files(kind, seed))
+
+    def _files(self, kind: str, seed: int) -> tuple[Path, Path]:
+        return self.folder / f"{kind}-seed{seed}.pt", self.folder / f"{kind}-seed{seed}.json"
 
     def _compute(self, kind: str, seed: int) -> tuple[StaticScores, dict[str, Any]]:
         training = _TrainedOnce(self)
@@ -105,6 +125,7 @@ class _TrainedOnce:
             new = path.with_suffix(".new")
             torch.save({**state, "model": model.state_dict()}, new)
             os.replace(new, path)
+            self._subsets.saved()
         self.seconds += state["seconds"]
         self.waited += time.perf_counter() - start
 

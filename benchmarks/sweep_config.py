@@ -119,8 +119,14 @@ class SweepConfig:
         ]
         return list(dict.fromkeys(cells))
 
-    def fingerprint(self, device: str) -> str:
-        """A hash of what decides the result of a cell: runs of one table must share it."""
+    def fingerprint(self, device: str, *, threads: int, data: tuple[str, int, int]) -> str:
+        """A hash of what decides the result of a cell: runs of one table must share it.
+
+        Args:
+            device: "cpu" or "cuda".
+            threads: Those that torch has; on a CPU they decide the order of sums.
+            data: Name and sizes of the data that were found: training and test samples.
+        """
         parts = asdict(self)
         for name in ("sweep", "overhead"):
             del parts[name]
@@ -129,6 +135,8 @@ class SweepConfig:
         for name in ("checkpoint_seconds", "threads", "num_workers"):
             del parts["training"][name]
         parts["training"]["device"] = device
+        parts["training"]["threads"] = threads if device == "cpu" else None
+        parts["found"] = list(data)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -36,9 +36,10 @@ def write_report(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         figures.append("![Accuracy against keep](accuracy_keep.png)")
     keeps = sorted({run.keep for run in compared if run.keep is not None})
     parts = [f"# {title}", setting(entries)]
-    parts += [f"## keep {keep:g}\n\n{main_table(compared, keep)}" for keep in keeps]
-    if not keeps and compared:
-        parts.append(main_table(compared, None))
+    num_test = last["data"]["test"]
+    for keep in keeps or ([None] if compared else []):
+        parts += [] if keep is None else [f"## keep {keep:g}"]
+        parts += [main_table(compared, keep), sampling_error(compared, keep, num_test)]
     parts += [notes(compared, last["data"]), *figures]
     parts += ["## Where the time goes", overhead_table(runs), overhead_notes(runs)]
     (out / "report.md").write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -46,7 +47,7 @@ def write_report(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 
 def main_table(runs: Sequence[Run], keep: float | None) -> str:
     """One row per method with this keep, and those that have none; means over the seeds."""
-    groups = group_by([run for run in runs if run.keep in (keep, None)], "method")
+    groups = group_by(of_keep(runs, keep), "method")
     full = groups.get("full")
     rows = [
         (
@@ -76,6 +77,20 @@ def main_table(runs: Sequence[Run], keep: float | None) -> str:
             )
         )
     return markdown(rows)
+
+
+def of_keep(runs: Sequence[Run], keep: float | None) -> list[Run]:
+    """The runs with this keep, and those that have none."""
+    return [run for run in runs if run.keep in (keep, None)]
+
+
+def sampling_error(runs: Sequence[Run], keep: float | None, num_test: int) -> str:
+    """What the table of this keep cannot tell apart."""
+    return (
+        f"Differences below {two_sigma(of_keep(runs, keep), num_test):.1f} points are within the "
+        "sampling error of two test sets of this size. All methods share the same test images, "
+        "which mostly makes the error of a difference smaller."
+    )
 
 
 def time_to_full(group: Sequence[Run], full: Sequence[Run] | None) -> str:
@@ -172,13 +187,16 @@ def notes(runs: Sequence[Run], data: Mapping[str, Any]) -> str:
     spread = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
     return "\n".join(
         [
-            f"Accuracy is that after the last step, on {data['test']:,} test images, {spread}; "
-            f"differences below {two_sigma(runs, data['test']):.1f} points are within the test "
-            "set's sampling error. Total time is training and static scoring; evaluation is in "
-            "neither. Full data in fewer epochs and static subsets get as many samples as the "
-            "dynamic methods, warm-up included. All learning rates have the same shape, stretched "
-            "over the run's own steps. A model is evaluated as often in every run; the last "
-            "column is the time of the first evaluation that is good enough.",
+            f"Accuracy is that after the last step, on {data['test']:,} test images, {spread}. "
+            "Total time is training and static scoring; evaluation is in neither. Full data in "
+            "fewer epochs and static subsets get as many samples as the dynamic methods, warm-up "
+            "included; the last epoch is a random part, of at least a batch. InfoBatch decides "
+            "itself how much it keeps: it is matched to no keep, and its samples differ from those "
+            "of the other rows. The peak of the learning rate is one value for all, tuned for no "
+            "method; its shape is the same, stretched over the run's own steps, and for InfoBatch, "
+            "whose steps are not known in advance, over its epochs. A model is evaluated as often "
+            "in every run; the last column is the time of the first evaluation that is good "
+            "enough, and so no finer than the distance of two evaluations.",
         ]
     )
 

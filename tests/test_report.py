@@ -63,6 +63,7 @@ def test_notes_state_test_size_and_sampling_error() -> None:
     assert "on 1,000 test images, one seed." in notes
     # 2 * sqrt(2 * 0.9795 * 0.0205 / 1000) = 0.0127
     assert "Differences below 1.3 points" in notes
+    assert "all rows share them" in notes
     assert notes.endswith("data: digits.")
     two_seeds = make_notes([FULL, run("full", "full data", 1, 1, 1.0, 0.9)], num_test=10)
     assert "mean ± standard deviation over 2 seeds" in two_seeds

@@ -215,13 +215,79 @@ def test_a_sweep_stops_in_time_and_goes_on(
     parts, done = tmp_path / "parts", []
     while not done or done[-1] < 2:
         arguments = command(packed, parts, *short)
-        main([*arguments[:5], "--minutes", "0", *arguments[5:]])  # each time an epoch
+        main([*arguments[:5], "--minutes", "0", *arguments[5:]])  # each time a step further
         done.append(len(runs_of(parts)))
         assert len(done) < 20
-    assert done == [0, 0, 0, 1, 1, 1, 2]
+    # Two models for EL2N, its scores, four epochs of the subset; three of UCB.
+    assert done == [0, 0, 0, 0, 0, 0, 1, 1, 1, 2]
     assert "stopped: 0 of 2 runs are done; start again to go on" in capsys.readouterr().out
     assert what_happened(parts) == what_happened(tmp_path / "whole")
     assert [run.resumed for run in runs_of(parts)] == [3, 2]
+
+
+def test_time_is_looked_at_while_scores_are_computed(packed: Path, tmp_path: Path) -> None:
+    arguments = command(packed, tmp_path, "sweep.methods=['static_grand', 'static_forgetting']")
+    files = []
+    for _ in range(3):
+        main([*arguments[:5], "--minutes", "0", *arguments[5:]])
+        files.append({path.name for path in (tmp_path / "static").iterdir()})
+    models = [f"model-100000{number}-epochs1.pt" for number in (0, 1)]
+    scores = {"grand-seed0.pt", "grand-seed0.json"}
+    assert files == [{models[0]}, set(models), {*models, *scores}]
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_the_time_left_knows_the_runs_of_earlier_starts(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    class Noted(reproduce.Forecast):
+        def observe(self, run: Run) -> None:
+            calls.append(run.method)
+            super().observe(run)
+
+        def seconds(self, cells: Any, there: Any = ()) -> float | None:
+            calls.append(set(there))
+            return super().seconds(cells, there)
+
+    main(command(packed, tmp_path, "sweep.methods=['static_el2n']"))
+    monkeypatch.setattr(reproduce, "Forecast", Noted)
+    main(command(packed, tmp_path, "sweep.methods=['static_el2n', 'ucb']"))
+    assert calls == ["static_el2n", "ucb", {("el2n", 0)}]
+
+
+def test_a_report_is_there_after_each_seed(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, reports = reproduce.Sweep._train, []
+
+    def watched(self: Any, cell: Any) -> Run:
+        path = tmp_path / "report.md"
+        reports.append(path.read_text() if path.exists() else "")
+        return train(self, cell)
+
+    monkeypatch.setattr(reproduce.Sweep, "_train", watched)
+    main(command(packed, tmp_path, "sweep.methods=['full', 'ucb']", "sweep.seeds=[0, 1]"))
+    assert reports[:2] == ["", ""] and reports[2] == reports[3]
+    assert "- 2 runs;" in reports[2] and "- 4 runs;" in (tmp_path / "report.md").read_text()
+
+
+def test_set_can_be_repeated(packed: Path, tmp_path: Path) -> None:
+    arguments = command(packed, tmp_path, "sweep.methods=['full']")
+    main([*arguments, "--set", "training.epochs=2", "--set", "pruning.period=7"])
+    (entry,) = results_file.read(tmp_path / "results.jsonl")
+    config = entry["config"]
+    assert (config["training"]["epochs"], config["pruning"]["period"]) == (2, 7)
+    assert config["training"]["batch_size"] == 16 and config["sweep"]["methods"] == ["full"]
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "none"):
+        with pytest.raises(SystemExit, match="nothing to report: no run is finished in") as stopped:
+            main(["--report-only", "--out", str(out)])
+        assert isinstance(stopped.value.code, str)  # which is status 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_was_only_begun_is_not_mixed_up(packed: Path, tmp_path: Path) -> None:
@@ -302,7 +368,10 @@ def test_estimate(
     ("arguments", "message"),
     [
         (["no.toml"], "No such file"),
-        ([str(CONFIGS / "cifar10_2cores.toml"), "--data-root", "/none"], "no CIFAR-10 in /none"),
+        (
+            [str(CONFIGS / "cifar10_2cores.toml"), "--data-root", "/none"],
+            "no CIFAR-10 in /none.*--set data.download=true",
+        ),
         ([str(CONFIGS / "tiny.toml"), "--set", "training.model='none'"], "model must be cnn"),
         ([str(CONFIGS / "tiny.toml"), "--set", "training.epochs=0"], "at least 1, got 0"),
     ],
@@ -314,9 +383,11 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path)
 
 
 def test_the_file_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path)])
-    assert "the TOML file is needed" in capsys.readouterr().err
+    swallowed = ["--set", "training.epochs=2", str(CONFIGS / "tiny.toml")]
+    for arguments in ([], swallowed):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--out", str(tmp_path)])
+        assert "the TOML file is needed, before --set" in capsys.readouterr().err
 
 
 def test_json_lines_are_plain(packed: Path, tmp_path: Path) -> None:

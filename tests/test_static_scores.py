@@ -324,10 +324,6 @@ def test_bad_models_and_loaders(data: TensorDataset) -> None:
         el2n_scores(make_net, DataLoader(data, batch_size=4), **options)
     with pytest.raises(ValueError, match="at least one batch"):
         el2n_scores(make_net, [], **options)
-    pruner = Pruner(NUM, 0.5, "uniform", warmup_epochs=0)
-    pruned = DataLoader(IndexedDataset(data), batch_sampler=pruner.batch_sampler(5))
-    with pytest.raises(ValueError, match="every sample exactly once in a pass: of 12 ids"):
-        el2n_scores(make_net, pruned, **options)
     with pytest.raises(ValueError, match=r"output is that of its last nn.Linear"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(32, CLASSES), nn.Softplus())
         grand_scores(lambda: net, loader_of(data), layers="last", **options)
@@ -338,6 +334,78 @@ def test_bad_models_and_loaders(data: TensorDataset) -> None:
         forgetting_scores(make_net, loader_of(data), train=lambda *a, **k: None)
     with pytest.raises(TypeError, match="DataLoader or a DeviceLoader, got list"):
         forgetting_scores(make_net, [], epochs=1)
+
+
+def pruned_loaders(data: TensorDataset, keep: float) -> list[Any]:
+    images, labels = data.tensors
+    pruners = [Pruner(NUM, keep, "uniform", warmup_epochs=0) for _ in range(2)]
+    dataset = IndexedDataset(data)
+    return [
+        DataLoader(dataset, batch_sampler=pruners[0].batch_sampler(5)),
+        DeviceLoader(images, labels, pruner=pruners[1], batch_size=5),
+    ]
+
+
+def test_a_loader_that_cannot_hold_every_sample_is_refused_before_any_work(
+    data: TensorDataset,
+) -> None:
+    def no_model() -> nn.Module:
+        raise AssertionError("a model was made")
+
+    drops = DataLoader(IndexedDataset(data), batch_size=5, drop_last=True)
+    for loader, number in ((pruned_loaders(data, 0.5)[0], 3), (drops, 4)):
+        message = f"exactly once in a pass: its {number} batches of 5 cannot hold the 23 samples"
+        for measure in MEASURES.values():
+            with pytest.raises(ValueError, match=f"loader must .* {message}"):
+                measure(no_model, loader, epochs=3, seeds=[0])
+    with pytest.raises(ValueError, match="its 3 batches of 5 cannot hold the 23 samples"):
+        el2n_scores(no_model, pruned_loaders(data, 0.5)[1], epochs=3, seeds=[0])
+
+
+def test_a_loader_that_misses_a_sample_is_refused_after_its_first_pass(data: TensorDataset) -> None:
+    passes: list[int] = []
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            passes.append(len(x))
+            logits: Tensor = self.net(x)
+            return logits
+
+    message = "loader must yield every sample .*: of 22 ids, .* 22 differ, .* has 23 samples"
+    for loader in pruned_loaders(data, 22):
+        for epochs in (0, 3):
+            passes.clear()
+            with pytest.raises(ValueError, match=message):
+                el2n_scores(Counted, loader, epochs=epochs, seeds=[0, 1])
+            assert sum(passes) == 22
+    twice = [*loader_of(data), next(iter(loader_of(data)))]  # of unknown size
+    with pytest.raises(ValueError, match="of 28 ids, from 0 to 22, 23 differ"):
+        el2n_scores(make_net, twice, epochs=1, seeds=[0])
+
+
+def test_samples_that_were_never_visited_have_no_forgetting_score(data: TensorDataset) -> None:
+    counter = ForgettingCounter(3)
+    logits = torch.zeros(2, 2, requires_grad=True)
+    counter.cross_entropy(logits, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="1 of 3 were not, such as 1"):
+        counter.values()
+    for loader in pruned_loaders(data, 0.5):
+        with pytest.raises(
+            ValueError, match=r"loader must give every sample: .* 11 of 23 were not"
+        ):
+            forgetting_scores(make_net, loader, epochs=2, seeds=[0])
+    part = list(loader_of(data))[:2]
+
+    def train(model: nn.Module, *, epochs: int, seed: int, loss: Any) -> None:
+        for inputs, labels, ids in part:
+            loss(model(inputs), labels, ids)
+
+    with pytest.raises(ValueError, match=r"train, with the loader .* 13 of 23 were not"):
+        forgetting_scores(make_net, loader_of(data), epochs=1, seeds=[0], train=train)
 
 
 def test_progress(data: TensorDataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from estimate import Forecast, Speed, hours
-from sweep_config import Cell, read_config
+from records import Epoch, Run
+from sweep_config import Cell, SweepConfig, read_config
 
 TEXT = """
 [data]
@@ -63,11 +65,20 @@ def test_values_have_their_types(path: Path) -> None:
 def test_the_fingerprint_covers_what_decides_a_run(path: Path) -> None:
     config = read_config(path)
     same = ["sweep.seeds=[7]", "data.root='x'", "training.threads=1", "overhead.keeps=[0.3]"]
+    found = ("digits", 50, 10)
     other = ["training.lr=0.5", "data.limit=9", "pruning.period=3", "static.models=1"]
-    first = config.fingerprint("cpu")
-    assert all(read_config(path, [change]).fingerprint("cpu") == first for change in same)
-    assert all(read_config(path, [change]).fingerprint("cpu") != first for change in other)
-    assert config.fingerprint("cuda") != first
+
+    def of(config: SweepConfig, device: str = "cpu", threads: int = 2, data: Any = found) -> str:
+        return config.fingerprint(device, threads=threads, data=data)
+
+    first = of(config)
+    assert all(of(read_config(path, [change])) == first for change in same)
+    assert all(of(read_config(path, [change])) != first for change in other)
+    # What the file leaves open: the device, the threads that torch took, the data that were found.
+    assert of(config, "cuda") != first != of(config, threads=1)
+    assert of(config, "cuda") == of(config, "cuda", threads=1)
+    for data in (("letters", 50, 10), ("digits", 49, 10), ("digits", 50, 9)):
+        assert of(config, data=data) != first
 
 
 @pytest.mark.parametrize(
@@ -136,15 +147,46 @@ def test_forecast_adds_up_the_work(path: Path) -> None:
     assert forecast.seconds(both) == 2 * (1_900 + looks) + scoring + 2 * 1000 * 4.0
 
 
+def seen(cell: Cell, training: float, evaluation: float, static: Any = None) -> Run:
+    epochs = [Epoch(9, 0.5, {"step": training / 2, "evaluation": evaluation / 2})] * 2
+    return Run(cell.method, "", cell.seed, cell.keep, epochs, static=static)
+
+
 def test_forecast_learns_from_what_it_saw(path: Path) -> None:
+    config = read_config(path, ["training.evaluations=5", "static.models=2", "static.epochs=3"])
+    forecast = Forecast(config, 1000, 400, SPEED)
+    looks, models = 5 * 400 * 0.25, 2 * 3 * 1000
+    full, el2n = Cell("full", None, 0), [Cell("static_el2n", keep, 0) for keep in (0.1, 0.5)]
+    grand = Cell("static_grand", 0.1, 0)
+    # Everything takes three times what the speed says: evaluation and scores count, too.
+    forecast.observe(seen(full, 30_000, 3 * looks))
+    assert forecast.seconds([full]) == pytest.approx(3 * (10_000 + looks))
+    cost = {"training_seconds": 3 * models, "measuring_seconds": 3 * 500, "seconds": 3 * 6500}
+    for cell, samples in zip(el2n, (1_900, 5_500), strict=True):
+        forecast.observe(seen(cell, 3 * samples, 3 * looks, cost))  # in both, done once
+    assert forecast.seconds(el2n) == pytest.approx(3 * (1_900 + 5_500 + 2 * looks))
+    assert forecast.seconds([grand]) == pytest.approx(3 * (1_900 + looks + 8000))
+    cost = {"training_seconds": 3 * models, "measuring_seconds": 3 * 8000, "seconds": 3 * 14_000}
+    forecast.observe(seen(grand, 3 * 1_900, 3 * looks, cost))  # the models were there
+    assert forecast.seconds([full]) == pytest.approx(3 * (10_000 + looks))
+
+
+def test_forecast_knows_scores_that_are_there(path: Path) -> None:
+    config = read_config(path, ["training.evaluations=5", "static.models=2", "static.epochs=3"])
+    forecast = Forecast(config, 1000, 400, SPEED)
+    run = 1_900 + 5 * 400 * 0.25
+    el2n, grand = (Cell(method, 0.1, 1) for method in ("static_el2n", "static_grand"))
+    assert forecast.seconds([el2n], [("el2n", 1)]) == run
+    assert forecast.seconds([grand], [("el2n", 1)]) == run + 2 * 1000 * 4.0
+    assert forecast.seconds([el2n], [("el2n", 0)]) == run + 2 * 3 * 1000 + 2 * 1000 * 0.25
+
+
+def test_there_is_no_forecast_of_nothing(path: Path) -> None:
     config = read_config(path)
-    cells = config.cells()
-    forecast, expected = (Forecast(config, 1000, 400, SPEED) for _ in range(2))
-    forecast.observe(cells[0], 3 * expected.seconds(cells[:1]))
-    assert forecast.seconds(cells[1:]) == pytest.approx(3 * expected.seconds(cells[1:]))
-    forecast.observe(cells[1], 3 * expected.seconds(cells[1:2]))
-    again = forecast.seconds(cells[1:2])  # the scores are there now
-    assert again < 3 * expected.seconds(cells[1:2])
+    forecast, full = Forecast(config, 1000, 400), Cell("full", None, 0)
+    assert forecast.seconds(config.cells()) is None
+    forecast.observe(seen(full, 12.0, 3.0))
+    assert forecast.seconds([full]) == pytest.approx(15.0)
 
 
 def test_hours() -> None:

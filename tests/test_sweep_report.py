@@ -16,7 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from methods import METHODS
 from records import Epoch, Evaluation, Run
 from sweep_plots import plot_curves, plot_keeps, style
-from sweep_report import main_table, overhead_table, time_to_full, write_report
+from sweep_report import (
+    main_table,
+    overhead_table,
+    sampling_error,
+    time_to_full,
+    write_report,
+)
 
 
 def run(
@@ -73,6 +79,14 @@ def test_time_to_full() -> None:
     assert time_to_full(early, FULL) == "17.5"
     assert time_to_full(EL2N, FULL) == "never"
     assert time_to_full(EL2N, None) == "-"
+
+
+def test_sampling_error_is_that_of_one_keep() -> None:
+    runs = [run("full", None, 0, [0.9]), run("ucb", 0.1, 0, [0.1]), run("ucb", 0.3, 0, [0.7])]
+    # 2 * sqrt(2 * rate * (1 - rate) / 200) at rates of 0.5 and 0.8
+    assert "below 10.0 points" in sampling_error(runs, 0.1, 200)
+    text = sampling_error(runs, 0.3, 200)
+    assert "below 8.0 points" in text and "share the same test images" in text
 
 
 def test_table_without_full_data_has_no_speed_up() -> None:
@@ -136,8 +150,13 @@ def test_report_holds_tables_figures_and_conditions(tmp_path: Path) -> None:
         "a cpu, 2 threads; torch 2.14, dynprune_cuda 0.1, commit abc",
         "over 3 seeds",
         "## Where the time goes",
+        "matched to no keep",
+        "over its epochs",
+        "tuned for no method",
+        "the last epoch is a random part",
     ):
         assert piece in text
+    assert text.count("sampling error") == 2  # one for each keep
     assert "was not there to be timed" not in text
     for name in ("accuracy_time.png", "accuracy_samples.png", "accuracy_keep.png"):
         assert f"({name})" in text

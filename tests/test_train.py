@@ -66,7 +66,7 @@ def test_samples_follow_the_schedule_exactly(stripes: ImageTask, name: str) -> N
     expected = {
         "full": [90] * 5,
         "full_short": [90, 90, total - 2 * 90],
-        "static_random": [kept] * 11,  # 253 samples: rounded up to whole epochs
+        "static_random": [kept] * 10 + [19],  # 249 samples
         "infobatch": [90, 90, *samples[2:4], 90],  # anneals in the last eighth
     }.get(name, [90, 90, kept, kept, kept])
     assert samples == expected

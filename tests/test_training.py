@@ -103,10 +103,16 @@ def infobatch_stand_in() -> types.ModuleType:
             return (values * self.weights[self.ids]).mean()
 
         def prune(self) -> list[int]:
+            prunes.append(len(self.scores))
             self.weights[:] = 2.0
             return self.scores.argsort(descending=True)[: len(self.scores) // 2].tolist()
 
+        def reset_weights(self) -> None:
+            self.weights[:] = 1.0
+
+    prunes: list[int] = []
     module = types.ModuleType("infobatch")
+    module.prunes = prunes  # type: ignore[attr-defined]
     module.InfoBatch = InfoBatch  # type: ignore[attr-defined]
     return module
 
@@ -129,7 +135,8 @@ def test_every_method_gets_the_samples_of_its_plan(task: ImageTask, method: str)
     if METHODS[method].kind == "full":
         assert run.samples == EPOCHS * NUM
     elif METHODS[method].kind == "static":
-        assert [epoch.samples for epoch in run.epochs] == [18] * 8  # 144: a whole number of epochs
+        assert [epoch.samples for epoch in run.epochs] == [18] * 7 + [8]
+        # Of the last epoch 6 are left: a batch is the least.
     elif method.startswith("infobatch"):
         assert pruned / 2 < run.samples < EPOCHS * NUM and run.epochs[0].samples == NUM
     else:
@@ -168,6 +175,43 @@ def test_loaders_agree(task: ImageTask) -> None:
     plain = replace(task, crop_padding=0)  # a DataLoader draws a number per epoch for itself
     runs = [trainer_of(plain, "ucb", resident=resident).train() for resident in (True, False)]
     assert what_happened(runs[0]) == what_happened(runs[1])
+
+
+@pytest.mark.parametrize(("keep", "epochs"), [(0.35, [21] * 6 + [18]), (0.4, [24] * 6 + [12])])
+def test_a_static_subset_ends_with_a_random_part_of_it(
+    task: ImageTask, keep: float, epochs: list[int]
+) -> None:
+    rules, scores = Rules(), random_scores(NUM)
+    subset = scores.top(keep)
+    options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "rules": rules, "seed": 0}
+    options |= {"keep": keep, "device": torch.device("cpu"), "static_ids": subset}
+    plan = make_plan("static_random", NUM, **options)
+    assert sum(epochs) == planned_samples(NUM, EPOCHS, rules, keep) and plan.epochs == len(epochs)
+    assert plan.total_steps is not None
+    assert plan.total_steps(BATCH) == sum(-(-count // BATCH) for count in epochs)
+    for epoch, count in enumerate(epochs):
+        plan.pruner.set_epoch(epoch)
+        ids = set(plan.pruner.selected.tolist())
+        assert len(ids) == count and ids <= set(subset.tolist())
+    others = make_plan("static_random", NUM, **{**options, "seed": 1})
+    others.pruner.set_epoch(len(epochs) - 1)
+    assert set(others.pruner.selected.tolist()) != ids
+
+
+def test_the_published_infobatch_anneals_as_ours_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = infobatch_stand_in()
+    monkeypatch.setitem(sys.modules, "infobatch", module)
+    chosen = settings(epochs=9)
+    own, published = (plan_of(name, chosen) for name in ("infobatch", "infobatch_published"))
+    assert published.pruner.schedule.anneal_epochs == own.pruner.schedule.anneal_epochs == 2
+    policy: Any = published.pruner.policy
+    for epoch in range(9):
+        published.pruner.set_epoch(epoch)
+        published.loss(torch.zeros(NUM, 3), torch.zeros(NUM, dtype=torch.int64), torch.arange(NUM))
+        pruned = 1 <= epoch < 7
+        assert len(published.pruner.selected) == (NUM // 2 if pruned else NUM)
+        assert (policy.published.weights == (2.0 if pruned else 1.0)).all()
+    assert len(module.prunes) == 6
 
 
 def test_host_methods_choose_what_the_package_chooses(task: ImageTask) -> None:

@@ -76,9 +76,17 @@ class EarlyModels:
         return total / len(self.seeds)
 
     def trained(
-        self, seed: int, tick: Callable[[], None], loss_for: Callable[[torch.device], Loss]
+        self,
+        seed: int,
+        tick: Callable[[], None],
+        loss_for: Callable[[torch.device], Loss],
+        *,
+        every_sample: bool = False,
     ) -> nn.Module:
-        """Returns a model made and trained by `seed`; `loss_for` gets the device that it is on."""
+        """Returns a model made and trained by `seed`; `loss_for` gets the device that it is on.
+
+        With `every_sample` a first pass that does not give every sample once is an error.
+        """
         torch.manual_seed(seed)
         model = self._make_model()
         loss = loss_for(device_of(model))
@@ -87,14 +95,56 @@ class EarlyModels:
             self._train(model, epochs=self.epochs, seed=seed, loss=loss)
             return model
         optimizer = self._optimizer(model.parameters())
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
+            seen = []
             for inputs, labels, ids in batches(self._loader, device_of(model)):
+                if every_sample and epoch == 0:
+                    seen.append(ids)
                 value = loss(model(inputs), labels, ids)
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
                 tick()
+            if every_sample and epoch == 0:
+                self._check_ids(seen)
         return model
+
+    def check_length(self) -> None:
+        """Refuses a loader whose batches cannot hold every sample, as far as it tells their size.
+
+        Costs nothing: a pruner's loader of a pruned epoch would be found out after a whole training
+        otherwise.
+        """
+        loader: Any = self._loader
+        sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+        size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        try:
+            number, num_samples = len(loader), num_samples_of(loader)
+        except TypeError:  # it does not know
+            return
+        if size is not None and number * size < num_samples:
+            raise ValueError(
+                f"loader must yield every sample exactly once in a pass: its {number} batches of "
+                f"{size} cannot hold the {num_samples} samples of its training set"
+            )
+
+    def _check_ids(self, seen: Sequence[Tensor]) -> Tensor:
+        """Returns the ids of a pass, once it is sure that they are those of all samples."""
+        if not seen:
+            raise ValueError("loader must yield at least one batch, got none")
+        order = torch.cat(list(seen))
+        try:
+            num_samples = num_samples_of(self._loader)
+        except TypeError:
+            num_samples = len(order)
+        sorted_ids = order.sort().values
+        if not torch.equal(sorted_ids, torch.arange(num_samples, device=order.device)):
+            raise ValueError(
+                "loader must yield every sample exactly once in a pass: of "
+                f"{len(order)} ids, from {int(sorted_ids[0])} to {int(sorted_ids[-1])}, "
+                f"{len(set(order.tolist()))} differ, and the training set has {num_samples} samples"
+            )
+        return order
 
     def measured(self, model: nn.Module, measure: Measure, tick: Callable[[], None]) -> Tensor:
         """Measures every sample with the model in evaluation mode, in the order of the ids."""
@@ -105,15 +155,7 @@ class EarlyModels:
             values.append(measure(model, inputs, labels).detach())
             seen.append(ids)
             tick()
-        if not seen:
-            raise ValueError("loader must yield at least one batch, got none")
-        order = torch.cat(seen)
-        sorted_ids = order.sort().values
-        if not torch.equal(sorted_ids, torch.arange(len(order), device=device)):
-            raise ValueError(
-                f"loader must yield every sample exactly once in a pass: of {len(order)} ids, from "
-                f"{int(sorted_ids[0])} to {int(sorted_ids[-1])}, {len(set(order.tolist()))} differ"
-            )
+        order = self._check_ids(seen)
         result = torch.cat(values)
         return torch.empty_like(result).index_copy_(0, order, result)
 

@@ -76,7 +76,16 @@ class ForgettingCounter:
 
         Samples that were never classified correctly rank highest, as in the source: they count as
         if every visit had been an event, which is more than any sample can have.
+
+        Raises:
+            ValueError: A sample was never visited: nothing is known of it.
         """
+        unseen = self.count == 0
+        if unseen.any():
+            raise ValueError(
+                f"every sample must be visited before it has a score: {int(unseen.sum())} of "
+                f"{len(unseen)} were not, such as {int(unseen.int().argmax())}"
+            )
         learned = self.last_correct | (self.forget_count > 0)
         return torch.where(learned, self.forget_count, self.count.max()).float()
 
@@ -112,7 +121,8 @@ def forgetting_scores(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range, or `train` visited no sample.
+        ValueError: An argument is out of range, or a sample was never visited: the loader (or
+            `train`) must give every sample at least once.
     """
     as_int("epochs", epochs, minimum=1)
     num_samples = num_samples_of(loader)
@@ -134,10 +144,14 @@ def forgetting_scores(
             return counters[0].cross_entropy
 
         models.trained(seed, tick, loss_for)
-        if not counters[0].count.any():
+        if train is not None and not counters[0].count.any():
             raise ValueError("train must compute its losses by loss(logits, labels, ids)")
         functional.check_errors(counters[0].count.device)
-        return counters[0].values()
+        try:
+            return counters[0].values()
+        except ValueError as error:
+            name = "loader" if train is None else "train, with the loader that it uses,"
+            raise ValueError(f"{name} must give every sample: {error}") from None
 
     return StaticScores(
         models.mean_over_seeds(of_seed), "forgetting", models.seeds, models.epochs, about

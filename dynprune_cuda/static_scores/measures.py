@@ -153,9 +153,10 @@ def random_scores(num_samples: int, *, seed: int = 0) -> StaticScores:
 
 def _measure(models: EarlyModels, method: str, measure: Measure, about: str) -> StaticScores:
     """Trains and measures with every seed."""
+    models.check_length()
 
     def of_seed(seed: int, tick: Callable[[], None]) -> Tensor:
-        model = models.trained(seed, tick, lambda device: plain_loss)
+        model = models.trained(seed, tick, lambda device: plain_loss, every_sample=True)
         return models.measured(model, measure, tick)
 
     values = models.mean_over_seeds(of_seed)

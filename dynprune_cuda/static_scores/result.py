@@ -86,7 +86,10 @@ class StaticScores:
         return functional.select_top_k(self.values, count, seed=seed, order="ascending")
 
     def subset(self, keep: float, *, seed: int = 0) -> StaticSubset:
-        """Returns `top` as a policy: `Pruner(len(scores), policy=scores.subset(0.3))`."""
+        """Returns `top` as a policy.
+
+        `Pruner(len(scores), policy=scores.subset(0.3), warmup_epochs=0)` trains on nothing else.
+        """
         return StaticSubset(self.top(keep, seed=seed))
 
     def save(self, path: str | os.PathLike[str]) -> None:
