@@ -284,4 +284,4 @@ def _check(name: str, value: Any, dtypes: tuple[torch.dtype, ...], shard: Shard)
 
 def _hash(call: tuple[Any, ...]) -> int:
     """Returns 63 bits that are the same for equal calls in every process, unlike hash()."""
-    return int.from_bytes(hashlib.sha256(repr(call).encode()).digest()[:8]) >> 1
+    return int.from_bytes(hashlib.sha256(repr(call).encode()).digest()[:8], "big") >> 1

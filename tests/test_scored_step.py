@@ -387,7 +387,9 @@ def test_out_of_memory_says_so_and_changes_nothing():
     logits = torch.zeros(1, classes).expand(rows, classes).requires_grad_()
     columns = make_columns()
     ids = torch.zeros(1, dtype=torch.int64).expand(rows)
-    with pytest.raises(RuntimeError, match="memory"):
+    # Before 2.13, torch's stable interface hands on no text of an error.
+    says = "memory" if torch.__version__ >= torch.torch_version.TorchVersion("2.13") else None
+    with pytest.raises(RuntimeError, match=says):
         F.scored_cross_entropy_step_(logits, ids, ids, **columns, alpha=0.5)
     for name, column in make_columns().items():
         assert torch.equal(columns[name], column)
