@@ -202,7 +202,10 @@ def test_bad_arguments_end_with_one_line(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("vgg1", "model must be cnn, resnet8, resnet9 or a torchvision classifier, got 'vgg1'"),
+        (
+            "vgg1",
+            "model must be cnn, resnet8, resnet9, resnet10 or a torchvision classifier, got 'vgg1'",
+        ),
         ("resnet18", "model resnet18 takes images with 3 channels, these have 1"),
     ],
 )
@@ -211,11 +214,17 @@ def test_bad_model(model: str, message: str, stripes: ImageTask) -> None:
         train.build_model(model, shape=stripes.shape, num_classes=4)
 
 
-@pytest.mark.parametrize("model", ["cnn", "resnet8", "resnet9", "resnet18"])
+@pytest.mark.parametrize("model", ["cnn", "resnet8", "resnet9", "resnet10", "resnet18"])
 def test_models_classify_small_images(model: str) -> None:
     built = train.build_model(model, shape=(3, 32, 32), num_classes=7).eval()
     with torch.inference_mode():
         assert built(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     parameters = sum(parameter.numel() for parameter in built.parameters())
-    at_most = {"cnn": 40_000, "resnet8": 90_000, "resnet9": 7_000_000, "resnet18": 12_000_000}
+    at_most = {
+        "cnn": 40_000,
+        "resnet8": 90_000,
+        "resnet9": 7_000_000,
+        "resnet10": 320_000,
+        "resnet18": 12_000_000,
+    }
     assert 20_000 < parameters < at_most[model]
