@@ -270,7 +270,7 @@ def test_probabilities_are_right_down_to_the_smallest_normal_number(classes):
         ).loss.backward()
         exact = torch.softmax(logits.double(), 1)
         exact[0, 3] -= 1
-        torch.testing.assert_close(x.grad.double(), exact, rtol=1e-6, atol=3e-38)
+        torch.testing.assert_close(x.grad.double(), exact, rtol=5e-6, atol=3e-38)
         assert x.grad[0, 5] == 0
 
 

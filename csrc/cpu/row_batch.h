@@ -79,14 +79,15 @@ class RowBatch {
   template <class Scale, class OnRows>
   void run(Range rows, const Scale& scale, const OnRows& on_rows) {
     for (int64_t row = rows.begin; row < rows.end; row++) {
-      const RowTarget<A> y(in_, row);
+      const TargetPair y = targets_of_row(in_, row);
       if (y.kind != RowKind::kScored) {
         write_nothing(row);
         if (grad_ != nullptr) std::fill_n(grad_ + row * classes_, classes_, narrow<T>(A{0}));
         continue;
       }
       row_[count_] = row;
-      target_[count_] = y;
+      first_[count_] = y.first;
+      if (!plain_) target_[count_] = RowTarget<A>(in_, row);
       if (++count_ == group_) finish(scale, on_rows);
     }
     if (count_ > 0) finish(scale, on_rows);
@@ -107,11 +108,11 @@ class RowBatch {
 
   void write(const A* loss, const A* sum_weight) const {
     const int64_t first = row_[0];
-    const bool neighbours = row_[count_ - 1] - first == count_ - 1;
+    const bool neighbours = count_ == kLanes && row_[kLanes - 1] - first == kLanes - 1;
     const auto put = [&](void* out, const A* from) {
       A* to = static_cast<A*>(out);
       if (neighbours) {
-        std::copy_n(from, count_, to + first);
+        memcpy(to + first, from, kLanes * sizeof(A));
       } else {
         for (int l = 0; l < count_; l++) to[row_[l]] = from[l];
       }
@@ -130,27 +131,22 @@ class RowBatch {
 
   void score() {
     const T* x[kLanes];
-    int64_t target[kLanes];
-    for (int l = 0; l < count_; l++) {
-      x[l] = logits(row_[l]);
-      target[l] = target_[l].first;
-      lanes_.x_y[l] = widen(x[l][target[l]]);
+    for (int l = 0; l < kLanes; l++) {
+      const int lane = l < count_ ? l : 0;
+      x[l] = logits(row_[lane]);
+      lanes_.x_y[l] = widen(x[l][first_[lane]]);
     }
+    const int classes = static_cast<int>(std::min<int64_t>(classes_, kChunk));
     if (classes_ <= kShortClasses) {
-      // Nothing is read of lanes without a row.
-      for (int l = 0; l < count_; l++) {
-        for (int64_t c = 0; c < classes_; c++) kept_[c * kLanes + l] = widen(x[l][c]);
-        kept_[target[l] * kLanes + l] = -Limits<A>::infinity();
-      }
-      short_rows_stats(kept_.data(), classes_, &lanes_);
+      run_widest<ScoreShortRows<T>>(&x[0], &first_[0], count_, classes, &lanes_, kept_.data());
     } else if (classes_ <= kChunk) {
-      medium_rows_stats(x, target, count_, classes_, static_cast<int>(padded_), &lanes_,
-                        kept_.data());
+      run_widest<ScoreMediumRows<T>>(&x[0], &first_[0], count_, classes, static_cast<int>(padded_),
+                                     &lanes_, kept_.data());
     } else {
       A* kept = grad_ != nullptr ? kept_.data() : nullptr;
-      lanes_.set_stats(0, long_row_stats(x[0], classes_, target[0], kept));
+      lanes_.set_stats(0, long_row_stats(x[0], classes_, first_[0], kept));
+      finish_rows(&lanes_, count_);
     }
-    finish_lanes(&lanes_, count_);
   }
 
   A* kept_of(int lane) { return kept_.data() + lane * padded_; }
@@ -184,30 +180,28 @@ class RowBatch {
     return row_loss(options_, y, lanes_.result(l), x_second, classes_, *sum_weight, sum_distance);
   }
 
-  // What the exponentials are multiplied with to be probabilities: p_j = e^(x_j - m) miss / s for
-  // j != y. Without any other class that counts, miss is 0, or NaN in a broken row.
-  A share(int l) const { return lanes_.s[l] == 0 ? lanes_.miss[l] : lanes_.miss[l] / lanes_.s[l]; }
-
   // The gradient is scale (p_j - [j = y]), as write_gradient has it, without its options.
   template <class Scale>
   void write_plain_gradients(const Scale& scale) {
-    A factor[kLanes] = {};
-    for (int l = 0; l < count_; l++) factor[l] = scale(row_[l]) * share(l);
-    const bool turned = classes_ <= kShortClasses;
-    if (turned) multiply_lanes(kept_.data(), classes_, factor);
+    A factor[kLanes] = {}, row_scale[kLanes];
+    T* out[kLanes];
     for (int l = 0; l < count_; l++) {
-      T* out = grad_ + row_[l] * classes_;
-      const A row_scale = scale(row_[l]);
-      if (row_scale == 0) {
-        std::fill_n(out, classes_, narrow<T>(A{0}));
-        continue;
-      }
-      if (turned) {
-        for (int64_t c = 0; c < classes_; c++) out[c] = narrow<T>(kept_[c * kLanes + l]);
-      } else {
-        scale_into(kept_of(l), classes_, factor[l], A{0}, out);
-      }
-      out[target_[l].first] = narrow<T>(-row_scale * lanes_.miss[l]);
+      out[l] = grad_ + row_[l] * classes_;
+      row_scale[l] = scale(row_[l]);
+      factor[l] = row_scale[l] * lanes_.share[l];
+    }
+    if (classes_ <= kShortClasses) {
+      run_widest<ScaleShortRows<T>>(kept_.data(), static_cast<int>(classes_), count_, &factor[0],
+                                    &out[0]);
+    } else {
+      run_widest<ScaleRows<T>>(kept_.data(), padded_, classes_, count_, &factor[0], &out[0]);
+    }
+    for (int l = 0; l < count_; l++) {
+      // A weight of 0 stands for no gradient, also of a broken row.
+      if (row_scale[l] == 0)
+        std::fill_n(out[l], classes_, narrow<T>(A{0}));
+      else
+        out[l][first_[l]] = narrow<T>(-row_scale[l] * lanes_.miss[l]);
     }
   }
 
@@ -221,7 +215,7 @@ class RowBatch {
       std::fill_n(out, classes_, narrow<T>(A{0}));
       return;
     }
-    const A factor = gradient.softmax_weight() * share(l);
+    const A factor = gradient.softmax_weight() * lanes_.share[l];
     const bool even = gradient.uniform_weight == 0 || options_.class_weight == nullptr;
     const A minus = even ? gradient.uniform_at(0) : A{0};
     if (classes_ <= kShortClasses) {
@@ -252,7 +246,8 @@ class RowBatch {
   int group_;      // rows that are finished together: one if it fills the cache by itself
   int count_ = 0;  // in the group so far
   int64_t row_[kLanes];
-  RowTarget<A> target_[kLanes];
+  int64_t first_[kLanes] = {};   // target; some class in lanes without a row
+  RowTarget<A> target_[kLanes];  // unless plain_
   RowLanes<A> lanes_{};
   // Exponentials: [classes][kLanes] for short rows, else [group][padded classes].
   std::vector<A> kept_;

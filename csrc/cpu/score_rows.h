@@ -1,45 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Statistics and scores of rows in vector code. A long row is read in chunks that stay in the first
-// cache: the chunk's maximum, then its exponentials and their sums in independent lanes. Rows that
-// are one chunk go some at a time. Short rows are turned round, so that every lane holds a row. In
-// every case the exponentials can be kept, and the gradient is then one multiplication per class.
+// Statistics and scores of rows in vector code. A row is read in chunks that stay in the first
+// cache: the chunk's maximum, then its exponentials and their sums in independent lanes. Short rows
+// are turned round, so that every lane holds a row. In every case the exponentials can be kept, and
+// the gradient is then one multiplication per class.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
-#include "cpu/clones.h"
-#include "cpu/vector_math.h"
+#include "cpu/lanes.h"
 #include "primitives/cross_entropy_row.h"
 
 namespace dynprune {
 namespace cpu {
 
-constexpr int kLanes = 16;         // sums side by side, and rows that are finished together
 constexpr int kChunk = 1024;       // classes
 constexpr int kShortClasses = 32;  // at most: rows are turned round
-
-// A vector of 32 bytes. Accumulators of a loop are declared so: in an array of numbers g++ would
-// write them back at every step.
-template <class A>
-struct WideOf {
-  typedef A type __attribute__((vector_size(32)));
-};
-template <class A>
-using Wide = typename WideOf<A>::type;
-template <class A>
-constexpr int kWideLanes = 32 / sizeof(A);
-template <class A>
-constexpr int kWides = kLanes / kWideLanes<A>;  // to hold a number per lane
-
-template <class A>
-inline __attribute__((always_inline)) void load_wide(const A* x, int w, Wide<A>* v) {
-  memcpy(v, x + w * kWideLanes<A>, sizeof(*v));
-}
-template <class A>
-inline __attribute__((always_inline)) void store_wide(A* x, int w, const Wide<A>& v) {
-  memcpy(x + w * kWideLanes<A>, &v, sizeof(v));
-}
 
 // One number per row of a group.
 template <class A>
@@ -47,6 +23,7 @@ struct RowLanes {
   A m[kLanes], s[kLanes], q[kLanes], t[kLanes], x_y[kLanes];  // RowStats, logit of the target
   A nll[kLanes], el2n[kLanes], entropy[kLanes], margin[kLanes];
   A max[kLanes], log_normaliser[kLanes], miss[kLanes];
+  A share[kLanes];  // what the exponentials are multiplied with to be probabilities
 
   RowStats<A> stats(int l) const { return {m[l], s[l], q[l], t[l]}; }
   RowResult<A> result(int l) const {
@@ -60,7 +37,7 @@ struct RowLanes {
 };
 
 // finish_row in every lane. A lane with an infinity or NaN comes out as nonsense.
-inline DYNPRUNE_CLONES void finish_ordinary_lanes(RowLanes<float>* r) {
+DYNPRUNE_INLINE void finish_ordinary_lanes(RowLanes<float>* r) {
   for (int l = 0; l < kLanes; l++) {
     const float log_s = log_positive(r->s[l]);
     const float ratio = 1.0f + r->q[l] / (r->s[l] * r->s[l]);
@@ -84,7 +61,7 @@ inline DYNPRUNE_CLONES void finish_ordinary_lanes(RowLanes<float>* r) {
 }
 
 // The results of the first `count` lanes from their statistics.
-inline void finish_lanes(RowLanes<float>* r, int count) {
+DYNPRUNE_INLINE void finish_lanes(RowLanes<float>* r, int count) {
   finish_ordinary_lanes(r);
   constexpr float kGreatest = 1e37f;
   for (int l = 0; l < count; l++) {
@@ -94,98 +71,87 @@ inline void finish_lanes(RowLanes<float>* r, int count) {
     if (!ordinary) r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
   }
 }
-inline void finish_lanes(RowLanes<double>* r, int count) {
+DYNPRUNE_INLINE void finish_lanes(RowLanes<double>* r, int count) {
   for (int l = 0; l < count; l++) r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
 }
 
-// ---- a row in chunks; lengths are multiples of kLanes
-
-// Sum and greatest of a number per lane, by halves: short chains, and the same in every clone.
+// What the exponentials are multiplied with to be probabilities: p_j = e^(x_j - m) miss / s for
+// j != y. Without any other class that counts, miss is 0, or NaN in a broken row.
 template <class A>
-inline __attribute__((always_inline)) A sum_of(const Wide<A>* v) {
-  Wide<A> sum = v[0];
-  for (int w = 1; w < kWides<A>; w++) sum += v[w];
-  A x[kWideLanes<A>];
-  memcpy(x, &sum, sizeof(x));
-  for (int half = kWideLanes<A> / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; l++) x[l] += x[l + half];
-  }
-  return x[0];
-}
-template <class A>
-inline __attribute__((always_inline)) A greatest_of(const Wide<A>* v) {
-  Wide<A> greatest = v[0];
-  for (int w = 1; w < kWides<A>; w++) greatest = v[w] > greatest ? v[w] : greatest;
-  A x[kWideLanes<A>];
-  memcpy(x, &greatest, sizeof(x));
-  for (int half = kWideLanes<A> / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; l++) x[l] = x[l + half] > x[l] ? x[l + half] : x[l];
-  }
-  return x[0];
+DYNPRUNE_INLINE void finish_rows(RowLanes<A>* r, int count) {
+  finish_lanes(r, count);
+  for (int l = 0; l < kLanes; l++) r->share[l] = r->s[l] == 0 ? r->miss[l] : r->miss[l] / r->s[l];
 }
 
-// A chunk in the compute type, filled up with what counts for nothing, as does the class at
-// `target` if it lies in the chunk.
+// ---- a row in chunks
+
+// Statistics of a chunk without the class at `target`, if that lies in it, relative to the chunk's
+// maximum and at least `least`. e: [count rounded up to kLanes], becomes the exponentials.
+template <class T, int kBytes>
+DYNPRUNE_INLINE void chunk_stats(const T* x, int count, int64_t target, compute_t<T> least,
+                                 compute_t<T>* e, RowStats<compute_t<T>>* stats) {
+  using A = compute_t<T>;
+  using L = Lanes<A, kBytes>;
+  constexpr A kNothing = -__builtin_inf();
+  const int whole = count / kLanes * kLanes;
+  L index, y, greatest;
+  y.fill(static_cast<A>(target));
+  greatest.fill(least);
+  index.count_from(0);
+  for (int i = 0; i < whole; i += kLanes) {
+    L v;
+    v.load(x + i);
+    v.replace(index, y, kNothing);
+    v.store(e + i);
+    greatest.raise_to(v);
+    index.advance();
+  }
+  // The rest is read together with some classes before it, which must not count twice.
+  const int last = count > kLanes ? count - kLanes : 0;
+  L rest;
+  if (whole < count) {
+    if (count > kLanes) {
+      rest.load(x + last);
+    } else {
+      A few[kLanes];
+      for (int i = 0; i < kLanes; i++) few[i] = i < count ? static_cast<A>(widen(x[i])) : kNothing;
+      rest.load(few);
+    }
+    index.count_from(static_cast<A>(last));
+    rest.replace(index, y, kNothing);
+    greatest.raise_to(rest);
+  }
+  L m;
+  stats->m = greatest.greatest();
+  m.fill(stats->m);
+  LaneSums<A, kBytes> sums;
+  sums.clear();
+  for (int i = 0; i < whole; i += kLanes) {
+    L v, below;
+    v.load(e + i);
+    v.to_exponentials(m, &below);
+    v.store(e + i);
+    sums.add(v, below);
+  }
+  if (whole < count) {
+    L below;
+    rest.to_exponentials(m, &below);
+    rest.store(e + last);  // of the classes before, the same again
+    rest.clear_below(index, static_cast<A>(whole));
+    sums.add(rest, below);
+  }
+  stats->s = sums.s.sum(), stats->q = sums.q.sum(), stats->t = sums.t.sum();
+}
+
 template <class T>
-DYNPRUNE_CLONES void widen_chunk(const T* x, int count, int64_t target, compute_t<T>* out) {
-  for (int i = 0; i < count; i++) out[i] = widen(x[i]);
-  constexpr compute_t<T> kNothing = -__builtin_inf();
-  for (int i = count; i % kLanes != 0; i++) out[i] = kNothing;
-  if (target >= 0 && target < count) out[target] = kNothing;
-}
-
-// The statistics' sums side by side.
-template <class A>
-struct LaneSums {
-  Wide<A> s[kWides<A>] = {}, q[kWides<A>] = {}, t[kWides<A>] = {};
-
-  // Enters kLanes logits, relative to m; they become the exponentials. What is so far below that
-  // its exponential is 0 is raised: its product with the distance must be 0 too, not NaN.
-  inline __attribute__((always_inline)) void add(A* x, const A* m) {
-    constexpr A kLeast = kLeastExponent<A>;
-    A below[kLanes], e[kLanes];
-    for (int l = 0; l < kLanes; l++) {
-      const A distance = x[l] - m[l];
-      below[l] = distance < kLeast ? kLeast : distance;
-      e[l] = exp_in_range(below[l]);
-    }
-    for (int w = 0; w < kWides<A>; w++) {
-      Wide<A> v, distance;
-      load_wide(e, w, &v);
-      load_wide(below, w, &distance);
-      v = distance <= kLeast ? Wide<A>{} : v;
-      store_wide(x, w, v);
-      s[w] += v;
-      q[w] += v * v;
-      t[w] += v * distance;
-    }
+struct ScoreChunk {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* x, int count, int64_t target, A least, A* e,
+                                  RowStats<A>* stats) {
+    chunk_stats<T, kBytes>(x, count, target, least, e, stats);
   }
 };
-
-// The greatest element of x and `least`.
-template <class A>
-DYNPRUNE_CLONES A chunk_max(const A* x, int count, A least) {
-  Wide<A> greatest[kWides<A>];
-  for (int w = 0; w < kWides<A>; w++) greatest[w] = Wide<A>{} + least;
-  for (int i = 0; i < count; i += kLanes) {
-    for (int w = 0; w < kWides<A>; w++) {
-      Wide<A> v;
-      load_wide(x + i, w, &v);
-      greatest[w] = v > greatest[w] ? v : greatest[w];
-    }
-  }
-  return greatest_of<A>(greatest);
-}
-
-// Statistics of x relative to m. x becomes the exponentials.
-template <class A>
-DYNPRUNE_WIDE_CLONES RowStats<A> chunk_stats(A* x, int count, A m) {
-  A lanes_m[kLanes];
-  for (int l = 0; l < kLanes; l++) lanes_m[l] = m;
-  LaneSums<A> sums;
-  for (int i = 0; i < count; i += kLanes) sums.add(x + i, lanes_m);
-  return {m, sum_of<A>(sums.s), sum_of<A>(sums.q), sum_of<A>(sums.t)};
-}
 
 template <class A>
 DYNPRUNE_CLONES void multiply(A* x, int64_t count, A factor) {
@@ -205,11 +171,10 @@ RowStats<compute_t<T>> long_row_stats(const T* x, int64_t classes, int64_t targe
   for (int64_t first = 0; first < classes; first += kChunk) {
     const int count = static_cast<int>(std::min<int64_t>(kChunk, classes - first));
     A* e = kept != nullptr ? kept + first : chunk;
-    widen_chunk(x + first, count, target - first, e);
+    RowStats<A> part;
+    run_widest<ScoreChunk<T>>(x + first, count, target - first, stats.m, e, &part);
     // A chunk that raises the maximum makes what was kept before too large; usually none does after
     // the first few.
-    const int padded = static_cast<int>(round_up_to_lanes(count));
-    const RowStats<A> part = chunk_stats(e, padded, chunk_max(e, padded, stats.m));
     if (kept != nullptr && first > 0 && part.m > stats.m) {
       multiply(kept, first, exp_of(stats.m - part.m));
     }
@@ -222,59 +187,158 @@ RowStats<compute_t<T>> long_row_stats(const T* x, int64_t classes, int64_t targe
   return stats;
 }
 
-// Rows of at most kChunk classes. Each step is taken for some rows before the next, so that none
-// waits for the end of the one before. kept: [count][padded] the exponentials.
+// Rows of one chunk each. x: [count] rows, target: [count], kept: [count][padded] the exponentials.
 template <class T>
-void medium_rows_stats(const T* const* x, const int64_t* target, int count, int64_t classes,
-                       int padded, RowLanes<compute_t<T>>* lanes, compute_t<T>* kept) {
+struct ScoreMediumRows {
   using A = compute_t<T>;
-  constexpr int kAtOnce = 4;
-  for (int first = 0; first < count; first += kAtOnce) {
-    const int end = std::min(first + kAtOnce, count);
-    A m[kAtOnce];
-    for (int l = first; l < end; l++) {
-      widen_chunk(x[l], static_cast<int>(classes), target[l], kept + l * padded);
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int count, int classes,
+                                  int padded, RowLanes<A>* lanes, A* kept) {
+    for (int l = 0; l < count; l++) {
+      RowStats<A> stats;
+      chunk_stats<T, kBytes>(x[l], classes, target[l], Limits<A>::lowest(), kept + l * padded,
+                             &stats);
+      lanes->set_stats(l, stats);
     }
-    for (int l = first; l < end; l++) {
-      m[l - first] = chunk_max(kept + l * padded, padded, Limits<A>::lowest());
-    }
-    for (int l = first; l < end; l++) {
-      lanes->set_stats(l, chunk_stats(kept + l * padded, padded, m[l - first]));
+    finish_rows(lanes, count);
+  }
+};
+
+// Gradients of rows with more than kShortClasses classes: the exponentials times the rows' factors.
+// kept: [count][padded], factor: [count], out: [count] rows.
+template <class T>
+struct ScaleRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const A* kept, int64_t padded, int64_t classes, int count,
+                                  const A* factor, T* const* out) {
+    for (int l = 0; l < count; l++) {
+      Lanes<A, kBytes> f;
+      f.fill(factor[l]);
+      const A* e = kept + l * padded;
+      for (int64_t c = 0; c < classes; c += kLanes) {
+        const int64_t from = std::min(c, classes - kLanes);  // the last ones overlap
+        Lanes<A, kBytes> v;
+        v.load(e + from);
+        v.multiply(f);
+        v.store(out[l] + from);
+      }
     }
   }
-}
+};
 
 // ---- short rows, a row per lane
 
-// x: [classes][kLanes], the target's logit -inf; becomes the exponentials.
-template <class A>
-DYNPRUNE_WIDE_CLONES void short_rows_stats(A* x, int64_t classes, RowLanes<A>* r) {
-  Wide<A> greatest[kWides<A>];
-  for (int w = 0; w < kWides<A>; w++) greatest[w] = Wide<A>{} + Limits<A>::lowest();
-  for (int64_t c = 0; c < classes; c++) {
-    for (int w = 0; w < kWides<A>; w++) {
-      Wide<A> v;
-      load_wide(x + c * kLanes, w, &v);
-      greatest[w] = v > greatest[w] ? v : greatest[w];
-    }
+// Turns four rows of four numbers round, in vectors of four.
+struct Turned4 {
+  typedef float Four __attribute__((vector_size(16)));
+  typedef int32_t Places __attribute__((vector_size(16)));
+  Four v[4];
+
+  DYNPRUNE_INLINE void turn() {
+    constexpr Places kLow{0, 4, 1, 5}, kHigh{2, 6, 3, 7}, kFirst{0, 1, 4, 5}, kLast{2, 3, 6, 7};
+    const Four a = __builtin_shuffle(v[0], v[1], kLow), b = __builtin_shuffle(v[2], v[3], kLow);
+    const Four c = __builtin_shuffle(v[0], v[1], kHigh), d = __builtin_shuffle(v[2], v[3], kHigh);
+    v[0] = __builtin_shuffle(a, b, kFirst), v[1] = __builtin_shuffle(a, b, kLast);
+    v[2] = __builtin_shuffle(c, d, kFirst), v[3] = __builtin_shuffle(c, d, kLast);
   }
-  for (int w = 0; w < kWides<A>; w++) store_wide(r->m, w, greatest[w]);
-  LaneSums<A> sums;
-  for (int64_t c = 0; c < classes; c++) sums.add(x + c * kLanes, r->m);
-  for (int w = 0; w < kWides<A>; w++) {
-    store_wide(r->s, w, sums.s[w]);
-    store_wide(r->q, w, sums.q[w]);
-    store_wide(r->t, w, sums.t[w]);
+};
+
+// columns: [classes][kLanes], from kLanes rows and back to `count` rows.
+template <class T>
+DYNPRUNE_INLINE void rows_to_columns(const T* const* x, int classes, compute_t<T>* columns) {
+  if constexpr (std::is_same<T, float>::value) {
+    for (int c = 0; c < classes && classes >= 4; c += 4) {
+      const int from = std::min(c, classes - 4);  // the last ones overlap
+      for (int l = 0; l < kLanes; l += 4) {
+        Turned4 block;
+        for (int i = 0; i < 4; i++) memcpy(&block.v[i], x[l + i] + from, 16);
+        block.turn();
+        for (int i = 0; i < 4; i++) memcpy(columns + (from + i) * kLanes + l, &block.v[i], 16);
+      }
+    }
+    if (classes >= 4) return;
+  }
+  for (int l = 0; l < kLanes; l++) {
+    for (int c = 0; c < classes; c++) columns[c * kLanes + l] = widen(x[l][c]);
+  }
+}
+template <class T>
+DYNPRUNE_INLINE void columns_to_rows(const compute_t<T>* columns, int classes, int count,
+                                     T* const* out) {
+  if constexpr (std::is_same<T, float>::value) {
+    for (int l = 0; l < count && count == kLanes && classes >= 4; l += 4) {
+      for (int c = 0; c < classes; c += 4) {
+        const int from = std::min(c, classes - 4);
+        Turned4 block;
+        for (int i = 0; i < 4; i++) memcpy(&block.v[i], columns + (from + i) * kLanes + l, 16);
+        block.turn();
+        for (int i = 0; i < 4; i++) memcpy(out[l + i] + from, &block.v[i], 16);
+      }
+    }
+    if (count == kLanes && classes >= 4) return;
+  }
+  for (int l = 0; l < count; l++) {
+    for (int c = 0; c < classes; c++) out[l][c] = narrow<T>(columns[c * kLanes + l]);
   }
 }
 
-// x: [classes][kLanes]
-template <class A>
-DYNPRUNE_CLONES void multiply_lanes(A* x, int64_t classes, const A* factor) {
-  for (int64_t c = 0; c < classes; c++) {
-    for (int l = 0; l < kLanes; l++) x[c * kLanes + l] *= factor[l];
+// x: [kLanes] rows, of which those from `count` on do not matter, but can be read. target:
+// [kLanes]. kept: [classes][kLanes] the exponentials.
+template <class T>
+struct ScoreShortRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int count, int classes,
+                                  RowLanes<A>* r, A* kept) {
+    using L = Lanes<A, kBytes>;
+    A targets[kLanes];
+    for (int l = 0; l < kLanes; l++) targets[l] = static_cast<A>(target[l]);
+    rows_to_columns(x, classes, kept);
+    L y, number, greatest;
+    y.load(targets);
+    number.fill(0);
+    greatest.fill(Limits<A>::lowest());
+    for (int c = 0; c < classes; c++) {
+      L v;
+      v.load(kept + c * kLanes);
+      v.replace(number, y, -Limits<A>::infinity());
+      v.store(kept + c * kLanes);
+      greatest.raise_to(v);
+      number.add(1);
+    }
+    greatest.store(r->m);
+    LaneSums<A, kBytes> sums;
+    sums.clear();
+    for (int c = 0; c < classes; c++) {
+      L v, below;
+      v.load(kept + c * kLanes);
+      v.to_exponentials(greatest, &below);
+      v.store(kept + c * kLanes);
+      sums.add(v, below);
+    }
+    sums.s.store(r->s), sums.q.store(r->q), sums.t.store(r->t);
+    finish_rows(r, count);
   }
-}
+};
+
+// Their gradients. factor: [kLanes], out: [count] rows.
+template <class T>
+struct ScaleShortRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(A* kept, int classes, int count, const A* factor, T* const* out) {
+    Lanes<A, kBytes> f;
+    f.load(factor);
+    for (int c = 0; c < classes; c++) {
+      Lanes<A, kBytes> v;
+      v.load(kept + c * kLanes);
+      v.multiply(f);
+      v.store(kept + c * kLanes);
+    }
+    columns_to_rows(kept, classes, count, out);
+  }
+};
 
 }  // namespace cpu
 }  // namespace dynprune

@@ -20,8 +20,10 @@ template <class A>
 DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t* row_ids,
                      double* sum) {
   const LossOptions<A> options(in);
+  const bool weighted = in.class_weight != nullptr || in.second_target.data != nullptr;
+  int64_t scored = 0;
   for (int64_t row = 0; row < in.batch_size; row++) {
-    const RowTarget<A> y(in, row);
+    const TargetPair y = targets_of_row(in, row);
     if (y.kind == RowKind::kOutOfRange) return {false, DataError::kTarget, row, y.offender};
     if (y.kind != RowKind::kScored) {
       row_ids[row] = kNoSample;
@@ -30,9 +32,52 @@ DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int
     const int64_t id = update.sample_ids[row];
     if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, row, id};
     row_ids[row] = id;
-    *sum += y.mean_weight(options);
+    scored++;
+    if (weighted) *sum += RowTarget<A>(in, row).mean_weight(options);
   }
+  if (!weighted) *sum = static_cast<double>(scored);
   return DataStatus{};
+}
+
+// What of some rows' scores enters the table, as table_value has it of one: an array of lanes, and
+// its sign.
+template <class A>
+const A* table_lanes(Score score, const RowLanes<A>& lanes, const A* loss, float* sign) {
+  *sign = score == Score::kMargin ? -1.0f : 1.0f;
+  switch (score) {
+    case Score::kEl2n:
+      return lanes.el2n;
+    case Score::kEntropy:
+      return lanes.entropy;
+    case Score::kMargin:
+      return lanes.margin;
+    default:
+      return loss;
+  }
+}
+
+// The losses times their weights; or their sum, in lanes, since a chain of additions takes longer
+// than all else that happens to a short row.
+template <class T>
+void reduce_losses(const CrossEntropyInput& in, const compute_t<T>* row_loss, double divisor,
+                   const CrossEntropyStep& step) {
+  using A = compute_t<T>;
+  A* loss = static_cast<A*>(step.loss);
+  // The weight of a row that counts for nothing is not looked at: it may be infinite.
+  const auto weighted = [&](int64_t row) -> double {
+    if (step.sample_weight == nullptr) return row_loss[row];
+    if (targets_of_row(in, row).kind != RowKind::kScored) return 0;
+    return static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
+  };
+  if (step.reduction == Reduction::kNone) {
+    for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
+    return;
+  }
+  double sums[kLanes] = {};
+  for (int64_t row = 0; row < in.batch_size; row++) sums[row % kLanes] += weighted(row);
+  double sum = 0;
+  for (double lane : sums) sum += lane;
+  *loss = static_cast<A>(sum / divisor);
 }
 
 template <class T>
@@ -43,33 +88,21 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
   const A inverse = static_cast<A>(1 / divisor);
   const A grad_scale = step.grad_scale != nullptr ? *static_cast<const A*>(step.grad_scale) : A{1};
   A* row_scale = static_cast<A*>(step.row_scale);
-  std::fill_n(row_scale, in.batch_size, A{0});
   for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
+    std::fill(row_scale + rows.begin, row_scale + rows.end, A{0});
     RowBatch<T>(in, out, static_cast<T*>(step.grad_logits))
         .run(
             rows, [&](int64_t row) { return row_scale[row] * grad_scale; },
             [&](const int64_t* row, int count, const RowLanes<A>& lanes, const A* loss) {
+              float sign;
+              const A* value = table_lanes(step.score, lanes, loss, &sign);
               for (int l = 0; l < count; l++) {
-                values[row[l]] = table_value(step.score, loss[l], lanes.result(l));
+                values[row[l]] = sign * static_cast<float>(value[l]);
                 row_scale[row[l]] = weight_of_row<A>(step, row[l]) * inverse;
               }
             });
   });
-  const A* row_loss = static_cast<const A*>(out.loss);
-  A* loss = static_cast<A*>(step.loss);
-  // The weight of a row that counts for nothing is not looked at: it may be infinite.
-  const auto weighted = [&](int64_t row) -> double {
-    if (step.sample_weight == nullptr) return row_loss[row];
-    if (RowTarget<A>(in, row).kind != RowKind::kScored) return 0;
-    return static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
-  };
-  if (step.reduction == Reduction::kNone) {
-    for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
-    return;
-  }
-  double sum = 0;
-  for (int64_t row = 0; row < in.batch_size; row++) sum += weighted(row);
-  *loss = static_cast<A>(sum / divisor);
+  reduce_losses<T>(in, static_cast<const A*>(out.loss), divisor, step);
 }
 
 template <class T>

@@ -44,7 +44,7 @@ void apply(const ScoreUpdate& u, const Parallel& parallel) {
     IdSet done(u.batch_size);
     for (int64_t row = u.batch_size - 1; row >= 0; row--) {
       const int64_t id = u.sample_ids[row];
-      if (id == kNoSample || id % tasks != task || !done.insert(id)) continue;
+      if (id == kNoSample || (tasks > 1 && id % tasks != task) || !done.insert(id)) continue;
       u.apply<Count>(row, id);
     }
   });

@@ -3,6 +3,7 @@
 // operations (so that every clone of a function gives the same result).
 #pragma once
 
+#include "cpu/clones.h"
 #include "primitives/portable.h"
 
 namespace dynprune {
@@ -15,15 +16,15 @@ constexpr A kLeastExponent = A{-87};
 template <>
 inline constexpr double kLeastExponent<double> = -745;
 
+// 1.5 * 2^23 + 127: adding it leaves the nearest integer, biased as an exponent, in the last bits.
+constexpr float kRoundToExponent = 12583039.0f;
+
 // e^x for kLeastExponent <= x <= 0; relative error below 2e-7. NaN gives NaN.
 inline float exp_in_range(float x) {
   constexpr float kLog2e = 1.4426950408889634f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // n * kLn2High is exact
-  // 1.5 * 2^23 + 127: adding it leaves the nearest integer, biased as an exponent, in the last
-  // bits.
-  constexpr float kRound = 12583039.0f;
-  const float shifted = x * kLog2e + kRound;
-  const float n = shifted - kRound;
+  const float shifted = x * kLog2e + kRoundToExponent;
+  const float n = shifted - kRoundToExponent;
   const float r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= ln(2) / 2
   // e^r = 1 + r + r^2 p(r), with p fitted to the least greatest relative error, below 5e-9.
   // In an order of short chains.
@@ -34,6 +35,27 @@ inline float exp_in_range(float x) {
   return power * bit_cast<float>(bit_cast<uint32_t>(shifted) << 23);
 }
 inline double exp_in_range(double x) { return exp(x); }
+
+// The same of a vector of floats for a third less work: relative error below 3e-7 + 5e-8 |x|, and 1
+// at 0. For sums, in which the classes far below the greatest count little. Bits: as many uint32_t.
+template <class Bits, class Floats>
+DYNPRUNE_INLINE void exp_for_sums(const Floats& x, Floats* e) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  const Floats t = x * kLog2e;
+  const Floats shifted = t + kRoundToExponent;
+  const Floats f = t - (shifted - kRoundToExponent);  // |f| <= 1/2
+  // 2^f = 1 + f p(f), with p fitted to the least greatest relative error, below 1e-7.
+  const Floats f2 = f * f;
+  const Floats low = 0.693147f * f + 1.0f, middle = 0.05550734f * f + 0.24022242f;
+  const Floats high = 0.0013264715f * f + 0.009671513f;
+  const Floats power = (high * f2 + middle) * f2 + low;
+  Bits bits;
+  memcpy(&bits, &shifted, sizeof(bits));
+  bits <<= 23;
+  Floats scale;
+  memcpy(&scale, &bits, sizeof(scale));
+  *e = power * scale;
+}
 
 // e^x for x <= 0, and 0 where the result would be below the smallest normal number. NaN gives NaN.
 inline float exp_nonpositive(float x) {
