@@ -185,11 +185,14 @@ class StepLoss(torch.autograd.Function):
 
     torch.library has no autograd formulas for operators that change their arguments, hence this
     class. `arguments`: a tuple of the operator's arguments but the first and the last; one object,
-    since autograd looks at every argument, forward and backward. Returns loss, scores and correct.
+    since autograd looks at every argument, forward and backward. Returns loss, scores and correct;
+    with `loss_only` the loss, since autograd wraps every result.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, logits: Tensor, arguments: tuple[Any, ...], loss_only: bool
+    ) -> Tensor | tuple[Tensor, ...]:
         """Calls the operator and keeps the gradient."""
         grad_scale = arguments[-1]
         gradient = NEVER
@@ -199,20 +202,22 @@ class StepLoss(torch.autograd.Function):
         loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
         ctx.options, ctx.spent = None, False
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(scores, correct)
         if gradient == NOW:
             ctx.save_for_backward(grad_logits, grad_scale)
         elif gradient == LATER:
             target, weight, second_target, lam = (arguments[i] for i in (0, 15, 18, 19))
             ctx.options = arguments[16:18]  # ignore_index, label_smoothing
             ctx.save_for_backward(logits, target, weight, second_target, lam, scores)
+        if loss_only:
+            return loss  # type: ignore[no-any-return]
+        ctx.mark_non_differentiable(scores, correct)
         return loss, scores, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
         """The gradient with respect to the logits."""
         if grad_loss is None:
-            return None, None
+            return None, None, None
         if ctx.options is not None:
             logits, target, weight, second_target, lam, scores = ctx.saved_tensors
             saved = scores[5:].view(-1, 4)
@@ -231,7 +236,7 @@ class StepLoss(torch.autograd.Function):
             grad = _scaled(ctx, grad, grad_loss, grad_scale)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = _NoSecondDerivative.apply(grad.requires_grad_())
-        return grad, None
+        return grad, None, None
 
 
 def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None) -> Tensor:

@@ -192,6 +192,7 @@ def scored_cross_entropy_step_(
         sample_ids,
         columns,
         (ticket, alpha, first_visit == "published", SCORES.index(score)),
+        loss_only=False,
         sample_weight=sample_weight,
         reduction=reduction,
         weight=weight,
@@ -212,6 +213,7 @@ def step_loss(
     columns: tuple[Tensor | None, ...],
     table_options: tuple[Tensor | None, float, bool, int],
     *,
+    loss_only: bool,
     sample_weight: Tensor | None,
     reduction: str,
     weight: Tensor | None,
@@ -220,12 +222,12 @@ def step_loss(
     target_b: Tensor | None,
     lam: float | Tensor | None,
     grad_scale: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Any:
     """The step with a table that was checked already.
 
     columns: mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count.
     table_options: ticket, alpha, published_first_visit, the score's position in SCORES.
-    Returns loss, scores [5 or more, B] and correct.
+    Returns the loss, or without `loss_only` loss, scores [5 or more, B] and correct.
     """
     weight, *rest = _check_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing, target_b, lam
@@ -259,7 +261,7 @@ def step_loss(
         *rest,
         grad_scale,
     )
-    result: tuple[Tensor, Tensor, Tensor] = StepLoss.apply(logits, arguments)
+    result = StepLoss.apply(logits, arguments, loss_only)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([c for c in columns if c is not None])
     return result

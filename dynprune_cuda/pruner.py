@@ -272,12 +272,13 @@ class Pruner(ResumableEpochs):
             sample_weight = factors
         rows, columns = table.visits(self._without_repeat(ids))
         published, score = table.first_visit == "published", SCORES.index(self.score)
-        loss, _, _ = step_loss(
+        loss: Tensor = step_loss(
             logits,
             target,
             rows,
             columns,
             (self._ticket, table.alpha, published, score),
+            loss_only=True,
             sample_weight=sample_weight,
             reduction=reduction,
             weight=weight,
