@@ -10,7 +10,7 @@ TORCHVISION ?= $(if $(filter 2.14.1,$(TORCH)),==0.29.1)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
-CPP_FILES = $(shell find csrc tests/emulator -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp')
 
 # Stamps carry the settings in their names: other settings, other stamp, new build.
 SETTINGS := $(shell echo '$(CFLAGS)|$(CXX)|$(CUDA_HOME)|$(DYNPRUNE_CUDA)|$(TORCH_CUDA_ARCH_LIST)' \

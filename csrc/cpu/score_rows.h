@@ -109,6 +109,7 @@ DYNPRUNE_INLINE void chunk_stats(const T* x, int count, int64_t target, compute_
   // The rest is read together with some classes before it, which must not count twice.
   const int last = count > kLanes ? count - kLanes : 0;
   L rest;
+  rest.fill(0);
   if (whole < count) {
     if (count > kLanes) {
       rest.load(x + last);
