@@ -13,19 +13,21 @@ from ranks import BATCH, N, message, train
 from shard_pruner_ranks import make, start, whole
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
-from dynprune_cuda import DeviceLoader, Pruner, _sharded_epochs
+from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner, _sharded_epochs
 from dynprune_cuda._schedule import num_batches
 from dynprune_cuda.sharded import Shard
 
 STRIDED, LOCAL = {"shard_layout": "strided"}, {"surplus": "local"}
 OPTIONS = {"strided": STRIDED, "local": LOCAL, "both": {**STRIDED, **LOCAL}}
 RUNS = [
-    *(("strided", name) for name in ("ucb", "epsilon_greedy", "uniform", "static", "full")),
-    *(("local", name) for name in ("ucb", "static", "at_once")),
+    *(("strided", name) for name in ("ucb", "weighted", "static")),
+    *(("local", name) for name in ("ucb", "static")),
     ("both", "ucb_std"),  # whose subset serves several epochs
 ]
-RESUMED = [("strided", "at_once"), ("local", "ucb"), ("both", "ucb")]
+# Stopped before the last batch of the first epoch, which is padded, or after one of the second.
+RESUMED = [("strided", "ucb", 1), ("local", "ucb", -1), ("both", "ucb_std", 1)]
 
 
 def whole_runs(rank, size):
@@ -46,21 +48,20 @@ def dropped(rank, size):
 
 
 def resumed_runs(rank, size):
-    """Stopped before the batch in which the padding is, and in the epoch after it."""
+    """Gone on with by another pruner."""
     results = {}
     steps = num_batches(len(Shard(N, 0, size)), BATCH, False)
-    for option, name in RESUMED:
-        for stop in (steps - 1, steps + 1):
-            first = make(name, **OPTIONS[option])
-            sampler = first.batch_sampler(BATCH)
-            before = train(first, sampler, stop)[0]
-            state, position = first.state_dict(), pickle.dumps(sampler.state_dict())
-            second = make(name, **OPTIONS[option])
-            second.load_state_dict(state)
-            resumed = second.batch_sampler(BATCH)
-            resumed.load_state_dict(pickle.loads(position))
-            after = train(second, resumed)[0]
-            results[option, name, stop] = before + after, whole(second, second.state_dict())
+    for option, name, more in RESUMED:
+        first = make(name, **OPTIONS[option])
+        sampler = first.batch_sampler(BATCH)
+        before = train(first, sampler, steps + more)[0]
+        state, position = first.state_dict(), pickle.dumps(sampler.state_dict())
+        second = make(name, **OPTIONS[option])
+        second.load_state_dict(state)
+        resumed = second.batch_sampler(BATCH)
+        resumed.load_state_dict(pickle.loads(position))
+        after = train(second, resumed)[0]
+        results[option, name] = before + after, whole(second, second.state_dict())
     return results
 
 
@@ -78,6 +79,33 @@ def lengths(rank, size):
         texts = [(str(one.message), Path(one.filename).name) for one in caught]
         found[name] = before, after, texts
     return found, make("full", **LOCAL).total_steps(3, BATCH)
+
+
+class OwnRows(Dataset):
+    """What a process can read that holds its own samples only."""
+
+    def __init__(self, shard, rows):
+        self.shard, self.rows = shard, rows
+
+    def __len__(self):
+        return self.shard.num_samples
+
+    def __getitem__(self, sample_id):
+        return self.rows[self.shard.positions_of(sample_id)]
+
+
+def own_loader(rank, size):
+    """Values of own rows, and the ids, for both kinds of shards."""
+    found = []
+    for options in (LOCAL, OPTIONS["both"]):
+        pruner = make("static", **options)
+        pruner.set_epoch(1)
+        shard = pruner.table.shard
+        data = IndexedDataset(OwnRows(shard, shard.ids() * 10))
+        batches = DataLoader(data, batch_sampler=pruner.batch_sampler(BATCH))
+        rows, ids = (torch.cat(column) for column in zip(*batches, strict=True))
+        found.append((rows, ids, pruner.epoch_order()))
+    return found
 
 
 def trained(rank, size):
@@ -181,15 +209,15 @@ def errors(rank, size, folder):
     return found, unchanged, whole(pruner, pruner.state_dict())["count"]
 
 
+SCENARIOS = (whole_runs, dropped, resumed_runs, lengths, own_loader, trained, refused_step)
+
+
 def work(rank, size, folder):
     """One process of a world."""
     start(rank, size, folder)
     warnings.filterwarnings("ignore", "rank .* holds none", RuntimeWarning)
     folder = Path(folder)
-    results = {
-        scenario.__name__: scenario(rank, size)
-        for scenario in (whole_runs, dropped, resumed_runs, lengths, trained, refused_step)
-    }
+    results = {scenario.__name__: scenario(rank, size) for scenario in SCENARIOS}
     for scenario in (few_samples, errors):
         results[scenario.__name__] = scenario(rank, size, folder)
     torch.save(results, folder / f"{rank}.pt")

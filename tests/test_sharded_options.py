@@ -122,10 +122,9 @@ def test_what_is_too_much_can_be_left_out(world):
 
 def test_a_resumed_run_goes_on_bit_for_bit(world, alone):
     for rank in world:
-        for (option, name, stop), (seen, state) in rank["resumed_runs"].items():
-            if (option, name) in rank["whole_runs"]:
-                assert seen == rank["whole_runs"][option, name][0], (option, stop)
-            assert_same(state, alone[name][2] if name in alone else state)
+        for (option, name), (seen, state) in rank["resumed_runs"].items():
+            assert seen == rank["whole_runs"][option, name][0], option
+            assert_same(state, alone[name][2])
 
 
 def test_the_length_of_an_epoch_is_known_once_it_has_begun(world):
@@ -148,6 +147,12 @@ def test_the_length_of_an_epoch_is_known_once_it_has_begun(world):
         for text, file in warned:
             assert text.startswith(f"rank {empty} holds none of the selected samples")
             assert file == "shard_option_ranks.py"
+
+
+def test_a_data_set_of_own_samples_is_enough(world):
+    for rank in world:
+        for rows, ids, order in rank["own_loader"]:
+            assert torch.equal(rows, 10 * ids) and torch.equal(ids, order)
 
 
 def test_ddp_trains_where_the_samples_are(world):
