@@ -214,8 +214,7 @@ class EpochSubsets:
         """
         batch_size = as_int("batch_size", batch_size, minimum=1)
         epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
-        share = self.ranks.share_length(self._count(epoch), drop_last)
-        return num_batches(share, batch_size, drop_last)
+        return num_batches(self._length(epoch, drop_last), batch_size, drop_last)
 
     def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
         """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
@@ -264,6 +263,25 @@ class EpochSubsets:
         ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
         return distributed.without_repeat(ids, self._repeat, self.table)
 
+    def _note_entered(self, ids: Tensor) -> None:
+        """Notes that scores of `ids` came in, and warns if nobody ever sets the epoch."""
+        self._note_visits(ids)
+        self._observed = True
+        if self._unscheduled is not None:
+            self._unscheduled += ids.shape[0]
+            if self._unscheduled > 2 * self.num_samples:
+                self._unscheduled = None
+                warnings.warn(
+                    "more than two epochs of samples were observed and set_epoch was never "
+                    "called: nothing is being pruned or reshuffled; call "
+                    "pruner.set_epoch(epoch) at the start of each epoch",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    def _note_visits(self, ids: Tensor) -> None:
+        """Remembers which samples were visited, where `_without_repeat` needs it."""
+
     def _ids_of(self, mask: Tensor) -> Tensor:
         """Returns the ids of the samples that are set in a `_mask`, ascending. Waits."""
         return mask.nonzero().flatten()
@@ -271,6 +289,10 @@ class EpochSubsets:
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the order, which can be drawn again."""
         return {**self.__dict__, "_order": None}
+
+    def _length(self, epoch: int, drop_last: bool) -> int:
+        """Returns how many ids of `epoch` each process gets."""
+        return self.ranks.share_length(self._count(epoch), drop_last)
 
     def _count(self, epoch: int) -> int:
         """Returns how many samples `epoch` trains on."""

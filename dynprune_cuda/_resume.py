@@ -69,6 +69,13 @@ class ResumableEpochs(EpochSubsets):
 
     def _checked(self, state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the table's columns and this object's attributes of a state, once sound."""
+        read = self._reader(state)
+        seed = read.integer("seed", 0, 2**64 - 1)
+        columns = self.table.checked("state_dict['table']", state["table"])
+        return columns, {**self._checked_subset(read), "seed": seed}
+
+    def _reader(self, state: Any) -> StateReader:
+        """Returns a reader of a state that has all entries, and is of a run like this one."""
         settings = self._settings()
         read = StateReader("state_dict", state)
         for name, mine in settings.items():
@@ -76,9 +83,7 @@ class ResumableEpochs(EpochSubsets):
                 read.same(name, mine)
         weights = () if self._weights is None else ("weights",)
         read.has([*settings, "table", *SUBSET_ENTRIES, *weights])
-        seed = read.integer("seed", 0, 2**64 - 1)
-        columns = self.table.checked("state_dict['table']", state["table"])
-        return columns, {**self._checked_subset(read), "seed": seed}
+        return read
 
     def _adopt(self, columns: dict[str, Tensor], attributes: dict[str, Any]) -> None:
         """Takes over what `_checked` returned."""

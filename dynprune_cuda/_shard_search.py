@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,14 @@ class Shard:
         if self.layout == "strided":
             return len(range(self.rank, self.num_samples, self.size))
         return min(self.piece, self.num_samples - self.first)
+
+    def sizes(self) -> list[int]:
+        """Returns how many samples each rank holds."""
+        return [len(replace(self, rank=rank)) for rank in range(self.size)]
+
+    def in_pieces(self) -> Shard:
+        """Returns the shard of this rank if all were contiguous."""
+        return replace(self, layout="contiguous")
 
     def ids(self, device: torch.device | str = "cpu") -> Tensor:
         """Returns the ids of this rank, ascending, int64 [len(self)]."""

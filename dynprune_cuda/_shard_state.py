@@ -10,11 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._shard_moves import moved_rows
 from dynprune_cuda._shard_search import Shard
+from dynprune_cuda._state import StateReader
 from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.scores import ScoreTable
 
-BY_SAMPLE = ("subset", "times_selected")  # besides the table's columns
+# Columns besides the table's. "repeat": visited in this epoch, where the sample comes again.
+BY_SAMPLE = {"subset": torch.bool, "times_selected": torch.int32, "repeat": torch.bool}
 # Attribute of a DTensor that tells which rank's rows it holds: an unpickled DTensor gives every
 # rank the rows of the one that pickled it. torch.save keeps the attribute, and so does
 # torch.distributed.checkpoint, which loads into each rank's own.
@@ -59,6 +62,7 @@ def shared_state(state: dict[str, Any], shard: Shard, ranks: Ranks) -> dict[str,
 def local_state(state: Any, shard: Shard) -> dict[str, Any]:
     """Returns a state with this process's rows, of one in pieces or of a whole one.
 
+    Repeats of a pruner with replicated scores count for nothing: its epoch must be at its end.
     What has the wrong type or shape stays as it is: who reads the state complains.
 
     Raises:
@@ -68,6 +72,9 @@ def local_state(state: Any, shard: Shard) -> dict[str, Any]:
     if not isinstance(state, Mapping):
         raise TypeError(f"state_dict must be a mapping, got {type(state).__name__}")
     own = dict(state)
+    repeat = own.get("repeat")
+    if isinstance(repeat, Tensor) and repeat.dtype == torch.int64:
+        own["repeat"] = torch.zeros(len(shard), dtype=torch.bool, device=repeat.device)
     for name in BY_SAMPLE:
         if name in own:
             own[name] = _rows(name, own[name], shard)
@@ -77,15 +84,35 @@ def local_state(state: Any, shard: Shard) -> dict[str, Any]:
     return own
 
 
-def repeats_of(entry: Any, num_samples: int) -> tuple[int, ...]:
-    """Returns the visited repeats of a state; a state of replicated scores has none that counts."""
-    if isinstance(entry, Tensor):
-        return ()
-    if not isinstance(entry, list | tuple):
-        kind = type(entry).__name__
-        raise TypeError(f"state_dict['repeat'] must be a list of sample ids, got {kind}")
-    name = "state_dict['repeat']"
-    return tuple(as_int(name, one, minimum=0, maximum=num_samples - 1) for one in entry)
+def checked_pieces(read: StateReader, table: ScoreTable, shard: Shard) -> dict[str, Any]:
+    """Returns a state whose rows are ready to be sent: copies of the right types and lengths.
+
+    Args:
+        read: A reader of a state as of `local_state`, with all entries.
+        table: Of the same columns, on the device.
+        shard: Which samples the rows are of.
+    """
+    columns = StateReader("state_dict['table']", read.state["table"])
+    columns.has(table.column_types)
+
+    def rows(reader: StateReader, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        return {
+            name: reader.tensor(name, dtype, (len(shard),), table.device)
+            for name, dtype in types.items()
+        }
+
+    return {**read.state, "table": rows(columns, table.column_types), **rows(read, BY_SAMPLE)}
+
+
+def respread(state: dict[str, Any], source: Shard, target: Shard, ranks: Ranks) -> dict[str, Any]:
+    """Returns a state with the rows of `target` in place of those of `source`. Collective."""
+    if source == target:
+        return state
+    columns = {**state["table"], **{name: state[name] for name in BY_SAMPLE}}
+    moved = moved_rows(list(columns.values()), source, target, ranks)
+    rows = dict(zip(columns, moved, strict=True))
+    by_sample = {name: rows.pop(name) for name in BY_SAMPLE}
+    return {**state, "table": rows, **by_sample}
 
 
 def check_saved_by_all(pruner: Any) -> None:

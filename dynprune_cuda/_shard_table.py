@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
+from dynprune_cuda._shard_moves import to_owners
 from dynprune_cuda._shard_search import Shard
 from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.scores import (
@@ -32,7 +33,7 @@ class ShardedScoreTable(ScoreTable):
     other, as they came; of several processes that visited the same sample, the lowest rank first.
 
     Attributes:
-        shard: Which samples these are; row i is that of sample `shard.first + i`.
+        shard: Which samples these are; row i is that of sample `shard.ids()[i]`.
         ranks: The processes.
         num_samples: How many samples this process holds.
     """
@@ -96,10 +97,7 @@ class ShardedScoreTable(ScoreTable):
         Returns:
             Rows of this table and values, one per visit, in the order in which to enter them.
         """
-        ids, values = self._outgoing()
-        owners = self.shard.owner_of(ids)
-        counts = torch.bincount(owners, minlength=self.shard.size)
-        ids, values = self.ranks.exchange([ids, values], counts)
+        ids, values = to_owners(list(self._outgoing()), self.shard, self.ranks)
         return self.shard.positions_of(ids), values
 
     @torch.no_grad()

@@ -2,15 +2,13 @@
 """The part of a `Pruner` with `sharding="shard"` that differs: no process holds all samples.
 
 Of the samples, each process holds its shard: their scores, their history, whether they are
-selected. Selections go by `sharded`. The order of an epoch is the one that every process would draw
-alone, over the canonical rank of the selected samples, which is their place in ascending order. The
-owner of a sample finds its position in the order by the inverse of the permutation, and sends id
-and position to the process that trains there: 8 bytes. Nobody holds the whole order.
+selected. Selections go by `sharded`, orders by `_shard_order`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,92 +19,26 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._arguments import as_int
 from dynprune_cuda._epochs import Subset
-from dynprune_cuda._ops import ops
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import derive_seed
-from dynprune_cuda._shard_search import Shard, signed
-from dynprune_cuda._shard_state import local_state, repeats_of, shared_state
+from dynprune_cuda._shard_moves import to_owners
+from dynprune_cuda._shard_order import Repeats, Share, local_share, moved_share
+from dynprune_cuda._shard_state import checked_pieces, local_state, respread, shared_state
 from dynprune_cuda._shard_table import ShardedScoreTable
-from dynprune_cuda.distributed import Ranks
-from dynprune_cuda.policies.protocol import is_believed
-from dynprune_cuda.scores import ScoreTable, move_without_waiting
-
-
-def shard_of(num_samples: int, ranks: Ranks, policy: Any) -> Shard:
-    """Returns the samples of this process.
-
-    Raises:
-        ValueError: `policy` cannot select from shards, or there are too few samples.
-    """
-    if not (is_believed(policy) and hasattr(policy, "select_shard")):
-        raise ValueError(
-            "sharding must be 'replicate' for groups, InfoBatch and policies of your own: only "
-            "full, static, random_static, uniform, epsilon_greedy, ucb and weighted select from "
-            f"shards, got 'shard' and {policy!r}"
-        )
-    shard = Shard(num_samples, ranks.rank, ranks.size)
-    if (ranks.size - 1) * shard.piece >= num_samples:
-        raise ValueError(
-            f"sharding='shard' needs samples for every process, got {num_samples} samples for "
-            f"{ranks.size} processes, in pieces of {shard.piece}"
-        )
-    return shard
-
-
-def make_table(
-    pruner: object,
-    sharding: str,
-    num_samples: int,
-    ranks: Ranks,
-    policy: Any,
-    *,
-    device: torch.device | str | int,
-    track_forgetting: bool,
-    **options: Any,
-) -> ScoreTable:
-    """Returns the table of a new pruner: whole, or this process's rows. Collective.
-
-    What fails in one process is an error in all of them.
-
-    Raises:
-        RuntimeError: Another process failed.
-        TypeError: `pruner` is of a user's own class, and shall be sharded.
-        ValueError: As of `shard_of`, or it shall track forgetting events, too.
-    """
-    made: list[ScoreTable] = []
-
-    def make() -> dict[str, int]:
-        if sharding == "replicate":
-            table = ScoreTable(
-                num_samples, device=device, track_forgetting=track_forgetting, **options
-            )
-        else:
-            if track_forgetting:
-                raise ValueError(
-                    "track_forgetting needs sharding='replicate', got sharding='shard'"
-                )
-            if not isinstance(pruner, ShardedEpochs):
-                kind = type(pruner).__name__
-                raise TypeError(f"sharding='shard' needs Pruner itself, not its subclass {kind}")
-            shard = shard_of(num_samples, ranks, policy)
-            table = ShardedScoreTable(shard, ranks, device=device, **options)
-        made.append(table)
-        return {}
-
-    ranks.check_device(torch.device(device))
-    ranks.meet("making the pruner", torch.device(device), make, False)
-    return made[0]
+from dynprune_cuda.policies.rules import StaticSubset
+from dynprune_cuda.scores import move_without_waiting
 
 
 class ShardedEpochs(ResumableEpochs):
     """Selections, orders and states of a pruner that holds its shard only."""
 
     table: ShardedScoreTable
+    surplus: str
 
-    # Of the selection at hand: samples of all processes, and those of the ranks before.
-    _total, _before = 0, 0
-    # Ids that their process visited already and will visit again, from a loaded state.
-    _visited_repeats: tuple[int, ...] = ()
+    _sizes: tuple[int, ...] = ()  # how many samples of the selection at hand each process holds
+    _repeats: Repeats | None = None  # of the current epoch's order, once it is drawn
+    # Ids that this process visited already and will visit again, from a loaded state.
+    _visited: Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """As `EpochSubsets.set_epoch`; routes what was seen to the samples' owners. Collective.
@@ -179,41 +111,91 @@ class ShardedEpochs(ResumableEpochs):
         )
 
     def epoch_order(self) -> Tensor:
-        """As `EpochSubsets.epoch_order`, bit for bit."""
+        """As `EpochSubsets.epoch_order`, bit for bit; this process's samples if surplus="local"."""
         self._current()
         if self._order is None:
-            self._take_order(self._drawn_order(self.epoch, None, self.num_samples, 0, self.seed))
+            self._take_share(self._drawn_share(self.epoch, None, (), self.seed))
         assert self._order is not None
         return self._order
 
+    def share_length(self, drop_last: bool = False) -> int:
+        """As `EpochSubsets.share_length`.
+
+        With surplus="local": what the process with the most samples of the epoch has, or, with
+        `drop_last`, the one with the fewest, those without any left aside.
+        """
+        return self._length(self.epoch, drop_last)
+
+    def _length(self, epoch: int, drop_last: bool) -> int:
+        if not self._stays:
+            return super()._length(epoch, drop_last)
+        sizes = self._sizes_in(epoch)
+        return min(filter(None, sizes)) if drop_last else max(sizes)
+
+    @property
+    def _stays(self) -> bool:
+        """Whether processes train on their own samples only."""
+        return self.surplus == "local" and self.ranks.size > 1
+
+    def _sizes_in(self, epoch: int) -> Sequence[int]:
+        """Returns how many samples each process holds of those that `epoch` trains on."""
+        shard, subset = self.table.shard, self._subset
+        if self._count(epoch) == self.num_samples:
+            return shard.sizes()
+        start = self.schedule.period_start(epoch)
+        static = getattr(self.policy, "static", False)
+        if subset is not None and (static or subset.epoch == start):
+            return self._sizes
+        if isinstance(self.policy, StaticSubset):
+            return self.policy.sizes_in(shard)
+        raise ValueError(
+            f"epoch must be one whose selection was made, got {epoch}: with surplus='local' its "
+            "length depends on where the selected samples are, so schedule the learning rate by "
+            "epochs"
+        )
+
     def _enter(self, epoch: int) -> None:
         """Makes `epoch` the current one: first all that may fail or asks others."""
-        subset, history = self._subset, None
-        total, before = self._total, self._before
+        subset, sizes, history = self._subset, self._sizes, None
+        ids = None
         if self.schedule.phase(epoch) == "pruned":
             start = self.schedule.period_start(epoch)
             static = getattr(self.policy, "static", False)
             if subset is None or not (static or start == subset.epoch != epoch):
                 subset = self._selection(start, 0 if static else start)
-                counts = self.ranks.gather(subset.ids.new_full((1,), len(subset.ids)))
-                sizes = counts.flatten().tolist()
-                total, before = sum(sizes), sum(sizes[: self.ranks.rank])
-                if total != self.schedule.kept(start):
+                sizes = self._sizes_of(subset)
+                if sum(sizes) != self.schedule.kept(start):
                     raise RuntimeError(
-                        f"{self.policy!r} selected {total} samples: a bug, please report"
+                        f"{self.policy!r} selected {sum(sizes)} samples: a bug, please report"
                     )
-                history = self._history(subset, total)
+                self._warn_of_strangers(sizes)
+                history = self._history(subset, sum(sizes))
             subset = subset._replace(epoch=start)
-            order = self._drawn_order(epoch, subset.ids, total, before, self.seed)
-        else:
-            order = self._drawn_order(epoch, None, self.num_samples, 0, self.seed)
+            ids = subset.ids
+        share = self._drawn_share(epoch, ids, sizes, self.seed)
         if history is not None:
             times, self.turnover = history
             self.times_selected += times
             self.num_selections += 1
-        self._total, self._before, self._subset, self._epoch = total, before, subset, epoch
-        self._visited_repeats = ()
-        self._take_order(order)
+        self._sizes, self._subset, self._epoch = sizes, subset, epoch
+        self._visited = None
+        self._take_share(share)
+
+    def _sizes_of(self, subset: Subset | None) -> tuple[int, ...]:
+        """Returns how many of the selected samples each process holds. Collective; waits."""
+        own = torch.tensor([0 if subset is None else len(subset.ids)], device=self.device)
+        return tuple(self.ranks.gather(own).flatten().tolist())
+
+    def _warn_of_strangers(self, sizes: Sequence[int]) -> None:
+        """Warns if a process trains on none of the selected samples, in all of them alike."""
+        if self._stays and not all(sizes):
+            without = [rank for rank, size in enumerate(sizes) if not size]
+            warnings.warn(
+                f"rank {without} holds none of the selected samples, and with surplus='local' "
+                "fills up with others of its own, whose scores do not change",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _selection(self, start: int, number: int) -> Subset:
         count = self.schedule.kept(start)
@@ -231,73 +213,54 @@ class ShardedEpochs(ResumableEpochs):
             turnover = 1.0 - again.double() / total
         return chosen, turnover
 
-    def _drawn_order(
-        self, epoch: int, ids: Tensor | None, total: int, before: int, seed: int
-    ) -> Tensor:
-        """Returns this process's share of an epoch's order. Collective if there are `ids`.
+    def _drawn_share(
+        self, epoch: int, ids: Tensor | None, sizes: Sequence[int], seed: int
+    ) -> Share:
+        """Returns what this process trains on in an epoch. Collective if there are `ids`.
 
         Args:
             epoch: The epoch.
             ids: The selected ids that this process holds, ascending; None if all are selected.
-            total: How many are selected in all processes.
-            before: How many of them the ranks before this one hold.
+            sizes: How many selected ids each process holds.
             seed: The run's seed.
         """
-        rank, size = self.ranks.rank, self.ranks.size
-        seed = signed(derive_seed(seed, "order", epoch))
-        if total < size:  # some process repeats an id of another one
-            order = functional.permutation(total, seed=seed, device=self.device)
-            if ids is not None:
-                everything = torch.zeros_like(order)
-                everything[before : before + len(ids)] = ids
-                order = self.ranks.add_up_(everything)[order]
-            return self.ranks.share(order)
-        length = len(range(rank, total, size))
-        if ids is None:
-            part = (total, rank, size, length, False, None, seed)
-            order = ops.permutation_part(self.table.mean[:0], *part)
-        else:
-            part = (total, before, 1, len(ids), True, None, seed)
-            places = ops.permutation_part(self.table.mean[:0], *part)
-            # Id and place in one word: both are below 2^32.
-            words = (ids << 32) | (places // size)
-            consumer, by_consumer = (places % size).to(torch.int32).sort(stable=True)
-            counts = torch.bincount(consumer, minlength=size)
-            (received,) = self.ranks.exchange([words[by_consumer]], counts)
-            order = torch.empty_like(received)
-            order[received & 0xFFFFFFFF] = (received >> 32) & 0xFFFFFFFF
-        padded = length < self.ranks.share_length(total)
-        return torch.cat([order, order[:1]]) if padded else order
+        shard, ranks = self.table.shard, self.ranks
+        if self._stays:
+            own = derive_seed(seed, "order", epoch, ranks.rank)
+            if ids is None:
+                return local_share(shard.ids(self.device), shard.sizes(), own, shard)
+            return local_share(ids, sizes, own, shard)
+        common = derive_seed(seed, "order", epoch)
+        return moved_share(ids, sizes, common, shard, ranks, self.table.mean[:0])
 
-    def _take_order(self, order: Tensor) -> None:
-        """Makes an order the current one, and marks the id that is in it a second time."""
-        self._order = order
-        count, size = self.num_selected, self.ranks.size
-        self._repeat.fill_(-1)
-        if self.ranks.rank >= count % size > 0:
-            # An id of another rank is a repetition already when it comes first.
-            visited = len(order) == 1
-            self._repeat.copy_(torch.cat([order[-1:], torch.full_like(order[-1:], int(visited))]))
-            for sample_id in self._visited_repeats:
-                self._repeat[1:] |= (order[-1:] == sample_id).long()
+    def _take_share(self, share: Share) -> None:
+        """Makes an order the current one."""
+        self._order, self._repeats = share.ids, Repeats(share)
+        if self._visited is not None and self._repeats:
+            self._repeats.note(self._visited)
 
     def _without_repeat(self, ids: Tensor) -> Tensor:
-        """Returns `ids`, int64 on `device`, with -1 for later visits of the repeated id."""
-        if self.ranks.size == 1:
+        """Returns the ids whose scores count: visits of padding are -1."""
+        if not self._repeats:
             return ids
-        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-        found = (ids == self._repeat[:1]) & (ids >= 0)
-        visited = self._repeat[1:] > 0
-        later = found & (found.cumsum(0) + visited > 1)
-        self._repeat[1:] = torch.where(found.any(), 1, self._repeat[1:])
-        return torch.where(later, -1, ids)
+        return self._repeats.without(self._moved(ids))
+
+    def _note_visits(self, ids: Tensor) -> None:
+        if self._repeats:
+            self._repeats.note(self._moved(ids))
+
+    def _moved(self, ids: Tensor) -> Tensor:
+        return move_without_waiting("ids", ids.to(torch.int64), self.device)
 
     def _mask(self, subset: Subset | None) -> Tensor:
-        """Returns which samples of this process are in `subset`, bool [len(shard)]."""
+        return self._mask_of(
+            self.table.shard.ids(self.device)[:0] if subset is None else subset.ids
+        )
+
+    def _mask_of(self, ids: Tensor) -> Tensor:
+        """Returns which samples of this process are in `ids`, bool [len(shard)]."""
         mask = torch.zeros_like(self.table.last_non_finite)
-        if subset is None:
-            return mask
-        return mask.index_fill_(0, self.table.shard.positions_of(subset.ids), True)
+        return mask.index_fill_(0, self.table.shard.positions_of(ids), True)
 
     def _ids_of(self, mask: Tensor) -> Tensor:
         return self.table.shard.ids_at(mask.nonzero().flatten())
@@ -306,7 +269,7 @@ class ShardedEpochs(ResumableEpochs):
         if self.schedule.phase(epoch) == "pruned":
             start = self.schedule.period_start(epoch)
             if self._subset is not None and self._subset.epoch == start:
-                return self._total
+                return sum(self._sizes)
             count = self.schedule.kept(start)
             assert count is not None
             return count
@@ -317,14 +280,20 @@ class ShardedEpochs(ResumableEpochs):
 
         With several processes, the columns are DTensors, sharded along the samples, which
         `torch.distributed.checkpoint` saves, and loads into a pruner of any number of processes.
-        In mid-epoch, go on with as many processes as before; at the end of an epoch, with any.
+        They do not tell the layout of the shards. In mid-epoch, go on with as many processes as
+        before, and the same `surplus` and `shard_layout`; at the end of an epoch, with any.
         """
-        self.ranks.meet("state_dict", self.device, self._nothing_wrong, False)
+        shard, ranks = self.table.shard, self.ranks
+        ranks.meet("state_dict", self.device, self._nothing_wrong, False)
         with self._visits_entered("state_dict"):
-            repeats = self.ranks.gather(self._repeat).tolist()
-        state = {**self._settings(), "table": self.table.state_dict(), **self._saved_subset()}
-        state["repeat"] = sorted({one for one, visited in repeats if one >= 0 and visited > 0})
-        return shared_state(state, self.table.shard, self.ranks)
+            state = {**self._settings(), "table": self.table.state_dict(), **self._saved_subset()}
+            visited = shard.ids(self.device)[:0]
+            if self._repeats is not None:
+                visited = self._repeats.visited()
+            (visited,) = to_owners([visited], shard, ranks)
+            state["repeat"] = self._mask_of(visited)
+            state = respread(state, shard, shard.in_pieces(), ranks)
+        return shared_state(state, shard.in_pieces(), ranks)
 
     def _nothing_wrong(self) -> dict[str, int]:
         self._check_shard()
@@ -345,18 +314,26 @@ class ShardedEpochs(ResumableEpochs):
                 that differ.
             RuntimeError: Another process failed.
         """
+        ranks, shard = self.ranks, self.table.shard
+        pieces = shard.in_pieces()
+        state: dict[str, Any] = {}
         columns: dict[str, Tensor] = {}
         attributes: dict[str, Any] = {}
-        repeats: tuple[int, ...] = ()
+        visited = torch.empty(0)
+
+        def take() -> dict[str, int]:
+            nonlocal state
+            self._check_shard()
+            state = local_state(state_dict, pieces)
+            if shard != pieces:
+                state = checked_pieces(self._reader(state), self.table, pieces)
+            return {}
 
         def check() -> dict[str, int]:
-            nonlocal columns, attributes, repeats
-            self._check_shard()
-            own = local_state(state_dict, self.table.shard)
-            if "repeat" in own:
-                repeats = repeats_of(own["repeat"], self.num_samples)
-                own["repeat"] = torch.full_like(self._repeat, -1)
-            columns, attributes = self._checked(own)
+            nonlocal columns, attributes, visited
+            size = (len(shard),)
+            visited = self._reader(state).tensor("repeat", torch.bool, size, self.device)
+            columns, attributes = self._checked({**state, "repeat": self._repeat})
             subset, epoch = attributes["_subset"], attributes["_epoch"]
             kept = None if subset is None else self.schedule.kept(subset.epoch)
             return {
@@ -367,25 +344,35 @@ class ShardedEpochs(ResumableEpochs):
                 "keep": -1 if kept is None else kept,
             }
 
-        self.ranks.meet("load_state_dict", self.device, check, False)
+        ranks.meet("load_state_dict", self.device, take, False)
+        state = respread(state, pieces, shard, ranks)
+        ranks.meet("load_state_dict", self.device, check, False)
         subset, epoch = attributes["_subset"], attributes["_epoch"]
-        size = torch.tensor([0 if subset is None else len(subset.ids)], device=self.device)
-        counts = self.ranks.gather(size).flatten().tolist()
-        total, before = sum(counts), sum(counts[: self.ranks.rank])
-        self._check_total(attributes, total)
-        order, seed = None, attributes["seed"]
+        sizes = self._sizes_of(subset)
+        self._check_total(attributes, sum(sizes))
+        visited = self._own_repeats(self._ids_of(visited))
+        share = None
         if epoch is not None:
-            if subset is None or self.schedule.phase(epoch) != "pruned":
-                order = self._drawn_order(epoch, None, self.num_samples, 0, seed)
-            else:
-                order = self._drawn_order(epoch, subset.ids, total, before, seed)
+            pruned = subset is not None and self.schedule.phase(epoch) == "pruned"
+            share = self._drawn_share(
+                epoch, subset.ids if pruned else None, sizes, attributes["seed"]
+            )
         # Nothing above has changed anything, and nothing below asks other processes.
         self._adopt(columns, attributes)
         self.table.forget_waiting()
-        self._total, self._before, self._visited_repeats = total, before, repeats
-        self._order = None
-        if order is not None:
-            self._take_order(order)
+        self._sizes, self._visited, self._repeats = sizes, visited, None
+        if share is not None:
+            self._take_share(share)
+
+    def _own_repeats(self, visited: Tensor) -> Tensor:
+        """Returns repeated ids that were visited where they are trained on. Collective."""
+        if self._stays:
+            return visited
+        # One of a process at most; more are of a state whose epoch is over for this pruner.
+        places = visited.new_full((self.ranks.size,), -1)
+        found = visited[: len(places)]
+        places[: len(found)] = found
+        return self.ranks.gather(places).flatten()
 
     def __getstate__(self) -> dict[str, Any]:
         """Keeps the order, which one process cannot draw alone."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,9 @@ from dynprune_cuda._arguments import FLOATING, as_choice, as_int, check_vector
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import Keep, Schedule
 from dynprune_cuda._scoring import SCORES, step_loss
-from dynprune_cuda._sharded_epochs import ShardedEpochs, make_table
+from dynprune_cuda._shard_search import LAYOUTS
+from dynprune_cuda._sharded_epochs import ShardedEpochs
+from dynprune_cuda._tables import SURPLUS, make_table
 from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
 from dynprune_cuda.scores import (
     check_ids,
@@ -61,6 +62,7 @@ class Pruner(ResumableEpochs):
         schedule: When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`.
         score: What `cross_entropy` enters as the score.
         seed: The seed, in [0, 2**64).
+        surplus: Where sharded scores let a process train on samples that it does not hold.
     """
 
     def __new__(cls, *_arguments: Any, sharding: str = "replicate", **_options: Any) -> Pruner:
@@ -86,6 +88,8 @@ class Pruner(ResumableEpochs):
         device: torch.device | str | int = "cpu",
         process_group: bool | None = None,
         sharding: str = "replicate",
+        shard_layout: str = "contiguous",
+        surplus: str = "move",
     ) -> None:
         """Makes a pruner that has seen nothing yet.
 
@@ -129,6 +133,13 @@ class Pruner(ResumableEpochs):
                 this process's samples, `state_dict` and `load_state_dict` are called by all
                 processes; groups, InfoBatch, policies of your own and `track_forgetting` are
                 refused, and so is a step that is captured in a CUDA graph.
+            shard_layout: With sharding="shard", which samples process r of R holds: "contiguous"
+                is the r-th piece of `ceil(num_samples / R)`, "strided" the ids that are r modulo R.
+            surplus: With sharding="shard", who trains on a process's selected samples. "move":
+                whoever it takes for equal shares and the batches of one process; their ids move,
+                and every process must be able to read every sample. "local": the process itself,
+                which repeats its own first ids (without entering scores) until all have as many
+                steps. How long an epoch is, is then known once it has begun. See docs/sharding.md.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -165,12 +176,15 @@ class Pruner(ResumableEpochs):
             )
         seed = as_int("seed", seed) % 2**64
         ranks = distributed.resolve(process_group)
+        self.surplus = as_choice("surplus", surplus, SURPLUS)
         table = make_table(
             self,
             as_choice("sharding", sharding, ("replicate", "shard")),
             num_samples,
             ranks,
             policy,
+            layout=as_choice("shard_layout", shard_layout, LAYOUTS),
+            surplus=surplus,
             device=device,
             alpha=defaults["alpha"] if alpha is None else alpha,
             first_visit=getattr(policy, "first_visit", "zero"),
@@ -179,6 +193,7 @@ class Pruner(ResumableEpochs):
         super().__init__(table, policy, schedule, seed, ranks)
         plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
         plan |= {"track_forgetting": track_forgetting, "sharding": sharding}
+        plan |= {"shard_layout": shard_layout, "surplus": surplus}
         ranks.check_settings({**self._settings(), **plan}, self.device)
         # Of scored_cross_entropy_step_. Made here: the first step may be a captured one.
         self._ticket: Tensor | None = None
@@ -288,7 +303,7 @@ class Pruner(ResumableEpochs):
             lam=lam,
             grad_scale=grad_scale,
         )
-        self._count_rows(ids.shape[0])
+        self._note_entered(ids)
         return loss
 
     def observe(
@@ -328,7 +343,7 @@ class Pruner(ResumableEpochs):
             values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
         self.table.update(self._without_repeat(ids), values, correct)
-        self._count_rows(len(ids))
+        self._note_entered(ids)
 
     def stats(self) -> Stats:
         """Summarises the current epoch, the selections and the scores for a log.
@@ -391,21 +406,6 @@ class Pruner(ResumableEpochs):
             return -scored.margin
         values: Tensor = getattr(scored, self.score)
         return values.detach()
-
-    def _count_rows(self, rows: int) -> None:
-        """Notes that scores came in, and warns if nobody ever sets the epoch."""
-        self._observed = True
-        if self._unscheduled is not None:
-            self._unscheduled += rows
-            if self._unscheduled > 2 * self.num_samples:
-                self._unscheduled = None
-                warnings.warn(
-                    "more than two epochs of samples were observed and set_epoch was never "
-                    "called: nothing is being pruned or reshuffled; call "
-                    "pruner.set_epoch(epoch) at the start of each epoch",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
 
 
 class _ShardedPruner(ShardedEpochs, Pruner):

@@ -63,7 +63,7 @@ def train(pruner, sampler, stop=None):
     seen, subsets = [], []
     for epoch in range(pruner.epoch, EPOCHS):
         resumed = epoch == pruner.epoch
-        known = not getattr(pruner.policy, "weighs", False)
+        known = not getattr(pruner.policy, "weighs", False) and pruner.surplus == "move"
         steps = pruner.steps_per_epoch(BATCH, sampler.drop_last, epoch) if known else None
         pruner.set_epoch(epoch)
         subsets.append(pruner.selected)

@@ -111,12 +111,12 @@ def differing_states(rank, folder):
     first = pruner.state_dict()
     pruner.set_epoch(1)
     second = pruner.state_dict()
-    other = make()
+    other, short = make(), torch.zeros(3, dtype=torch.bool)
     found = {
         "epoch": message(lambda: other.load_state_dict(second if rank else first)),
         "seed": message(lambda: other.load_state_dict({**second, "seed": rank})),
         "repeat": message(lambda: other.load_state_dict({**second, "repeat": ["x"]})),
-        "range": message(lambda: other.load_state_dict({**second, "repeat": [N]})),
+        "length": message(lambda: other.load_state_dict({**second, "repeat": short})),
     }
     second.pop("repeat")
     found["missing"] = message(lambda: other.load_state_dict(second))

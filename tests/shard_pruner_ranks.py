@@ -32,8 +32,8 @@ POLICIES = {
 }
 
 
-def make(name, sharding="shard"):
-    return POLICIES[name](sharding=sharding)
+def make(name, sharding="shard", **more):
+    return POLICIES[name](sharding=sharding, **more)
 
 
 def whole(pruner, state):
@@ -186,10 +186,10 @@ def work(rank, size, folder):
     dist.destroy_process_group()
 
 
-def saving(rank, size, folder):
+def saving(rank, size, folder, options=None):
     """Trains for some epochs and saves with torch.distributed.checkpoint."""
     start(rank, size, folder)
-    pruner = make("ucb")
+    pruner = make("ucb", **(options or {}))
     for epoch in range(3):
         pruner.set_epoch(epoch)
         for batch in pruner.batch_sampler(BATCH):
@@ -201,10 +201,10 @@ def saving(rank, size, folder):
     dist.destroy_process_group()
 
 
-def loading(rank, size, folder):
+def loading(rank, size, folder, options=None):
     """Goes on from the checkpoint, with any number of processes."""
     start(rank, size, folder)
-    pruner = make("ucb")
+    pruner = make("ucb", **(options or {}))
     state = {"pruner": pruner.state_dict()}
     checkpoint.load(state, checkpoint_id=str(Path(folder) / "saved"))
     pruner.load_state_dict(state["pruner"])

@@ -12,17 +12,21 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-FRAMEWORKS = ("lightning", "transformers", "accelerate")
+FRAMEWORKS = ("lightning", "transformers", "accelerate", "ray")
+
+
+def name_of(path):
+    return path.stem.removeprefix("train_").removesuffix("_train")
 
 
 def test_there_is_one_per_framework():
-    names = {path.stem.removeprefix("train_") for path in EXAMPLES}
-    assert names == {"pytorch", "ddp", "lightning", "transformers", "accelerate"}
+    names = {name_of(path) for path in EXAMPLES}
+    assert names == {"pytorch", "ddp", "lightning", "transformers", "accelerate", "ray"}
 
 
 def missing(path):
     """The framework that an example needs and that is not here, None if it can run."""
-    name = path.stem.removeprefix("train_")
+    name = name_of(path)
     return name if name in FRAMEWORKS and find_spec(name) is None else None
 
 
@@ -32,6 +36,8 @@ def run(path, folder):
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    # Ray neither reports its use nor keeps a token in the home directory.
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     return subprocess.run(
         [*command, str(path)],
         cwd=folder,

@@ -83,6 +83,13 @@ class StaticSubset:
         own = table.shard.owner_of(self._tensor) == table.shard.rank
         return move_without_waiting("ids", self._tensor[own], table.device)
 
+    def sizes_in(self, shard: sharded.Shard) -> list[int]:
+        """Returns how many of the ids each process holds."""
+        counts: list[int] = torch.bincount(
+            shard.owner_of(self._tensor), minlength=shard.size
+        ).tolist()
+        return counts
+
     @property
     def _tensor(self) -> Tensor:
         assert isinstance(self.ids, Tensor)
