@@ -229,11 +229,69 @@ def step_loss(
     table_options: ticket, alpha, published_first_visit, the score's position in SCORES.
     Returns the loss, or without `loss_only` loss, scores [5 or more, B] and correct.
     """
+    factors = (sample_weight, weight, ignore_index, label_smoothing, target_b, lam, grad_scale)
+    if (
+        sample_weight is None
+        and weight is None
+        and target_b is None
+        and lam is None
+        and grad_scale is None
+        and type(ignore_index) is int
+        and type(label_smoothing) is float
+        and reduction in REDUCTIONS
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+    ):
+        # An ordinary step: the operator refuses what is wrong, before it changes anything, and only
+        # then is it worth the time to look which argument it was.
+        try:
+            return _apply_step(
+                logits, target, sample_ids, columns, table_options, reduction, factors, loss_only
+            )
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            refusal = error
+        _check_step(logits, target, sample_ids, columns[0], reduction, factors)
+        raise refusal
+    factors = _check_step(logits, target, sample_ids, columns[0], reduction, factors)
+    return _apply_step(
+        logits, target, sample_ids, columns, table_options, reduction, factors, loss_only
+    )
+
+
+def _apply_step(
+    logits: Tensor,
+    target: Tensor,
+    sample_ids: Tensor,
+    columns: tuple[Tensor | None, ...],
+    table_options: tuple[Tensor | None, float, bool, int],
+    reduction: str,
+    factors: tuple[Any, ...],
+    loss_only: bool,
+) -> Any:
+    reduced = REDUCTIONS.index(reduction)
+    arguments = (target, sample_ids, *columns, *table_options, reduced, *factors)
+    result = StepLoss.apply(logits, arguments, loss_only)
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([c for c in columns if c is not None])
+    return result
+
+
+def _check_step(
+    logits: Tensor,
+    target: Tensor,
+    sample_ids: Tensor,
+    mean: Tensor | None,
+    reduction: str,
+    factors: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """The factors as the operator takes them, if they and the tensors are what they must be."""
+    sample_weight, weight, ignore_index, label_smoothing, target_b, lam, grad_scale = factors
+    if isinstance(logits, Tensor) and mean is not None and logits.device != mean.device:
+        raise ValueError(f"logits must be on {mean.device}, as the scores are, got {logits.device}")
     weight, *rest = _check_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing, target_b, lam
     )
-    if reduction not in REDUCTIONS:
-        as_choice("reduction", reduction, REDUCTIONS)
+    as_choice("reduction", reduction, REDUCTIONS)
     check_vector("sample_ids", sample_ids, (torch.int64,), logits)
     compute = _compute_dtype(logits)
     if sample_weight is not None:
@@ -250,21 +308,7 @@ def step_loss(
                 f"{tuple(grad_scale.shape)} on {grad_scale.device}"
             )
         grad_scale = grad_scale.detach().to(compute)
-    arguments = (
-        target,
-        sample_ids,
-        *columns,
-        *table_options,
-        REDUCTIONS.index(reduction),
-        sample_weight,
-        weight,
-        *rest,
-        grad_scale,
-    )
-    result = StepLoss.apply(logits, arguments, loss_only)
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version([c for c in columns if c is not None])
-    return result
+    return (sample_weight, weight, *rest, grad_scale)
 
 
 def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Tensor:

@@ -275,8 +275,6 @@ class Pruner(ResumableEpochs):
         table = self.table
         device = table.mean.device
         check_ids(ids)
-        if isinstance(logits, Tensor) and logits.device != device:
-            raise ValueError(f"logits must be on {device}, as the scores are, got {logits.device}")
         if ids.dtype != torch.int64 or ids.device != device:
             ids = move_without_waiting("ids", ids.to(torch.int64), device)
         factors = self._factors(ids)

@@ -22,6 +22,7 @@ CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target
   const ScalarType type = scalar_type(logits, "logits");
   check(logits.dim() == 2, "logits must be 2-D, got ", logits.dim(), "-D");
   const int64_t rows = logits.size(0), classes = logits.size(1);
+  check(classes > 0 || rows == 0, "logits must have at least one class");
   const auto targets = [&](Tensor* t, const char* name) {
     const IndexType index = index_type(*t, name);
     check_vector(*t, name, rows);
