@@ -200,8 +200,8 @@ class EpochSubsets:
 
         With several processes: how many each of them has; all have as many.
 
-        Only a policy that weighs, such as `InfoBatch`, tells the length of a pruned epoch no
-        earlier than its selection.
+        A policy that weighs, such as `InfoBatch`, tells the length of a pruned epoch no earlier
+        than its selection, and so does a pruner with surplus="local".
 
         Args:
             batch_size: Samples per batch, at least 1; of one process.

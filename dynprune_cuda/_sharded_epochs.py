@@ -226,12 +226,11 @@ class ShardedEpochs(ResumableEpochs):
         """
         shard, ranks = self.table.shard, self.ranks
         if self._stays:
-            own = derive_seed(seed, "order", epoch, ranks.rank)
             if ids is None:
-                return local_share(shard.ids(self.device), shard.sizes(), own, shard)
-            return local_share(ids, sizes, own, shard)
-        common = derive_seed(seed, "order", epoch)
-        return moved_share(ids, sizes, common, shard, ranks, self.table.mean[:0])
+                ids, sizes = shard.ids(self.device), shard.sizes()
+            return local_share(ids, sizes, derive_seed(seed, "order", epoch, ranks.rank), shard)
+        seed = derive_seed(seed, "order", epoch)
+        return moved_share(ids, sizes, seed, shard, ranks, self.table.mean[:0])
 
     def _take_share(self, share: Share) -> None:
         """Makes an order the current one."""
@@ -347,22 +346,25 @@ class ShardedEpochs(ResumableEpochs):
         ranks.meet("load_state_dict", self.device, take, False)
         state = respread(state, pieces, shard, ranks)
         ranks.meet("load_state_dict", self.device, check, False)
-        subset, epoch = attributes["_subset"], attributes["_epoch"]
-        sizes = self._sizes_of(subset)
+        sizes = self._sizes_of(attributes["_subset"])
         self._check_total(attributes, sum(sizes))
         visited = self._own_repeats(self._ids_of(visited))
-        share = None
-        if epoch is not None:
-            pruned = subset is not None and self.schedule.phase(epoch) == "pruned"
-            share = self._drawn_share(
-                epoch, subset.ids if pruned else None, sizes, attributes["seed"]
-            )
+        share = self._loaded_share(attributes, sizes)
         # Nothing above has changed anything, and nothing below asks other processes.
         self._adopt(columns, attributes)
         self.table.forget_waiting()
         self._sizes, self._visited, self._repeats = sizes, visited, None
         if share is not None:
             self._take_share(share)
+
+    def _loaded_share(self, attributes: dict[str, Any], sizes: Sequence[int]) -> Share | None:
+        """Draws the share of a state's epoch, None if none has begun. Collective."""
+        subset, epoch = attributes["_subset"], attributes["_epoch"]
+        if epoch is None:
+            return None
+        pruned = subset is not None and self.schedule.phase(epoch) == "pruned"
+        ids = subset.ids if pruned else None
+        return self._drawn_share(epoch, ids, sizes, attributes["seed"])
 
     def _own_repeats(self, visited: Tensor) -> Tensor:
         """Returns repeated ids that were visited where they are trained on. Collective."""
