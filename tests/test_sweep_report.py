@@ -152,7 +152,7 @@ def test_report_holds_tables_figures_and_conditions(tmp_path: Path) -> None:
         "## Where the time goes",
         "matched to no keep",
         "over its epochs",
-        "tuned for no method",
+        "tuned for no pruned method",
         "the last epoch is a random part",
     ):
         assert piece in text
