@@ -159,8 +159,7 @@ def cost(way: str, samples: int, ranks: int, m: Machine) -> tuple[float, float]:
         # A round that has nothing to find reads nothing.
         local = (m.keys + 3 * m.digit + m.listing) * own
         return search + local + route, (RECORD_BYTES + 4) * own + (16 + 16) * kept
-    search = all_reduce(8 * DRAWS, ranks, m) + all_reduce(24, ranks, m)
-    search += 3 * all_reduce(DIGIT_BYTES[0], ranks, m)
+    search = all_reduce(8 * DRAWS, ranks, m) + 3 * all_reduce(DIGIT_BYTES[0] + 8, ranks, m)
     local = m.sample + (m.sort_out + m.candidates + m.chosen) * own
     return search + local + route, (RECORD_BYTES + ONE_READ_BYTES) * own + (16 + 16) * kept
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_search import ALL_ROUNDS, EXPLORE, Ranking, Shard, advance, digit, signed
+from dynprune_cuda._shard_search import EXPLORE, Ranking, Shard, advance, signed
 from dynprune_cuda.distributed import Ranks
 
-MIN_SAMPLES = 1 << 17  # of a process: the plain search among fewer takes no longer
+MIN_SAMPLES = 1 << 18  # of a process: the plain search among fewer takes no longer
 MAX_DRAWS = 1 << 16
+DIGIT_BITS = 11
 # One in so many samples may be a candidate: they take less memory than the plain search's keys.
 ROOM = 4
 
@@ -31,12 +32,14 @@ class SortedOut:
 
     Attributes:
         bits: Those above the bracket, 64 to an int64; once it is settled, those that are selected.
-        words: Composite keys of those in the bracket, int64 [candidates].
+        words: How far above its lower end the composite keys of those in the bracket are, int64
+            [candidates].
         positions: Where they are in the shard, int32 [candidates].
         above: How many of this process are above the bracket.
         missing: How many candidates of all processes are selected.
-        low: The lower end of the bracket, a composite key as int64.
-        high: The upper end.
+        width: Bits of the greatest possible word.
+        own: The histogram of the first digit of the words, int64 [bins].
+        total: The same of all processes.
     """
 
     bits: Tensor
@@ -44,8 +47,9 @@ class SortedOut:
     positions: Tensor
     above: int
     missing: int
-    low: int
-    high: int
+    width: int
+    own: Tensor
+    total: Tensor
 
 
 def pays(ranking: Ranking, shard: Shard) -> bool:
@@ -138,36 +142,47 @@ def sort_out(
     place = (shard.first, shard.stride, signed(seed))
     bits, words, positions, facts = ops.shard_sort_out(*ranking, sample, excluded, *numbers, *place)
     above, found, low, high = facts.tolist()
-    mine = torch.tensor([above, found, int(found > capacity)])
-    all_above, candidates, too_many = ranks.add_up_(mine).tolist()
+    words, positions = words[:found], positions[:found]
+    width = max(1, ((high - low) % (1 << 64)).bit_length())
+    fits = found <= capacity
+    # The first digit does not depend on what is missing: one message tells both.
+    own = ops.shard_word_counts(words[: found * fits], torch.tensor([0, 1]), *digits(width)[0])
+    mine = torch.cat([torch.tensor([above, found, int(not fits)]), own])
+    facts, total = ranks.add_up_(mine).tensor_split([3])
+    all_above, candidates, too_many = facts.tolist()
     missing = wanted - all_above
     if too_many or not 0 <= missing <= candidates:
         return None
-    return SortedOut(bits, words[:found], positions[:found], above, missing, low, high)
+    return SortedOut(bits, words, positions, above, missing, width, own, total)
 
 
 def settle(part: SortedOut, ranks: Ranks) -> tuple[int, int]:
     """Selects among the candidates, and sets their bits. Collective.
 
     Returns:
-        How many samples of this rank are selected, and how many histograms were reduced.
+        How many samples of this rank are selected, and how many histograms were used.
     """
-    if not part.missing:
-        return part.above, 0
-    start = 0  # the digits that all of the bracket has in common need no histogram
-    while start < ALL_ROUNDS - 1 and not (part.low ^ part.high) >> digit(start):
-        start += 1
-    prefix = part.low >> digit(start - 1) << digit(start - 1) if start else 0
-    state = torch.tensor([prefix, part.missing])
-    count = part.above
-    number = start
-    while int(state[1]):
-        own = ops.shard_word_counts(part.words, state, number)
-        state, taken = advance(state, ranks.add_up_(own.clone()), own, number)
+    count, rounds = part.above, 0
+    own, total = part.own, part.total
+    state = torch.tensor([0, part.missing])
+    for shift, bits in digits(part.width):
+        if not int(state[1]):
+            break
+        if rounds:
+            own = ops.shard_word_counts(part.words, state, shift, bits)
+            total = ranks.add_up_(own.clone())
+        state, taken = advance(state, total, own, shift)
         count += int(taken)
-        number += 1
-    ops.shard_add_candidates_(part.bits, part.words, part.positions, state)
-    return count, number - start
+        rounds += 1
+    if rounds:
+        ops.shard_add_candidates_(part.bits, part.words, part.positions, state)
+    return count, rounds
+
+
+def digits(width: int) -> list[tuple[int, int]]:
+    """Cuts a word into digits, from the top: the lowest bit and the number of bits of each."""
+    tops = range(width, 0, -DIGIT_BITS)
+    return [(max(0, top - DIGIT_BITS), min(top, DIGIT_BITS)) for top in tops]
 
 
 def list_chosen(bits: Tensor, count: int, shard: Shard) -> Tensor:

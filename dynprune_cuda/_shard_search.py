@@ -165,7 +165,7 @@ def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: 
             own = ops.shard_digit_counts(keys, state, greedy, explore, number, *place)
             total = ranks.add_up_(own.clone())
             rounds += 1
-            state, taken = advance(state, total, own, number)
+            state, taken = advance(state, total, own, digit(number))
             count = count + taken
             if not state.is_cuda and not int(state[1]):
                 break  # known without waiting, and to all ranks alike
@@ -178,20 +178,19 @@ def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: 
     return Found(greedy, random, count, rounds)
 
 
-def advance(state: Tensor, total: Tensor, own: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def advance(state: Tensor, total: Tensor, own: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """One step of a search: takes the bin in which the last wanted sample lies.
 
     Args:
         state: int64 [2]: the prefix found so far, and how many are wanted below it.
         total: Counts of the next digit in all ranks, int64 [bins], ascending.
         own: The same of this rank.
-        number: The round.
+        shift: The lowest bit of that digit.
 
     Returns:
         The new state, and how many samples of this rank are now known to be selected, 0-d int64.
     """
     prefix, wanted = state.unbind()
-    shift = digit(number)
     from_top = total.flip(0).cumsum(0)
     place = (from_top < wanted).sum()  # of the bin, counted from the top
     last = len(total) - 1

@@ -12,6 +12,12 @@ decide, 81,920 if the hash of equal scores must, whatever the number of samples.
 the device: on a GPU all six rounds are reduced, since nobody waits to learn that three were enough.
 At the end one small exchange tells how many ids each rank has, and waits.
 
+On the CPU, with 2^18 samples or more per rank, the scores are read once instead (`_one_read`): a
+random sample of them, at most 524,288 bytes that are reduced, brackets the threshold, one pass
+leaves a few percent of the samples open, and only these are searched, in histograms of 16,384
+bytes, two or three of them as a rule. Where the sample misleads, all ranks make the plain search
+after all: that costs time and changes nothing.
+
 Every rank of the group calls the same function with the same k, seed and options, on scores of the
 same dtype. A call that differs, or scores that are wrong, are an error on all ranks. Gradients do
 not flow.
@@ -108,7 +114,8 @@ def select_epsilon_greedy(
 ) -> Tensor:
     """This rank's part of `functional.select_epsilon_greedy`. Collective.
 
-    Three rounds more than `select_top_k`, 40,960 bytes, find the random part.
+    Three rounds more than `select_top_k`, 40,960 bytes, find the random part; in one read of the
+    scores it needs no sample, since the distribution of a hash is known.
 
     Args:
         scores: float32, float16 or bfloat16 [len(shard)].

@@ -3,6 +3,7 @@
 
 import math
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -126,44 +127,55 @@ def selections(rank, size):
     return number, wrong
 
 
-def in_one_read(rank, size):
-    """As `selections`, by one read of few samples; and which calls had to search again."""
-    wrong, missed, number, found = [], [], 0, []
-    least, select = _one_read.MIN_SAMPLES, _one_read.select
+@contextmanager
+def reading_once():
+    """Has even the smallest shards try one read; gives the list of what came of it."""
+    least, select, found = _one_read.MIN_SAMPLES, _one_read.select, []
 
     def watched(*arguments):
         found.append(select(*arguments))
         return found[-1]
 
     _one_read.MIN_SAMPLES, _one_read.select = 0, watched
+    try:
+        yield found
+    finally:
+        _one_read.MIN_SAMPLES, _one_read.select = least, select
+
+
+def in_one_read(rank, size):
+    """As `selections`, by one read of few samples; and which calls had to search again."""
+    wrong, missed, number = [], [], 0
     n, k = 6000, 2000
     kinds = KINDS[size % 2 :: 2]
     cases = [(n, kind, k, LAYOUTS[at % 2]) for at, kind in enumerate((*kinds, kinds[0]))]
     cases += [(n, "levels", 5, "strided")] if size < 4 else [(n, "normal", n, "contiguous")]
     cases += [(7, "special", 3, "contiguous")]  # a sample that tells nothing
 
-    def compare(name, expected, ids, shard):
+    def compare(name, expected, select, shard):
         nonlocal number
         number += 1
+        with reading_once() as found:
+            ids = select(shard)
         if not torch.equal(ids, expected[shard.owner_of(expected) == rank]):
             wrong.append(name)
-        if found and found.pop() is None:
+        if any(ids is None for ids in found):
             missed.append(name)
 
     for n, kind, k, layout in cases:
         for op, expected, call in calls(kind, n, k):
-            shard = Shard(n, rank, size, layout)
-            compare((n, kind, k, op, layout), expected, call(shard), shard)
+            compare((n, kind, k, op, layout), expected, call, Shard(n, rank, size, layout))
     # For these seeds the threshold of a search is not in its bracket.
     lost = [(f"sample {way}", misled(way, 6000, SEED), 2000, 0.0, SEED) for way in MISLED]
     lost += [(f"seed {s}", torch.arange(8000.0), 3125, 0.2, s) for s in (1047, 468)]
     lost += [(f"hashes of seed {s}", torch.zeros(6000), 600, 1.0, s) for s in (135, 536)]
     for name, x, k, epsilon, seed in lost:
-        shard = Shard(len(x), rank, size, "strided")
         expected = functional.select_epsilon_greedy(x, k, epsilon, seed=seed, order="ascending")
-        ids = sharded.select_epsilon_greedy(own(x, shard), k, epsilon, shard=shard, seed=seed)
-        compare(name, expected, ids, shard)
-    _one_read.MIN_SAMPLES, _one_read.select = least, select
+
+        def call(shard, x=x, k=k, epsilon=epsilon, seed=seed):
+            return sharded.select_epsilon_greedy(own(x, shard), k, epsilon, shard=shard, seed=seed)
+
+        compare(name, expected, call, Shard(len(x), rank, size, "strided"))
     return number, wrong, missed
 
 
@@ -186,6 +198,10 @@ def traffic(rank, size):
                     shard = Shard(n, rank, size)
                     x = own(scores_of(kind, n), shard)
                     sharded.select_epsilon_greedy(x, n // 3, epsilon, shard=shard)
+        key = "in one read"
+        moved[key] = 0
+        with reading_once():
+            sharded.select_top_k(own(scores_of("normal", n), shard), n // 3, shard=shard)
     finally:
         dist.all_reduce = real
     return moved
@@ -199,11 +215,8 @@ def errors(rank, size):
     bad = torch.full_like(x, -1.0) if last else x
 
     def weighted_in_one_read():
-        least, _one_read.MIN_SAMPLES = _one_read.MIN_SAMPLES, 0
-        try:
+        with reading_once():
             return message(lambda: sharded.select_weighted(bad, 7, shard=shard))
-        finally:
-            _one_read.MIN_SAMPLES = least
 
     def top_k(scores=x, k=7, shard=shard, **more):
         return message(lambda: sharded.select_top_k(scores, k, shard=shard, **more))

@@ -66,9 +66,8 @@ def check_sorted_out(found, keys, excluded):
     assert above == ((keys > high) & ~excluded).sum()
     inside = (keys >= low) & (keys <= high) & ~excluded
     np.testing.assert_array_equal(np.sort(positions), inside.nonzero()[0])
-    np.testing.assert_array_equal(
-        found[1][: int(candidates)].numpy().view(np.uint64), keys[positions]
-    )
+    words = found[1][: int(candidates)].numpy().view(np.uint64)
+    np.testing.assert_array_equal(words, keys[positions] - low)
     return low, high
 
 
@@ -131,27 +130,34 @@ def test_ids_up_to_the_last_of_32_bits(layout):
     np.testing.assert_array_equal(listed.numpy(), ids[keys > high])
 
 
+def test_digits_make_up_a_word():
+    for width in range(1, 65):
+        digits = _one_read.digits(width)
+        assert sum(bits for _, bits in digits) == width and len(digits) == -(-width // 11)
+        assert [shift for shift, _ in digits] == [
+            sum(bits for _, bits in digits[place + 1 :]) for place in range(len(digits))
+        ]
+
+
 def test_histograms_of_candidates_lead_to_the_threshold():
-    """Whatever the digits are that all of a bracket has in common."""
+    """Whatever the width of a bracket is, and however many of its words are wanted."""
     generator = np.random.default_rng(3)
-    for bits in (64, 43, 40, 20, 9, 1):
-        words = np.unique(generator.integers(0, 2**bits, 500, dtype=np.uint64, endpoint=False))
-        words += np.uint64(0 if bits == 64 else 0xC000_0000_8000_0000)
+    for width in (64, 56, 55, 43, 20, 11, 10, 1):
+        words = np.unique(generator.integers(0, 2**width, 500, dtype=np.uint64, endpoint=False))
         generator.shuffle(words)
-        ends = np.array([words.min(), words.max()]).view(np.int64).tolist()
-        for missing in {1, len(words) // 3 + 1, len(words)}:
-            part = _one_read.SortedOut(
-                torch.zeros(8, dtype=torch.int64),
-                torch.from_numpy(words.view(np.int64)),
-                torch.arange(len(words), dtype=torch.int32),
-                5,
-                missing,
-                *ends,
-            )
+        tensor = torch.from_numpy(words.view(np.int64))
+        first = np.bincount((words >> np.uint64(max(0, width - 11))).astype(int), minlength=1 << 11)
+        own = torch.from_numpy(first[: 1 << min(width, 11)])
+        for missing in {0, 1, len(words) // 3 + 1, len(words)}:
+            bits, positions = torch.zeros(8, dtype=torch.int64), torch.arange(len(words)).int()
+            part = _one_read.SortedOut(bits, tensor, positions, 5, missing, width, own, own)
             count, rounds = _one_read.settle(part, Ranks())
-            assert count == 5 + missing and rounds <= 6
-            chosen = as_bools(part.bits, len(words))
-            np.testing.assert_array_equal(chosen, words >= np.sort(words)[-missing])
+            assert count == 5 + missing and (rounds > 0) == (missing > 0)
+            chosen = np.argsort(as_bools(bits, len(words)), kind="stable")[len(words) - missing :]
+            assert as_bools(bits, 512).sum() == missing
+            np.testing.assert_array_equal(
+                np.sort(words[chosen]), np.sort(words)[len(words) - missing :]
+            )
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -51,14 +51,15 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "shard_sample(Tensor values, Tensor? second, int ranking, float c, float log_step, int "
       "num_samples, int size, int first, int stride, int seed) -> Tensor");
   // sample: the sum over all processes. Bits, 64 to an int64, [n / 64], also in excluded; composite
-  // keys and positions of the candidates, int64 and int32 [capacity]; and int64 [4]: how many are
-  // above the bracket, how many candidates there are (if more than capacity, nothing else counts),
-  // its ends.
+  // keys less the lower end of the bracket, and positions, of the candidates, int64 and int32
+  // [capacity]; and int64 [4]: how many are above the bracket, how many candidates there are (if
+  // more than capacity, nothing else counts), its ends.
   m.def(
       "shard_sort_out(Tensor values, Tensor? second, int ranking, float c, float log_step, Tensor? "
       "sample, Tensor? excluded, int num_samples, int wanted, int capacity, int first, int stride, "
       "int seed) -> (Tensor bits, Tensor words, Tensor positions, Tensor facts)");
-  m.def("shard_word_counts(Tensor words, Tensor state, int round) -> Tensor");
+  // As shard_digit_counts, of words and a digit of 1 to 11 bits.
+  m.def("shard_word_counts(Tensor words, Tensor state, int shift, int bits) -> Tensor");
   m.def(
       "shard_add_candidates_(Tensor(a!) bits, Tensor words, Tensor positions, Tensor state) -> ()");
   // The ids of the samples whose bits are set, int64 [k]: there must be as many.

@@ -117,14 +117,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shard_sort_out(
   return {bits, words, positions, facts};
 }
 
-Tensor shard_word_counts(const Tensor& words, const Tensor& state, int64_t round) {
+Tensor shard_word_counts(const Tensor& words, const Tensor& state, int64_t shift, int64_t bits) {
   const int64_t count = words.numel();
   const uint64_t* data = checked_words(words, "words", count);
-  check(round >= 0 && round < Digit::kRounds, "round must be in [0, ", Digit::kRounds, "), got ",
-        round);
+  check(bits >= 1 && bits <= 11, "bits must be in [1, 11], got ", bits);
+  check(shift >= 0 && shift <= 64 - bits, "shift must be in [0, ", 64 - bits, "], got ", shift);
+  const Digit digit = {static_cast<int>(shift), static_cast<int>(bits)};
   const auto* from = reinterpret_cast<const SearchState*>(checked_state(state, "state", words));
-  const int digit = static_cast<int>(round);
-  const Tensor counts = allocate(words, {Digit::of_round(digit).num_bins()}, Dtype::Long);
+  const Tensor counts = allocate(words, {digit.num_bins()}, Dtype::Long);
   cpu::count_words(data, count, *from, digit, static_cast<int64_t*>(counts.mutable_data_ptr()),
                    torch_threads());
   return counts;

@@ -123,15 +123,15 @@ void sort_out(const ShardTask& task, const Sought& sought, SortedOut* out,
     uint64_t* words = out->words;
     uint32_t* positions = out->positions;
     for (const Found<uint32_t>& f : found) {
-      words = std::copy_n(f.candidates.get(), f.num_candidates, words);
+      words = std::transform(f.candidates.get(), f.candidates.get() + f.num_candidates, words,
+                             [&](uint64_t word) { return word - bracket.low; });
       positions = std::copy_n(f.ids.get(), f.num_candidates, positions);
     }
   });
 }
 
-void count_words(const uint64_t* words, int64_t count, const SearchState& state, int round,
+void count_words(const uint64_t* words, int64_t count, const SearchState& state, Digit digit,
                  int64_t* counts, const Parallel& parallel) {
-  const Digit digit = Digit::of_round(round);
   const uint64_t prefix = state.prefix;
   count_bins(
       state.wanted == 0 ? 0 : count, digit.num_bins(),

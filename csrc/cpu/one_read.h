@@ -46,7 +46,7 @@ struct Sought {
 // What is known of a shard's samples once they were read. Out.
 struct SortedOut {
   uint64_t* bits;       // [words of shard.count bits]: which are above the bracket
-  uint64_t* words;      // [capacity]: the composite keys of the candidates, which are in it
+  uint64_t* words;      // [capacity]: how far above `low` the keys of those in it, candidates, are
   uint32_t* positions;  // [capacity]: where they are in the shard, in no order
   int64_t capacity;
   int64_t num_above;
@@ -56,8 +56,8 @@ struct SortedOut {
 void sort_out(const ShardTask& task, const Sought& sought, SortedOut* out,
               const Parallel& parallel);
 
-// counts: [Digit::of_round(round).num_bins()] out: how many of words [count] fall into each bin.
-void count_words(const uint64_t* words, int64_t count, const SearchState& state, int round,
+// counts: [digit.num_bins()] out: how many of words [count] fall into each bin.
+void count_words(const uint64_t* words, int64_t count, const SearchState& state, Digit digit,
                  int64_t* counts, const Parallel& parallel);
 
 // Sets the bits of the candidates from the threshold on; false if one lies beyond num_bits.
