@@ -21,6 +21,7 @@ from dynprune_cuda._shard_search import (
 from dynprune_cuda.distributed import Ranks
 
 N, SIZE = 6000, 3
+ops = torch.ops.dynprune_cuda
 
 
 def rankings(kind, n=N):
@@ -102,7 +103,7 @@ def test_samples_are_sorted_out_by_one_bracket(kind, layout):
                 bits = np.zeros(-(-len(rows) // 64) * 64, dtype=bool)
                 bits[: len(rows)] = excluded[rows]
                 packed = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int64))
-                found = torch.ops.dynprune_cuda.shard_sort_out(
+                found = ops.shard_sort_out(
                     *part_of(ranking, shard), draws, packed, N, wanted, len(rows), *place
                 )
                 brackets.add(check_sorted_out(found, keys[rows], excluded[rows]))
@@ -121,9 +122,7 @@ def test_ids_up_to_the_last_of_32_bits(layout):
     keys = np.uint64(2**63) | reference.listed_id_hash(SEED, reference.TIE, ids)
     draws = torch.from_numpy(keys[::20].view(np.int64).copy())
     place = (shard.first, shard.stride, SEED - 2**64)
-    found = torch.ops.dynprune_cuda.shard_sort_out(
-        *Ranking(x), draws, None, 1 << 32, 1 << 31, len(x), *place
-    )
+    found = ops.shard_sort_out(*Ranking(x), draws, None, 1 << 32, 1 << 31, len(x), *place)
     low, high = check_sorted_out(found, keys, np.zeros(len(keys), dtype=bool))
     assert 0 < found[3][0] < 8192 and low < high
     listed = _one_read.list_chosen(found[0], int(found[3][0]), shard)
@@ -193,3 +192,55 @@ def test_small_shards_and_gpus_make_the_plain_search():
     assert not _one_read.pays(on_cpu, Shard(2 * least - 2, 0, 2))
     with FakeTensorMode():
         assert not _one_read.pays(Ranking(torch.empty(0, device="cuda")), Shard(2 * least, 0, 2))
+
+
+S, R = torch.rand(9), torch.arange(9)
+RANKED = {"values": S, "second": None, "ranking": 0, "c": 0.0, "log_step": 0.0, "num_samples": 9}
+PLACE = {"first": 0, "stride": 1, "seed": 0}
+SORTED = {"sample": R, "excluded": None, "wanted": 3, "capacity": 9}
+RIGHT = {
+    "shard_sample": {**RANKED, **PLACE, "size": 9},
+    "shard_sort_out": {**RANKED, **PLACE, **SORTED},
+    "shard_word_counts": {"words": R, "state": R[:2], "shift": 0, "bits": 11},
+    "shard_add_candidates_": {"bits": R[:1], "words": R, "positions": R.int(), "state": R[:2]},
+    "shard_list": {"bits": R[:1], "k": 0, "count": 64, "first": 0, "stride": 1},
+}
+WRONG = {
+    "shard_sample": [
+        *({"values": S.double()}, {"values": -S - 1, "ranking": 4}, {"ranking": 6}),
+        *({"ranking": 5}, {"ranking": 1}, {"second": S}, {"second": S[:5], "ranking": 1}),
+        *({"second": S.half(), "ranking": 2}, {"second": S, "ranking": 3}, {"first": 1 << 32}),
+        {"values": S.half(), "second": R, "ranking": 3},
+        *({"num_samples": 0}, {"size": -1}, {"size": 1 << 40}, {"stride": 0}),
+    ],
+    "shard_sort_out": [
+        *({"sample": None}, {"sample": R.int()}, {"sample": R[::2]}, {"ranking": 5}),
+        *({"excluded": R[:2]}, {"wanted": 0}, {"wanted": 10}, {"num_samples": 1 << 40}),
+        *({"capacity": -1}, {"capacity": 10}),
+    ],
+    "shard_word_counts": [
+        *({"words": R.int()}, {"state": R[:1]}, {"bits": 0}, {"bits": 12}),
+        *({"shift": -1}, {"shift": 54}),
+    ],
+    "shard_add_candidates_": [
+        *({"bits": R[:1].int()}, {"words": S}, {"positions": R}, {"positions": R[:2].int()}),
+        *({"positions": R.int() + 60}, {"positions": R.int() - 1}, {"state": R[:1]}),
+    ],
+    "shard_list": [
+        *({"k": 1}, {"k": 65}, {"k": -1}, {"count": 65}, {"bits": R[:1].int()}, {"stride": 0}),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_direct_calls_with_wrong_arguments_raise(name):
+    def call(**changed):
+        arguments = {**RIGHT[name], **changed}
+        if "positions" in arguments:
+            arguments["bits"] = arguments["bits"].clone()
+        return getattr(ops, name)(**arguments)
+
+    call()
+    for changed in WRONG[name]:
+        with pytest.raises(ValueError, match=r"must|is for|need|is negative"):
+            call(**changed)
