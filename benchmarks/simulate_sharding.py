@@ -205,7 +205,7 @@ def saved_by_one_read(m: Machine) -> str:
         plain = {size: cost("plain", samples, size, m)[0] for size in sizes}
         saved = max(plain[s] / cost("one-read", samples, s, m)[0] for s in sizes[1:])
         found.append(
-            f"- N = {samples:.0e}: an epoch begins up to {saved:.2f}x as fast in one read as plainly."
+            f"- N = {samples:.0e}: an epoch begins up to {saved:.2f}x as fast with one read."
         )
     return "\n".join(found)
 
