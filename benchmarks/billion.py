@@ -5,8 +5,10 @@
     python benchmarks/billion.py --samples 100_000_000 --keep 30_000_000 --ranks 1 2 4 8
 
 Scores are float32, normal, the same for every number of ranks. Each rank makes those of its shard;
-with several ranks they talk over gloo on this machine. A rank takes 4 bytes a sample for the scores
-and 4 for their keys, and 8 for every id that it selects.
+with several ranks they talk over gloo on this machine. Every round searches in one read of the
+scores, as shards on the CPU do, and then by the plain search through keys, which GPUs, small shards
+and brackets that miss are left to. A rank takes 4 bytes a sample for the scores, half a byte for
+one read or 4 for keys, and 8 for every id that it selects.
 
 The check is exact and shares no code with the selection: every score above the least selected one
 is selected, no other is, and of those equal to it the ones that the reference of the tests ranks
@@ -32,9 +34,9 @@ import torch.multiprocessing as mp
 from timing import machine, write_json
 from torch import Tensor
 
-from dynprune_cuda import functional
+from dynprune_cuda import _one_read, functional
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_search import Shard, find, list_found
+from dynprune_cuda._shard_search import Ranking, Shard, find, list_found
 from dynprune_cuda.distributed import Ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -88,11 +90,34 @@ def is_exact(scores: Tensor, ids: Tensor, k: int, shard: Shard, ranks: Ranks) ->
     return ascending and selected == k and chosen_above == num_above and got == first
 
 
-def one_selection(
+def in_one_read(
     scores: Tensor, k: int, shard: Shard, ranks: Ranks
 ) -> tuple[Tensor, dict[str, float]]:
     """This rank's ids, and the seconds of the stages."""
-    keys, key_seconds = timed(lambda: ops.keys_by_score(scores))
+    ranking = Ranking(scores)
+    sample, draw_seconds = timed(
+        lambda: ranks.add_up_(_one_read.draw(ranking, shard, SEED)),
+    )
+    part, pass_seconds = timed(
+        lambda: _one_read.sort_out(ranking, sample, None, k, shard, SEED, ranks)
+    )
+    if part is None:
+        raise SystemExit("the bracket missed, which happens once in 10^8 times: try another size")
+    (count, rounds), search_seconds = timed(lambda: _one_read.settle(part, ranks))
+    ids, list_seconds = timed(lambda: _one_read.list_chosen(part.bits, count, shard))
+    return ids, {
+        "seconds": draw_seconds + pass_seconds + search_seconds + list_seconds,
+        "sample": draw_seconds,
+        "pass": pass_seconds,
+        "search": search_seconds,
+        "list": list_seconds,
+        "rounds": rounds,
+    }
+
+
+def plainly(scores: Tensor, k: int, shard: Shard, ranks: Ranks) -> tuple[Tensor, dict[str, float]]:
+    """The same by the plain search."""
+    keys, key_seconds = timed(lambda: Ranking(scores).keys(shard, SEED))
     found, search_seconds = timed(lambda: find(keys, k, 0, shard, SEED, ranks))
     ids, list_seconds = timed(lambda: list_found(keys, found, int(found.count), shard, SEED))
     return ids, {
@@ -102,6 +127,10 @@ def one_selection(
         "list": list_seconds,
         "rounds": found.rounds,
     }
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def share_out(places: Tensor, size: int = 8) -> Tensor:
@@ -124,18 +153,24 @@ def select(rank: int, size: int, folder: str, samples: int, k: int, rounds: int)
         ranks = Ranks(None, rank, size)
     shard = Shard(samples, rank, size)
     scores = make_scores(shard)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    runs = []
+    before, peaks = peak_bytes(), []
+    runs: dict[str, list[dict[str, float]]] = {"one-read": [], "plain": []}
+    equal = True
     for _ in range(rounds):
-        if size > 1:
-            dist.barrier()
-        ids, run = one_selection(scores, k, shard, ranks)
-        runs.append(run)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result = {"runs": runs, "peak_bytes": peak, "with_scores_bytes": before, "selected": len(ids)}
-    result["exact"] = is_exact(scores, ids, k, shard, ranks)
+        found = []
+        for way, search in (("one-read", in_one_read), ("plain", plainly)):
+            if size > 1:
+                dist.barrier()
+            ids, run = search(scores, k, shard, ranks)
+            runs[way].append(run)
+            found.append(ids)
+            peaks.append(peak_bytes())
+        equal = equal and torch.equal(*found)
+    result = {"runs": runs, "with_scores_bytes": before, "selected": len(ids)}
+    result["peak_bytes"] = {"one-read": peaks[0], "plain": peaks[1]}  # of the first of each
+    result["exact"] = equal and is_exact(scores, ids, k, shard, ranks)
     if size == 1:
-        del ids
+        del ids, found
         place = (scores[:0], k, 0, 1, k, True, None, SEED)
         places, result["walk"] = timed(lambda: ops.permutation_part(*place))
         _, seconds = timed(lambda: share_out(places))
@@ -150,21 +185,26 @@ def select(rank: int, size: int, folder: str, samples: int, k: int, rounds: int)
 
 
 def measure(size: int, samples: int, k: int, rounds: int) -> dict[str, Any]:
-    """Runs `size` processes; the slowest rank counts, in the median round."""
+    """Runs `size` processes; of each way the median round, in which the slowest rank counts."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (size, folder, samples, k, rounds)
         mp.start_processes(select, arguments, nprocs=size, start_method="spawn")
         results = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
-    by_round = [max(r["runs"][i]["seconds"] for r in results) for i in range(rounds)]
-    middle = sorted(range(rounds), key=by_round.__getitem__)[rounds // 2]
-    slowest = max((r["runs"][middle] for r in results), key=lambda run: run["seconds"])
+
+    def of_way(way: str) -> dict[str, Any]:
+        runs = [r["runs"][way] for r in results]
+        by_round = [max(run[i]["seconds"] for run in runs) for i in range(rounds)]
+        middle = sorted(range(rounds), key=by_round.__getitem__)[rounds // 2]
+        slowest = max((run[middle] for run in runs), key=lambda run: run["seconds"])
+        peak = max(r["peak_bytes"][way] for r in results)
+        return {**slowest, "all_rounds": by_round, "peak_bytes_per_rank": peak}
+
     return {
         "ranks": size,
         "samples": samples,
         "keep": k,
-        **slowest,
-        "all_rounds": by_round,
-        "peak_bytes_per_rank": max(r["peak_bytes"] for r in results),
+        **of_way("one-read"),
+        "plain": of_way("plain"),
         "with_scores_bytes_per_rank": max(r["with_scores_bytes"] for r in results),
         "exact": all(r["exact"] for r in results),
         "walk": results[0].get("walk"),
@@ -182,16 +222,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     series = []
-    print("ranks  seconds  keys  search  list  rounds  GB per rank  exact  select_top_k")
+    print("ranks  way       seconds  stages")
     for size in arguments.ranks:
         m = measure(size, arguments.samples, arguments.keep, arguments.rounds)
         series.append(m)
-        alone = m["select_top_k_seconds"]
-        print(
-            f"{size:5d}  {m['seconds']:7.3f}  {m['keys']:.3f}  {m['search']:.3f}  {m['list']:.3f}"
-            f"  {m['rounds']:6d}  {m['peak_bytes_per_rank'] / 1e9:11.2f}  {m['exact']}"
-            + (f"  {alone:.3f}" if alone else "")
-        )
+        for way, run, stages in (
+            ("one-read", m, ("sample", "pass", "search", "list")),
+            ("plain", m["plain"], ("keys", "search", "list")),
+        ):
+            parts = ", ".join(f"{stage} {run[stage]:.3f}" for stage in stages)
+            memory = f"{run['rounds']} rounds, {run['peak_bytes_per_rank'] / 1e9:.2f} GB per rank"
+            print(f"{size:5d}  {way:8s}  {run['seconds']:7.3f}  {parts}; {memory}")
+        if m["select_top_k_seconds"]:
+            print(f"       select_top_k alone  {m['select_top_k_seconds']:.3f}")
         if not m["exact"]:
             raise SystemExit("the selection is not exact")
     if arguments.out is not None:

@@ -11,19 +11,22 @@ The model: a rank's own work is a cost per sample, of each pass, times its sampl
 ring, 2 (R - 1) messages of a R-th, and recursive doubling, log2 R messages of all (Thakur,
 Rabenseifner & Gropp 2005); an all-to-all is R - 1 messages. Nothing overlaps.
 
-Left out, so that the lines of replicate and shard must not be compared: entering the visits, which
-a sharded rank does when the epoch begins and a replicated one during the epoch; and of the five
-all-to-alls of shard the two that send counts, and one of the two that send ids and values.
+Left out, so that the line of replicate must not be compared with the others: entering the visits,
+which a sharded rank does when the epoch begins and a replicated one during the epoch; and of the
+five all-to-alls of sharded scores the two that send counts, and one of the two that send ids and
+values.
 
 Three ways to select k of N on R ranks, and what each moves and keeps:
 
   replicate  every rank holds the table. An epoch begins with two all-reduces of it, 28 bytes a
              sample, a selection among all N on every rank, and an order of all k.
-  shard      `sharding="shard"`: visits go to their owners, 12 bytes each; keys, three passes with
-             an all-reduce of 16 or 8 KB each (six where scores tie, and always on a GPU), the list;
-             then 8 bytes for every selected id to the rank that trains on it.
-  one-read   as shard, but a sample of the scores brackets the threshold first, and one pass sorts
-             out all but a few percent. Not implemented over ranks: this says what it would save.
+  plain      `sharding="shard"` on a GPU, and with small shards: visits go to their owners, 12
+             bytes each; keys, three passes with an all-reduce of 16 or 8 KB each (six where scores
+             tie, and always on a GPU), the list; then 8 bytes for every selected id to the rank
+             that trains on it.
+  one-read   `sharding="shard"` on the CPU: as plain, but a sample of the scores, 512 KB, brackets
+             the threshold first, and one pass sorts out all but a few percent, which are searched.
+             Not implemented on GPUs: there this says what it would save.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ RANKS = (1, 8, 64, 512, 4096)
 KEEP = 0.3
 DIGIT_BYTES = (16384, 16384, 8192)  # of the histograms of three rounds
 RECORD_BYTES = 17 + 4  # a row of the table, and how often the sample was selected
-WAYS = ("replicate", "shard", "one-read")
+WAYS = ("replicate", "plain", "one-read")
+DRAWS = 1 << 16
+ONE_READ_BYTES = 0.5  # a bit for each sample, and two copies of 1.5% of them, 12 bytes each
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,11 @@ class Machine:
         keys: Scores become keys.
         digit: One pass of a search, over keys.
         listing: The selected ids are written.
-        one_read: A whole selection by one rank alone.
+        sample: Of one read: all draws are made, and some of them looked up; per rank.
+        sort_out: Of one read: the pass over the scores.
+        candidates: Of one read: the search among what is left, per sample.
+        chosen: Of one read: the selected ids are written.
+        alone: A whole selection by one rank alone.
         walk: One position of a permutation.
         place: One id of a shared order: a walk, a sort by rank, a scattered write.
         rounds: All-reduces of a search.
@@ -67,7 +76,11 @@ class Machine:
     keys: float
     digit: float
     listing: float
-    one_read: float
+    sample: float
+    sort_out: float
+    candidates: float
+    chosen: float
+    alone: float
     walk: float
     place: float
     rounds: int
@@ -84,7 +97,11 @@ def assumed_gpu() -> Machine:
         keys=8 / rate,
         digit=4 / rate,
         listing=(4 + 8 * KEEP) / rate,
-        one_read=7.9 / rate,
+        sample=10e-6,
+        sort_out=4.2 / rate,
+        candidates=0.8 / rate,
+        chosen=(0.2 + 8 * KEEP) / rate,
+        alone=7.9 / rate,
         walk=8 / rate,
         place=100 / rate,
         rounds=6,
@@ -95,14 +112,18 @@ def assumed_gpu() -> Machine:
 
 def measured_cpu(row: dict[str, Any]) -> Machine:
     """From the one-rank row of billion.py."""
-    n = row["samples"]
+    n, plain = row["samples"], row["plain"]
     return Machine(
         name="CPU, measured",
         origin=f"one rank at N = {n:,}; 30 us and 12.5 GB/s per rank assumed",
-        keys=row["keys"] / n,
-        digit=row["search"] / row["rounds"] / n,
-        listing=row["list"] / n,
-        one_read=row["select_top_k_seconds"] / n,
+        keys=plain["keys"] / n,
+        digit=plain["search"] / plain["rounds"] / n,
+        listing=plain["list"] / n,
+        sample=row["sample"],
+        sort_out=row["pass"] / n,
+        candidates=row["search"] / n,
+        chosen=row["list"] / n,
+        alone=row["select_top_k_seconds"] / n,
         walk=row["walk"] / row["keep"],
         place=row["place"] / row["keep"],
         rounds=3,
@@ -130,18 +151,17 @@ def cost(way: str, samples: int, ranks: int, m: Machine) -> tuple[float, float]:
     own, kept = samples / ranks, KEEP * samples / ranks
     if way == "replicate":
         seconds = all_reduce(8 * samples, ranks, m) + all_reduce(20 * samples, ranks, m)
-        seconds += (m.one_read + m.walk * KEEP) * samples
+        seconds += (m.alone + m.walk * KEEP) * samples
         return seconds, (RECORD_BYTES + (8 + 8) * KEEP) * samples  # subset, order
     route = all_to_all(12 * kept, ranks, m) + all_to_all(8 * kept, ranks, m) + m.place * kept
-    if way == "shard":
+    if way == "plain":
         search = sum(all_reduce(size, ranks, m) for size in DIGIT_BYTES) * m.rounds / 3
         # A round that has nothing to find reads nothing.
         local = (m.keys + 3 * m.digit + m.listing) * own
         return search + local + route, (RECORD_BYTES + 4) * own + (16 + 16) * kept
-    search = all_reduce(2**18, ranks, m) + all_reduce(32_800, ranks, m)
-    search += 3 * all_reduce(16_384, ranks, m)
-    memory = (RECORD_BYTES + 0.56) * own + (16 + 16) * kept
-    return search + m.one_read * own + route, memory
+    search = all_reduce(8 * DRAWS, ranks, m) + 3 * all_reduce(DIGIT_BYTES[0] + 8, ranks, m)
+    local = m.sample + (m.sort_out + m.candidates + m.chosen) * own
+    return search + local + route, (RECORD_BYTES + ONE_READ_BYTES) * own + (16 + 16) * kept
 
 
 def seconds_text(seconds: float) -> str:
@@ -154,9 +174,10 @@ def seconds_text(seconds: float) -> str:
 def tables(machines: Sequence[Machine]) -> str:
     """Markdown: seconds and memory of each way."""
     lines = [
-        "Left out: entering the visits, and three of the five all-to-alls of `shard`. Do not read "
-        "from these tables whether",
-        "`replicate` or `shard` is faster.",
+        "Left out: entering the visits, and three of the five all-to-alls of sharded scores. Do "
+        "not read from these tables",
+        "whether `replicate` is faster than the others. `plain` is what GPUs do, `one-read` what "
+        "CPUs do.",
         "",
     ]
     for m in machines:
@@ -177,15 +198,14 @@ def tables(machines: Sequence[Machine]) -> str:
 
 
 def saved_by_one_read(m: Machine) -> str:
-    """What one read of the scores would save at most."""
+    """What one read of the scores saves at most."""
     found = []
     for samples in SAMPLES:
         sizes = [2**power for power in range(13)]
-        shard = {size: cost("shard", samples, size, m)[0] for size in sizes}
-        saved = max(shard[s] / cost("one-read", samples, s, m)[0] for s in sizes[1:])
+        plain = {size: cost("plain", samples, size, m)[0] for size in sizes}
+        saved = max(plain[s] / cost("one-read", samples, s, m)[0] for s in sizes[1:])
         found.append(
-            f"- N = {samples:.0e}: one read over ranks would be up to {saved:.2f}x as fast as "
-            "shard."
+            f"- N = {samples:.0e}: an epoch begins up to {saved:.2f}x as fast with one read."
         )
     return "\n".join(found)
 
@@ -193,14 +213,20 @@ def saved_by_one_read(m: Machine) -> str:
 def series_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: what was measured on few ranks of one machine."""
     lines = [
-        "| ranks | seconds | keys | search | list | GB per rank | exact |",
-        "|---|---|---|---|---|---|---|",
+        "| ranks | one-read, seconds | sample | pass | search | list | GB per rank "
+        "| plain, seconds | keys | search | list | GB per rank | exact |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        stages = " | ".join(f"{row[name]:.3f}" for name in ("seconds", "keys", "search", "list"))
-        memory = row["peak_bytes_per_rank"] / 1e9
-        exact = "yes" if row["exact"] else "NO"
-        lines.append(f"| {row['ranks']} | {stages} | {memory:.2f} | {exact} |")
+        cells = [str(row["ranks"])]
+        for run, stages in (
+            (row, ("seconds", "sample", "pass", "search", "list")),
+            (row["plain"], ("seconds", "keys", "search", "list")),
+        ):
+            cells += [f"{run[name]:.3f}" for name in stages]
+            cells.append(f"{run['peak_bytes_per_rank'] / 1e9:.2f}")
+        cells.append("yes" if row["exact"] else "NO")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -224,8 +250,8 @@ def draw(machines: Sequence[Machine], rows: Sequence[dict[str, Any]], path: Path
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=7)
     sizes = [row["ranks"] for row in rows]
-    axes[-1].plot(sizes, [row["seconds"] for row in rows], "o-", label="selection")
-    axes[-1].plot(sizes, [row["search"] for row in rows], "s--", label="of that, the search")
+    axes[-1].plot(sizes, [row["seconds"] for row in rows], "o--", label="one-read")
+    axes[-1].plot(sizes, [row["plain"]["seconds"] for row in rows], "s-", label="plain")
     axes[-1].set_title(f"Measured: N = {rows[0]['samples']:.0e}, one machine", fontsize=10)
     axes[-1].set_xlabel("processes over gloo")
     axes[-1].set_ylim(bottom=0)

@@ -70,11 +70,25 @@ def _shard_digit_counts_fake(keys: Tensor, *arguments: Any) -> Tensor:
     return keys.new_empty((1 << bits,), dtype=torch.int64)
 
 
+def _shard_sort_out_fake(values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    capacity = arguments[8]
+    return (
+        values.new_empty(((values.shape[0] + 63) // 64,), dtype=torch.int64),
+        values.new_empty((capacity,), dtype=torch.int64),
+        values.new_empty((capacity,), dtype=torch.int32),
+        values.new_empty((4,), dtype=torch.int64),
+    )
+
+
+def _shard_word_counts_fake(words: Tensor, _state: Tensor, _shift: int, bits: int) -> Tensor:
+    return words.new_empty((1 << bits,), dtype=torch.int64)
+
+
 def _take_errors_fake(like: Tensor) -> Tensor:
     return like.new_empty((3, 2), dtype=torch.int64)
 
 
-def _update_scores_fake(*_arguments: Any) -> None:
+def _nothing_fake(*_arguments: Any) -> None:
     return None
 
 
@@ -106,10 +120,6 @@ def _scored_cross_entropy_step_fake(logits: Tensor, *arguments: Any) -> tuple[Te
     )
 
 
-def _scale_gradient_fake(*_arguments: Any) -> None:
-    return None
-
-
 _FAKES = {
     "select_top_k": _select_fake(0),
     "select_epsilon_greedy": _select_fake(0),
@@ -123,12 +133,17 @@ _FAKES = {
     "keys_by_weight": _keys_fake,
     "shard_digit_counts": _shard_digit_counts_fake,
     "shard_positions": _select_fake(2),
+    "shard_sample": _select_fake(5),
+    "shard_sort_out": _shard_sort_out_fake,
+    "shard_word_counts": _shard_word_counts_fake,
+    "shard_add_candidates_": _nothing_fake,
+    "shard_list": _select_fake(0),
     "permutation_part": _select_fake(3),
     "scored_cross_entropy": _scored_cross_entropy_fake,
     "scored_cross_entropy_backward": _scored_cross_entropy_backward_fake,
     "scored_cross_entropy_step_": _scored_cross_entropy_step_fake,
-    "scale_gradient_": _scale_gradient_fake,
-    "update_scores_": _update_scores_fake,
+    "scale_gradient_": _nothing_fake,
+    "update_scores_": _nothing_fake,
     "take_errors": _take_errors_fake,
 }
 for _name, _fake in _FAKES.items():

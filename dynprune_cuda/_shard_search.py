@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from dynprune_cuda.distributed import Ranks
 
 LAYOUTS = ("contiguous", "strided")
 KEY_ROUNDS, ALL_ROUNDS = 3, 6
+# RankingKind of csrc/cpu/one_read.h.
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,38 @@ class Shard:
         return ids % self.size if self.layout == "strided" else ids // max(self.piece, 1)
 
 
+class Ranking(NamedTuple):
+    """What a rank's samples are ranked by.
+
+    Attributes:
+        values: Scores, means or weights, [samples of this rank].
+        second: Their variances or counts, if it takes these.
+        kind: SCORE, ..., or EXPLORE: by a hash, whatever the values are.
+        c: Weight of a bonus.
+        log_step: Of UCB1.
+    """
+
+    values: Tensor
+    second: Tensor | None = None
+    kind: int = SCORE
+    c: float = 0.0
+    log_step: float = 0.0
+
+    def keys(self, shard: Shard, seed: int) -> Tensor:
+        """Returns the keys that `find` takes, int32; ValueError for wrong weights on the CPU."""
+        values, second, c = self.values, self.second, self.c
+        keys: Tensor
+        if self.kind == SCORE:
+            keys = ops.keys_by_score(values)
+        elif self.kind == WEIGHT:
+            keys = ops.keys_by_weight(values, shard.first, shard.stride, None, signed(seed))
+        elif self.kind == UCB1:
+            keys = ops.keys_by_ucb1(values, second, c, self.log_step)
+        else:
+            keys = ops.keys_by_ucb(values, second, c, self.kind == UCB_STD)
+        return keys
+
+
 @dataclass(frozen=True)
 class Found:
     """The thresholds of a selection, on every rank alike, and how much of it this rank has.
@@ -138,7 +173,7 @@ def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: 
             own = ops.shard_digit_counts(keys, state, greedy, explore, number, *place)
             total = ranks.add_up_(own.clone())
             rounds += 1
-            state, taken = advance(state, total, own, number)
+            state, taken = advance(state, total, own, digit(number))
             count = count + taken
             if not state.is_cuda and not int(state[1]):
                 break  # known without waiting, and to all ranks alike
@@ -151,20 +186,19 @@ def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: 
     return Found(greedy, random, count, rounds)
 
 
-def advance(state: Tensor, total: Tensor, own: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def advance(state: Tensor, total: Tensor, own: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """One step of a search: takes the bin in which the last wanted sample lies.
 
     Args:
         state: int64 [2]: the prefix found so far, and how many are wanted below it.
         total: Counts of the next digit in all ranks, int64 [bins], ascending.
         own: The same of this rank.
-        number: The round.
+        shift: The lowest bit of that digit.
 
     Returns:
         The new state, and how many samples of this rank are now known to be selected, 0-d int64.
     """
     prefix, wanted = state.unbind()
-    shift = (32 if number < KEY_ROUNDS else 0) + (21, 10, 0)[number % 3]
     from_top = total.flip(0).cumsum(0)
     place = (from_top < wanted).sum()  # of the bin, counted from the top
     last = len(total) - 1
@@ -183,11 +217,18 @@ def advance(state: Tensor, total: Tensor, own: Tensor, number: int) -> tuple[Ten
     return torch.where(finished, state, found), torch.where(finished, 0, taken)
 
 
+def digit(number: int) -> int:
+    """Returns the lowest bit of a round's digit, counted from the end of a composite key."""
+    return (32 if number < KEY_ROUNDS else 0) + (21, 10, 0)[number % 3]
+
+
 def list_found(keys: Tensor, found: Found, count: int, shard: Shard, seed: int) -> Tensor:
     """Returns this rank's ids of a selection, ascending, int64 [count]; `count` is found.count."""
     place = (shard.first, shard.stride, None, signed(seed))
     positions: Tensor = ops.shard_positions(keys, found.greedy, found.random, count, *place)
-    return positions.mul_(shard.stride).add_(shard.first)
+    if shard.stride != 1:
+        positions.mul_(shard.stride)
+    return positions.add_(shard.first) if shard.first else positions
 
 
 def split(k: int, epsilon: float) -> int:

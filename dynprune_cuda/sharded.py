@@ -12,6 +12,12 @@ decide, 81,920 if the hash of equal scores must, whatever the number of samples.
 the device: on a GPU all six rounds are reduced, since nobody waits to learn that three were enough.
 At the end one small exchange tells how many ids each rank has, and waits.
 
+On the CPU, with 2^18 samples or more per rank, the scores are read once instead (`_one_read`): a
+random sample of them, at most 524,288 bytes that are reduced, brackets the threshold, one pass
+leaves a few percent of the samples open, and only these are searched, in histograms of 16,384
+bytes, two or three of them as a rule. Where the sample misleads, all ranks make the plain search
+after all: that costs time and changes nothing.
+
 Every rank of the group calls the same function with the same k, seed and options, on scores of the
 same dtype. A call that differs, or scores that are wrong, are an error on all ranks. Gradients do
 not flow.
@@ -27,6 +33,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dynprune_cuda import _one_read
 from dynprune_cuda._arguments import (
     COUNT_DTYPES,
     as_choice,
@@ -35,7 +42,19 @@ from dynprune_cuda._arguments import (
     check_vector,
 )
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_search import LAYOUTS, Shard, find, list_found, signed, split
+from dynprune_cuda._shard_search import (
+    LAYOUTS,
+    UCB1,
+    UCB_STD,
+    UCB_VARIANCE,
+    WEIGHT,
+    Ranking,
+    Shard,
+    find,
+    list_found,
+    signed,
+    split,
+)
 from dynprune_cuda.distributed import resolve
 
 __all__ = [
@@ -52,8 +71,8 @@ __all__ = [
 SCORES = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
-# Keys of this rank's samples, int32 [len(shard)], and what made them of their scores.
-Keys = tuple[Tensor, tuple[Any, ...]]
+# What this rank's samples are ranked by, and which call asks for it.
+Asked = tuple[Ranking, tuple[Any, ...]]
 
 
 def select_top_k(
@@ -77,11 +96,11 @@ def select_top_k(
         RuntimeError: Another rank's arguments are wrong.
     """
 
-    def keys(_seed: int) -> Keys:
+    def asked() -> Asked:
         _check("scores", scores, SCORES, shard)
-        return ops.keys_by_score(scores.detach()), ("top_k",)
+        return Ranking(scores.detach()), ("top_k",)
 
-    return _select(keys, k, 0.0, shard, seed, process_group, scores)
+    return _select(asked, k, 0.0, shard, seed, process_group, scores)
 
 
 def select_epsilon_greedy(
@@ -95,7 +114,8 @@ def select_epsilon_greedy(
 ) -> Tensor:
     """This rank's part of `functional.select_epsilon_greedy`. Collective.
 
-    Three rounds more than `select_top_k`, 40,960 bytes, find the random part.
+    Three rounds more than `select_top_k`, 40,960 bytes, find the random part; in one read of the
+    scores it needs no sample, since the distribution of a hash is known.
 
     Args:
         scores: float32, float16 or bfloat16 [len(shard)].
@@ -106,11 +126,11 @@ def select_epsilon_greedy(
         process_group: As in `select_top_k`.
     """
 
-    def keys(_seed: int) -> Keys:
+    def asked() -> Asked:
         _check("scores", scores, SCORES, shard)
-        return ops.keys_by_score(scores.detach()), ("epsilon_greedy",)
+        return Ranking(scores.detach()), ("epsilon_greedy",)
 
-    return _select(keys, k, epsilon, shard, seed, process_group, scores)
+    return _select(asked, k, epsilon, shard, seed, process_group, scores)
 
 
 def select_ucb(
@@ -137,15 +157,16 @@ def select_ucb(
         process_group: As in `select_top_k`.
     """
 
-    def keys(_seed: int) -> Keys:
+    def asked() -> Asked:
         _check("mean", mean, SCORES, shard)
         check_vector("variance", variance, (mean.dtype,), mean)
         weight = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
         sqrt_bonus = as_choice("bonus", bonus, ("variance", "std")) == "std"
-        found = ops.keys_by_ucb(mean.detach(), variance.detach(), weight, sqrt_bonus)
-        return found, ("ucb", weight, sqrt_bonus)
+        kind = UCB_STD if sqrt_bonus else UCB_VARIANCE
+        ranking = Ranking(mean.detach(), variance.detach(), kind, weight)
+        return ranking, ("ucb", weight, sqrt_bonus)
 
-    return _select(keys, k, 0.0, shard, seed, process_group, mean)
+    return _select(asked, k, 0.0, shard, seed, process_group, mean)
 
 
 def select_ucb1(
@@ -172,14 +193,15 @@ def select_ucb1(
         process_group: As in `select_top_k`.
     """
 
-    def keys(_seed: int) -> Keys:
+    def asked() -> Asked:
         _check("mean", mean, (torch.float32,), shard)
         check_vector("count", count, COUNT_DTYPES, mean)
         weight = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
         log_step = math.log(as_float("step", step, low=1.0))
-        return ops.keys_by_ucb1(mean.detach(), count, weight, log_step), ("ucb1", weight, log_step)
+        ranking = Ranking(mean.detach(), count, UCB1, weight, log_step)
+        return ranking, ("ucb1", weight, log_step)
 
-    return _select(keys, k, 0.0, shard, seed, process_group, mean)
+    return _select(asked, k, 0.0, shard, seed, process_group, mean)
 
 
 def select_weighted(
@@ -196,13 +218,11 @@ def select_weighted(
         process_group: As in `select_top_k`.
     """
 
-    def keys(seed: int) -> Keys:
+    def asked() -> Asked:
         _check("weights", weights, SCORES, shard)
-        first, stride = shard.first, shard.stride
-        found = ops.keys_by_weight(weights.detach(), first, stride, None, signed(seed))
-        return found, ("weighted",)
+        return Ranking(weights.detach(), None, WEIGHT), ("weighted",)
 
-    return _select(keys, k, 0.0, shard, seed, process_group, weights)
+    return _select(asked, k, 0.0, shard, seed, process_group, weights)
 
 
 def select_uniform(
@@ -227,7 +247,7 @@ def select_uniform(
 
 
 def _select(
-    make_keys: Callable[[int], Keys],
+    asked: Callable[[], Asked],
     k: int,
     epsilon: float,
     shard: Shard,
@@ -237,11 +257,13 @@ def _select(
 ) -> Tensor:
     """Agrees with all ranks about the arguments, then selects together."""
     ranks = resolve(process_group)
-    keys = torch.empty(0)
+    ranking = Ranking(torch.empty(0))
+    keys: Tensor | None = None
+    sample: Tensor | None = None
     random = 0
 
     def prepare() -> dict[str, int]:
-        nonlocal keys, k, seed, random
+        nonlocal ranking, keys, sample, k, seed, random
         if (shard.rank, shard.size) != (ranks.rank, ranks.size):
             raise ValueError(
                 f"shard must be that of rank {ranks.rank} of {ranks.size}, got rank {shard.rank} "
@@ -250,7 +272,11 @@ def _select(
         k = as_int("k", k, minimum=0, maximum=shard.num_samples)
         seed = as_int("seed", seed)
         random = split(k, as_float("epsilon", epsilon, low=0.0, high=1.0))
-        keys, call = make_keys(seed)
+        ranking, call = asked()
+        if _one_read.pays(ranking, shard):
+            sample = _one_read.draw(ranking, shard, seed)
+        else:
+            keys = ranking.keys(shard, seed)
         return {
             "num_samples": shard.num_samples,
             "layout": LAYOUTS.index(shard.layout),
@@ -268,7 +294,13 @@ def _select(
         device = like.device if isinstance(like, Tensor) else torch.device("cpu")
         ranks.meet("the selection", device, prepare, False)
     if k == 0:
-        return torch.empty(0, dtype=torch.int64, device=keys.device)
+        return torch.empty(0, dtype=torch.int64, device=like.device)
+    if sample is not None:
+        ids = _one_read.select(ranking, sample, k, random, shard, seed, ranks)
+        if ids is not None:
+            return ids
+    if keys is None:
+        keys = ranking.keys(shard, seed)
     found = find(keys, k, random, shard, seed, ranks)
     return list_found(keys, found, int(found.count), shard, seed)
 

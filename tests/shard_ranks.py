@@ -3,17 +3,21 @@
 
 import math
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from ranks import message
+from reference import listed_id_hash
 
-from dynprune_cuda import functional, sharded
+from dynprune_cuda import _one_read, functional, sharded
 from dynprune_cuda._shard_search import LAYOUTS
 from dynprune_cuda.sharded import Shard
 
 SEED = 2**63 + 5
+SAMPLE = 6  # the stream of kSample in csrc/primitives/hash.h
 
 
 def scores_of(kind, n):
@@ -32,7 +36,21 @@ def scores_of(kind, n):
     return x
 
 
+MISLED = ("below", "above", "apart")
 KINDS = ("normal", "equal", "mostly_zero", "levels", "special", "all_nan")
+
+
+def misled(way, n, seed):
+    """Scores of which the sample that brackets the threshold tells nothing about the others."""
+    draws = np.arange(int(n ** (2 / 3)))
+    sampled = torch.from_numpy(np.unique(listed_id_hash(seed, SAMPLE, draws) * n >> 32).astype(int))
+    x = scores_of("normal", n)
+    if way == "apart":  # all others lie in the bracket: more candidates than there is room for
+        x = x / 1e6 + 0.5
+        x[sampled] = torch.linspace(-1, 2, len(sampled))
+    else:
+        x[sampled] += 20 if way == "above" else -20
+    return x
 
 
 def own(tensor, shard):
@@ -109,6 +127,58 @@ def selections(rank, size):
     return number, wrong
 
 
+@contextmanager
+def reading_once():
+    """Has even the smallest shards try one read; gives the list of what came of it."""
+    least, select, found = _one_read.MIN_SAMPLES, _one_read.select, []
+
+    def watched(*arguments):
+        found.append(select(*arguments))
+        return found[-1]
+
+    _one_read.MIN_SAMPLES, _one_read.select = 0, watched
+    try:
+        yield found
+    finally:
+        _one_read.MIN_SAMPLES, _one_read.select = least, select
+
+
+def in_one_read(rank, size):
+    """As `selections`, by one read of few samples; and which calls had to search again."""
+    wrong, missed, number = [], [], 0
+    n, k = 6000, 2000
+    kinds = KINDS[size % 2 :: 2]
+    cases = [(n, kind, k, LAYOUTS[at % 2]) for at, kind in enumerate((*kinds, kinds[0]))]
+    cases += [(n, "levels", 5, "strided")] if size < 4 else [(n, "normal", n, "contiguous")]
+    cases += [(7, "special", 3, "contiguous")]  # a sample that tells nothing
+
+    def compare(name, expected, select, shard):
+        nonlocal number
+        number += 1
+        with reading_once() as found:
+            ids = select(shard)
+        if not torch.equal(ids, expected[shard.owner_of(expected) == rank]):
+            wrong.append(name)
+        if any(ids is None for ids in found):
+            missed.append(name)
+
+    for n, kind, k, layout in cases:
+        for op, expected, call in calls(kind, n, k):
+            compare((n, kind, k, op, layout), expected, call, Shard(n, rank, size, layout))
+    # For these seeds the threshold of a search is not in its bracket.
+    lost = [(f"sample {way}", misled(way, 6000, SEED), 2000, 0.0, SEED) for way in MISLED]
+    lost += [(f"seed {s}", torch.arange(8000.0), 3125, 0.2, s) for s in (1047, 468)]
+    lost += [(f"hashes of seed {s}", torch.zeros(6000), 600, 1.0, s) for s in (135, 536)]
+    for name, x, k, epsilon, seed in lost:
+        expected = functional.select_epsilon_greedy(x, k, epsilon, seed=seed, order="ascending")
+
+        def call(shard, x=x, k=k, epsilon=epsilon, seed=seed):
+            return sharded.select_epsilon_greedy(own(x, shard), k, epsilon, shard=shard, seed=seed)
+
+        compare(name, expected, call, Shard(len(x), rank, size, "strided"))
+    return number, wrong, missed
+
+
 def traffic(rank, size):
     """Bytes that all-reduces of a selection move, by kind of scores: independent of n."""
     moved = {}
@@ -128,6 +198,10 @@ def traffic(rank, size):
                     shard = Shard(n, rank, size)
                     x = own(scores_of(kind, n), shard)
                     sharded.select_epsilon_greedy(x, n // 3, epsilon, shard=shard)
+        key = "in one read"
+        moved[key] = 0
+        with reading_once():
+            sharded.select_top_k(own(scores_of("normal", n), shard), n // 3, shard=shard)
     finally:
         dist.all_reduce = real
     return moved
@@ -139,6 +213,10 @@ def errors(rank, size):
     shard = Shard(24, rank, size)
     x = torch.ones(len(shard))
     bad = torch.full_like(x, -1.0) if last else x
+
+    def weighted_in_one_read():
+        with reading_once():
+            return message(lambda: sharded.select_weighted(bad, 7, shard=shard))
 
     def top_k(scores=x, k=7, shard=shard, **more):
         return message(lambda: sharded.select_top_k(scores, k, shard=shard, **more))
@@ -152,12 +230,13 @@ def errors(rank, size):
         "no tensor": top_k([1.0] if last else x),
         "shard": top_k(shard=Shard(24, 0, size)),
         "weight": message(lambda: sharded.select_weighted(bad, 7, shard=shard)),
+        "weight in one read": weighted_in_one_read(),
         "epsilon": message(lambda: sharded.select_epsilon_greedy(x, 7, 1.0 + last, shard=shard)),
         "after": len(sharded.select_top_k(x, 24, shard=shard)),
     }
 
 
-SCENARIOS = (selections, traffic)
+SCENARIOS = (selections, in_one_read, traffic)
 
 
 def work(rank, size, folder):

@@ -26,6 +26,11 @@ NAMES = {
     "keys_by_weight",
     "shard_digit_counts",
     "shard_positions",
+    "shard_sample",
+    "shard_sort_out",
+    "shard_word_counts",
+    "shard_add_candidates_",
+    "shard_list",
     "permutation_part",
     "scored_cross_entropy",
     "scored_cross_entropy_backward",
@@ -100,10 +105,44 @@ def samples(device):
         ("scale_gradient_", (logits.detach().clone(), torch.tensor(2.0, device=device), None)),
         ("scale_gradient_", (logits.detach().half(), grad, torch.tensor(2.0, device=device))),
         ("take_errors", (scores[:0],)),
+        *(cpu_samples() if scores.device.type == "cpu" else []),
+    ]
+
+
+def cpu_samples():
+    """Of the ops that only the CPU has."""
+    scores, count = torch.rand(N, generator=torch.Generator().manual_seed(2)), torch.arange(N)
+    bits, words = torch.tensor([0b1011]), count[:5] << 40
+    options = (0.5, 3.0)
+    sample = ops.shard_sample(scores, None, 0, *options, 111, 50, 2, 3, 7)
+    hashes = (scores, None, 5, *options, None, None, 37, 5)
+    candidates = int(ops.shard_sort_out(*hashes, N, 0, 1, 7)[3][1])
+    # Room for all candidates and no more: the rest is not written. Of 50 draws, all are candidates.
+    return [
+        ("shard_sample", (scores.half(), scores.half(), 2, *options, 1000, 300, 2, 3, 7)),
+        ("shard_sample", (scores, count, 3, *options, 111, 50, 0, 1, 7)),
+        (
+            "shard_sort_out",
+            (scores, None, 0, *options, sample, bits, 111, 30, N - 3, 2, 3, 7),
+        ),
+        ("shard_sort_out", (*hashes, candidates, 0, 1, 7)),
+        ("shard_word_counts", (words, torch.tensor([0, 4]), 40, 2)),
+        (
+            "shard_add_candidates_",
+            (bits.clone(), words, count[:5].int(), torch.tensor([1 << 40, 0])),
+        ),
+        ("shard_list", (bits, 3, N, 2, 3)),
     ]
 
 
 SAMPLES = range(len(samples("cpu")))
+
+
+def sample(device, index):
+    """One call."""
+    if index >= len(calls := samples(device)):
+        pytest.skip("an op of the CPU")
+    return calls[index]
 
 
 def test_every_op_is_sampled():
@@ -119,13 +158,13 @@ def test_every_op_is_sampled():
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # opcheck looks at it
 @pytest.mark.parametrize("index", SAMPLES)
 def test_opcheck(device, index):
-    name, arguments = samples(device)[index]
+    name, arguments = sample(device, index)
     torch.library.opcheck(getattr(ops, name).default, arguments)
 
 
 @pytest.mark.parametrize("index", SAMPLES)
 def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones(device, index):
-    name, arguments = samples(device)[index]
+    name, arguments = sample(device, index)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
         fake = getattr(ops, name)(*fakes)

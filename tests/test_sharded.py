@@ -30,9 +30,31 @@ def test_every_world_selects_what_one_process_selects(world):
         assert number > 250
 
 
+def test_one_read_selects_the_same(world):
+    """Also where it is of no use, and all ranks make the plain search after it."""
+    for rank in world:
+        number, wrong, missed = rank["in_one_read"]
+        assert wrong == []
+        assert number > 60
+        assert missed == world[0]["in_one_read"][2]
+        assert missed[-7:] == [
+            *("sample below", "sample above", "sample apart"),
+            *("seed 1047", "seed 468", "hashes of seed 135", "hashes of seed 536"),
+        ]
+        too_few = [name for name in missed if name[0] == 7]
+        assert len(too_few) == 10
+        # Counts that repeat: one rank has all candidates, more than it has room for.
+        on_one_rank = [name for name in missed if "ucb1" in name and name[0] != 7]
+        assert len(on_one_rank) <= (len(world) % 2 == 0) * 2
+        assert len(missed) == 7 + len(too_few) + len(on_one_rank)
+
+
 def test_the_traffic_depends_on_ties_only(world):
     size = len(world)
     for rank in world:
+        once = rank["traffic"].pop("in one read")
+        sample = 8 * int(20_000 ** (2 / 3))
+        assert size == 1 or sample + 16_408 <= once <= sample + 24 + 3 * 16_384
         for (n, kind, epsilon), moved in rank["traffic"].items():
             greedy = 40_960 if kind == "normal" else 81_920
             expected = greedy + 40_960 * (epsilon > 0)
@@ -56,6 +78,7 @@ def test_errors_are_raised_on_every_rank(world):
             "length": "ValueError: scores must have one element for each of this rank's",
             "no tensor": "TypeError: scores must be a torch.Tensor, got list",
             "weight": "ValueError: weights[0] is negative or NaN",
+            "weight in one read": "ValueError: weights[0] is negative or NaN",
             "epsilon": "ValueError: epsilon must be in [0, 1], got 2.0",
         }
         failed = f"RuntimeError: the selection failed on rank [{last}], whose own error tells why"

@@ -44,6 +44,26 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   m.def(
       "shard_positions(Tensor keys, Tensor? greedy, Tensor? random, int k, int first, int stride, "
       "Tensor? seed_tensor, int seed) -> Tensor");
+  // The same in one read, on the CPU. values, second (variance or count): [n]; ranking: a
+  // RankingKind of cpu/one_read.h. Composite keys, int64 [size], of draws from the num_samples of
+  // all processes, 0 where this one does not hold what was drawn.
+  m.def(
+      "shard_sample(Tensor values, Tensor? second, int ranking, float c, float log_step, int "
+      "num_samples, int size, int first, int stride, int seed) -> Tensor");
+  // sample: the sum over all processes. Bits, 64 to an int64, [n / 64], also in excluded; composite
+  // keys less the lower end of the bracket, and positions, of the candidates, int64 and int32
+  // [capacity]; and int64 [4]: how many are above the bracket, how many candidates there are (if
+  // more than capacity, nothing else counts), its ends.
+  m.def(
+      "shard_sort_out(Tensor values, Tensor? second, int ranking, float c, float log_step, Tensor? "
+      "sample, Tensor? excluded, int num_samples, int wanted, int capacity, int first, int stride, "
+      "int seed) -> (Tensor bits, Tensor words, Tensor positions, Tensor facts)");
+  // As shard_digit_counts, of words and a digit of 1 to 11 bits.
+  m.def("shard_word_counts(Tensor words, Tensor state, int shift, int bits) -> Tensor");
+  m.def(
+      "shard_add_candidates_(Tensor(a!) bits, Tensor words, Tensor positions, Tensor state) -> ()");
+  // The ids of the samples whose bits are set, int64 [k]: there must be as many.
+  m.def("shard_list(Tensor bits, int k, int count, int first, int stride) -> Tensor");
   // int64 [count]: the permutation that select_uniform draws, or its inverse, at the positions
   // first, first + stride, ...
   m.def(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "bindings/common.h"
+#include "bindings/sharding.h"
+
 #include "cpu/shard_search.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
@@ -8,6 +9,34 @@
 
 namespace dynprune {
 namespace bindings {
+
+ScalarType key_type(const Tensor& t, const char* name) {
+  const ScalarType type = scalar_type(t, name);
+  check(type != ScalarType::kFloat64, name, " must be float32, float16 or bfloat16");
+  check_vector(t, name, t.numel());
+  return type;
+}
+
+Shard checked_shard(int64_t count, int64_t first, int64_t stride, int64_t limit) {
+  check(count >= 0 && count <= limit, "count must be in [0, ", limit, "], got ", count);
+  check(first >= 0, "first must be at least 0, got ", first);
+  check(stride >= 1 && stride <= kMaxSamples, "stride must be in [1, 2^32], got ", stride);
+  const bool fits = count == 0 || (first < limit && count - 1 <= (limit - 1 - first) / stride);
+  check(fits, count, " numbers from ", first, " on in steps of ", stride, " must stay below ",
+        limit);
+  return {count, first, stride};
+}
+
+const int64_t* checked_state(const std::optional<Tensor>& state, const char* name,
+                             const Tensor& keys) {
+  if (!state.has_value()) return nullptr;
+  check_same_device(*state, name, keys);
+  check_dtype(*state, name, Dtype::Long, "int64");
+  check_vector(*state, name, 2);
+  check(state->is_contiguous(), name, " must be contiguous");
+  return static_cast<const int64_t*>(state->const_data_ptr());
+}
+
 namespace {
 
 // Calls on_gpu(scope) for a tensor on a GPU, on_cpu() otherwise.
@@ -31,13 +60,6 @@ void run(const Tensor& like, const OnCpu& on_cpu, const OnGpu& on_gpu) {
 #define DYNPRUNE_ON_GPU(...) nullptr
 #endif
 
-ScalarType key_type(const Tensor& t, const char* name) {
-  const ScalarType type = scalar_type(t, name);
-  check(type != ScalarType::kFloat64, name, " must be float32, float16 or bfloat16");
-  check_vector(t, name, t.numel());
-  return type;
-}
-
 Tensor allocate_keys(const Tensor& like) { return allocate(like, {like.numel()}, Dtype::Int); }
 uint32_t* keys_of(const Tensor& keys) { return static_cast<uint32_t*>(keys.mutable_data_ptr()); }
 
@@ -47,28 +69,6 @@ Seed checked_seed(const std::optional<Tensor>& tensor, int64_t value, const Tens
   check_dtype(*tensor, "seed", Dtype::Long, "int64");
   check(tensor->numel() == 1, "seed must have one element");
   return {0, static_cast<const int64_t*>(tensor->const_data_ptr())};
-}
-
-// The numbers first, first + stride, ... below limit.
-Shard checked_shard(int64_t count, int64_t first, int64_t stride, int64_t limit) {
-  check(count >= 0 && count <= limit, "count must be in [0, ", limit, "], got ", count);
-  check(first >= 0, "first must be at least 0, got ", first);
-  check(stride >= 1 && stride <= kMaxSamples, "stride must be in [1, 2^32], got ", stride);
-  const bool fits = count == 0 || (first < limit && count - 1 <= (limit - 1 - first) / stride);
-  check(fits, count, " numbers from ", first, " on in steps of ", stride, " must stay below ",
-        limit);
-  return {count, first, stride};
-}
-
-// A search's state, null if there is none.
-const int64_t* checked_state(const std::optional<Tensor>& state, const char* name,
-                             const Tensor& keys) {
-  if (!state.has_value()) return nullptr;
-  check_same_device(*state, name, keys);
-  check_dtype(*state, name, Dtype::Long, "int64");
-  check_vector(*state, name, 2);
-  check(state->is_contiguous(), name, " must be contiguous");
-  return static_cast<const int64_t*>(state->const_data_ptr());
 }
 
 ShardWords checked_words(const Tensor& keys, const std::optional<Tensor>& greedy, bool explore,

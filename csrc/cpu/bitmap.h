@@ -49,19 +49,36 @@ DYNPRUNE_CLONES int64_t count_set_bits(const uint64_t* words, int64_t num_words)
   return count;
 }
 
-// Writes the ids of the set bits of words [range) to [out, end), which they fill.
+// Writes the ids of the set bits of words [range) to [out, end), which they fill. The first bit of
+// all words has the id `first`.
 template <class Id>
-DYNPRUNE_CLONES void list_words(const uint64_t* words, Range range, Id* out, Id* end) {
+DYNPRUNE_CLONES void list_words(const uint64_t* words, Range range, int64_t first, Id* out,
+                                Id* end) {
   for (int64_t w = range.begin; w < range.end; w++) {
     uint64_t bits = words[w];
     if (end - out >= kWordBits) {
-      out = append_set_bits(bits, w * kWordBits, out);
+      out = append_set_bits(bits, first + w * kWordBits, out);
     } else {  // what lies beyond the end is another task's
       for (; bits != 0; bits &= bits - 1) {
-        *out++ = static_cast<Id>(w * kWordBits + __builtin_ctzll(bits));
+        *out++ = static_cast<Id>(first + w * kWordBits + __builtin_ctzll(bits));
       }
     }
   }
+}
+
+// Writes the ids of the set bits of all words, ascending; Id is int64_t or uint32_t.
+template <class Id>
+void list_bits(const uint64_t* words, int64_t num_words, int64_t first, Id* ids,
+               const Parallel& parallel) {
+  const int tasks = num_tasks(parallel, num_words, 1024);
+  std::vector<int64_t> ends(tasks);
+  for_each_range(parallel, num_words, tasks, [&](int task, Range range) {
+    ends[task] = count_set_bits(words + range.begin, range.end - range.begin);
+  });
+  for (int task = 1; task < tasks; task++) ends[task] += ends[task - 1];
+  for_each_range(parallel, num_words, tasks, [&](int task, Range range) {
+    list_words(words, range, first, ids + (task > 0 ? ends[task - 1] : 0), ids + ends[task]);
+  });
 }
 
 class Bitmap {
@@ -79,18 +96,9 @@ class Bitmap {
     for (int64_t w = 0; w < num_words_; w++) words_[w] |= other.words_[w];
   }
 
-  // Writes the ids of the set bits, ascending; Id is int64_t or uint32_t.
   template <class Id>
   void list(Id* ids, const Parallel& parallel) const {
-    const int tasks = num_tasks(parallel, num_words_, 1024);
-    std::vector<int64_t> ends(tasks);
-    for_each_range(parallel, num_words_, tasks, [&](int task, Range range) {
-      ends[task] = count_set_bits(words() + range.begin, range.end - range.begin);
-    });
-    for (int task = 1; task < tasks; task++) ends[task] += ends[task - 1];
-    for_each_range(parallel, num_words_, tasks, [&](int task, Range range) {
-      list_words(words(), range, ids + (task > 0 ? ends[task - 1] : 0), ids + ends[task]);
-    });
+    list_bits(words(), num_words_, 0, ids, parallel);
   }
 
  private:

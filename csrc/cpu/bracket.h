@@ -43,6 +43,7 @@ constexpr bool is_many(int64_t undecided, int64_t count) { return undecided > co
 // costs a second pass: 1 time in 10^8 for many samples, where that would take long; 1 in 200 for
 // few, where a narrow bracket saves more.
 struct BracketPlan {
+  static constexpr int64_t kMinSampleSize = 256;  // fewer tell nothing
   int64_t sample_size;
   double sigmas;
 
@@ -53,9 +54,16 @@ struct BracketPlan {
   }
 };
 
-DYNPRUNE_CLONES void hash_listed_ids(const IdHash& hash, const uint32_t* ids, int count,
+// The hash that breaks ties between the samples of a ranking, by what the ranking calls them.
+template <class Ranking>
+IdHash tie_hash_of(const Ranking&, uint64_t seed) {
+  return {seed, Stream::kTie};
+}
+
+template <class Hash>
+DYNPRUNE_CLONES void hash_listed_ids(const Hash& hash, const uint32_t* ids, int count,
                                      uint32_t* hashes) {
-  const IdHash local = hash;
+  const Hash local = hash;
   for (int i = 0; i < count; i++) hashes[i] = local(ids[i]);
 }
 
@@ -134,43 +142,47 @@ struct HashBracket {
 };
 
 // Two members of a random sample of the composite keys, between which the wanted-th greatest of all
-// n most likely lies.
-template <class Ranking>
-Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
-                                              uint64_t seed, const Parallel& parallel) {
-  using Key = typename Ranking::Key;
-  using Packed = composite_t<Key>;
+// n most likely lies. sample: [size], is rearranged.
+template <class Key>
+Bracket<Key> bracket_by_sample(composite_t<Key>* sample, int64_t size, int64_t n, int64_t wanted) {
   Bracket<Key> bracket = Bracket<Key>::everything();
-  const BracketPlan plan = BracketPlan::of(n);
-  const int64_t size = plan.sample_size;
-  if (size < 256) return bracket;
-  const std::unique_ptr<Packed[]> sample(new Packed[static_cast<size_t>(size)]);
-  draw_sample(ranking, n, seed, size, sample.get(), parallel);
-  if (all_keys_equal<Key>(sample.get(), size)) {
+  if (size < BracketPlan::kMinSampleSize) return bracket;
+  if (all_keys_equal<Key>(sample, size)) {
     const Key key = key_of<Key>(sample[0]);
     const HashBracket ties(n, wanted, 5.0 * n / size);
     return {compose(key, ties.low), compose(key, ties.high), ties.candidate_share, true};
   }
 
   const double share = static_cast<double>(wanted) / n, expected = share * size;
-  const double slack = plan.sigmas * std::sqrt(expected * (1 - share)) + 2;
+  const double slack = BracketPlan::of(n).sigmas * std::sqrt(expected * (1 - share)) + 2;
   const auto above = static_cast<int64_t>(std::floor(expected - slack));
   const auto below = static_cast<int64_t>(std::ceil(expected + slack));
   int64_t end = size;
   if (below < size) {
     end = below;
-    nth_greatest(sample.get(), size, below);
+    nth_greatest(sample, size, below);
     bracket.low = sample[below];
   }
   if (above >= 0) {
-    nth_greatest(sample.get(), end, above);
+    nth_greatest(sample, end, above);
     bracket.high = sample[above];
   }
   bracket.candidate_share = static_cast<double>(end - std::max<int64_t>(above, 0)) / size;
   const int64_t undecided =
-      count_keys<Key>(sample.get(), size, key_of<Key>(bracket.low), key_of<Key>(bracket.high));
+      count_keys<Key>(sample, size, key_of<Key>(bracket.low), key_of<Key>(bracket.high));
   bracket.many_equal = is_many(undecided, size);
   return bracket;
+}
+
+template <class Ranking>
+Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
+                                              uint64_t seed, const Parallel& parallel) {
+  using Packed = composite_t<typename Ranking::Key>;
+  const int64_t size = BracketPlan::of(n).sample_size;
+  if (size < BracketPlan::kMinSampleSize) return Bracket<typename Ranking::Key>::everything();
+  const std::unique_ptr<Packed[]> sample(new Packed[static_cast<size_t>(size)]);
+  draw_sample(ranking, n, seed, size, sample.get(), parallel);
+  return bracket_by_sample<typename Ranking::Key>(sample.get(), size, n, wanted);
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <memory>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "cpu/bitmap.h"
 #include "cpu/bracket.h"
@@ -48,11 +50,11 @@ DYNPRUNE_CLONES void classify_by_key(const Ranking& ranking, int64_t first, int 
 }
 
 // The same by the whole composite keys.
-template <class Key>
-DYNPRUNE_CLONES void classify_by_tie(const Key* keys, const IdHash& tie_hash, int64_t first,
+template <class Key, class Hash>
+DYNPRUNE_CLONES void classify_by_tie(const Key* keys, const Hash& tie_hash, int64_t first,
                                      int count, composite_t<Key> low, composite_t<Key> high,
                                      int32_t* states) {
-  const IdHash hash = tie_hash;
+  const Hash hash = tie_hash;
   const Key low_key = key_of<Key>(low), high_key = key_of<Key>(high);
   const auto low_tie = static_cast<uint32_t>(low), high_tie = static_cast<uint32_t>(high);
   const auto start = static_cast<uint32_t>(first);
@@ -144,7 +146,7 @@ class Classifier {
   using Key = typename Ranking::Key;
 
   Classifier(const Ranking& ranking, uint64_t seed, const Bracket<Key>& bracket)
-      : ranking_(ranking), seed_(seed), tie_hash_(seed, Stream::kTie), bracket_(bracket) {}
+      : ranking_(ranking), seed_(seed), tie_hash_(tie_hash_of(ranking, seed)), bracket_(bracket) {}
 
   // Samples [first, first + count), count <= kBlock. excluded: their bits in another bitmap, or
   // null; a sample whose bit is set there is left out. chosen: receives the bits of those that are
@@ -192,7 +194,7 @@ class Classifier {
 
   Ranking ranking_;
   uint64_t seed_;
-  IdHash tie_hash_;
+  decltype(tie_hash_of(std::declval<Ranking>(), uint64_t{})) tie_hash_;
   Bracket<Key> bracket_;
   Key keys_[kBlock];
   uint32_t ids_[kBlock + kWordBits];
@@ -200,6 +202,35 @@ class Classifier {
   int32_t states_[kBlock];
   uint64_t undecided_[kBlockWords];
 };
+
+// A second thread has to be woken and waited for, which takes as long as this many blocks.
+constexpr int64_t kMinBlocksPerTask = 12;
+
+// Samples [0, n) against a bracket: what each task found, and the bits of those that are in.
+// excluded, chosen: [words of n bits], excluded may be null. A task that finds more candidates than
+// `enough` leaves the rest of its samples, and their bits, alone.
+template <class Ranking>
+std::vector<Found<typename Ranking::Key>> classify(const Ranking& ranking, int64_t n, uint64_t seed,
+                                                   const Bracket<typename Ranking::Key>& bracket,
+                                                   int64_t enough, const uint64_t* excluded,
+                                                   uint64_t* chosen, const Parallel& parallel) {
+  const int64_t num_blocks = (n + kBlock - 1) / kBlock;
+  const int tasks = num_tasks(parallel, num_blocks, kMinBlocksPerTask);
+  std::vector<Found<typename Ranking::Key>> found(tasks);
+  for_each_range(parallel, num_blocks, tasks, [&](int task, Range blocks) {
+    Classifier<Ranking> classifier(ranking, seed, bracket);
+    const auto samples = static_cast<double>((blocks.end - blocks.begin) * kBlock);
+    const double expected = std::min(1.1 * bracket.candidate_share * samples, 1.0 * enough);
+    found[task].reserve(static_cast<int64_t>(expected) + kBlock);
+    for (int64_t b = blocks.begin; b < blocks.end && found[task].num_candidates <= enough; b++) {
+      const int64_t first = b * kBlock, word = first / kWordBits;
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, n - first));
+      classifier.block(first, count, excluded != nullptr ? excluded + word : nullptr, chosen + word,
+                       &found[task]);
+    }
+  });
+  return found;
+}
 
 }  // namespace
 }  // namespace cpu

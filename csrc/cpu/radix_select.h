@@ -24,9 +24,6 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// A second thread has to be woken and waited for, which takes as long as this many blocks.
-constexpr int64_t kMinBlocksPerTask = 12;
-
 // The `wanted` greatest samples that are not excluded, of which there are at least as many.
 template <class Ranking>
 Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t seed,
@@ -35,21 +32,10 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
   using Key = typename Ranking::Key;
   using Packed = composite_t<Key>;
   Bitmap chosen(n);
-  const int64_t num_blocks = (n + kBlock - 1) / kBlock;
-  const int tasks = num_tasks(parallel, num_blocks, kMinBlocksPerTask);
+  const uint64_t* others = excluded != nullptr ? excluded->words() : nullptr;
   while (true) {
-    std::vector<Found<Key>> found(tasks);
-    for_each_range(parallel, num_blocks, tasks, [&](int task, Range blocks) {
-      Classifier<Ranking> classifier(ranking, seed, bracket);
-      const auto samples = static_cast<double>((blocks.end - blocks.begin) * kBlock);
-      found[task].reserve(static_cast<int64_t>(1.1 * bracket.candidate_share * samples) + kBlock);
-      for (int64_t b = blocks.begin; b < blocks.end; b++) {
-        const int64_t first = b * kBlock, word = first / kWordBits;
-        const int count = static_cast<int>(std::min<int64_t>(kBlock, n - first));
-        classifier.block(first, count, excluded != nullptr ? excluded->words() + word : nullptr,
-                         chosen.words() + word, &found[task]);
-      }
-    });
+    const std::vector<Found<Key>> found =
+        classify(ranking, n, seed, bracket, n, others, chosen.words(), parallel);
     int64_t missing = wanted, num_candidates = 0;
     for (const Found<Key>& f : found) {
       missing -= f.num_in;

@@ -1,24 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/selection_ops.h"
 
-#include <atomic>
-
+#include "cpu/first_bad_weight.h"
 #include "cpu/radix_select.h"
 
 namespace dynprune {
 namespace cpu {
-namespace {
-
-// To the end, without stopping at what is found: that is what vector units are good at.
-template <class Ranking>
-DYNPRUNE_CLONES bool all_valid(const Ranking& ranking, Range ids) {
-  const Ranking local = ranking;
-  bool bad = false;
-  for (int64_t id = ids.begin; id < ids.end; id++) bad |= !local.valid(id);
-  return !bad;
-}
-
-}  // namespace
 
 void select_top_k(const void* scores, ScalarType type, const Selection& selection,
                   const Parallel& parallel) {
@@ -60,16 +47,8 @@ DataStatus select_weighted(const void* weights, ScalarType type, const Selection
     using T = decltype(tag);
     const WeightRanking<T> ranking{static_cast<const T*>(weights)};
     const int64_t n = selection.num_samples;
-    std::atomic<int64_t> first_bad{n};
-    for_each_range(parallel, n, num_tasks(parallel, n, 65536), [&](int, Range range) {
-      if (all_valid(ranking, range)) return;
-      int64_t id = range.begin;
-      while (ranking.valid(id)) id++;
-      int64_t seen = first_bad.load();
-      while (id < seen && !first_bad.compare_exchange_weak(seen, id)) {
-      }
-    });
-    if (first_bad < n) return DataStatus{false, DataError::kWeight, first_bad, first_bad};
+    const int64_t bad = first_bad_weight(ranking.weights, n, parallel);
+    if (bad < n) return DataStatus{false, DataError::kWeight, bad, bad};
     radix_select(ranking, selection, parallel);
     return DataStatus{};
   });

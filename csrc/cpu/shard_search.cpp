@@ -8,6 +8,7 @@
 
 #include "cpu/bitmap.h"
 #include "cpu/clones.h"
+#include "cpu/count_bins.h"
 #include "cpu/shuffle.h"
 #include "primitives/ranking.h"
 
@@ -132,24 +133,12 @@ DataStatus keys_by_weight(const void* weights, ScalarType type, const Shard& sha
 void digit_counts(const ShardWords& words, const SearchState& state, int round, uint64_t seed,
                   int64_t* counts, const Parallel& parallel) {
   const Digit digit = Digit::of_round(round);
-  const int num_bins = digit.num_bins();
-  std::fill_n(counts, num_bins, int64_t{0});
-  if (state.wanted == 0) return;
   const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
-  const int64_t n = words.shard.count;
-  const int tasks = num_tasks(parallel, n, kMinPerTask);
-  // One bin more, for the samples that are out: a branch for each would be mispredicted.
-  std::vector<std::vector<int64_t>> bins(tasks, std::vector<int64_t>(num_bins + 1));
-  for_each_range(parallel, n, tasks, [&](int task, Range range) {
-    int64_t* own = bins[task].data() + 1;
-    const ShardWords local = words;
-    for (int64_t i = range.begin; i < range.end; i++) {
-      own[local.bin(i, digit, state.prefix, tie_hash, explore_hash)]++;
-    }
-  });
-  for (const std::vector<int64_t>& own : bins) {
-    for (int b = 0; b < num_bins; b++) counts[b] += own[b + 1];
-  }
+  const uint64_t prefix = state.prefix;
+  count_bins(
+      state.wanted == 0 ? 0 : words.shard.count, digit.num_bins(),
+      [=](int64_t i) { return words.bin(i, digit, prefix, tie_hash, explore_hash); }, counts,
+      parallel);
 }
 
 int64_t list_shard(const ShardSelected& selected, uint64_t seed, int64_t k, int64_t* positions,

@@ -17,7 +17,7 @@ from test_selection_kernels import make_scores
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._shard_search import KEY_ROUNDS, advance
+from dynprune_cuda._shard_search import KEY_ROUNDS, advance, digit
 
 ops = torch.ops.dynprune_cuda
 SEED = -9
@@ -160,7 +160,7 @@ def test_a_search_over_three_shards_equals_the_cpu_selection(
                 assert torch.equal(
                     counts, ops.shard_digit_counts(keys[r], state, greedy, explore, *place)
                 )
-            steps = [advance(state, sum(own), counts, number) for counts in own]
+            steps = [advance(state, sum(own), counts, digit(number)) for counts in own]
             for r, (_, more) in enumerate(steps):
                 taken[r] += int(more)
             state = steps[0][0]
