@@ -192,10 +192,10 @@ def notes(runs: Sequence[Run], data: Mapping[str, Any]) -> str:
             "fewer epochs and static subsets get as many samples as the dynamic methods, warm-up "
             "included; the last epoch is a random part, of at least a batch. InfoBatch decides "
             "itself how much it keeps: it is matched to no keep, and its samples differ from those "
-            "of the other rows. The peak of the learning rate is one value for all, tuned for no pruned "
-            "method; its shape is the same, stretched over the run's own steps, and for InfoBatch, "
-            "whose steps are not known in advance, over its epochs. A model is evaluated as often "
-            "in every run; the last column is the time of the first evaluation that is good "
+            "of the other rows. The peak of the learning rate is one value for all, tuned for no "
+            "pruned method; its shape is the same, stretched over the run's own steps, and for "
+            "InfoBatch, whose steps are not known in advance, over its epochs. A model is evaluated "
+            "as often in every run; the last column is the time of the first evaluation that is good "
             "enough, and so no finer than the distance of two evaluations.",
         ]
     )
