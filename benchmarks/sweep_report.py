@@ -194,9 +194,9 @@ def notes(runs: Sequence[Run], data: Mapping[str, Any]) -> str:
             "itself how much it keeps: it is matched to no keep, and its samples differ from those "
             "of the other rows. The peak of the learning rate is one value for all, tuned for no "
             "pruned method; its shape is the same, stretched over the run's own steps, and for "
-            "InfoBatch, whose steps are not known in advance, over its epochs. A model is evaluated "
-            "as often in every run; the last column is the time of the first evaluation that is good "
-            "enough, and so no finer than the distance of two evaluations.",
+            "InfoBatch, whose steps are not known in advance, over its epochs. A model is "
+            "evaluated as often in every run; the last column is the time of the first evaluation "
+            "that is good enough, and so no finer than the distance of two evaluations.",
         ]
     )
 
