@@ -14,7 +14,7 @@ from dynprune_cuda._epochs import EpochSubsets, Subset
 from dynprune_cuda._state import StateReader
 from dynprune_cuda.policies.choosing import fingerprint
 
-STATE_VERSION = 1  # grows with every change of what a state holds
+STATE_VERSION = 2  # grows with every change of what a state holds
 SUBSET_ENTRIES = (
     "epoch",
     "subset_epoch",

@@ -231,7 +231,10 @@ def step_loss(
     """
     factors = (sample_weight, weight, ignore_index, label_smoothing, target_b, lam, grad_scale)
     if (
-        sample_weight is None
+        not torch.compiler.is_compiling()
+        and type(logits) is type(target) is type(sample_ids) is Tensor
+        and not (logits.is_meta or target.is_meta or sample_ids.is_meta)
+        and sample_weight is None
         and weight is None
         and target_b is None
         and lam is None
@@ -240,18 +243,21 @@ def step_loss(
         and type(label_smoothing) is float
         and reduction in REDUCTIONS
         and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
     ):
         # An ordinary step: the operator refuses what is wrong, before it changes anything, and only
-        # then is it worth the time to look which argument it was.
+        # then is it worth the time to look which argument it was. (Its kernels for meta tensors and
+        # subclasses, such as fake tensors, refuse nothing.)
         try:
             return _apply_step(
                 logits, target, sample_ids, columns, table_options, reduction, factors, loss_only
             )
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             refusal = error
-        _check_step(logits, target, sample_ids, columns[0], reduction, factors)
-        raise refusal
+        try:
+            _check_step(logits, target, sample_ids, columns[0], reduction, factors)
+            raise refusal
+        finally:
+            del refusal  # which holds this frame, and with it the batch
     factors = _check_step(logits, target, sample_ids, columns[0], reduction, factors)
     return _apply_step(
         logits, target, sample_ids, columns, table_options, reduction, factors, loss_only

@@ -131,3 +131,11 @@ class Repeats:
     def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         places = torch.searchsorted(self._ids, ids).clamp_(max=len(self._ids) - 1)
         return places, self._ids[places] == ids
+
+
+def repeats_of(share: Share, visited: Tensor | None) -> Repeats:
+    """Returns the repeats of a share, of which the ids in `visited` were visited already."""
+    repeats = Repeats(share)
+    if visited is not None and repeats:
+        repeats.note(visited)
+    return repeats

@@ -22,7 +22,7 @@ from dynprune_cuda._epochs import Subset
 from dynprune_cuda._resume import ResumableEpochs
 from dynprune_cuda._schedule import derive_seed
 from dynprune_cuda._shard_moves import to_owners
-from dynprune_cuda._shard_order import Repeats, Share, local_share, moved_share
+from dynprune_cuda._shard_order import Repeats, Share, local_share, moved_share, repeats_of
 from dynprune_cuda._shard_state import checked_pieces, local_state, respread, shared_state
 from dynprune_cuda._shard_table import ShardedScoreTable
 from dynprune_cuda.policies.rules import StaticSubset
@@ -114,7 +114,9 @@ class ShardedEpochs(ResumableEpochs):
         """As `EpochSubsets.epoch_order`, bit for bit; this process's samples if surplus="local"."""
         self._current()
         if self._order is None:
-            self._take_share(self._drawn_share(self.epoch, None, (), self.seed))
+            share = self._drawn_share(self.epoch, None, (), self.seed)
+            repeats = repeats_of(share, self._visited)
+            self._order, self._repeats = share.ids, repeats
         assert self._order is not None
         return self._order
 
@@ -173,13 +175,13 @@ class ShardedEpochs(ResumableEpochs):
             subset = subset._replace(epoch=start)
             ids = subset.ids
         share = self._drawn_share(epoch, ids, sizes, self.seed)
+        repeats = repeats_of(share, None)
         if history is not None:
             times, self.turnover = history
             self.times_selected += times
             self.num_selections += 1
         self._sizes, self._subset, self._epoch = sizes, subset, epoch
-        self._visited = None
-        self._take_share(share)
+        self._visited, self._order, self._repeats = None, share.ids, repeats
 
     def _sizes_of(self, subset: Subset | None) -> tuple[int, ...]:
         """Returns how many of the selected samples each process holds. Collective; waits."""
@@ -231,12 +233,6 @@ class ShardedEpochs(ResumableEpochs):
             return local_share(ids, sizes, derive_seed(seed, "order", epoch, ranks.rank), shard)
         seed = derive_seed(seed, "order", epoch)
         return moved_share(ids, sizes, seed, shard, ranks, self.table.mean[:0])
-
-    def _take_share(self, share: Share) -> None:
-        """Makes an order the current one."""
-        self._order, self._repeats = share.ids, Repeats(share)
-        if self._visited is not None and self._repeats:
-            self._repeats.note(self._visited)
 
     def _without_repeat(self, ids: Tensor) -> Tensor:
         """Returns the ids whose scores count: visits of padding are -1."""
@@ -350,12 +346,13 @@ class ShardedEpochs(ResumableEpochs):
         self._check_total(attributes, sum(sizes))
         visited = self._own_repeats(self._ids_of(visited))
         share = self._loaded_share(attributes, sizes)
+        repeats = None if share is None else repeats_of(share, visited)
         # Nothing above has changed anything, and nothing below asks other processes.
         self._adopt(columns, attributes)
         self.table.forget_waiting()
-        self._sizes, self._visited, self._repeats = sizes, visited, None
+        self._sizes, self._visited, self._repeats = sizes, visited, repeats
         if share is not None:
-            self._take_share(share)
+            self._order = share.ids
 
     def _loaded_share(self, attributes: dict[str, Any], sizes: Sequence[int]) -> Share | None:
         """Draws the share of a state's epoch, None if none has begun. Collective."""

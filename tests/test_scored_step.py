@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """scored_cross_entropy_step_ equals its parts, which have references of their own."""
 
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -393,3 +395,28 @@ def test_out_of_memory_says_so_and_changes_nothing():
         F.scored_cross_entropy_step_(logits, ids, ids, **columns, alpha=0.5)
     for name, column in make_columns().items():
         assert torch.equal(columns[name], column)
+
+
+def test_a_refused_step_lets_go_of_its_batch():
+    """What is caught, such as a lack of memory, must not keep the batch that was too large."""
+    logits, target, ids = make_batch(4, 3, torch.float32)
+    columns, gone = make_columns(), weakref.ref(logits)
+    gc.disable()
+    try:
+        with pytest.raises(IndexError):
+            F.scored_cross_entropy_step_(logits, target + 7, ids, **columns, alpha=0.5)
+        del logits
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", ["logits", "target", "sample_ids"])
+def test_tensors_without_data_are_refused(name):
+    """The operator's kernel for them checks nothing."""
+    batch = dict(
+        zip(("logits", "target", "sample_ids"), make_batch(4, 3, torch.float32), strict=True)
+    )
+    batch[name] = batch[name].to("meta")
+    with pytest.raises(ValueError, match="must be on"):
+        F.scored_cross_entropy_step_(**batch, **make_columns(), alpha=0.5)

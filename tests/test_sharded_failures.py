@@ -7,7 +7,7 @@ import shard_failure_ranks
 import torch
 import torch.distributed as dist
 
-from dynprune_cuda import IndexedDataset, Pruner, ScoreTable, functional
+from dynprune_cuda import IndexedDataset, Pruner, ScoreTable, _sharded_epochs, functional
 from dynprune_cuda._shard_search import Shard
 from dynprune_cuda._shard_table import ShardedScoreTable
 from dynprune_cuda.distributed import Ranks, telling_of_lost_ranks
@@ -208,3 +208,30 @@ def test_accelerate_refuses_pieces(spread, sampler):
         options = {"sampler": spread.sampler()}
     with pytest.raises(ValueError, match=WANTED):
         prepare_loader(Accelerator(cpu=True), DataLoader(data, **options))
+
+
+@pytest.mark.parametrize("surplus", ["move", "local"])
+def test_an_epoch_that_cannot_be_begun_can_be_begun_again(surplus, monkeypatch):
+    def seen(pruner):
+        return pruner.epoch, pruner.selected.tolist(), pruner.epoch_order().tolist()
+
+    def begun():
+        pruner = Pruner(12, 6, sharding="shard", surplus=surplus, process_group=False)
+        pruner.set_epoch(0)
+        pruner.observe(torch.arange(12), torch.arange(12.0))
+        return pruner
+
+    def lack_memory(*_):
+        raise torch.OutOfMemoryError
+
+    pruner, other = begun(), begun()
+    before = seen(pruner)
+    with monkeypatch.context() as patch:
+        patch.setattr(_sharded_epochs, "repeats_of", lack_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            pruner.set_epoch(1)
+    assert seen(pruner) == before
+    for one in (pruner, other):
+        one.set_epoch(1)
+    assert seen(pruner) == seen(other)
+    assert pruner.selected.tolist() == [6, 7, 8, 9, 10, 11]

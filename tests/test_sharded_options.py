@@ -197,8 +197,7 @@ def test_errors_are_raised_on_every_rank(world):
         assert "surplus must be one of 'move', 'local', got 'stay'" in found["choice"]
         assert "shard_layout must be the same on every rank" in found["layouts differ"]
         assert "surplus must be the same on every rank" in found["surplus differs"]
-        text = "no error" if size == 1 else f"got {size - 1} samples for {size} processes"
-        assert text in found["few"]
+        assert f"got {size - 1} samples for {size} processes" in found["few"]
         text = "ValueError: state_dict['times_selected'] is damaged: it must be torch.int32"
         if number != last:
             text = f"RuntimeError: load_state_dict failed on rank [{last}]"

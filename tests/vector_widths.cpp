@@ -67,7 +67,12 @@ struct ScoreAndScale {
       ScoreShortRows<T>::template run<kBytes>(x, target, kLanes, classes, lanes, kept);
       ScaleShortRows<T>::template run<kBytes>(kept, classes, kLanes, lanes->share, out);
     } else {
+      // As a part of a longer row: the target lies elsewhere, and the greatest so far is larger.
+      RowStats<A> part;
+      ScoreChunk<T>::template run<kBytes>(x[0], classes, target[0] + classes, A{3}, kept, &part);
       ScoreMediumRows<T>::template run<kBytes>(x, target, kLanes, classes, padded, lanes, kept);
+      lanes->nll[0] = part.m, lanes->el2n[0] = part.s, lanes->entropy[0] = part.q;
+      lanes->margin[0] = part.t;
       ScaleRows<T>::template run<kBytes>(kept, padded, classes, kLanes, lanes->share, out);
     }
   }
