@@ -16,11 +16,12 @@ counting one latency each is the most that it can take; `at_once` counts one lat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 KEEP = 0.3
 BATCH = 512
+LAUNCH = 4e-6  # of a small kernel, on a GPU
 DIGIT_BYTES = (16384, 16384, 8192)  # of the histograms of three rounds
 DRAWS = 1 << 16
 ONE_READ_FROM = 1 << 18  # samples of a rank; among fewer the plain search takes no longer
@@ -29,7 +30,11 @@ MEET_BYTES = 80  # that each rank sends where they compare notes
 RECORD_BYTES = 17 + 4  # a row of the table, and how often the sample was selected
 VISIT_BYTES = 16 + 150  # a visit that waits, and the most it takes while it is entered
 SELECT_BYTES = 4 + 0.25  # of each sample while a whole table is selected from: a copy, scratch
+MERGE_BYTES = 68  # of each row in a collective
 WAYS = ("replicate", "plain", "one-read")
+# Of `Machine`, by epoch_costs.py:
+MEASURED = ("update", "repeat", "buffer", "pack", "enter", "merge", "ranking", "history")
+MEASURED += ("checksum", "walk", "look_up", "reduce")
 STAGES = ("steps", "exchange", "enter", "selection", "order")
 
 
@@ -107,17 +112,18 @@ class Machine:
 def assumed_gpu() -> Machine:
     """Counted bytes over an assumed rate, and small kernels in the steps: nothing was measured.
 
-    A random access counts as 32 bytes. `merge`, `pack` and `enter` are the torch calls of
-    `Ranks.merge`, `ShardedScoreTable._outgoing` and `.enter`, a sort of 8-byte keys as 256 bytes.
+    The kernels are those of `Pruner.observe`; `with_cross_entropy` has more. A random access counts
+    as 32 bytes. `merge`, `pack` and `enter` are the torch calls of `Ranks.merge`,
+    `ShardedScoreTable._outgoing` and `.enter`, a sort of 8-byte keys as 256 bytes.
     """
-    rate, launch = 3.0e12, 4e-6
+    rate, launch = 3.0e12, LAUNCH
     return Machine(
         name="GPU, assumed",
-        origin="bytes counted per pass over 3.0 TB/s, 4 us for each of 1, 13 and 25 kernels a "
-        "batch; 10 us and 50 GB/s per rank, rings and trees",
+        origin="bytes counted per pass over 3.0 TB/s, 4 us for each of 1, 13 and 14 kernels a "
+        "batch (update, repeat, buffer); 10 us and 50 GB/s per rank, rings and trees",
         update=330 / rate + launch / BATCH,
         repeat=100 / rate + 13 * launch / BATCH,
-        buffer=150 / rate + 25 * launch / BATCH,
+        buffer=150 / rate + 14 * launch / BATCH,
         pack=450 / rate,
         enter=1200 / rate,
         merge=240 / rate,
@@ -143,6 +149,11 @@ def assumed_gpu() -> Machine:
     )
 
 
+def with_cross_entropy(gpu: Machine) -> Machine:
+    """The same if visits are kept by `Pruner.cross_entropy`: 25 kernels a batch, not 14."""
+    return replace(gpu, buffer=gpu.buffer + 11 * LAUNCH / BATCH)
+
+
 def measured_cpu(row: dict[str, Any], network: dict[str, float], cores: int = 0) -> Machine:
     """From the one-rank row of billion.py.
 
@@ -152,13 +163,12 @@ def measured_cpu(row: dict[str, Any], network: dict[str, float], cores: int = 0)
         cores: As in `Machine`.
     """
     n, plain, costs = row["samples"], row["plain"], row["costs"]
-    own = "update repeat buffer pack enter merge ranking history checksum look_up reduce".split()
     return Machine(
         name="CPU, this machine" if cores else "CPU, measured",
         origin=f"one rank of one thread at N = {n:,}; {network['latency'] * 1e6:.3g} us and "
         f"{network['bandwidth'] / 1e9:.3g} GB/s per rank "
         f"{'measured between two' if cores else 'assumed, rings only'}",
-        **{name: costs[name] for name in own},
+        **{name: costs[name] for name in MEASURED},
         keys=plain["keys"] / n,
         digit=plain["search"] / plain["rounds"] / n,
         listing=plain["list"] / n,
@@ -167,7 +177,6 @@ def measured_cpu(row: dict[str, Any], network: dict[str, float], cores: int = 0)
         candidates=row["search"] / n,
         chosen=row["list"] / n,
         alone=row["select_top_k_seconds"] / n,
-        walk=costs["walk"],
         place=row["place"] / row["keep"],
         rounds=3,
         latency=network["latency"],
@@ -266,14 +275,19 @@ def stages(
     return {stage: seconds * m.sharing(ranks) for stage, seconds in found.items()}
 
 
-def epoch(way: str, samples: int, ranks: int, m: Machine, **options: Any) -> float:
-    """Seconds per rank of all stages."""
-    return sum(stages(way, samples, ranks, m, **options).values())
+def epoch(
+    way: str, samples: int, ranks: int, m: Machine, *, steps: bool = True, **options: Any
+) -> float:
+    """Seconds per rank of all stages, or of those after the steps."""
+    found = stages(way, samples, ranks, m, **options)
+    return sum(found.values()) - (0.0 if steps else found["steps"])
 
 
 def memory(way: str, samples: int, ranks: int, visited: float = KEEP) -> float:
     """Bytes per rank at the most, for scores and selections, when an epoch begins."""
     kept, visits = KEEP * samples, visited * samples / ranks
     if way == "replicate":  # the old subset, the new one, the old order
-        return (RECORD_BYTES + SELECT_BYTES) * samples + 16 * kept + 8 * kept / ranks
+        merging = MERGE_BYTES * min(samples, MERGED) * (ranks > 1)
+        table = RECORD_BYTES * samples + 8 * kept + 8 * kept / ranks
+        return table + max(merging, SELECT_BYTES * samples + 8 * kept)
     return RECORD_BYTES * samples / ranks + 16 * kept / ranks + VISIT_BYTES * visits
