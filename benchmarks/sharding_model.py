@@ -28,8 +28,9 @@ ONE_READ_FROM = 1 << 18  # samples of a rank; among fewer the plain search takes
 MERGED = 1 << 22  # rows of a replicated table in one collective
 MEET_BYTES = 80  # that each rank sends where they compare notes
 RECORD_BYTES = 17 + 4  # a row of the table, and how often the sample was selected
-VISIT_BYTES = 16 + 150  # a visit that waits, and the most it takes while it is entered
-SELECT_BYTES = 4 + 0.25  # of each sample while a whole table is selected from: a copy, scratch
+VISIT_BYTES = 16 + 175  # a visit that waits, and what it takes while it is entered: measured
+# Of each sample, when two selections are compared: three masks, and int64 to sum one up on a CPU.
+COMPARE_BYTES = 3 + 8
 MERGE_BYTES = 68  # of each row in a collective
 WAYS = ("replicate", "plain", "one-read")
 # Of `Machine`, by epoch_costs.py:
@@ -289,5 +290,5 @@ def memory(way: str, samples: int, ranks: int, visited: float = KEEP) -> float:
     if way == "replicate":  # the old subset, the new one, the old order
         merging = MERGE_BYTES * min(samples, MERGED) * (ranks > 1)
         table = RECORD_BYTES * samples + 8 * kept + 8 * kept / ranks
-        return table + max(merging, SELECT_BYTES * samples + 8 * kept)
+        return table + max(merging, COMPARE_BYTES * samples + 8 * kept)
     return RECORD_BYTES * samples / ranks + 16 * kept / ranks + VISIT_BYTES * visits

@@ -43,26 +43,14 @@ def draw_model(axis: Any, m: Machine) -> None:
 def draw_measured(axis: Any, rows: Sequence[dict[str, Any]], m: Machine | None) -> None:
     """Points of whole epochs, and the model's lines for the same cores."""
     ranks = [row["ranks"] for row in rows]
-    for name, way, label in (
-        ("replicate", "replicate", "replicate"),
-        ("shard", "one-read", "shard"),
-    ):
+    for name, way in (("replicate", "replicate"), ("shard", "one-read")):
         seconds = [row["epochs"][name]["seconds"] for row in rows]
         axis.plot(ranks, seconds, "o", color=COLOURS[way], ms=7)
-        last = seconds[-1]
         if m is not None:
             sizes = range(1, max(ranks) + 1)
             values = [epoch(way, rows[0]["samples"], size, m) for size in sizes]
             axis.plot(sizes, values, color=COLOURS[way], lw=1.8)
-        axis.annotate(
-            label,
-            (ranks[-1], last),
-            xytext=(-8, 8),
-            textcoords="offset points",
-            color=COLOURS[way],
-            ha="right",
-        )
-    axis.set_title(f"Measured (points) and model, N = {rows[0]['samples']:.0e}", fontsize=11)
+    axis.set_title(f"Measured (points) and model, N = {rows[0]['samples']:,}", fontsize=11)
     axis.set_xlabel(
         "processes on " + (f"{m.cores} core{'s' * (m.cores > 1)}" if m else "one machine")
     )
@@ -91,10 +79,10 @@ def draw(
     for axis, m in zip(axes, machines, strict=False):
         draw_model(axis, m)
     axes[0].set_ylabel("seconds per epoch, of scores and selection")
-    for line, name in (("replicate", "replicated scores"), ("plain", "sharded scores")):
-        axes[0].plot([], [], color=COLOURS[line], lw=1.8, label=name)
-    axes[0].legend(fontsize=9, loc="lower left")
     draw_measured(axes[-1], rows, here)
-    figure.tight_layout()
+    names = {"replicate": "replicated scores", "plain": "sharded scores"}
+    lines = [axes[0].plot([], [], color=COLOURS[way], lw=1.8, label=names[way])[0] for way in names]
+    figure.legend(handles=lines, loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -204,8 +204,9 @@ def tables(machines: Sequence[Machine]) -> str:
     for m in machines:
         lines += [winners(m), ""]
     lines += [
-        "**Memory**: at the most, for scores and selections, sharded after an epoch that visited "
-        "everything.",
+        "**Memory**: at the most, for scores and selections, counted as on a CPU, where sums over "
+        "masks take 8 bytes a sample;",
+        "sharded after an epoch that visited everything.",
         "",
         memory_table(),
         "",
@@ -272,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measured", type=Path, required=True, help="what billion.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="without an ending")
+    parser.add_argument("--billion", type=Path, help="of one rank with as many samples as fit")
     arguments = parser.parse_args()
     measured = json.loads(arguments.measured.read_text())
     rows, facts = measured["rows"], measured["machine"]
@@ -285,8 +287,8 @@ def main() -> None:
     text = tables(machines) + (f"- {parameters(here)}\n" if here else "")
     text += f"""
 ## Measured
-N = {alone["samples"]:,}, k = {alone["keep"]:,}, {facts["cpu"]}, one thread per rank, all ranks \
-on {cores} core{"s" * (cores > 1)}, load {facts["load_average"][0]}.
+N = {alone["samples"]:,}, k = {alone["keep"]:,}, {facts["cpu"]}, threads per rank: \
+{facts["threads"]}, all ranks on {cores} core{"s" * (cores > 1)}, load {facts["load_average"][0]}.
 Whole epochs of a `Pruner`; the model's ranks share as many cores.
 
 {epoch_table(rows, here)}
@@ -295,6 +297,11 @@ Selections alone:
 
 {series_table(rows)}
 """
+    if arguments.billion:
+        large = json.loads(arguments.billion.read_text())
+        row, threads = large["rows"][0], large["machine"]["threads"]
+        text += f"\nN = {row['samples']:,}, k = {row['keep']:,}, {threads} threads; `select_top_k` "
+        text += f"{row['select_top_k_seconds']:.2f} s:\n\n{series_table(large['rows'])}\n"
     arguments.out.with_suffix(".md").write_text(text)
     draw(machines, rows, here, arguments.out.with_suffix(".png"))
     print(text)
