@@ -79,9 +79,9 @@ def run_epochs(pruner: Pruner, rounds: int) -> list[dict[str, float]]:
     for number in range(1, rounds + 1):
         values = torch.randn(len(pruner.epoch_order()))
         dist.barrier()
-        steps = middle(lambda: enter_visits(pruner, values), 1)
+        steps = middle(partial(enter_visits, pruner, values), 1)
         dist.barrier()
-        begin = middle(lambda: begin_epoch(pruner, number), 1)
+        begin = middle(partial(begin_epoch, pruner, number), 1)
         runs.append({"seconds": steps + begin, "steps": steps, "begin": begin})
     return runs
 

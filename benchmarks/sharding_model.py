@@ -23,7 +23,7 @@ KEEP = 0.3
 BATCH = 512
 LAUNCH = 4e-6  # of a small kernel, on a GPU
 DIGIT_BYTES = (16384, 16384, 8192)  # of the histograms of three rounds
-DRAWS = 1 << 16
+MAX_DRAWS = 1 << 16
 ONE_READ_FROM = 1 << 18  # samples of a rank; among fewer the plain search takes no longer
 MERGED = 1 << 22  # rows of a replicated table in one collective
 MEET_BYTES = 80  # that each rank sends where they compare notes
@@ -55,7 +55,7 @@ class Machine:
         keys: Scores become keys.
         digit: One pass of a search, over keys.
         listing: The selected ids are written.
-        sample: Of one read: all draws are made, and some of them looked up; per rank.
+        sample: Of one read: a draw, which every rank makes, and looks up if the sample is its own.
         sort_out: Of one read: the pass over the scores.
         candidates: Of one read: the search among what is left, per sample.
         chosen: Of one read: the selected ids are written.
@@ -131,7 +131,7 @@ def assumed_gpu() -> Machine:
         keys=8 / rate,
         digit=4 / rate,
         listing=(4 + 8 * KEEP) / rate,
-        sample=10e-6,
+        sample=10e-6 / MAX_DRAWS,
         sort_out=4.2 / rate,
         candidates=0.8 / rate,
         chosen=(0.2 + 8 * KEEP) / rate,
@@ -173,7 +173,7 @@ def measured_cpu(row: dict[str, Any], network: dict[str, float], cores: int = 0)
         keys=plain["keys"] / n,
         digit=plain["search"] / plain["rounds"] / n,
         listing=plain["list"] / n,
-        sample=row["sample"],
+        sample=row["sample"] / draws(n),
         sort_out=row["pass"] / n,
         candidates=row["search"] / n,
         chosen=row["list"] / n,
@@ -226,12 +226,18 @@ def merged(samples: int, ranks: int, m: Machine) -> float:
     return sent + m.merge * samples
 
 
+def draws(samples: int) -> int:
+    """Scores in the sample that one read begins with."""
+    return min(MAX_DRAWS, int(samples ** (2 / 3)))
+
+
 def search(way: str, samples: int, ranks: int, m: Machine) -> float:
     """Seconds of a sharded search and its list."""
     own = samples / ranks
     if way == "one-read" and own >= ONE_READ_FROM:
-        sent = all_reduce(8 * DRAWS, ranks, m) + 3 * all_reduce(DIGIT_BYTES[0] + 8, ranks, m)
-        return sent + m.sample + (m.sort_out + m.candidates + m.chosen) * own
+        sent = all_reduce(8 * draws(samples), ranks, m)
+        sent += 3 * all_reduce(DIGIT_BYTES[0] + 8, ranks, m)
+        return sent + m.sample * draws(samples) + (m.sort_out + m.candidates + m.chosen) * own
     sent = sum(all_reduce(size, ranks, m) for size in DIGIT_BYTES) * m.rounds / 3
     # A round that has nothing to find reads nothing.
     return sent + (m.keys + 3 * m.digit + m.listing) * own

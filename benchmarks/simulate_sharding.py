@@ -66,8 +66,6 @@ def where(wins: Callable[[int], bool]) -> str:
     won = [size for size in SIZES if wins(size)]
     if not won:
         return "never"
-    if len(won) == len(SIZES):
-        return "always"
     first, last = SIZES.index(won[0]), SIZES.index(won[-1])
     if last - first + 1 > len(won):  # with a gap
         return ", ".join(map(str, won))

@@ -51,6 +51,12 @@ def test_the_search_moves_what_the_design_says():
     assert model.search("one-read", N, 2, BYTES) == pytest.approx(524_288 + 49_152 + 24)
 
 
+def test_the_sample_of_one_read_grows_up_to_a_limit():
+    assert [model.draws(size) for size in (1000, 10**8, N)] == [99, 65536, 65536]
+    m = dataclasses.replace(FREE, sample=1.0)
+    assert model.search("one-read", N, 1, m) == model.search("one-read", N, 8, m) == 65536
+
+
 def test_small_shards_search_plainly():
     size = 2 * model.ONE_READ_FROM
     assert model.search("one-read", size, 2, GPU) != model.search("plain", size, 2, GPU)
@@ -141,7 +147,7 @@ def test_memory_falls_with_the_ranks_and_a_replicated_table_does_not(way):
 
 
 def test_where_says_which_ranks():
-    assert program.where(lambda ranks: ranks > 1) == "always"
+    assert program.where(lambda ranks: ranks > 1) == "from 2"
     assert program.where(lambda ranks: ranks > 4096) == "never"
     assert program.where(lambda ranks: ranks >= 8) == "from 8"
     assert program.where(lambda ranks: 8 <= ranks <= 64) == "8 to 64"
@@ -150,7 +156,7 @@ def test_where_says_which_ranks():
 
 
 def test_the_cheaper_way_wins():
-    assert program.sharding_wins(N, dataclasses.replace(FREE, merge=1.0)) == "always"
+    assert program.sharding_wins(N, dataclasses.replace(FREE, merge=1.0)) == "from 2"
     assert program.sharding_wins(N, dataclasses.replace(FREE, enter=1.0)) == "never"
     # Entering k / R visits takes 300 / R times as long as walking through k places.
     m = dataclasses.replace(FREE, enter=300.0, walk=1.0)
