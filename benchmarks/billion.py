@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selects from as many samples as the memory holds, in one process or several, and checks the set.
 
-    python benchmarks/billion.py --samples 1_000_000_000 --keep 100_000_000 --ranks 1
+    python benchmarks/billion.py --samples 1_000_000_000 --keep 100_000_000 --ranks 1 \
+        --threads 2 --selection-only
     python benchmarks/billion.py --samples 100_000_000 --keep 30_000_000 --ranks 1 2 4 8
 
 Scores are float32, normal, the same for every number of ranks. Each rank makes those of its shard;
@@ -9,6 +10,9 @@ with several ranks they talk over gloo on this machine. Every round searches in 
 scores, as shards on the CPU do, and then by the plain search through keys, which GPUs, small shards
 and brackets that miss are left to. A rank takes 4 bytes a sample for the scores, half a byte for
 one read or 4 for keys, and 8 for every id that it selects.
+
+Then, unless it is left out, whole epochs of a replicated and of a sharded `Pruner` run, which take
+more memory (`epoch_costs`); one rank's costs are what `simulate_sharding.py` reckons with.
 
 The check is exact and shares no code with the selection: every score above the least selected one
 is selected, no other is, and of those equal to it the ones that the reference of the tests ranks
@@ -19,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import sys
 import tempfile
 import time
@@ -31,6 +35,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from epoch_costs import measure_epochs, peak_bytes
 from timing import machine, write_json
 from torch import Tensor
 
@@ -129,10 +134,6 @@ def plainly(scores: Tensor, k: int, shard: Shard, ranks: Ranks) -> tuple[Tensor,
     }
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def share_out(places: Tensor, size: int = 8) -> Tensor:
     """What a rank does with its ids besides sending them, when an epoch is put into order."""
     words = (places << 32) | (places // size)
@@ -143,11 +144,13 @@ def share_out(places: Tensor, size: int = 8) -> Tensor:
     return order
 
 
-def select(rank: int, size: int, folder: str, samples: int, k: int, rounds: int) -> None:
+def select(
+    rank: int, size: int, folder: str, samples: int, k: int, rounds: int, threads: int
+) -> None:
     """One process; writes its seconds, memory and verdict."""
     ranks = Ranks()
+    torch.set_num_threads(threads)
     if size > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // size))
         store = dist.FileStore(f"{folder}/store", size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         ranks = Ranks(None, rank, size)
@@ -184,10 +187,10 @@ def select(rank: int, size: int, folder: str, samples: int, k: int, rounds: int)
         dist.destroy_process_group()
 
 
-def measure(size: int, samples: int, k: int, rounds: int) -> dict[str, Any]:
+def measure(size: int, samples: int, k: int, rounds: int, threads: int) -> dict[str, Any]:
     """Runs `size` processes; of each way the median round, in which the slowest rank counts."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (size, folder, samples, k, rounds)
+        arguments = (size, folder, samples, k, rounds, threads)
         mp.start_processes(select, arguments, nprocs=size, start_method="spawn")
         results = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
 
@@ -219,12 +222,15 @@ def main() -> None:
     parser.add_argument("--keep", type=number, default=3_000_000)
     parser.add_argument("--ranks", type=number, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=number, default=3)
+    parser.add_argument("--threads", type=number, default=1, help="of each rank")
+    parser.add_argument("--selection-only", action="store_true", help="no epochs of a Pruner")
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     series = []
     print("ranks  way       seconds  stages")
     for size in arguments.ranks:
-        m = measure(size, arguments.samples, arguments.keep, arguments.rounds)
+        task = (size, arguments.samples, arguments.keep, arguments.rounds, arguments.threads)
+        m = measure(*task)
         series.append(m)
         for way, run, stages in (
             ("one-read", m, ("sample", "pass", "search", "list")),
@@ -237,8 +243,16 @@ def main() -> None:
             print(f"       select_top_k alone  {m['select_top_k_seconds']:.3f}")
         if not m["exact"]:
             raise SystemExit("the selection is not exact")
+        if not arguments.selection_only:
+            m |= measure_epochs(*task)
+            for way, run in m["epochs"].items():
+                parts = f"epoch: steps {run['steps']:.3f}, begin {run['begin']:.3f}"
+                memory = f"{run['bytes_per_rank'] / 1e9:.2f} GB per rank"
+                print(f"{size:5d}  {way:9s} {run['seconds']:7.3f}  {parts}; {memory}")
     if arguments.out is not None:
-        write_json(arguments.out, machine(torch.device("cpu")), series)
+        facts = machine(torch.device("cpu")) | {"threads": arguments.threads}
+        facts["cores_used"] = len(os.sched_getaffinity(0))
+        write_json(arguments.out, facts, series)
 
 
 if __name__ == "__main__":
