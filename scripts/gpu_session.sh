@@ -25,10 +25,11 @@ fi
 DYNPRUNE_CUDA=1 python3 -m pip install -q --no-build-isolation --no-deps -e .
 
 check_and_measure() {
-    step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --ignore=tests/test_train.py \
-        --ignore=tests/test_reproduce.py
+    step env FAIL_WITHOUT_CUDA=1 python3 -m pytest -q --ignore=tests/emulator --ignore=tests/benchmarks/test_train.py \
+        --ignore=tests/benchmarks/test_reproduce.py
     if command -v compute-sanitizer > /dev/null; then
-        step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" tests/test_selection.py tests/test_update_scores.py
+        step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" \
+            tests/functional/test_selection.py tests/functional/test_update_scores.py
     fi
     step python3 benchmarks/bench_selection.py --device cuda --out "$out"
     step python3 benchmarks/bench_selection.py --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"

@@ -11,7 +11,7 @@ namespace dynprune {
 
 class Permutation {
  public:
-  // At a million elements 2 rounds fail the tests of tests/test_permutation_statistics.py, 4 pass
+  // At a million elements 2 rounds fail the tests of test_permutation_statistics.py, 4 pass
   // all of them; 12 leave a wide margin. On a handful of elements a Feistel network mixes slowly
   // whatever its round function (at n = 7, 12 rounds make some orders twice as likely as others),
   // so there the 12 rounds are repeated, each time with other keys.

@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import report
+from PIL import Image
 from records import Epoch, Evaluation, Run, run_from_json
 from report import make_notes, make_table, plot, write_json
 

@@ -3,10 +3,10 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from plain_loop import (
     BATCH,
     EPOCHS,
@@ -214,7 +214,7 @@ def test_a_model_with_its_own_loss(tmp_path):
 
 def test_the_pages_own_loss_of_single_samples(tmp_path):
     """The class that docs/frameworks.md shows, run as it stands there."""
-    page = (Path(__file__).parents[1] / "docs" / "frameworks.md").read_text()
+    page = (ROOT / "docs" / "frameworks.md").read_text()
     (text,) = re.findall(r"```python\n(class Mine.*?)```", page, re.S)
 
     def my_losses(outputs, inputs):

@@ -7,13 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import bench_scoring
+import pytest
 import scoring_targets as targets
+import torch
 
 
 def test_a_run_tells_which_targets_are_reached(

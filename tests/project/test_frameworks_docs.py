@@ -5,11 +5,11 @@ import ast
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-PAGE = (Path(__file__).parents[1] / "docs" / "frameworks.md").read_text()
+PAGE = (ROOT / "docs" / "frameworks.md").read_text()
 HUNK = re.compile(r"@@ -(\d+),\d+ \+\d+,\d+ @@\n((?:[-+ ].*\n|\n)+)")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SUFFIXES = {".h", ".cuh", ".cu", ".cpp"}
 
 # What the files of a folder may include. The CPU shares the contracts of kernels, not their code.

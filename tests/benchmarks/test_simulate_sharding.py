@@ -5,15 +5,11 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import sharding_model as model  # noqa: E402
-import simulate_sharding as program  # noqa: E402
+import sharding_model as model
+import simulate_sharding as program
+from paths import benchmark
 
 GPU = model.assumed_gpu()
 NOTHING = {field.name: 0.0 for field in dataclasses.fields(GPU) if field.type == "float"}
@@ -182,7 +178,7 @@ def test_the_programs_run_and_their_selections_are_exact(tmp_path):
         ["billion.py", *options, "--out", str(series)],
         ["simulate_sharding.py", "--measured", str(series), "--out", str(out)],
     ):
-        program = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]]
+        program = [sys.executable, str(benchmark(command[0])), *command[1:]]
         done = subprocess.run(program, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
     rows = json.loads(series.read_text())["rows"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packed_cifar import jpegs, pack
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import reproduce
 import results_file
 from methods import METHODS
+from packed_cifar import jpegs, pack
+from paths import benchmark
 from records import Run, run_from_json
 from reproduce import main
 from sweep_config import read_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
+CONFIGS = benchmark("configs")
 COMPARED = [name for name, method in METHODS.items() if method.kind != "host"]
 COMPARED.remove("weighted")  # not one of the paper's
 
@@ -172,8 +171,7 @@ def command(packed: Path, out: Path, *more: str) -> list[str]:
 # Runs a sweep that dies as by kill -9 in the middle of its n-th training step.
 DYING = """
 import os, signal, sys
-steps, folder = int(sys.argv.pop(1)), sys.argv.pop(1)
-sys.path.insert(0, folder)
+steps = int(sys.argv.pop(1))
 import clock, reproduce
 lap = clock.Clock.lap
 def dying(self, part):
@@ -193,13 +191,14 @@ def test_a_killed_sweep_goes_on_bit_for_bit(packed: Path, tmp_path: Path) -> Non
     assert len(expected) == 3
 
     killed = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for step, what_is_there in (
         (6, "model-1000000-epochs1.pt"),  # in the second model for EL2N
         (4 + 5, "static_el2n-keep0.5-seed0.checkpoint"),  # which is trained; in epoch 3
         (10 + 4 + 3, "ucb-keep0.5-seed0.checkpoint"),  # what is left of EL2N; in epoch 3
     ):
-        script = [sys.executable, "-c", DYING, str(step), str(Path(reproduce.__file__).parent)]
-        done = subprocess.run([*script, *command(packed, killed)], capture_output=True, timeout=300)
+        script = [sys.executable, "-c", DYING, str(step), *command(packed, killed)]
+        done = subprocess.run(script, env=environment, capture_output=True, timeout=300)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert list(killed.rglob(what_is_there))
     main(command(packed, killed))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ranks import BATCH, EPOCHS, N
 from shard_option_ranks import LOCAL, RUNS, STRIDED
 from shard_pruner_ranks import KEEP, make
-from test_sharded_pruner import assert_same, joined
+from states import assert_same_as_whole, joined
 
 from dynprune_cuda import Pruner
 from dynprune_cuda._shard_moves import moved_rows
@@ -53,7 +53,7 @@ def test_every_world_selects_and_scores_as_one_process(world, alone, option, nam
     """Wherever a sample is trained on: each selected one enters its score once an epoch."""
     _, subsets, state = alone[name]
     for rank in world:
-        assert_same(rank["whole_runs"][option, name][2], state)
+        assert_same_as_whole(rank["whole_runs"][option, name][2], state)
     for epoch in range(EPOCHS):
         pieces = [rank["whole_runs"][option, name][1][epoch] for rank in world]
         if option != "local":  # strided
@@ -124,7 +124,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(world, alone):
     for rank in world:
         for (option, name), (seen, state) in rank["resumed_runs"].items():
             assert seen == rank["whole_runs"][option, name][0], option
-            assert_same(state, alone[name][2])
+            assert_same_as_whole(state, alone[name][2])
 
 
 def test_the_length_of_an_epoch_is_known_once_it_has_begun(world):
@@ -183,7 +183,7 @@ def test_strided_shards_may_be_tiny(world):
     for number, rank in enumerate(world):
         (first, second), rows = rank["few_samples"]
         assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-        assert_same(second[2], {**first[2], "table": {}, "repeat": None})
+        assert_same_as_whole(second[2], {**first[2], "table": {}, "repeat": None})
         size = len(world)
         assert rows == (1 + (number < 1), len(Shard(size + 1, number, size)))
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_is_loaded_by_other_ranks_with_other_options(tmp_path, alon
     seen, _, state = alone["ucb"]
     for number, (epoch, its_seen, its_state) in enumerate(results):
         assert epoch == 2
-        assert_same(its_state, state)
+        assert_same_as_whole(its_state, state)
         for following in range(3, EPOCHS):
             own = in_epoch(seen, following)[number::3]
             assert in_epoch(its_seen, following)[: len(own)] == own
@@ -234,7 +234,7 @@ def test_one_process_is_all_there_is(alone, options):
     assert torch.equal(other.selected, pruner.selected)
     again = make("ucb", **options)
     again.load_state_dict(other.state_dict())
-    assert_same(shard_pruner_ranks.whole(again, again.state_dict()), alone["ucb"][2])
+    assert_same_as_whole(shard_pruner_ranks.whole(again, again.state_dict()), alone["ucb"][2])
 
 
 def test_options_of_shards_need_shards():

@@ -1,29 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison that docs/accuracy.png shows: easy samples keep their digits and their order."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
+import accuracy
 import numpy as np
 import pytest
 import torch
 
 from dynprune_cuda import functional as F
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "accuracy.py"
-
-
-@pytest.fixture(scope="module")
-def accuracy():
-    spec = importlib.util.spec_from_file_location("accuracy", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_scores_of_easy_samples_keep_their_digits(accuracy, dtype):
+def test_scores_of_easy_samples_keep_their_digits(dtype):
     miss, errors = accuracy.relative_errors(dtype)
     assert miss.min() < 1e-8 and 1 - miss.max() < 1e-4 * (1 if dtype == torch.float16 else 1e-26)
     for score, error in errors["dynprune_cuda"].items():
@@ -36,7 +25,7 @@ def test_scores_of_easy_samples_keep_their_digits(accuracy, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_easy_samples_are_ranked_in_their_true_order(accuracy, dtype):
+def test_easy_samples_are_ranked_in_their_true_order(dtype):
     logits, target = accuracy.rows(dtype)
     right = accuracy.exact(logits, target)
     scored = F.scored_cross_entropy(logits, target)
@@ -47,6 +36,6 @@ def test_easy_samples_are_ranked_in_their_true_order(accuracy, dtype):
             assert (got[a] > got[b]) == (exact[a] > exact[b])
 
 
-def test_the_plot_can_be_made(accuracy, tmp_path):
+def test_the_plot_can_be_made(tmp_path):
     accuracy.plot(tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000

@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import training
 from clock import Clock
 from image_datasets import ImageTask, TensorImages
 from methods import METHODS, Plan, Rules, make_plan, planned_samples
 from records import TRAINING_PARTS, Run
+from torch import nn
 from training import Settings, Source, Trainer, evenly, one_cycle
 
 from dynprune_cuda.static_scores import random_scores

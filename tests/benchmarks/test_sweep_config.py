@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from estimate import Forecast, Speed, hours
+from paths import benchmark
 from records import Epoch, Run
 from sweep_config import Cell, SweepConfig, read_config
 
@@ -124,7 +121,7 @@ def test_missing_entries_are_named(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "cifar10_2cores", "cifar10_one_gpu"])
 def test_committed_files_are_right(name: str) -> None:
-    config = read_config(Path(__file__).parents[1] / "benchmarks" / "configs" / f"{name}.toml")
+    config = read_config(benchmark(f"{name}.toml"))
     assert config.sweep.keeps == (0.1, 0.3, 0.5)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torchrun_script
 from ranks import BATCH, EPOCHS, KEEP, MAKERS, N
+from states import assert_same, joined
 
 from dynprune_cuda import Pruner, distributed
 from dynprune_cuda._schedule import num_batches
@@ -34,21 +35,6 @@ def world(request, tmp_path_factory):
 def alone():
     """What a single process finds."""
     return ranks.whole_runs(0, 1)
-
-
-def assert_same(one, other, but=()):
-    """Two states, bit for bit."""
-    one, other = ({**state.get("table", {}), **state} for state in (one, other))
-    assert one.keys() == other.keys()
-    for name in one.keys() - {"table", *but}:
-        if isinstance(one[name], torch.Tensor):
-            torch.testing.assert_close(other[name], one[name], rtol=0, atol=0, equal_nan=True)
-        else:
-            assert other[name] == one[name], name
-
-
-def joined(lists):
-    return [item for one in lists for item in one]
 
 
 def by_epoch(seen):

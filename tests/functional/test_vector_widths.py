@@ -6,15 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 # What decides arithmetic, as in setup.py.
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 
 def test_every_width_gives_the_same_bits(tmp_path):
     program = tmp_path / "vector_widths"
-    source = ROOT / "tests" / "vector_widths.cpp"
+    source = Path(__file__).with_name("vector_widths.cpp")
     compiler = os.environ.get("CXX", "g++").split()
     command = [*compiler, *FLAGS, "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
     subprocess.run([*command, str(source), "-o", str(program)], check=True)

@@ -13,13 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import train
 from image_datasets import ImageTask, TensorImages
 from methods import Rules, short_epochs
+from PIL import Image
 from records import Run
 from train import CHOICES, train_one
 from training import Settings, Source

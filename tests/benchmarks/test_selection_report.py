@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import gpu_timing
+import pytest
 import selection_cases as cases
 import selection_plot
 import selection_report as report
 import selection_targets as targets
+import torch
+from PIL import Image
 
 CPU = torch.device("cpu")
 

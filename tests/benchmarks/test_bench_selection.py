@@ -4,23 +4,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import bench_selection
 import gpu_timing
+import pytest
 import selection_cases as cases
 import selection_report as report
 import selection_rivals as rivals
 import selection_targets as targets
 import timing
+import torch
+from PIL import Image
 
 from dynprune_cuda import functional as F
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ranks import BATCH, EPOCHS, N
 from shard_pruner_ranks import KEEP, POLICIES, make
+from states import assert_same_as_whole, joined
 
 from dynprune_cuda import Pruner, _shard_table
 
@@ -38,27 +39,12 @@ def alone():
     return results
 
 
-def assert_same(state, expected):
-    """A state put together from its pieces, against one of a single process."""
-    expected = {**expected, **expected["table"]}
-    assert state.keys() == expected.keys() - {"table", "repeat"}
-    for name in state:
-        if isinstance(state[name], torch.Tensor):
-            torch.testing.assert_close(state[name], expected[name], rtol=0, atol=0, equal_nan=True)
-        else:
-            assert state[name] == expected[name], name
-
-
-def joined(lists):
-    return [item for one in lists for item in one]
-
-
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_world_selects_and_scores_as_one_process(world, alone, name):
     _, subsets, state, turnover = alone[name]
     for rank in world:
         _, _, its_state, its_turnover = rank["whole_runs"][name, False]
-        assert_same(its_state, state)
+        assert_same_as_whole(its_state, state)
         torch.testing.assert_close(its_turnover, turnover, rtol=0, atol=0, equal_nan=True)
     for epoch in range(EPOCHS):
         pieces = [rank["whole_runs"][name, False][1][epoch] for rank in world]
@@ -94,7 +80,7 @@ def test_a_run_resumed_by_all_ranks_goes_on_bit_for_bit(world, alone):
     for rank in world:
         for (name, stop), (seen, state) in rank["resumed_runs"].items():
             assert seen == rank["whole_runs"][name, False][0], (name, stop)
-            assert_same(state, alone[name][2])
+            assert_same_as_whole(state, alone[name][2])
 
 
 def test_copies_go_on_alike(world):
@@ -170,7 +156,7 @@ def test_a_checkpoint_of_four_ranks_is_loaded_by_others(tmp_path, alone, size):
     seen, _, state, _ = alone["ucb"]
     for epoch, _, its_state in results:
         assert epoch == 2
-        assert_same(its_state, state)
+        assert_same_as_whole(its_state, state)
     for epoch in range(3, EPOCHS):
         order = joined(batch for its, batch in seen if its == epoch)
         for number, (_, its_seen, _) in enumerate(results):
@@ -205,7 +191,7 @@ def test_a_rank_killed_in_a_selection_is_a_clear_error_on_the_others(tmp_path, a
     results = ranks.run_world(2, tmp_path, shard_ranks.loading)
     for epoch, _, state in results:
         assert epoch == 1
-        assert_same(state, alone["ucb"][2])
+        assert_same_as_whole(state, alone["ucb"][2])
 
 
 def test_one_process_without_a_group_shards_into_one_piece():

@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from methods import METHODS
+from PIL import Image
 from records import Epoch, Evaluation, Run
 from sweep_plots import plot_curves, plot_keeps, style
 from sweep_report import (

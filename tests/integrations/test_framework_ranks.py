@@ -4,11 +4,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from paths import ROOT
 
 from dynprune_cuda import Pruner
 
@@ -22,7 +22,7 @@ N, BATCH, EPOCHS = 61, 4, 4
 def world(tmp_path_factory):
     """What each rank found, by framework."""
     folder = tmp_path_factory.mktemp("frameworks")
-    script = Path(__file__).with_name("framework_ranks.py")
+    script = ROOT / "tests" / "support" / "framework_ranks.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

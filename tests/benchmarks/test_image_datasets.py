@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import image_datasets
 import numpy as np
 import pytest
 import torch
-from packed_cifar import jpegs, pack, shared_prefix
-from PIL import Image
-from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import image_datasets
 from image_datasets import (
     ImageTask,
     Prepare,
@@ -28,6 +21,9 @@ from image_datasets import (
     read_packed_cifar,
     stratified_split,
 )
+from packed_cifar import jpegs, pack, shared_prefix
+from PIL import Image
+from torch.utils.data import DataLoader
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,10 @@ import cuda_toolkit
 import kernel_resources
 import pytest
 import torch
+from paths import ROOT
 
 import dynprune_cuda
 from dynprune_cuda import _C
-
-ROOT = Path(__file__).parents[1]
 
 
 def make_toolkit(root, version="13.0", archs="75 80 86 87 89 90 100 120", include="include"):

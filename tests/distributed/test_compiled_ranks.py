@@ -7,7 +7,7 @@ import ranks
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from test_distributed import assert_same
+from states import assert_same
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
 
