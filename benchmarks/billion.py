@@ -39,10 +39,11 @@ from epoch_costs import measure_epochs, peak_bytes
 from timing import machine, write_json
 from torch import Tensor
 
-from dynprune_cuda import _one_read, functional
+from dynprune_cuda import functional
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_search import Ranking, Shard, find, list_found
-from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed import Ranks, Shard
+from dynprune_cuda.sharded import bracket_search
+from dynprune_cuda.sharded.digit_search import Ranking, find, list_found
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import reference
@@ -101,15 +102,15 @@ def in_one_read(
     """This rank's ids, and the seconds of the stages."""
     ranking = Ranking(scores)
     sample, draw_seconds = timed(
-        lambda: ranks.add_up_(_one_read.draw(ranking, shard, SEED)),
+        lambda: ranks.add_up_(bracket_search.draw(ranking, shard, SEED)),
     )
     part, pass_seconds = timed(
-        lambda: _one_read.sort_out(ranking, sample, None, k, shard, SEED, ranks)
+        lambda: bracket_search.sort_out(ranking, sample, None, k, shard, SEED, ranks)
     )
     if part is None:
         raise SystemExit("the bracket missed, which happens once in 10^8 times: try another size")
-    (count, rounds), search_seconds = timed(lambda: _one_read.settle(part, ranks))
-    ids, list_seconds = timed(lambda: _one_read.list_chosen(part.bits, count, shard))
+    (count, rounds), search_seconds = timed(lambda: bracket_search.settle(part, ranks))
+    ids, list_seconds = timed(lambda: bracket_search.list_chosen(part.bits, count, shard))
     return ids, {
         "seconds": draw_seconds + pass_seconds + search_seconds + list_seconds,
         "sample": draw_seconds,

@@ -24,8 +24,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dynprune_cuda import Pruner, distributed, functional
-from dynprune_cuda._shard_search import Shard
+from dynprune_cuda.distributed import Shard
 from dynprune_cuda.policies import EpsilonGreedy
+from dynprune_cuda.scores import merge
 
 SEED = 7
 BATCH = 512
@@ -94,7 +95,7 @@ def replicated_costs(pruner: Pruner, rounds: int) -> dict[str, float]:
 
     def repeats() -> None:
         for ids in batches:
-            distributed.without_repeat(ids, pruner._repeat, table)
+            merge.without_repeat(ids, pruner._repeat, table)
 
     def order() -> None:
         pruner._order = None

@@ -7,7 +7,7 @@ import torch
 
 from dynprune_cuda import functional, policies, sharded, static_scores
 from dynprune_cuda._ops import compiled
-from dynprune_cuda._schedule import same_steps
+from dynprune_cuda._schedule.schedule import same_steps
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.hooks import track_gradient_norm
@@ -24,7 +24,7 @@ from dynprune_cuda.policies import (
     Weighted,
 )
 from dynprune_cuda.pruner import Pruner
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.static_scores import StaticScores
 from dynprune_cuda.stats import Stats
 

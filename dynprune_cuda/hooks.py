@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from dynprune_cuda._arguments import as_float
+from dynprune_cuda._checks.arguments import as_float
+from dynprune_cuda._checks.batches import check_ids
 from dynprune_cuda.pruner import Pruner
-from dynprune_cuda.scores import ScoreTable, check_ids
+from dynprune_cuda.scores.table import ScoreTable
 
 __all__ = ["track_gradient_norm"]
 

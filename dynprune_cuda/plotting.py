@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._arguments import as_int
-from dynprune_cuda._epochs import EpochSubsets
-from dynprune_cuda._state import StateReader
+from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda._epochs.replicated import EpochSubsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

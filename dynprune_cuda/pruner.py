@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import distributed, functional, policies
-from dynprune_cuda._arguments import FLOATING, as_choice, as_int, check_vector
-from dynprune_cuda._resume import ResumableEpochs
-from dynprune_cuda._schedule import Keep, Schedule
-from dynprune_cuda._scoring import SCORES, step_loss
-from dynprune_cuda._shard_search import LAYOUTS
-from dynprune_cuda._sharded_epochs import ShardedEpochs
-from dynprune_cuda._tables import SURPLUS, make_table
-from dynprune_cuda.policies.choosing import AnyPolicy, resolve_count
-from dynprune_cuda.scores import (
-    check_ids,
-    check_ids_and_values,
-    move_without_waiting,
-)
+from dynprune_cuda._checks.arguments import FLOATING, as_choice, as_int, check_vector
+from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
+from dynprune_cuda._epochs.config import SURPLUS, make_table
+from dynprune_cuda._epochs.resume import ResumableEpochs
+from dynprune_cuda._epochs.sharded import ShardedEpochs
+from dynprune_cuda._schedule.keep import Keep
+from dynprune_cuda._schedule.schedule import Schedule
+from dynprune_cuda.distributed.shard import LAYOUTS
+from dynprune_cuda.functional.cross_entropy import SCORES, step_loss
+from dynprune_cuda.policies.registry import AnyPolicy, resolve_count
 from dynprune_cuda.stats import Stats
 
 __all__ = ["Pruner"]

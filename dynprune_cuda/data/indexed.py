@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._checks.arguments import as_int
 
 __all__ = ["IndexedDataset"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from dynprune_cuda._arguments import as_bool, as_int
-from dynprune_cuda._schedule import num_batches
+from dynprune_cuda._checks.arguments import as_bool, as_int
+from dynprune_cuda._schedule.schedule import num_batches
 
 __all__ = ["EpochBatchSampler", "EpochSampler"]
 

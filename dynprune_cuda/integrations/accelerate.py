@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from dynprune_cuda._shard_state import check_saved_by_all
+from dynprune_cuda._epochs.pieces import check_saved_by_all
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 
 try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
-from dynprune_cuda._shard_state import check_saved_by_all
+from dynprune_cuda._epochs.pieces import check_saved_by_all
 from dynprune_cuda.data.samplers import EpochBatchSampler
 from dynprune_cuda.pruner import Pruner
 

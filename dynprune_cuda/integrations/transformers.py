@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dynprune_cuda._shard_state import check_saved_by_all
+from dynprune_cuda._epochs.pieces import check_saved_by_all
 from dynprune_cuda.data.indexed import ID_KEY, IndexedDataset
 from dynprune_cuda.integrations.accelerate import prepare_loader
 from dynprune_cuda.pruner import Pruner

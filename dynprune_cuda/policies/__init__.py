@@ -2,18 +2,15 @@
 """Which samples to train on next: one small frozen class per rule, and how to write your own."""
 
 from dynprune_cuda.policies.balanced import Balanced
-from dynprune_cuda.policies.choosing import names, resolve
+from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
+from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
-from dynprune_cuda.policies.rules import (
-    UCB,
-    EpsilonGreedy,
-    Full,
-    RandomStatic,
-    StaticSubset,
-    UniformRandom,
-    Weighted,
-)
+from dynprune_cuda.policies.registry import names, resolve
+from dynprune_cuda.policies.static_subset import StaticSubset
+from dynprune_cuda.policies.ucb import UCB
+from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
+from dynprune_cuda.policies.weighted import Weighted
 
 __all__ = [
     "UCB",

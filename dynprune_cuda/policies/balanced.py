@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._arguments import as_float, as_int
-from dynprune_cuda._schedule import derive_seed
+from dynprune_cuda._checks.arguments import as_float, as_int
+from dynprune_cuda._checks.batches import move_without_waiting
+from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.policies.protocol import (
     Policy,
     WeighingPolicy,
@@ -20,8 +21,8 @@ from dynprune_cuda.policies.protocol import (
     checked_select,
     checked_weigh,
 )
-from dynprune_cuda.policies.rules import digest
-from dynprune_cuda.scores import ScoreTable, move_without_waiting
+from dynprune_cuda.policies.static_subset import digest
+from dynprune_cuda.scores.table import ScoreTable
 
 
 @believed

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._arguments import as_float
-from dynprune_cuda._schedule import derive_seed
+from dynprune_cuda._checks.arguments import as_float
+from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.policies.protocol import believed
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.scores.table import ScoreTable
 
 # A score becomes an integer of so many bits: with up to 2^32 of them, no sum overflows 63 bits.
 _SCORE_BITS = 30

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.scores.table import ScoreTable
 
 _BELIEVED: set[type] = set()
 _Class = TypeVar("_Class", bound=type)

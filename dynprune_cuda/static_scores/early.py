@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._checks.arguments import as_int
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, ids -> the mean loss
 Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, inputs, labels -> [batch]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynprune_cuda import functional
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._checks.arguments import as_int
 from dynprune_cuda.static_scores.early import EarlyModels, Loader, Loss, Train, num_samples_of
 from dynprune_cuda.static_scores.result import StaticScores
 

@@ -12,8 +12,8 @@ from torch.func import functional_call, grad, vmap
 from torch.optim import Optimizer
 
 from dynprune_cuda import functional
-from dynprune_cuda._arguments import as_choice, as_int
-from dynprune_cuda._schedule import derive_seed
+from dynprune_cuda._checks.arguments import as_choice, as_int
+from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.static_scores.early import EarlyModels, Loader, Measure, Train, plain_loss
 from dynprune_cuda.static_scores.result import StaticScores
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._arguments import FLOATING, as_int, check_vector
-from dynprune_cuda._schedule import resolve_keep
-from dynprune_cuda._state import StateReader
+from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
+from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda._schedule.keep import resolve_keep
 from dynprune_cuda.policies import StaticSubset
 
 _FORMAT = 1  # grows with every change of what a file holds

@@ -16,8 +16,8 @@ from ranks import BATCH, EPOCHS, KEEP, MAKERS, N
 from states import assert_same, joined
 
 from dynprune_cuda import Pruner, distributed
-from dynprune_cuda._schedule import num_batches
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda._schedule.schedule import num_batches
+from dynprune_cuda.scores import ScoreTable, merge
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
@@ -300,17 +300,17 @@ def test_a_repeated_id_counts_once_within_one_batch_and_across_batches(device):
     table.update(torch.tensor([4]), torch.tensor([1.0]))
     repeat = torch.full((2,), -1, dtype=torch.int64, device=device)
     share = torch.tensor([4, 2, 7, 4], device=device)
-    distributed.note_repeat(repeat, share, True, 3, table)
-    once = distributed.without_repeat(share, repeat, table)
+    merge.note_repeat(repeat, share, True, 3, table)
+    once = merge.without_repeat(share, repeat, table)
     assert once.tolist() == [4, 2, 7, -1]
     table.update(once, torch.tensor([5.0, 6.0, 7.0, 8.0]))
-    assert distributed.without_repeat(share, repeat, table).tolist() == [-1, 2, 7, -1]
-    distributed.note_repeat(repeat, share, True, 3, table)  # drawn again: still the old visits
-    assert distributed.without_repeat(share, repeat, table).tolist() == [-1, 2, 7, -1]
-    distributed.note_repeat(repeat, share[1:2], True, 0, table)  # of another rank: never counts
-    assert distributed.without_repeat(share, repeat, table).tolist() == [4, -1, 7, 4]
-    distributed.note_repeat(repeat, share, False, 4, table)
-    assert distributed.without_repeat(share, repeat, table).tolist() == share.tolist()
+    assert merge.without_repeat(share, repeat, table).tolist() == [-1, 2, 7, -1]
+    merge.note_repeat(repeat, share, True, 3, table)  # drawn again: still the old visits
+    assert merge.without_repeat(share, repeat, table).tolist() == [-1, 2, 7, -1]
+    merge.note_repeat(repeat, share[1:2], True, 0, table)  # of another rank: never counts
+    assert merge.without_repeat(share, repeat, table).tolist() == [4, -1, 7, 4]
+    merge.note_repeat(repeat, share, False, 4, table)
+    assert merge.without_repeat(share, repeat, table).tolist() == share.tolist()
 
 
 def test_checksums_tell_selections_apart():

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dynprune_cuda._shard_search import KEY_ROUNDS, advance, digit
 from emulator import Array, EmulatorError
 from kernels import INDEX_TYPES, SCALAR_TYPES, Kernels
 from test_selection_kernels import make_scores
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._shard_search import KEY_ROUNDS, advance, digit
 
 ops = torch.ops.dynprune_cuda
 SEED = -9

@@ -19,7 +19,7 @@ from judges import assert_plausible, chosen, overlap_z
 
 from dynprune_cuda import Pruner
 from dynprune_cuda import functional as F
-from dynprune_cuda._schedule import derive_seed
+from dynprune_cuda._schedule.seeds import derive_seed
 
 N, K = 4096, 1365
 DRAWS = {

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynprune_cuda import Pruner, same_steps
-from dynprune_cuda._schedule import Schedule, derive_seed, resolve_keep
+from dynprune_cuda._schedule.keep import resolve_keep
+from dynprune_cuda._schedule.schedule import Schedule
+from dynprune_cuda._schedule.seeds import derive_seed
 
 
 def schedule(**changes):
@@ -117,7 +119,9 @@ def test_drop_last_that_is_no_bool_is_named(drop_last):
 
 
 def test_seeds_are_64_bit_and_the_same_in_every_process():
-    code = "from dynprune_cuda._schedule import derive_seed; print(derive_seed(5, 'select', 3))"
+    code = (
+        "from dynprune_cuda._schedule.seeds import derive_seed; print(derive_seed(5, 'select', 3))"
+    )
     path = os.pathsep.join(sys.path)
     other_process = subprocess.run(
         [sys.executable, "-c", code],

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from waiting import WAITING
 
-from dynprune_cuda import DeviceLoader, Pruner, _shard_table, distributed, functional, policies
-from dynprune_cuda._shard_search import find
+from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
+from dynprune_cuda.scores import merge, sharded_table
+from dynprune_cuda.sharded.digit_search import find
 
 N, B, C = 1000, 32, 10
 
@@ -113,13 +114,13 @@ def test_several_ranks_bring_nothing_to_the_host(fake_device, monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, *_: reduced.append(tensor.shape))
     make_without_asking(monkeypatch)
     monkeypatch.setattr(distributed, "resolve", lambda *_: distributed.Ranks(None, 3, 4))
-    monkeypatch.setattr(distributed, "MERGED_SAMPLES", 600)
+    monkeypatch.setattr(merge, "MERGED_SAMPLES", 600)
     pruner = Pruner(N - 3, 0.3, device="cuda")
     logits, labels, ids = batch()
     with on_device() as trace:
         share = pruner.epoch_order()
         pruner.cross_entropy(logits, labels, ids)
-        pruner.ranks.merge(pruner.table)
+        merge.merge(pruner.table, pruner.ranks)
         distributed.checksum(share, None)
     assert share.shape == (250,)
     assert reduced == [(600,), (5, 600), (397,), (5, 397)]
@@ -133,7 +134,7 @@ def test_sharded_scores_bring_nothing_to_the_host(fake_device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # asks no tensor
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, *_: reduced.append(tensor.nbytes))
     make_without_asking(monkeypatch)
-    monkeypatch.setattr(_shard_table, "LOOSE_BATCHES", 8)
+    monkeypatch.setattr(sharded_table, "LOOSE_BATCHES", 8)
     ranks = distributed.Ranks(None, 3, 4)
     monkeypatch.setattr(distributed, "resolve", lambda *_: ranks)
     pruner = Pruner(N - 3, 0.3, device="cuda", sharding="shard")

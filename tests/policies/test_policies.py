@@ -21,8 +21,8 @@ from dynprune_cuda.policies import (
     UniformRandom,
     Weighted,
 )
-from dynprune_cuda.policies.choosing import resolve_count
 from dynprune_cuda.policies.protocol import checked_select
+from dynprune_cuda.policies.registry import resolve_count
 from dynprune_cuda.scores import ScoreTable
 
 SCORED = [EpsilonGreedy(), EpsilonGreedy(0.0), UCB(), UCB(c=0.5, bonus="std"), Weighted()]

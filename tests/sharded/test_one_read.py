@@ -7,10 +7,12 @@ import reference
 import torch
 from shard_ranks import SAMPLE, SEED, scores_of
 
-from dynprune_cuda import _one_read, functional, sharded
-from dynprune_cuda._shard_search import (
+from dynprune_cuda import functional, sharded
+from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.shard import LAYOUTS
+from dynprune_cuda.sharded import bracket_search
+from dynprune_cuda.sharded.digit_search import (
     EXPLORE,
-    LAYOUTS,
     UCB1,
     UCB_STD,
     UCB_VARIANCE,
@@ -18,7 +20,6 @@ from dynprune_cuda._shard_search import (
     Ranking,
     Shard,
 )
-from dynprune_cuda.distributed import Ranks
 
 N, SIZE = 6000, 3
 ops = torch.ops.dynprune_cuda
@@ -81,7 +82,7 @@ def test_the_parts_of_a_sample_add_up_to_that_of_one_process(kind, layout):
         if ranking.kind == EXPLORE:
             continue
         shards = [Shard(N, rank, SIZE, layout) for rank in range(SIZE)]
-        parts = [_one_read.draw(part_of(ranking, s), s, SEED) for s in shards]
+        parts = [bracket_search.draw(part_of(ranking, s), s, SEED) for s in shards]
         assert all((part == 0).sum() > draws / 2 for part in parts)
         expected = composites(ranking, drawn.astype(np.int64))
         np.testing.assert_array_equal(sum(parts).numpy().view(np.uint64), expected)
@@ -94,7 +95,9 @@ def test_samples_are_sorted_out_by_one_bracket(kind, layout):
     wanted = 1500
     for ranking in rankings(kind):
         keys = composites(ranking, np.arange(N))
-        draws = None if ranking.kind == EXPLORE else _one_read.draw(ranking, Shard(N, 0, 1), SEED)
+        draws = (
+            None if ranking.kind == EXPLORE else bracket_search.draw(ranking, Shard(N, 0, 1), SEED)
+        )
         brackets = set()
         for excluded in (np.zeros(N, dtype=bool), np.arange(N) % 7 == 0):
             for rank in range(SIZE):
@@ -109,7 +112,7 @@ def test_samples_are_sorted_out_by_one_bracket(kind, layout):
                 brackets.add(check_sorted_out(found, keys[rows], excluded[rows]))
         ((low, high),) = brackets
         assert low <= np.sort(keys)[-wanted] <= high
-        assert ((keys >= low) & (keys <= high)).sum() < N / _one_read.ROOM
+        assert ((keys >= low) & (keys <= high)).sum() < N / bracket_search.ROOM
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -125,13 +128,13 @@ def test_ids_up_to_the_last_of_32_bits(layout):
     found = ops.shard_sort_out(*Ranking(x), draws, None, 1 << 32, 1 << 31, len(x), *place)
     low, high = check_sorted_out(found, keys, np.zeros(len(keys), dtype=bool))
     assert 0 < found[3][0] < 8192 and low < high
-    listed = _one_read.list_chosen(found[0], int(found[3][0]), shard)
+    listed = bracket_search.list_chosen(found[0], int(found[3][0]), shard)
     np.testing.assert_array_equal(listed.numpy(), ids[keys > high])
 
 
 def test_digits_make_up_a_word():
     for width in range(1, 65):
-        digits = _one_read.digits(width)
+        digits = bracket_search.digits(width)
         assert sum(bits for _, bits in digits) == width and len(digits) == -(-width // 11)
         assert [shift for shift, _ in digits] == [
             sum(bits for _, bits in digits[place + 1 :]) for place in range(len(digits))
@@ -149,8 +152,8 @@ def test_histograms_of_candidates_lead_to_the_threshold():
         own = torch.from_numpy(first[: 1 << min(width, 11)])
         for missing in {0, 1, len(words) // 3 + 1, len(words)}:
             bits, positions = torch.zeros(8, dtype=torch.int64), torch.arange(len(words)).int()
-            part = _one_read.SortedOut(bits, tensor, positions, 5, missing, width, own, own)
-            count, rounds = _one_read.settle(part, Ranks())
+            part = bracket_search.SortedOut(bits, tensor, positions, 5, missing, width, own, own)
+            count, rounds = bracket_search.settle(part, Ranks())
             assert count == 5 + missing and (rounds > 0) == (missing > 0)
             chosen = np.argsort(as_bools(bits, len(words)), kind="stable")[len(words) - missing :]
             assert as_bools(bits, 512).sum() == missing
@@ -162,13 +165,13 @@ def test_histograms_of_candidates_lead_to_the_threshold():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_large_shards_on_the_cpu_are_read_once(threads, monkeypatch):
     before, found = torch.get_num_threads(), []
-    real = _one_read.select
+    real = bracket_search.select
     monkeypatch.setattr(
-        _one_read, "select", lambda *arguments: found.append(real(*arguments)) or found[-1]
+        bracket_search, "select", lambda *arguments: found.append(real(*arguments)) or found[-1]
     )
     torch.set_num_threads(threads)
     try:
-        for n in (_one_read.MIN_SAMPLES, _one_read.MIN_SAMPLES + 77):
+        for n in (bracket_search.MIN_SAMPLES, bracket_search.MIN_SAMPLES + 77):
             x = scores_of("levels", n)
             for epsilon in (0.0, 0.3):
                 expected = functional.select_epsilon_greedy(
@@ -186,12 +189,14 @@ def test_large_shards_on_the_cpu_are_read_once(threads, monkeypatch):
 def test_small_shards_and_gpus_make_the_plain_search():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    least = _one_read.MIN_SAMPLES
+    least = bracket_search.MIN_SAMPLES
     on_cpu = Ranking(torch.empty(0))
-    assert _one_read.pays(on_cpu, Shard(2 * least, 0, 2))
-    assert not _one_read.pays(on_cpu, Shard(2 * least - 2, 0, 2))
+    assert bracket_search.pays(on_cpu, Shard(2 * least, 0, 2))
+    assert not bracket_search.pays(on_cpu, Shard(2 * least - 2, 0, 2))
     with FakeTensorMode():
-        assert not _one_read.pays(Ranking(torch.empty(0, device="cuda")), Shard(2 * least, 0, 2))
+        assert not bracket_search.pays(
+            Ranking(torch.empty(0, device="cuda")), Shard(2 * least, 0, 2)
+        )
 
 
 S, R = torch.rand(9), torch.arange(9)

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 
 from dynprune_cuda import functional, sharded
-from dynprune_cuda._shard_search import LAYOUTS, find
 from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.sharded import Shard
+from dynprune_cuda.sharded.digit_search import find
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
 

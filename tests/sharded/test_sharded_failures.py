@@ -7,10 +7,10 @@ import shard_failure_ranks
 import torch
 import torch.distributed as dist
 
-from dynprune_cuda import IndexedDataset, Pruner, ScoreTable, _sharded_epochs, functional
-from dynprune_cuda._shard_search import Shard
-from dynprune_cuda._shard_table import ShardedScoreTable
-from dynprune_cuda.distributed import Ranks, telling_of_lost_ranks
+from dynprune_cuda import IndexedDataset, Pruner, ScoreTable, functional
+from dynprune_cuda._epochs import sharded as sharded_epochs
+from dynprune_cuda.distributed import Ranks, Shard, telling_of_lost_ranks
+from dynprune_cuda.scores.sharded_table import ShardedScoreTable
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
 
@@ -227,7 +227,7 @@ def test_an_epoch_that_cannot_be_begun_can_be_begun_again(surplus, monkeypatch):
     pruner, other = begun(), begun()
     before = seen(pruner)
     with monkeypatch.context() as patch:
-        patch.setattr(_sharded_epochs, "repeats_of", lack_memory)
+        patch.setattr(sharded_epochs, "repeats_of", lack_memory)
         with pytest.raises(torch.OutOfMemoryError):
             pruner.set_epoch(1)
     assert seen(pruner) == before

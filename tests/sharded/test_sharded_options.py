@@ -15,9 +15,9 @@ from shard_pruner_ranks import KEEP, make
 from states import assert_same_as_whole, joined
 
 from dynprune_cuda import Pruner
-from dynprune_cuda._shard_moves import moved_rows
-from dynprune_cuda._shard_order import Repeats, Share
+from dynprune_cuda._epochs.order import Repeats, Share
 from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.routing import moved_rows
 from dynprune_cuda.sharded import Shard
 
 pytestmark = [

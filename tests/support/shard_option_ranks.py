@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner, _sharded_epochs
-from dynprune_cuda._schedule import num_batches
+from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner
+from dynprune_cuda._epochs import sharded as sharded_epochs
+from dynprune_cuda._schedule.schedule import num_batches
 from dynprune_cuda.sharded import Shard
 
 STRIDED, LOCAL = {"shard_layout": "strided"}, {"surplus": "local"}
@@ -194,14 +195,14 @@ def errors(rank, size, folder):
     found["missing"] = message(lambda: pruner.load_state_dict({**state, "table": {}}))
     # What fails when visits are entered already: they are taken back, and wait.
     pruner.observe(torch.arange(N), torch.full((N,), float(rank)))
-    before, real = pruner.table.state_dict(), _sharded_epochs.respread
+    before, real = pruner.table.state_dict(), sharded_epochs.respread
 
     def fails(*_):
         raise RuntimeError("no answer")
 
-    _sharded_epochs.respread = fails
+    sharded_epochs.respread = fails
     found["respread"] = message(pruner.state_dict)
-    _sharded_epochs.respread = real
+    sharded_epochs.respread = real
     unchanged = all(
         torch.equal(column.nan_to_num(-1.0), before[name].nan_to_num(-1.0))
         for name, column in pruner.table.state_dict().items()

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from ranks import message
 from reference import listed_id_hash
 
-from dynprune_cuda import _one_read, functional, sharded
-from dynprune_cuda._shard_search import LAYOUTS
-from dynprune_cuda.sharded import Shard
+from dynprune_cuda import functional, sharded
+from dynprune_cuda.distributed.shard import LAYOUTS
+from dynprune_cuda.sharded import Shard, bracket_search
 
 SEED = 2**63 + 5
 SAMPLE = 6  # the stream of kSample in csrc/primitives/hash.h
@@ -130,17 +130,17 @@ def selections(rank, size):
 @contextmanager
 def reading_once():
     """Has even the smallest shards try one read; gives the list of what came of it."""
-    least, select, found = _one_read.MIN_SAMPLES, _one_read.select, []
+    least, select, found = bracket_search.MIN_SAMPLES, bracket_search.select, []
 
     def watched(*arguments):
         found.append(select(*arguments))
         return found[-1]
 
-    _one_read.MIN_SAMPLES, _one_read.select = 0, watched
+    bracket_search.MIN_SAMPLES, bracket_search.select = 0, watched
     try:
         yield found
     finally:
-        _one_read.MIN_SAMPLES, _one_read.select = least, select
+        bracket_search.MIN_SAMPLES, bracket_search.select = least, select
 
 
 def in_one_read(rank, size):

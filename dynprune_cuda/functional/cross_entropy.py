@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dynprune_cuda._arguments import (
+from dynprune_cuda._checks.arguments import (
     FLOATING,
     as_choice,
     as_float,
@@ -18,7 +18,7 @@ from dynprune_cuda._arguments import (
     check_vector,
 )
 from dynprune_cuda._ops import StepLoss, ops
-from dynprune_cuda._score_updates import FIRST_VISITS, FirstVisit, check_columns
+from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, check_columns
 
 Reduction = Literal["none", "mean", "sum"]
 Score = Literal["loss", "el2n", "entropy", "margin"]

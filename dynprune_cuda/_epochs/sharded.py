@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._arguments import as_int
-from dynprune_cuda._epochs import Subset
-from dynprune_cuda._resume import ResumableEpochs
-from dynprune_cuda._schedule import derive_seed
-from dynprune_cuda._shard_moves import to_owners
-from dynprune_cuda._shard_order import Repeats, Share, local_share, moved_share, repeats_of
-from dynprune_cuda._shard_state import checked_pieces, local_state, respread, shared_state
-from dynprune_cuda._shard_table import ShardedScoreTable
-from dynprune_cuda.policies.rules import StaticSubset
-from dynprune_cuda.scores import move_without_waiting
+from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.batches import move_without_waiting
+from dynprune_cuda._epochs.order import Repeats, Share, local_share, moved_share, repeats_of
+from dynprune_cuda._epochs.pieces import checked_pieces, local_state, respread, shared_state
+from dynprune_cuda._epochs.replicated import Subset
+from dynprune_cuda._epochs.resume import ResumableEpochs
+from dynprune_cuda._schedule.seeds import derive_seed
+from dynprune_cuda.distributed.routing import to_owners
+from dynprune_cuda.policies.static_subset import StaticSubset
+from dynprune_cuda.scores.sharded_table import ShardedScoreTable
 
 
 class ShardedEpochs(ResumableEpochs):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._arguments import (
+from dynprune_cuda._checks.arguments import (
     COUNT_DTYPES,
     FLOATING,
     as_choice,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynprune_cuda._shard_search import Shard
-from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.shard import Shard
 
 
 def to_owners(columns: list[Tensor], shard: Shard, ranks: Ranks) -> list[Tensor]:

@@ -1,22 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators as functions: selection, scoring, score updates.
-
-Every selection returns distinct int64 sample ids on the device of its input, without waiting for
-the device. One total order decides: score descending (NaN is the greatest, -0 equals +0), equal
-scores by a hash of (seed, sample id). The subset and its order depend on the values, k and the seed
-only: not on device, grid or thread count.
-
-Arguments common to all selections:
-    k: How many samples, 0 <= k <= N, N at most 2^32.
-    seed: Any Python int (modulo 2^64), or a 0-d int64 tensor on the device, read when the kernels
-        run, so that a captured CUDA graph can be replayed with a new seed.
-    order: "random", a seeded uniformly random order, ready for SGD; or "ascending".
-
-Errors in arguments are ValueError or TypeError and name the argument and the value. Errors in the
-data of CUDA tensors (targets or sample ids out of range, negative weights) cannot be raised without
-waiting: the offender is skipped and remembered on the device until `check_errors` raises it; on the
-CPU they are raised at once.
-"""
+"""Selections on a whole table; see `functional` for what they have in common."""
 
 from __future__ import annotations
 
@@ -26,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._arguments import (
+from dynprune_cuda._checks.arguments import (
     COUNT_DTYPES,
     FLOATING,
     as_choice,
@@ -36,29 +19,6 @@ from dynprune_cuda._arguments import (
     check_vector,
 )
 from dynprune_cuda._ops import ops
-from dynprune_cuda._score_updates import update_scores_
-from dynprune_cuda._scoring import (
-    ScoredLoss,
-    last_layer_grand,
-    scored_cross_entropy,
-    scored_cross_entropy_step_,
-)
-
-__all__ = [
-    "ScoredLoss",
-    "check_errors",
-    "last_layer_grand",
-    "permutation",
-    "scored_cross_entropy",
-    "scored_cross_entropy_step_",
-    "select_epsilon_greedy",
-    "select_top_k",
-    "select_ucb",
-    "select_ucb1",
-    "select_uniform",
-    "select_weighted",
-    "update_scores_",
-]
 
 Order = Literal["random", "ascending"]
 
@@ -259,31 +219,6 @@ def permutation(
         [N] int64.
     """
     return select_uniform(num_samples, num_samples, seed=seed, device=device)
-
-
-def check_errors(device: torch.device | str | int) -> None:
-    """Raises what kernels on `device` found wrong with their data; waits for the device.
-
-    Raises:
-        IndexError: For targets or sample ids out of range.
-        ValueError: For negative or NaN weights.
-    """
-    place = torch.empty((0,), device=device)
-    if not place.is_cuda:
-        return  # CPU ops raise at once
-    (targets, target), (ids, sample_id), (weights, weight_id) = ops.take_errors(place).tolist()
-    out_of_range, negative = [], []
-    if targets:
-        out_of_range.append(f"{targets} targets were out of range, for example {target}")
-    if ids:
-        out_of_range.append(f"{ids} sample ids were out of range, for example {sample_id}")
-    if weights:
-        negative.append(f"{weights} weights were negative or NaN, as weights[{weight_id}]")
-    message = f"on {place.device}: " + "; ".join(out_of_range + negative)
-    if out_of_range:
-        raise IndexError(message)
-    if negative:
-        raise ValueError(message)
 
 
 def _check_k(k: Any, num_samples: int) -> int:

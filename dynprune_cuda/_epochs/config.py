@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from dynprune_cuda._shard_search import Shard
-from dynprune_cuda._shard_table import ShardedScoreTable
-from dynprune_cuda._sharded_epochs import ShardedEpochs
-from dynprune_cuda.distributed import Ranks
+from dynprune_cuda._epochs.sharded import ShardedEpochs
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.policies.protocol import is_believed
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.scores.sharded_table import ShardedScoreTable
+from dynprune_cuda.scores.table import ScoreTable
 
 SURPLUS = ("move", "local")
 

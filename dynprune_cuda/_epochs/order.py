@@ -19,9 +19,10 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_moves import to_owners
-from dynprune_cuda._shard_search import Shard, signed
-from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.routing import to_owners
+from dynprune_cuda.distributed.shard import Shard
+from dynprune_cuda.sharded.digit_search import signed
 
 
 class Share(NamedTuple):

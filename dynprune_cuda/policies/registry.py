@@ -10,18 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from dynprune_cuda._schedule import resolve_plan
+from dynprune_cuda._schedule.keep import resolve_plan
+from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
+from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
-from dynprune_cuda.policies.rules import (
-    UCB,
-    EpsilonGreedy,
-    Full,
-    RandomStatic,
-    UniformRandom,
-    Weighted,
-)
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda.policies.ucb import UCB
+from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
+from dynprune_cuda.policies.weighted import Weighted
+from dynprune_cuda.scores.table import ScoreTable
 
 AnyPolicy = Policy | WeighingPolicy
 

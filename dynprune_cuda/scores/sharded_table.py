@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._shard_moves import to_owners
-from dynprune_cuda._shard_search import Shard
-from dynprune_cuda.distributed import Ranks
-from dynprune_cuda.scores import (
-    COLUMNS,
-    FirstVisit,
-    ScoreTable,
-    check_correct,
-    check_ids_and_values,
-    move_without_waiting,
-)
+from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.routing import to_owners
+from dynprune_cuda.distributed.shard import Shard
+from dynprune_cuda.scores.table import COLUMNS, FirstVisit, ScoreTable
 
 # Batches that wait until they are put together: small tensors cost more than their contents.
 LOOSE_BATCHES = 256

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._arguments import as_int
+from dynprune_cuda._checks.arguments import as_int
 
 
 class StateReader:

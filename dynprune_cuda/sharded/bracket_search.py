@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_search import EXPLORE, Ranking, Shard, advance, signed
-from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.shard import Shard
+from dynprune_cuda.sharded.digit_search import EXPLORE, Ranking, advance, signed
 
 MIN_SAMPLES = 1 << 18  # of a process: the plain search among fewer takes no longer
 MAX_DRAWS = 1 << 16

@@ -4,99 +4,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda._arguments import MAX_SAMPLES, as_choice, as_int
 from dynprune_cuda._ops import ops
-from dynprune_cuda.distributed import Ranks
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.shard import Shard
 
-LAYOUTS = ("contiguous", "strided")
 KEY_ROUNDS, ALL_ROUNDS = 3, 6
 # RankingKind of csrc/cpu/one_read.h.
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which samples this process holds.
-
-    Attributes:
-        num_samples: How many samples there are in all processes together, at most 2^32.
-        rank: This process, from 0.
-        size: How many processes there are.
-        layout: "contiguous": rank r holds the r-th piece of `ceil(num_samples / size)` ids, as
-            `torch.chunk` cuts; the last pieces may be shorter, or empty. "strided": the ids that
-            are r modulo `size`.
-
-    Raises:
-        TypeError: An attribute has the wrong type.
-        ValueError: An attribute is out of range.
-    """
-
-    num_samples: int
-    rank: int
-    size: int
-    layout: str = "contiguous"
-
-    def __post_init__(self) -> None:
-        """Checks the attributes; ints of NumPy and the like become Python's."""
-        num_samples = as_int("num_samples", self.num_samples, minimum=0, maximum=MAX_SAMPLES)
-        size = as_int("size", self.size, minimum=1)
-        rank = as_int("rank", self.rank, minimum=0, maximum=size - 1)
-        as_choice("layout", self.layout, LAYOUTS)
-        for name, number in (("num_samples", num_samples), ("size", size), ("rank", rank)):
-            object.__setattr__(self, name, number)  # as a frozen dataclass sets its own
-
-    @property
-    def piece(self) -> int:
-        """Ids per rank, in ranks that are full."""
-        return -(-self.num_samples // self.size)
-
-    @property
-    def first(self) -> int:
-        """The first id of this rank, if it has any."""
-        if self.layout == "strided":
-            return self.rank
-        return min(self.rank * self.piece, self.num_samples)
-
-    @property
-    def stride(self) -> int:
-        """The distance between neighbours."""
-        return self.size if self.layout == "strided" else 1
-
-    def __len__(self) -> int:
-        """Returns how many samples this rank holds."""
-        if self.layout == "strided":
-            return len(range(self.rank, self.num_samples, self.size))
-        return min(self.piece, self.num_samples - self.first)
-
-    def sizes(self) -> list[int]:
-        """Returns how many samples each rank holds."""
-        return [len(replace(self, rank=rank)) for rank in range(self.size)]
-
-    def in_pieces(self) -> Shard:
-        """Returns the shard of this rank if all were contiguous."""
-        return replace(self, layout="contiguous")
-
-    def ids(self, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the ids of this rank, ascending, int64 [len(self)]."""
-        return torch.arange(len(self), device=device).mul_(self.stride).add_(self.first)
-
-    def ids_at(self, positions: Tensor) -> Tensor:
-        """Returns the ids of samples of this rank, int64."""
-        return positions * self.stride + self.first
-
-    def positions_of(self, ids: Tensor) -> Tensor:
-        """Returns where samples of this rank are in its tensors, int64."""
-        return (ids - self.first) // self.stride
-
-    def owner_of(self, ids: Tensor) -> Tensor:
-        """Returns the ranks that hold samples, int64."""
-        return ids % self.size if self.layout == "strided" else ids // max(self.piece, 1)
 
 
 class Ranking(NamedTuple):

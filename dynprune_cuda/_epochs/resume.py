@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._epochs import EpochSubsets, Subset
-from dynprune_cuda._state import StateReader
-from dynprune_cuda.policies.choosing import fingerprint
+from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda._epochs.replicated import EpochSubsets, Subset
+from dynprune_cuda.policies.registry import fingerprint
 
 STATE_VERSION = 2  # grows with every change of what a state holds
 SUBSET_ENTRIES = (

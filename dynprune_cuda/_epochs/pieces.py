@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dynprune_cuda._shard_moves import moved_rows
-from dynprune_cuda._shard_search import Shard
-from dynprune_cuda._state import StateReader
-from dynprune_cuda.distributed import Ranks
-from dynprune_cuda.scores import ScoreTable
+from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.routing import moved_rows
+from dynprune_cuda.distributed.shard import Shard
+from dynprune_cuda.scores.table import ScoreTable
 
 # Columns besides the table's. "repeat": visited in this epoch, where the sample comes again.
 BY_SAMPLE = {"subset": torch.bool, "times_selected": torch.int32, "repeat": torch.bool}

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an epoch trains on, how much of it, and with which seeds: pure functions of numbers."""
+"""When a run selects, and how many samples and batches each epoch has."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-from dynprune_cuda._arguments import as_bool, as_int
-
-_MASK = 2**64 - 1
-
-# What `Pruner` takes as `keep`: one number, one per epoch, or a function of the epoch.
-Keep: TypeAlias = float | Sequence[float] | Callable[[int], float]
+from dynprune_cuda._checks.arguments import as_bool, as_int
+from dynprune_cuda._schedule.keep import resolve_keep
 
 
 @dataclass(frozen=True)
@@ -88,42 +82,6 @@ class Schedule:
         return self.keep if isinstance(self.keep, tuple) else ()
 
 
-def resolve_plan(keep: Any, num_samples: int) -> int | tuple[int, ...] | Callable[[int], float]:
-    """Checks `keep` as far as it is known: numbers become counts, a function stays one."""
-    if callable(keep):
-        function: Callable[[int], float] = keep
-        return function
-    if hasattr(keep, "tolist") and getattr(keep, "ndim", 0) == 1:
-        keep = keep.tolist()
-    if isinstance(keep, list | tuple):
-        if not keep:
-            raise ValueError("keep must have at least one entry, got none")
-        return tuple(
-            resolve_keep(value, num_samples, f"keep[{epoch}]") for epoch, value in enumerate(keep)
-        )
-    return resolve_keep(keep, num_samples)
-
-
-def resolve_keep(keep: Any, num_samples: int, name: str = "keep") -> int:
-    """Returns how many of `num_samples` samples `keep`, a fraction or a count, selects."""
-    if isinstance(keep, bool) or not (hasattr(keep, "__float__") or hasattr(keep, "__index__")):
-        raise TypeError(
-            f"{name} must be a float (fraction) or an int (count), got {keep!r} of type "
-            f"{type(keep).__name__}"
-        )
-    if hasattr(keep, "__index__"):
-        count = as_int(name, keep)
-        if not 1 <= count <= num_samples:
-            raise ValueError(
-                f"{name} as a count must be from 1 to num_samples={num_samples}, got {count}"
-            )
-        return count
-    fraction = float(keep)
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"{name} as a fraction must be in (0, 1], got {keep!r}")
-    return max(1, math.floor(fraction * num_samples + 0.5))
-
-
 def num_batches(num_ids: int, batch_size: int, drop_last: bool) -> int:
     """Returns how many batches `num_ids` make."""
     return num_ids // batch_size if as_bool("drop_last", drop_last) else -(-num_ids // batch_size)
@@ -184,40 +142,3 @@ def same_steps(
                 f"most {full} steps, got {total_steps}"
             )
     return [num_samples if number == full else number * batch_size for number in steps]
-
-
-def derive_seed(seed: int, *path: int | str) -> int:
-    """Derives the seed of one purpose from the seed of the run.
-
-    A chain of splitmix64 finalisers, one per word of `path`. For a given path it is one-to-one in
-    `seed` modulo 2**64: no two runs share a stream, and no bit of the seed is lost.
-
-    Args:
-        seed: The seed of the run.
-        *path: What the seed is for, for example "order" and the epoch.
-
-    Returns:
-        An int in [0, 2**64), the same on every machine and in every process.
-    """
-    state = _mix(seed & _MASK)
-    for part in path:
-        for word in _words(part):
-            state = _mix(state ^ word)
-    return state
-
-
-def _words(part: int | str) -> list[int]:
-    """Returns a path element as 64-bit words, led by its kind and length."""
-    if isinstance(part, str):
-        data = part.encode()
-        words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
-        return [2 * len(data) + 1, *words]
-    return [0, part & _MASK]
-
-
-def _mix(value: int) -> int:
-    """Advances splitmix64 by one step (https://prng.di.unimi.it/splitmix64.c)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import distributed, functional
-from dynprune_cuda._arguments import as_int
-from dynprune_cuda._schedule import Schedule, derive_seed, num_batches
+from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.batches import move_without_waiting
+from dynprune_cuda._schedule.schedule import Schedule, num_batches
+from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
-from dynprune_cuda.policies.choosing import AnyPolicy
 from dynprune_cuda.policies.protocol import checked_select, checked_weigh
-from dynprune_cuda.scores import ScoreTable, move_without_waiting
+from dynprune_cuda.policies.registry import AnyPolicy
+from dynprune_cuda.scores import merge
+from dynprune_cuda.scores.table import ScoreTable
 
 # Ids put into their order at a time: what this needs beside the order itself stays small.
 _ORDER_IDS = 1 << 18
@@ -113,7 +116,7 @@ class EpochSubsets:
             else:
                 prepare = partial(self._place, epoch)
                 self._observed = self.ranks.meet("set_epoch", self.device, prepare, self._observed)
-                self.ranks.merge(self.table)
+                merge.merge(self.table, self.ranks)
             self._enter(epoch)
         self._unscheduled = None
 
@@ -174,7 +177,7 @@ class EpochSubsets:
             if self.ranks.size > 1:
                 padded = self.ranks.rank >= count % self.ranks.size > 0
                 own = len(order) - padded
-                distributed.note_repeat(self._repeat, order, padded, own, self.table)
+                merge.note_repeat(self._repeat, order, padded, own, self.table)
             self._order = order
         return self._order
 
@@ -261,7 +264,7 @@ class EpochSubsets:
         if self.ranks.size == 1:
             return ids
         ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-        return distributed.without_repeat(ids, self._repeat, self.table)
+        return merge.without_repeat(ids, self._repeat, self.table)
 
     def _note_entered(self, ids: Tensor) -> None:
         """Notes that scores of `ids` came in, and warns if nobody ever sets the epoch."""

@@ -1,27 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selections that many processes make together, each from the scores of its own samples.
-
-No process ever holds all scores, and no score moves. The total order of `functional` ranks samples
-by a composite key of 64 bits: the score's 32, then 32 of a hash of (seed, sample id). The processes
-add up histograms of its digits, from the top, until the k-th greatest key is known; each then takes
-what it has at or above it. All ranks together select exactly what one process would, as a set,
-however many there are and whichever samples each holds, ties and all-equal scores included.
-
-One digit is 11, 11 or 10 bits, a histogram int64: 40,960 bytes per rank are reduced if the scores
-decide, 81,920 if the hash of equal scores must, whatever the number of samples. Thresholds stay on
-the device: on a GPU all six rounds are reduced, since nobody waits to learn that three were enough.
-At the end one small exchange tells how many ids each rank has, and waits.
-
-On the CPU, with 2^18 samples or more per rank, the scores are read once instead (`_one_read`): a
-random sample of them, at most 524,288 bytes that are reduced, brackets the threshold, one pass
-leaves a few percent of the samples open, and only these are searched, in histograms of 16,384
-bytes, two or three of them as a rule. Where the sample misleads, all ranks make the plain search
-after all: that costs time and changes nothing.
-
-Every rank of the group calls the same function with the same k, seed and options, on scores of the
-same dtype. A call that differs, or scores that are wrong, are an error on all ranks. Gradients do
-not flow.
-"""
+"""Selections from the shards of all ranks; see `sharded` for what they have in common."""
 
 from __future__ import annotations
 
@@ -33,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda import _one_read
-from dynprune_cuda._arguments import (
+from dynprune_cuda._checks.arguments import (
     COUNT_DTYPES,
     as_choice,
     as_float,
@@ -42,30 +19,20 @@ from dynprune_cuda._arguments import (
     check_vector,
 )
 from dynprune_cuda._ops import ops
-from dynprune_cuda._shard_search import (
-    LAYOUTS,
+from dynprune_cuda.distributed import resolve
+from dynprune_cuda.distributed.shard import LAYOUTS, Shard
+from dynprune_cuda.sharded import bracket_search
+from dynprune_cuda.sharded.digit_search import (
     UCB1,
     UCB_STD,
     UCB_VARIANCE,
     WEIGHT,
     Ranking,
-    Shard,
     find,
     list_found,
     signed,
     split,
 )
-from dynprune_cuda.distributed import resolve
-
-__all__ = [
-    "Shard",
-    "select_epsilon_greedy",
-    "select_top_k",
-    "select_ucb",
-    "select_ucb1",
-    "select_uniform",
-    "select_weighted",
-]
 
 # float64 has composite keys of 96 bits, which take no place in an int64.
 SCORES = (torch.float32, torch.float16, torch.bfloat16)
@@ -273,8 +240,8 @@ def _select(
         seed = as_int("seed", seed)
         random = split(k, as_float("epsilon", epsilon, low=0.0, high=1.0))
         ranking, call = asked()
-        if _one_read.pays(ranking, shard):
-            sample = _one_read.draw(ranking, shard, seed)
+        if bracket_search.pays(ranking, shard):
+            sample = bracket_search.draw(ranking, shard, seed)
         else:
             keys = ranking.keys(shard, seed)
         return {
@@ -296,7 +263,7 @@ def _select(
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=like.device)
     if sample is not None:
-        ids = _one_read.select(ranking, sample, k, random, shard, seed, ranks)
+        ids = bracket_search.select(ranking, sample, k, random, shard, seed, ranks)
         if ids is not None:
             return ids
     if keys is None:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of one batch of sample ids and values, and its way to the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_ids(ids: Any) -> None:
+    """Checks the type, dtype and shape of a batch of sample ids."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
+    dtype = ids.dtype
+    if dtype == torch.int64 and ids.dim() == 1:
+        return
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"ids must have an integer dtype, got {dtype}")
+    if ids.dim() != 1:
+        raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
+
+
+def check_ids_and_values(ids: Any, values: Any) -> None:
+    """Checks the types, dtypes and lengths of one batch of sample ids and their values."""
+    check_ids(ids)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    if not values.dtype.is_floating_point:
+        raise ValueError(f"values must have a floating-point dtype, got {values.dtype}")
+    if values.dim() != 1:
+        raise ValueError(
+            f"values must hold one value per sample in 1-D, got shape "
+            f"{tuple(values.shape)}; compute the loss with reduction='none'"
+        )
+    if ids.shape != values.shape:
+        raise ValueError(
+            f"ids and values must have the same length, got {len(ids)} ids and {len(values)} values"
+        )
+
+
+def check_correct(correct: Any, ids: Tensor) -> None:
+    """Checks the type, dtype and shape of a batch's correctness."""
+    if not isinstance(correct, Tensor):
+        raise TypeError(f"correct must be a tensor, got {type(correct).__name__}")
+    if correct.dtype != torch.bool or correct.shape != ids.shape:
+        raise ValueError(
+            f"correct must be bool of shape {tuple(ids.shape)}, got {correct.dtype} of shape "
+            f"{tuple(correct.shape)}"
+        )
+
+
+def move_without_waiting(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor to `device` in stream order; refuses the direction that would wait."""
+    if tensor.device == device:
+        return tensor
+    if tensor.device.type == "cpu":
+        # Only from pinned memory is the copy asynchronous; the allocator that hands out pinned
+        # memory keeps it until the copy is done, although nobody holds it here any longer.
+        pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+        return pinned.to(device, non_blocking=True)
+    if device.type == "cpu":
+        raise ValueError(
+            f"{name} is on {tensor.device} and the score table on the CPU: make the table with "
+            f"device='{tensor.device.type}', so that no step has to wait for {name}"
+        )
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as functions: selection, scoring, score updates.
+
+Every selection returns distinct int64 sample ids on the device of its input, without waiting for
+the device. One total order decides: score descending (NaN is the greatest, -0 equals +0), equal
+scores by a hash of (seed, sample id). The subset and its order depend on the values, k and the seed
+only: not on device, grid or thread count.
+
+Arguments common to all selections:
+    k: How many samples, 0 <= k <= N, N at most 2^32.
+    seed: Any Python int (modulo 2^64), or a 0-d int64 tensor on the device, read when the kernels
+        run, so that a captured CUDA graph can be replayed with a new seed.
+    order: "random", a seeded uniformly random order, ready for SGD; or "ascending".
+
+Errors in arguments are ValueError or TypeError and name the argument and the value. Errors in the
+data of CUDA tensors (targets or sample ids out of range, negative weights) cannot be raised without
+waiting: the offender is skipped and remembered on the device until `check_errors` raises it; on the
+CPU they are raised at once.
+"""
+
+from dynprune_cuda.functional.cross_entropy import (
+    ScoredLoss,
+    last_layer_grand,
+    scored_cross_entropy,
+    scored_cross_entropy_step_,
+)
+from dynprune_cuda.functional.errors import check_errors
+from dynprune_cuda.functional.score_updates import update_scores_
+from dynprune_cuda.functional.selection import (
+    permutation,
+    select_epsilon_greedy,
+    select_top_k,
+    select_ucb,
+    select_ucb1,
+    select_uniform,
+    select_weighted,
+)
+
+__all__ = [
+    "ScoredLoss",
+    "check_errors",
+    "last_layer_grand",
+    "permutation",
+    "scored_cross_entropy",
+    "scored_cross_entropy_step_",
+    "select_epsilon_greedy",
+    "select_top_k",
+    "select_ucb",
+    "select_ucb1",
+    "select_uniform",
+    "select_weighted",
+    "update_scores_",
+]

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors in the data of CUDA tensors, which kernels remember on the device."""
+
+from __future__ import annotations
+
+import torch
+
+from dynprune_cuda._ops import ops
+
+
+def check_errors(device: torch.device | str | int) -> None:
+    """Raises what kernels on `device` found wrong with their data; waits for the device.
+
+    Raises:
+        IndexError: For targets or sample ids out of range.
+        ValueError: For negative or NaN weights.
+    """
+    place = torch.empty((0,), device=device)
+    if not place.is_cuda:
+        return  # CPU ops raise at once
+    (targets, target), (ids, sample_id), (weights, weight_id) = ops.take_errors(place).tolist()
+    out_of_range, negative = [], []
+    if targets:
+        out_of_range.append(f"{targets} targets were out of range, for example {target}")
+    if ids:
+        out_of_range.append(f"{ids} sample ids were out of range, for example {sample_id}")
+    if weights:
+        negative.append(f"{weights} weights were negative or NaN, as weights[{weight_id}]")
+    message = f"on {place.device}: " + "; ".join(out_of_range + negative)
+    if out_of_range:
+        raise IndexError(message)
+    if negative:
+        raise ValueError(message)

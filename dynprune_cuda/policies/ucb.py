@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The highest upper confidence bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from dynprune_cuda import functional, sharded
+from dynprune_cuda._checks.arguments import as_choice, as_float
+from dynprune_cuda.policies.protocol import believed
+from dynprune_cuda.scores.sharded_table import ShardedScoreTable
+from dynprune_cuda.scores.table import FIRST_VISITS, FirstVisit, ScoreTable
+
+BONUSES = ("variance", "std")
+
+
+@believed
+@dataclass(frozen=True)
+class UCB:
+    """The highest upper confidence bounds: the mean score plus a bonus for uncertainty.
+
+    Samples that were never visited, or whose newest value was not finite, rank first.
+
+    Attributes:
+        c: Weight of the bonus, at least 0.
+        bonus: "variance" for `mean + c * variance`, "std" for `mean + c * sqrt(variance)`.
+        first_visit: A sample's variance after its first visit, as in `ScoreTable`.
+
+    Raises:
+        TypeError: An attribute has the wrong type.
+        ValueError: An attribute is out of range.
+    """
+
+    c: float = 1.0
+    bonus: Literal["variance", "std"] = "variance"
+    first_visit: FirstVisit = "zero"
+
+    uses_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the parameters."""
+        object.__setattr__(self, "c", as_float("c", self.c, low=0.0))
+        as_choice("bonus", self.bonus, BONUSES)
+        as_choice("first_visit", self.first_visit, FIRST_VISITS)
+
+    @classmethod
+    def infobatch_baseline(cls) -> UCB:
+        """UCB as the InfoBatch authors released it as their ImageNet baseline.
+
+        Source: https://github.com/henryqin1997/InfoBatch-ImageNet, `imagenet/infobatch_ucb.py` and
+        `imagenet/prune_experiment_ucb.py`: c = 1 on the variance, a first visit that counts as the
+        variance `alpha * loss**2`, alpha = 0.8, a selection every 10 epochs after one warm-up
+        epoch on full data. The last three are the defaults of `Pruner`; the script keeps 59 %.
+        """
+        return cls(c=1.0, bonus="variance", first_visit="published")
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns `k` ids in ascending order, int64 [k]."""
+        return functional.select_ucb(
+            table.ranking_mean(),
+            table.variance,
+            k,
+            c=self.c,
+            bonus=self.bonus,
+            seed=seed,
+            order="ascending",
+        )
+
+    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns this process's ids of the same subset, ascending, int64. Collective."""
+        mean, bonus = table.ranking_mean(), self.bonus
+        options = table.selection(seed)
+        return sharded.select_ucb(mean, table.variance, k, c=self.c, bonus=bonus, **options)

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of each sample."""
+
+from dynprune_cuda.scores.table import COLUMNS, FIRST_VISITS, FORGETTING, FirstVisit, ScoreTable
+
+__all__ = ["COLUMNS", "FIRST_VISITS", "FORGETTING", "FirstVisit", "ScoreTable"]
