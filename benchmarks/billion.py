@@ -45,7 +45,7 @@ from dynprune_cuda.distributed import Ranks, Shard
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import Ranking, find, list_found
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import reference
 
 SEED = 7
