@@ -1,23 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Includes and imports go downwards only, from bindings to primitives, from classes to _ops."""
+"""Includes and imports go downwards only. The tables here name the level of every folder."""
 
-import ast
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from layering import (
+    cpp_files,
+    cpp_uses,
+    includes,
+    not_downwards,
+    numbered,
+    out_of_reach,
+    python_uses,
+    violations,
+    without_comments,
+)
 from paths import ROOT
 
-SUFFIXES = {".h", ".cuh", ".cu", ".cpp"}
+# Each row is one level, the lowest first. A file may use its own folder and all rows above its own.
+PACKAGE = numbered(
+    "_C _checks stats",
+    "_ops _schedule",
+    "distributed functional",
+    "data scores sharded",
+    "policies",
+    "_epochs static_scores",
+    "plotting pruner",
+    "hooks integrations",
+    "__init__",
+)
+PACKAGE_RESERVED = {"_C.pyi": ["_ops"]}
+# Not imported when the package runs: an annotation names the Pruner.
+FOR_TYPES_ONLY = [("static_scores/result.py", "__init__.py")]
 
-# What the files of a folder may include. The CPU shares the contracts of kernels, not their code.
-MAY_INCLUDE = {
-    "primitives": ["primitives/"],
-    "kernels": ["primitives/", "kernels/"],
-    "cpu": ["primitives/", "cpu/", "kernels/*.h"],
-    "bindings": ["primitives/", "cpu/", "kernels/*.h", "bindings/"],
-}
+CSRC = numbered("primitives", "kernels", "cpu", "bindings")
+# The CPU shares the contracts of kernels, not their code.
+CSRC_RESERVED = {"*.cuh": ["kernels"], "*.cu": [], "*.cpp": []}
+
+BENCHMARKS = numbered("common", "selection scoring loading sharding training", "sweep", "__init__")
+
 TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)/|Python\.h")
 CUDA_HEADER = re.compile(
     r"(cuda|cub|thrust|cooperative_groups|nv|cuco)(/|\.h|_)|cu[a-z]+\.h|math_constants"
@@ -29,182 +51,95 @@ CUDA_HEADERS_ALLOWED = {
     "primitives/cuda_types.h",
     "bindings/common.h",
 }
+LAUNCHES = "primitives/launch.h"
 EMULATOR_HEADER = "simt.h"
 
-# Modules not named here are classes: above functional, in any order without cycles.
-LAYERS = {"_C": 0, "_checks": 0, "_schedule": 1, "_ops": 1, "functional": 2}
-CLASSES, TOP = 3, 4
 
-
-class Include(NamedTuple):
-    name: str
-    quoted: bool
-    guarded: bool  # inside an #if
-
-
-def without_comments(text: str) -> str:
-    """C++ without comments and string contents, line for line; #include lines keep their names."""
-
-    def blank(match: re.Match[str]) -> str:
-        found = match[0]
-        if found.startswith(('"', "'")):
-            line_start = text.rfind("\n", 0, match.start()) + 1
-            if text[line_start : match.start()].lstrip().startswith("#"):
-                return found
-            return found[0] * 2
-        return "\n" * found.count("\n")
-
-    literal = r'"(?:\\.|[^"\\\n])*"|(?<![0-9a-fA-F])\'(?:\\.|[^\'\\\n])*\''
-    return re.sub(rf"//[^\n]*|/\*.*?\*/|{literal}", blank, text, flags=re.S)
-
-
-def includes(text: str) -> list[Include]:
-    """The #include lines of a C++ file."""
-    found, depth = [], 0
-    for line in without_comments(text).splitlines():
-        directive = re.match(r"\s*#\s*(\w+)\s*(.*)", line)
-        if not directive:
-            continue
-        word, rest = directive[1], directive[2]
-        depth += {"if": 1, "ifdef": 1, "ifndef": 1, "endif": -1}.get(word, 0)
-        if word == "include" and (name := re.match(r'<([^>]+)>|"([^"]+)"', rest)):
-            found.append(Include(name[1] or name[2], name[2] is not None, depth > 0))
-    return found
-
-
-def allowed(target: str, patterns: list[str]) -> bool:
-    return any(
-        target.startswith(pattern) if pattern.endswith("/") else Path(target).match(pattern)
-        for pattern in patterns
-    )
-
-
-def cpp_violations(csrc: Path) -> list[str]:
-    """Every include in csrc that goes upwards or sideways, and every kernel launch out of place."""
+def misplaced_in_csrc(csrc: Path) -> list[str]:
+    """Headers of torch, Python and CUDA, includes of no file, and launches where none may be."""
     found = []
-    for path in sorted(path for path in csrc.rglob("*") if path.suffix in SUFFIXES):
-        here = path.relative_to(csrc).as_posix()
-        folder = here.split("/")[0]
-        text = path.read_text()
+    uses = cpp_uses(csrc)
+    for here in uses:
+        text = (csrc / here).read_text()
         for include in includes(text):
             if TORCH_HEADER.match(include.name):
-                if folder != "bindings":
+                if not here.startswith("bindings/"):
                     found.append(
                         f"{here} includes {include.name}: only bindings know torch and Python"
                     )
             elif CUDA_HEADER.match(include.name):
                 if here not in CUDA_HEADERS_ALLOWED or not include.guarded:
-                    found.append(
-                        f"{here} includes {include.name}: CUDA headers come through primitives"
-                    )
+                    found.append(f"{here} includes {include.name}: {LAUNCHES} does that")
             elif include.quoted and not (include.name == EMULATOR_HEADER and include.guarded):
-                beside = path.parent / include.name
-                target = beside if beside.is_file() else csrc / include.name
-                name = target.relative_to(csrc).as_posix()
-                if not target.is_file():
+                beside = (csrc / here).parent / include.name
+                if not beside.is_file() and not (csrc / include.name).is_file():
                     found.append(f"{here} includes {include.name}, which is not in csrc")
-                elif not allowed(name, MAY_INCLUDE.get(folder, [])):
-                    found.append(f"{here} includes {name}: includes go downwards only")
-        if "<<<" in without_comments(text) and here != "primitives/launch.h":
-            found.append(f"{here} launches with <<<: only primitives/launch.h does")
-    return found
-
-
-def imported_modules(path: Path, package: Path) -> set[str]:
-    """Modules of the package that a file imports anywhere, by first name below the package."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = path.parent.relative_to(package.parent).parts
-                parts = above[: len(above) - node.level + 1]
-                base = ".".join([*parts, *([base] if base else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == package.name and len(parts) > 1:
-                found.add(parts[1])
-    # `from package import name` may also name a function of the package itself.
-    return {
-        name for name in found if list(package.glob(f"{name}.py*")) or (package / name).is_dir()
-    }
-
-
-def python_violations(package: Path) -> list[str]:
-    """Every import that goes upwards, and every cycle."""
-    found = []
-    graph: dict[str, set[str]] = {}
-    for path in sorted(package.rglob("*.py")):
-        module = path.relative_to(package).with_suffix("").parts[0]
-        imported = imported_modules(path, package) - {module}
-        graph.setdefault(module, set()).update(imported)
-        layer = TOP if module == "__init__" else LAYERS.get(module, CLASSES)
-        found += [
-            f"{module} imports {other}: imports go downwards only"
-            for other in sorted(imported)
-            if LAYERS.get(other, CLASSES) > layer
-        ]
-        if "_C" in imported and module not in ("_ops", "__init__"):
-            found.append(f"{module} imports _C: _ops loads the extension")
-    finished: set[str] = set()
-
-    def visit(module: str, trail: list[str]) -> None:
-        if module in trail:
-            found.append("cycle: " + " -> ".join([*trail[trail.index(module) :], module]))
-        elif module not in finished:
-            for other in sorted(graph.get(module, ())):
-                visit(other, [*trail, module])
-            finished.add(module)
-
-    for module in sorted(graph):
-        visit(module, [])
+        if "<<<" in without_comments(text) and here != LAUNCHES:
+            found.append(f"{here} launches with <<<: only {LAUNCHES} does")
     return found
 
 
 def test_includes_go_downwards_only():
-    assert cpp_violations(ROOT / "csrc") == []
+    csrc = ROOT / "csrc"
+    assert violations(cpp_uses(csrc), CSRC, CSRC_RESERVED) == []
+    assert misplaced_in_csrc(csrc) == []
 
 
-def test_imports_go_downwards_only():
-    assert python_violations(ROOT / "dynprune_cuda") == []
+def test_imports_of_the_package_go_downwards_only():
+    uses = python_uses(ROOT / "dynprune_cuda")
+    for file, other in FOR_TYPES_ONLY:
+        uses[file].remove(other)
+    assert violations(uses, PACKAGE, PACKAGE_RESERVED) == []
+
+
+@pytest.mark.skipif(
+    not (ROOT / "benchmarks" / "common").is_dir(), reason="benchmarks/ has no folders yet"
+)
+def test_imports_of_the_benchmarks_go_downwards_only():
+    assert violations(python_uses(ROOT / "benchmarks"), BENCHMARKS) == []
 
 
 def test_emulator_knows_no_torch():
-    for path in sorted((ROOT / "tests" / "emulator").rglob("*")):
-        if path.suffix in SUFFIXES:
-            names = [include.name for include in includes(path.read_text())]
-            assert not [name for name in names if TORCH_HEADER.match(name)], path
+    for path in cpp_files(ROOT / "tests" / "emulator"):
+        names = [include.name for include in includes(path.read_text())]
+        assert not [name for name in names if TORCH_HEADER.match(name)], path
+
+
+def write(tree: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(text)
+
+
+def complaints(csrc: Path) -> list[str]:
+    """As of the whole tree, for a few files of it."""
+    uses = cpp_uses(csrc)
+    found = not_downwards(uses, CSRC) or out_of_reach(uses, CSRC_RESERVED)
+    return found + misplaced_in_csrc(csrc)
 
 
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("primitives/x.h", '#include "kernels/k.h"', "downwards"),
+        ("primitives/x.h", '#include "kernels/k.h"', "upwards"),
         ("primitives/x.h", "#include <torch/csrc/stable/tensor.h>", "only bindings"),
-        ("kernels/x.cu", '#include "cpu/c.h"', "downwards"),
-        ("kernels/x.cu", '#include "bindings/b.h"', "downwards"),
+        ("kernels/x.cu", '#include "cpu/c.h"', "upwards"),
+        ("kernels/x.cu", '#include "bindings/b.h"', "upwards"),
         ("kernels/x.cu", "  # include <ATen/ATen.h>  // why", "only bindings"),
-        ("kernels/x.cu", "#include <cuda_fp16.h>", "through primitives"),
-        ("kernels/x.cu", "#include <cub/cub.cuh>", "through primitives"),
+        ("kernels/x.cu", "#include <cuda_fp16.h>", "launch.h does that"),
+        ("kernels/x.cu", "#include <cub/cub.cuh>", "launch.h does that"),
         ("kernels/x.cu", "void f() { k<<<1, 2>>>(); }", "<<<"),
         ("kernels/x.cu", '#include "no/such.h"', "not in csrc"),
-        ("cpu/x.cpp", '#include "kernels/k.cuh"', "downwards"),
+        ("cpu/x.cpp", '#include "kernels/k.cuh"', "only kernels may use *.cuh"),
         ("cpu/x.cpp", "#include <Python.h>", "only bindings"),
-        ("primitives/launch.h", "#include <cuda_runtime.h>", "through primitives"),
+        ("bindings/x.cpp", '#include "kernels/k.cuh"', "only kernels may use *.cuh"),
+        ("primitives/launch.h", "#include <cuda_runtime.h>", "launch.h does that"),
     ],
 )
-def test_cpp_rule_reports(tmp_path, file, text, complaint):
-    for name in ("kernels/k.h", "kernels/k.cuh", "cpu/c.h", "bindings/b.h"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(f"// header\n{text}\n")
-    (found,) = cpp_violations(tmp_path)
+def test_what_csrc_may_not_include(tmp_path, file, text, complaint):
+    names = ("kernels/k.h", "kernels/k.cuh", "cpu/c.h", "bindings/b.h")
+    write(tmp_path, {**dict.fromkeys(names, ""), file: f"// header\n{text}\n"})
+    (found,) = complaints(tmp_path)
     assert found.startswith(file)
     assert complaint in found
 
@@ -222,28 +157,6 @@ def test_cpp_rule_reports(tmp_path, file, text, complaint):
         ),
     ],
 )
-def test_cpp_rule_is_silent_on(tmp_path, file, text):
-    for name in ("kernels/k.h", "cpu/c.h"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(text)
-    assert cpp_violations(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("modules", "complaint"),
-    [
-        ({"_ops": "from pkg import functional", "functional": ""}, "_ops imports functional"),
-        ({"functional": "from . import scores", "scores": ""}, "functional imports scores"),
-        ({"functional": "from pkg._C import X", "_C": ""}, "functional imports _C"),
-        ({"a": "from .b import x", "b": "def f():\n    import pkg.a"}, "cycle: a -> b -> a"),
-    ],
-)
-def test_import_rule_reports(tmp_path, modules, complaint):
-    package = tmp_path / "pkg"
-    package.mkdir()
-    for name, text in modules.items():
-        (package / f"{name}.py").write_text(text)
-    (found,) = python_violations(package)
-    assert found.startswith(complaint)
+def test_what_csrc_may_include(tmp_path, file, text):
+    write(tmp_path, {"kernels/k.h": "", "cpu/c.h": "", file: text})
+    assert complaints(tmp_path) == []
