@@ -32,7 +32,7 @@ help: ## Show this list
 build: $(BUILT) ## Set up .venv and build the extension in place
 
 demo: $(BUILT) ## Train on real data with and without pruning and compare (under 3 minutes on 2 cores)
-	@$(BIN)/python benchmarks/train.py
+	@$(BIN)/python -m benchmarks.training.train
 
 test: $(BUILT) ## Run all tests: CPU, emulated CUDA, and CUDA where a GPU is visible
 	@$(BIN)/python -m pytest
@@ -56,7 +56,9 @@ kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvc
 	@$(BIN)/python scripts/kernel_resources.py
 
 bench: $(BUILT) ## Run the microbenchmarks
-	@set -e; for benchmark in benchmarks/bench_*.py; do $(BIN)/python "$$benchmark"; done
+	@set -e; for benchmark in loading.bench_samplers scoring.bench_scoring selection.bench_selection; do \
+		$(BIN)/python -m benchmarks.$$benchmark; \
+	done
 
 clean: ## Remove what was built; .venv stays
 	rm -rf build dist *.egg-info $(MODULE) $(VENV)/.built-* .pytest_cache .mypy_cache .ruff_cache

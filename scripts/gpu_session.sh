@@ -31,17 +31,17 @@ check_and_measure() {
         step compute-sanitizer --error-exitcode 1 python3 -m pytest -q -x -k "cuda and not statistics" \
             tests/functional/test_selection.py tests/functional/test_update_scores.py
     fi
-    step python3 benchmarks/bench_selection.py --device cuda --out "$out"
-    step python3 benchmarks/bench_selection.py --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"
+    step python3 -m benchmarks.selection.bench_selection --device cuda --out "$out"
+    step python3 -m benchmarks.selection.bench_selection --device cuda --parts ops --num-samples 1e9 --rounds 3 --out "$out/1e9"
     for dtype in float32 bfloat16; do
-        step python3 benchmarks/bench_scoring.py --device cuda --dtype $dtype --out "$out/bench_scoring_$dtype.json" \
+        step python3 -m benchmarks.scoring.bench_scoring --device cuda --dtype $dtype --out "$out/bench_scoring_$dtype.json" \
             --shapes 512x10 512x100 1024x1000 4096x32768 8192x128256
     done
 }
 
 [[ ${ONLY:-} == sweep ]] || check_and_measure
 if [[ -n ${CIFAR10:-} ]]; then
-    step python3 benchmarks/reproduce.py benchmarks/configs/cifar10_one_gpu.toml --data-root "$CIFAR10" \
+    step python3 -m benchmarks.sweep.reproduce benchmarks/sweep/configs/cifar10_one_gpu.toml --data-root "$CIFAR10" \
         --minutes "${SWEEP_MINUTES:-25}" --out "$out/reproduce"
 fi
 if ((${#failures[@]})); then

@@ -3,11 +3,11 @@
 
 import itertools
 
-import accuracy
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.scoring import accuracy
 from dynprune_cuda import functional as F
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/bench_scoring.py runs from end to end, and says whether its targets are reached."""
+"""bench_scoring.py runs from end to end, and says whether its targets are reached."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-import bench_scoring
 import pytest
-import scoring_targets as targets
 import torch
+
+from benchmarks.scoring import bench_scoring, targets
 
 
 def test_a_run_tells_which_targets_are_reached(

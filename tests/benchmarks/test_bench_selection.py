@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/bench_selection.py: runs from end to end, and its parts."""
+"""benchmarks/selection/bench_selection.py: runs from end to end, and its parts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bench_selection
-import gpu_timing
 import pytest
-import selection_cases as cases
-import selection_report as report
-import selection_rivals as rivals
-import selection_targets as targets
-import timing
 import torch
 from PIL import Image
 
+from benchmarks.common import timing
+from benchmarks.selection import bench_selection, cases, gpu_timing, report, rivals, targets
 from dynprune_cuda import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sources of benchmarks/train.py, read from tiny files that the tests write."""
+"""The data sources of benchmarks/training/train.py, read from tiny files that the tests write."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import image_datasets
 import numpy as np
 import pytest
 import torch
-from image_datasets import (
+from packed_cifar import jpegs, pack, shared_prefix
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks.training import image_datasets
+from benchmarks.training.image_datasets import (
     ImageTask,
     Prepare,
     TensorImages,
@@ -21,9 +25,6 @@ from image_datasets import (
     read_packed_cifar,
     stratified_split,
 )
-from packed_cifar import jpegs, pack, shared_prefix
-from PIL import Image
-from torch.utils.data import DataLoader
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table, the figure and the numbers of benchmarks/train.py, from results made up here."""
+"""The table, the figure and the numbers of train.py, from results made up here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-import report
 from PIL import Image
-from records import Epoch, Evaluation, Run, run_from_json
-from report import make_notes, make_table, plot, write_json
+
+from benchmarks.common.records import Epoch, Evaluation, Run, run_from_json
+from benchmarks.training import report
+from benchmarks.training.report import make_notes, make_table, plot, write_json
 
 
 def run(

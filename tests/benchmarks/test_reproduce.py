@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/reproduce.py from end to end: whole sweeps of seconds, kills, time limits."""
+"""benchmarks/sweep/reproduce.py from end to end: whole sweeps of seconds, kills, time limits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reproduce
-import results_file
-from methods import METHODS
 from packed_cifar import jpegs, pack
-from paths import benchmark
-from records import Run, run_from_json
-from reproduce import main
-from sweep_config import read_config
+from paths import ROOT
+
+from benchmarks.common.records import Run, run_from_json
+from benchmarks.sweep import reproduce, results_file
+from benchmarks.sweep.config import read_config
+from benchmarks.sweep.reproduce import main
+from benchmarks.training.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIGS = benchmark("configs")
+CONFIGS = ROOT / "benchmarks" / "sweep" / "configs"
 COMPARED = [name for name, method in METHODS.items() if method.kind != "host"]
 COMPARED.remove("weighted")  # not one of the paper's
 
@@ -172,7 +172,8 @@ def command(packed: Path, out: Path, *more: str) -> list[str]:
 DYING = """
 import os, signal, sys
 steps = int(sys.argv.pop(1))
-import clock, reproduce
+from benchmarks.sweep import reproduce
+from benchmarks.training import clock
 lap = clock.Clock.lap
 def dying(self, part):
     global steps
@@ -340,7 +341,7 @@ def test_a_machine_that_can_only_train(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sweep_report", None)
+    monkeypatch.setitem(sys.modules, "benchmarks.sweep.report", None)
     changes = [*SMALL, "sweep.methods=['full']", "sweep.seeds=[0]", "overhead.methods=[]"]
     arguments = [str(CONFIGS / "cifar10_2cores.toml"), "--data-root", str(packed)]
     main([*arguments, "--set", *changes, "--out", str(tmp_path)])

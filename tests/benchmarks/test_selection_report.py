@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables, targets, figure and GPU counts of benchmarks/bench_selection.py, from made-up results."""
+"""Tables, targets, figure and GPU counts of bench_selection.py, from made-up results."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpu_timing
 import pytest
-import selection_cases as cases
-import selection_plot
-import selection_report as report
-import selection_targets as targets
 import torch
 from PIL import Image
+
+from benchmarks.selection import cases, gpu_timing, report, targets
+from benchmarks.selection import plot as selection_plot
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import sharding_model as model
-import simulate_sharding as program
-from paths import benchmark
+from paths import ROOT
+
+from benchmarks.sharding import model
+from benchmarks.sharding import simulate_sharding as program
 
 GPU = model.assumed_gpu()
 NOTHING = {field.name: 0.0 for field in dataclasses.fields(GPU) if field.type == "float"}
@@ -175,11 +176,11 @@ def test_the_programs_run_and_their_selections_are_exact(tmp_path):
     series, out = tmp_path / "series.json", tmp_path / "model"
     options = ["--samples", "100_000", "--keep", "30_000", "--ranks", "1", "2", "--rounds", "1"]
     for command in (
-        ["billion.py", *options, "--out", str(series)],
-        ["simulate_sharding.py", "--measured", str(series), "--out", str(out)],
+        ["billion", *options, "--out", str(series)],
+        ["simulate_sharding", "--measured", str(series), "--out", str(out)],
     ):
-        program = [sys.executable, str(benchmark(command[0])), *command[1:]]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=600, check=False)
+        program = [sys.executable, "-m", f"benchmarks.sharding.{command[0]}", *command[1:]]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
     rows = json.loads(series.read_text())["rows"]
     assert [(row["ranks"], row["exact"]) for row in rows] == [(1, True), (2, True)]

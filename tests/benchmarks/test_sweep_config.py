@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML files of benchmarks/reproduce.py, and the forecast of a sweep."""
+"""The TOML files of benchmarks/sweep/reproduce.py, and the forecast of a sweep."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estimate import Forecast, Speed, hours
-from paths import benchmark
-from records import Epoch, Run
-from sweep_config import Cell, SweepConfig, read_config
+from paths import ROOT
+
+from benchmarks.common.records import Epoch, Run
+from benchmarks.sweep.config import Cell, SweepConfig, read_config
+from benchmarks.sweep.estimate import Forecast, Speed, hours
 
 TEXT = """
 [data]
@@ -121,7 +122,7 @@ def test_missing_entries_are_named(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "cifar10_2cores", "cifar10_one_gpu"])
 def test_committed_files_are_right(name: str) -> None:
-    config = read_config(benchmark(f"{name}.toml"))
+    config = read_config(ROOT / "benchmarks" / "sweep" / "configs" / f"{name}.toml")
     assert config.sweep.keeps == (0.1, 0.3, 0.5)
 
 

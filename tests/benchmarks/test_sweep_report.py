@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from methods import METHODS
 from PIL import Image
-from records import Epoch, Evaluation, Run
-from sweep_plots import plot_curves, plot_keeps, style
-from sweep_report import (
+
+from benchmarks.common.records import Epoch, Evaluation, Run
+from benchmarks.sweep.plots import plot_curves, plot_keeps, style
+from benchmarks.sweep.report import (
     main_table,
     overhead_table,
     sampling_error,
     time_to_full,
     write_report,
 )
+from benchmarks.training.methods import METHODS
 
 
 def run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/train.py from end to end, at sizes of seconds."""
+"""benchmarks/training/train.py from end to end, at sizes of seconds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-import train
-from image_datasets import ImageTask, TensorImages
-from methods import Rules, short_epochs
+from paths import ROOT
 from PIL import Image
-from records import Run
-from train import CHOICES, train_one
-from training import Settings, Source
+
+from benchmarks.common.records import Run
+from benchmarks.training import train
+from benchmarks.training.image_datasets import ImageTask, TensorImages
+from benchmarks.training.methods import Rules, short_epochs
+from benchmarks.training.train import CHOICES, train_one
+from benchmarks.training.training import Settings, Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,7 +117,7 @@ def test_trains_on_a_gpu(stripes: ImageTask) -> None:
 
 
 def test_command_line_on_digits(tmp_path: Path) -> None:
-    command = [sys.executable, train.__file__, "--limit", "500", "--epochs", "4"]
+    command = [sys.executable, "-m", "benchmarks.training.train", "--limit", "500", "--epochs", "4"]
     command += [
         "--batch-size",
         "32",
@@ -126,7 +128,7 @@ def test_command_line_on_digits(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "new" / "demo"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
     document = json.loads((tmp_path / "new" / "demo" / "results.json").read_text())

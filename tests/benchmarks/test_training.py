@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import training
-from clock import Clock
-from image_datasets import ImageTask, TensorImages
-from methods import METHODS, Plan, Rules, make_plan, planned_samples
-from records import TRAINING_PARTS, Run
 from torch import nn
-from training import Settings, Source, Trainer, evenly, one_cycle
 
+from benchmarks.common.records import TRAINING_PARTS, Run
+from benchmarks.training import training
+from benchmarks.training.clock import Clock
+from benchmarks.training.image_datasets import ImageTask, TensorImages
+from benchmarks.training.methods import METHODS, Plan, Rules, make_plan, planned_samples
+from benchmarks.training.training import Settings, Source, Trainer, evenly, one_cycle
 from dynprune_cuda.static_scores import random_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -274,7 +274,7 @@ def test_evaluations_are_evenly_spread(count: int, total: int, expected: set[int
 
 def test_clock_gives_every_part_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("clock.time.perf_counter", lambda: now)
+    monkeypatch.setattr("benchmarks.training.clock.time.perf_counter", lambda: now)
     clock = Clock(torch.device("cpu"))
     for later, part in ((1.0, None), (3.0, "a"), (6.0, "b"), (7.0, "a"), (11.0, None), (12.5, "c")):
         now = later

@@ -11,7 +11,6 @@ from itertools import islice
 
 import pytest
 import torch
-from paths import benchmark
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from dynprune_cuda import IndexedDataset, Pruner
@@ -266,7 +265,7 @@ def test_datacull_a_rate_that_is_inverted():
 
 def test_the_sampler_adds_eight_bytes_per_id():
     """One int64 per id is on the host, in a tensor; as Python ints in a list it would be 40."""
-    command = [sys.executable, str(benchmark("bench_samplers.py"))]
+    command = [sys.executable, "-m", "benchmarks.loading.bench_samplers"]
     command += ["--samples", "6_000_000", "--keep", "4_000_000", "--rounds", "3"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

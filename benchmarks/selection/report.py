@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import selection_targets as targets
-from selection_cases import USUAL
-from timing import median_ms
+from benchmarks.common.timing import median_ms
+from benchmarks.selection import targets
+from benchmarks.selection.cases import USUAL
 
 Row = dict[str, Any]
 

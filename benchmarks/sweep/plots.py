@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from methods import METHODS
-from records import Run, group_by
-from report import COLOURS, tidy
+
+from benchmarks.common.records import Run, group_by
+from benchmarks.training.methods import METHODS
+from benchmarks.training.report import COLOURS, tidy
 
 __all__ = ["plot_curves", "plot_keeps", "style"]
 

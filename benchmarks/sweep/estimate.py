@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from methods import METHODS, planned_samples
-from records import Run
-from sweep_config import Cell, SweepConfig
-from training import Source, new_model
 
+from benchmarks.common.records import Run
+from benchmarks.sweep.config import Cell, SweepConfig
+from benchmarks.training.methods import METHODS, planned_samples
+from benchmarks.training.training import Source, new_model
 from dynprune_cuda import Pruner
 from dynprune_cuda.static_scores.measures import gradient_norms
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 import torchvision
-from image_datasets import ImageTask, load_dataset
-from image_models import SMALL_MODELS, build_model
-from methods import METHODS, Rules, make_plan
-from records import Run
-from report import make_notes, make_table, plot, write_json
-from timing import machine
 from tqdm import tqdm
-from training import Settings, Source, Trainer, warm_up
 
+from benchmarks.common.records import Run
+from benchmarks.common.timing import machine
+from benchmarks.training.image_datasets import ImageTask, load_dataset
+from benchmarks.training.image_models import SMALL_MODELS, build_model
+from benchmarks.training.methods import METHODS, Rules, make_plan
+from benchmarks.training.report import make_notes, make_table, plot, write_json
+from benchmarks.training.training import Settings, Source, Trainer, warm_up
 from dynprune_cuda.static_scores import random_scores
 
 DEFAULT_METHODS = ["full", "full_short", "uniform", "epsilon_greedy", "ucb"]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import selection_rivals as rivals
 import torch
-from timing import Call
 from torch import Tensor
 
+from benchmarks.common.timing import Call
+from benchmarks.selection import rivals
 from dynprune_cuda import functional as F
 
 EPSILON = 0.1

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from host_baselines import HostPolicy, PublishedInfoBatch
 from torch import Tensor
 
+from benchmarks.training.host_baselines import HostPolicy, PublishedInfoBatch
 from dynprune_cuda import Pruner, ScoreTable, StaticSubset, functional, policies
 
 __all__ = ["METHODS", "Loss", "Method", "Plan", "Rules", "make_plan", "planned_samples"]

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torchvision
-from timing import machine
+
+from benchmarks.common.timing import machine
 
 __all__ = ["append", "describe", "locked", "read"]
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timing import Call, time_once
+
+from benchmarks.common.timing import Call, time_once
 
 # Calls of the CUDA runtime that make the host wait. cudaDeviceSynchronize is left out: the profiler
 # itself calls it.

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import Clock
-from image_datasets import ImageTask, Prepare, TensorImages
-from image_models import build_model
-from methods import Plan, Rules
-from records import TRAINING_PARTS, Epoch, Evaluation, Run, run_from_json
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from benchmarks.common.records import TRAINING_PARTS, Epoch, Evaluation, Run, run_from_json
+from benchmarks.training.clock import Clock
+from benchmarks.training.image_datasets import ImageTask, Prepare, TensorImages
+from benchmarks.training.image_models import build_model
+from benchmarks.training.methods import Plan, Rules
 from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner
 
 __all__ = ["PRECISIONS", "Settings", "Source", "Trainer", "new_model", "one_cycle", "warm_up"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from selection_targets import Target
+from benchmarks.selection.targets import Target
 
 TIMES_EAGER = {(512, 10): 5.0, (512, 100): 5.0, (256, 1000): 3.0, (64, 32768): 4.0}
 TIMES_COMPILED = 1.3

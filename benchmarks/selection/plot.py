@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figure of bench_selection.py. Run it on a JSON file to draw that again:
 
-python benchmarks/selection_plot.py DIR/bench_selection.json
+python -m benchmarks.selection.plot DIR/bench_selection.json
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from report import COLOURS  # which also chooses a backend that needs no screen
-from selection_report import Row, rival_seconds
-from timing import median_ms
+
+from benchmarks.common.timing import median_ms
+from benchmarks.selection.report import Row, rival_seconds
+from benchmarks.training.report import COLOURS  # which also chooses a backend that needs no screen
 
 OURS = COLOURS[4]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sharding_model import Machine, epoch
+from benchmarks.sharding.model import Machine, epoch
 
 SHOWN = (10**7, 10**9, 10**11)
 SIZES = [2**power for power in range(13)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether to shard the scores on up to 4096 ranks: a model, with its parameters stated.
 
-    python benchmarks/billion.py --samples 10_000_000 --out series.json   # measured: one rank, few
-    python benchmarks/simulate_sharding.py --measured series.json --out docs/sharding_model
+    python -m benchmarks.sharding.billion --samples 10_000_000 --out series.json
+    python -m benchmarks.sharding.simulate_sharding --measured series.json --out docs/sharding_model
 
 Writes OUT.md, tables, and OUT.png. Nothing is measured here but what the first program measured;
 the model and its assumptions are in `sharding_model.py`. It compares three ways to prune:
@@ -32,8 +32,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import sharding_model
-from sharding_model import (
+from benchmarks.sharding import model as sharding_model
+from benchmarks.sharding.model import (
     KEEP,
     STAGES,
     WAYS,
@@ -45,7 +45,7 @@ from sharding_model import (
     stages,
     with_cross_entropy,
 )
-from sharding_plot import draw
+from benchmarks.sharding.plot import draw
 
 SAMPLES = (10**9, 10**10, 10**11)
 SMALLER = (10**6, 10**7, 10**8)
@@ -185,9 +185,9 @@ def parameters(m: Machine) -> str:
 def tables(machines: Sequence[Machine]) -> str:
     """Markdown: all that the model says."""
     lines = [
-        f"Written by `benchmarks/simulate_sharding.py`; k = {KEEP} N. Nothing here ran on a GPU or "
-        "on several machines: a model",
-        "from one rank's costs, see `benchmarks/sharding_model.py`. Ranks are powers of two, from "
+        f"Written by `benchmarks/sharding/simulate_sharding.py`; k = {KEEP} N. "
+        "Nothing here ran on a GPU or on several machines: a model",
+        "from one rank's costs, see `benchmarks/sharding/model.py`. Ranks are powers of two, from "
         "2 to 4096.",
         "",
         "## What wins where",

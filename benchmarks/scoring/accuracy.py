@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many digits of an easy sample's scores survive: this package, torch, and the obvious code.
 
-    python benchmarks/accuracy.py            # writes docs/accuracy.png
+    python -m benchmarks.scoring.accuracy            # writes docs/accuracy.png
 
 Rows of 1000 classes whose target has a probability p from 1e-30 to 1 - 1e-12. Dynamic pruning ranks
 easy samples by loss and EL2N, whose exact values there are about 1 - p: what is subtracted from 1
@@ -114,7 +114,7 @@ def plot(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default = Path(__file__).resolve().parents[1] / "docs" / "accuracy.png"
+    default = Path(__file__).resolve().parents[2] / "docs" / "accuracy.png"
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
     for dtype in (torch.float32, torch.bfloat16):

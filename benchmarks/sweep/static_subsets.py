@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import Loss, make_plan
-from records import Run
-from sweep_config import Static
 from torch import nn
-from training import Source, Trainer, new_model
 
+from benchmarks.common.records import Run
+from benchmarks.sweep.config import Static
+from benchmarks.training.methods import Loss, make_plan
+from benchmarks.training.training import Source, Trainer, new_model
 from dynprune_cuda import StaticScores
 from dynprune_cuda.static_scores import (
     el2n_scores,

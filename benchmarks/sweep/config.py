@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS, Rules
-from training import PRECISIONS
+from benchmarks.training.methods import METHODS, Rules
+from benchmarks.training.training import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib

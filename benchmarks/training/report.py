@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from records import Run, group_by
+
+from benchmarks.common.records import Run, group_by
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS
-from records import Run, group_by, run_from_json
-from report import accuracy_text, two_sigma
-from sweep_plots import plot_curves, plot_keeps
+from benchmarks.common.records import Run, group_by, run_from_json
+from benchmarks.sweep.plots import plot_curves, plot_keeps
+from benchmarks.training.methods import METHODS
+from benchmarks.training.report import accuracy_text, two_sigma
 
 __all__ = ["TOLERANCE", "main_table", "overhead_table", "write_report"]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A scored training step against what one would write without it, in one run.
 
-    python benchmarks/bench_scoring.py                                    # CPU
-    python benchmarks/bench_scoring.py --shapes 8x262144 1000000x10 --rounds 10
-    python benchmarks/bench_scoring.py --device cuda --dtype bfloat16
+    python -m benchmarks.scoring.bench_scoring                                    # CPU
+    python -m benchmarks.scoring.bench_scoring --shapes 8x262144 1000000x10 --rounds 10
+    python -m benchmarks.scoring.bench_scoring --device cuda --dtype bfloat16
 
 Every step computes the loss, EL2N and correctness, updates moving averages, counts and forgetting
 events of its samples, and goes backward to the logits: Pruner.cross_entropy, the same by torch's
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scoring_targets as targets
 import torch
-from timing import Call, machine, time_rounds, write_json
 from torch import Tensor
 from torch.nn import functional as TF
 
+from benchmarks.common.timing import Call, machine, time_rounds, write_json
+from benchmarks.scoring import targets
 from dynprune_cuda import Pruner
 
 NUM_SAMPLES = 50_000  # or as many as a batch has

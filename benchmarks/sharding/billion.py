@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selects from as many samples as the memory holds, in one process or several, and checks the set.
 
-    python benchmarks/billion.py --samples 1_000_000_000 --keep 100_000_000 --ranks 1 \
+    python -m benchmarks.sharding.billion --samples 1_000_000_000 --keep 100_000_000 --ranks 1 \
         --threads 2 --selection-only
-    python benchmarks/billion.py --samples 100_000_000 --keep 30_000_000 --ranks 1 2 4 8
+    python -m benchmarks.sharding.billion --samples 100_000_000 --keep 30_000_000 --ranks 1 2 4 8
 
 Scores are float32, normal, the same for every number of ranks. Each rank makes those of its shard;
 with several ranks they talk over gloo on this machine. Every round searches in one read of the
@@ -35,17 +35,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from epoch_costs import measure_epochs, peak_bytes
-from timing import machine, write_json
 from torch import Tensor
 
+from benchmarks.common.timing import machine, write_json
+from benchmarks.sharding.epoch_costs import measure_epochs, peak_bytes
 from dynprune_cuda import functional
 from dynprune_cuda._ops import ops
 from dynprune_cuda.distributed import Ranks, Shard
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import Ranking, find, list_found
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 import reference
 
 SEED = 7

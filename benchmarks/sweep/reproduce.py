@@ -16,15 +16,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import results_file
 import torch
-from estimate import Forecast, describe_speed, hours, measure_speed
-from image_datasets import ImageTask, load_dataset
-from methods import METHODS, make_plan
-from records import Run, run_from_json
-from static_subsets import StaticSubsets, replace_text
-from sweep_config import Cell, SweepConfig, read_config
-from training import Settings, Source, Trainer, warm_up
+
+from benchmarks.common.records import Run, run_from_json
+from benchmarks.sweep import results_file
+from benchmarks.sweep.config import Cell, SweepConfig, read_config
+from benchmarks.sweep.estimate import Forecast, describe_speed, hours, measure_speed
+from benchmarks.sweep.static_subsets import StaticSubsets, replace_text
+from benchmarks.training.image_datasets import ImageTask, load_dataset
+from benchmarks.training.methods import METHODS, make_plan
+from benchmarks.training.training import Settings, Source, Trainer, warm_up
 
 __all__ = ["main"]
 
@@ -280,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def find_report() -> Report:
     """What writes tables and figures; before anything is trained, with a word if it cannot."""
     try:
-        from sweep_report import write_report
+        from benchmarks.sweep.report import write_report
     except ImportError as error:
         missing = str(error)
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import Call
 from torch import Tensor
+
+from benchmarks.common.timing import Call
 
 GPU_PACKAGES = ("cupy", "pylibraft", "flashinfer")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast an epoch's batches of ids leave the sampler, and what it adds to the host's memory.
 
-    python benchmarks/bench_samplers.py --samples 100_000_000 --keep 30_000_000
+    python -m benchmarks.loading.bench_samplers --samples 100_000_000 --keep 30_000_000
 
 Memory is the peak of the resident set from before the epoch's order is drawn to the end of the
 epoch, less what was resident before (Linux: the kernel's own counter, reset through

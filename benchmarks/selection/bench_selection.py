@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What selecting a subset costs on this machine, beside what one would write without these ops.
 
-    python benchmarks/bench_selection.py                    # a CPU: 1.5 minutes on 2 cores
-    python benchmarks/bench_selection.py --device cuda --out results/my_gpu
-    python benchmarks/bench_selection.py --parts ops --num-samples 1e8 --keep 0.1
+    python -m benchmarks.selection.bench_selection    # a CPU: 1.5 minutes on 2 cores
+    python -m benchmarks.selection.bench_selection --device cuda --out results/my_gpu
+    python -m benchmarks.selection.bench_selection --parts ops --num-samples 1e8 --keep 0.1
 
 Prints Markdown tables: every op against every rival, on several N, k and distributions of scores,
 with the limit that memory sets and, where a speed was promised, whether it is reached. Every ratio
@@ -20,16 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gpu_timing
-import selection_cases as cases
-import selection_report as report
-import selection_rivals as rivals
 import torch
-from gpu_timing import Gpu
-from selection_cases import Case
-from timing import Call, machine, time_rounds, write_json
 
 import dynprune_cuda
+from benchmarks.common.timing import Call, machine, time_rounds, write_json
+from benchmarks.selection import cases, gpu_timing, report, rivals
+from benchmarks.selection.cases import Case
+from benchmarks.selection.gpu_timing import Gpu
 
 PARTS = ("ops", "weighted", "distributions", "shares", "order")
 NAME = "bench_selection"
@@ -204,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     try:
-        import selection_plot
+        from benchmarks.selection import plot as selection_plot
     except ModuleNotFoundError as error:
         print(f"no figure: {error}", file=sys.stderr)
         return
