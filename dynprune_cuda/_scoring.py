@@ -23,7 +23,7 @@ from dynprune_cuda._score_updates import FIRST_VISITS, FirstVisit, check_columns
 Reduction = Literal["none", "mean", "sum"]
 Score = Literal["loss", "el2n", "entropy", "margin"]
 
-# In the order of the enums in csrc/primitives/cross_entropy_row.h.
+# In the order of the enums in csrc/shared/cross_entropy_row.h.
 REDUCTIONS = ("none", "mean", "sum")
 SCORES = ("loss", "el2n", "entropy", "margin")
 TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)

@@ -17,7 +17,7 @@ from dynprune_cuda._shard_search import LAYOUTS
 from dynprune_cuda.sharded import Shard
 
 SEED = 2**63 + 5
-SAMPLE = 6  # the stream of kSample in csrc/primitives/hash.h
+SAMPLE = 6  # the stream of kSample in csrc/shared/hash.h
 
 
 def scores_of(kind, n):

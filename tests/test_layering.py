@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Includes and imports go downwards only, from bindings to primitives, from classes to _ops."""
+"""Includes and imports go downwards only, from bindings to shared, from classes to _ops."""
 
 import ast
 import re
@@ -13,10 +13,11 @@ SUFFIXES = {".h", ".cuh", ".cu", ".cpp"}
 
 # What the files of a folder may include. The CPU shares the contracts of kernels, not their code.
 MAY_INCLUDE = {
-    "primitives": ["primitives/"],
-    "kernels": ["primitives/", "kernels/"],
-    "cpu": ["primitives/", "cpu/", "kernels/*.h"],
-    "bindings": ["primitives/", "cpu/", "kernels/*.h", "bindings/"],
+    "shared": ["shared/"],
+    "device": ["shared/", "device/"],
+    "kernels": ["shared/", "device/", "kernels/"],
+    "cpu": ["shared/", "cpu/"],
+    "bindings": ["shared/", "cpu/", "kernels/*.h", "kernels/*/*.h", "bindings/"],
 }
 TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)/|Python\.h")
 CUDA_HEADER = re.compile(
@@ -24,9 +25,9 @@ CUDA_HEADER = re.compile(
 )
 # Guarded, so that the same files compile for the emulator and for a machine without CUDA.
 CUDA_HEADERS_ALLOWED = {
-    "primitives/launch.h",
-    "primitives/grid.h",
-    "primitives/cuda_types.h",
+    "device/launch.h",
+    "device/grid.h",
+    "device/cuda_types.h",
     "bindings/common.h",
 }
 EMULATOR_HEADER = "simt.h"
@@ -95,7 +96,7 @@ def cpp_violations(csrc: Path) -> list[str]:
             elif CUDA_HEADER.match(include.name):
                 if here not in CUDA_HEADERS_ALLOWED or not include.guarded:
                     found.append(
-                        f"{here} includes {include.name}: CUDA headers come through primitives"
+                        f"{here} includes {include.name}: CUDA headers come through device"
                     )
             elif include.quoted and not (include.name == EMULATOR_HEADER and include.guarded):
                 beside = path.parent / include.name
@@ -105,8 +106,8 @@ def cpp_violations(csrc: Path) -> list[str]:
                     found.append(f"{here} includes {include.name}, which is not in csrc")
                 elif not allowed(name, MAY_INCLUDE.get(folder, [])):
                     found.append(f"{here} includes {name}: includes go downwards only")
-        if "<<<" in without_comments(text) and here != "primitives/launch.h":
-            found.append(f"{here} launches with <<<: only primitives/launch.h does")
+        if "<<<" in without_comments(text) and here != "device/launch.h":
+            found.append(f"{here} launches with <<<: only device/launch.h does")
     return found
 
 
@@ -184,18 +185,18 @@ def test_emulator_knows_no_torch():
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("primitives/x.h", '#include "kernels/k.h"', "downwards"),
-        ("primitives/x.h", "#include <torch/csrc/stable/tensor.h>", "only bindings"),
+        ("shared/x.h", '#include "kernels/k.h"', "downwards"),
+        ("shared/x.h", "#include <torch/csrc/stable/tensor.h>", "only bindings"),
         ("kernels/x.cu", '#include "cpu/c.h"', "downwards"),
         ("kernels/x.cu", '#include "bindings/b.h"', "downwards"),
         ("kernels/x.cu", "  # include <ATen/ATen.h>  // why", "only bindings"),
-        ("kernels/x.cu", "#include <cuda_fp16.h>", "through primitives"),
-        ("kernels/x.cu", "#include <cub/cub.cuh>", "through primitives"),
+        ("kernels/x.cu", "#include <cuda_fp16.h>", "through device"),
+        ("kernels/x.cu", "#include <cub/cub.cuh>", "through device"),
         ("kernels/x.cu", "void f() { k<<<1, 2>>>(); }", "<<<"),
         ("kernels/x.cu", '#include "no/such.h"', "not in csrc"),
         ("cpu/x.cpp", '#include "kernels/k.cuh"', "downwards"),
         ("cpu/x.cpp", "#include <Python.h>", "only bindings"),
-        ("primitives/launch.h", "#include <cuda_runtime.h>", "through primitives"),
+        ("device/launch.h", "#include <cuda_runtime.h>", "through device"),
     ],
 )
 def test_cpp_rule_reports(tmp_path, file, text, complaint):
@@ -214,16 +215,16 @@ def test_cpp_rule_reports(tmp_path, file, text, complaint):
     [
         ("kernels/x.cu", '// #include <ATen/ATen.h> and k<<<1, 2>>>()\n#include "k.h"'),
         ("kernels/x.cu", '/* k<<<1, 2>>>() */ const char* s = "<<<"; int big = 1\'000;'),
-        ("cpu/x.cpp", '#include "kernels/k.h"\n#include <vector>'),
+        ("cpu/x.cpp", '#include "shared/s.h"\n#include <vector>'),
         ("bindings/x.cpp", '#include <Python.h>\n#include "cpu/c.h"'),
         (
-            "primitives/launch.h",
+            "device/launch.h",
             '#if X\n#include "simt.h"\n#else\n#include <cuda_runtime.h>\n#endif',
         ),
     ],
 )
 def test_cpp_rule_is_silent_on(tmp_path, file, text):
-    for name in ("kernels/k.h", "cpu/c.h"):
+    for name in ("kernels/k.h", "cpu/c.h", "shared/s.h"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / file).parent.mkdir(exist_ok=True)

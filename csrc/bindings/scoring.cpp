@@ -2,12 +2,12 @@
 #include <tuple>
 
 #include "bindings/scoring.h"
-#include "cpu/scored_cross_entropy.h"
-#include "cpu/update_scores.h"
+#include "cpu/scoring/scored_cross_entropy.h"
+#include "cpu/scoring/update_scores.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/scored_cross_entropy.h"
-#include "kernels/update_scores.h"
+#include "kernels/scoring/scored_cross_entropy.h"
+#include "kernels/scoring/update_scores.h"
 #endif
 
 namespace dynprune {

@@ -3,10 +3,10 @@
 #include <tuple>
 
 #include "bindings/scoring.h"
-#include "cpu/scored_cross_entropy_step.h"
+#include "cpu/scoring/scored_cross_entropy_step.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/scored_cross_entropy_step.h"
+#include "kernels/scoring/scored_cross_entropy_step.h"
 #endif
 
 namespace dynprune {

@@ -128,7 +128,7 @@ class ScoreUpdate(ctypes.Structure):
 def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
     launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
-    sources = [*sorted((CSRC / "kernels").glob("*.cu")), *launchers]
+    sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
     library = emulator.library
     library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
