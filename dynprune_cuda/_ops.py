@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the compiled operators; their fake kernels and autograd formulas."""
+"""Loads the compiled operators and registers their fake kernels and autograd formulas."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from dynprune_cuda import _ops_fakes
+from dynprune_cuda._ops_contract import GradientTime, SavedColumn, StepArguments, StepColumn
 
 OLDEST_TORCH = (2, 11)
 
@@ -44,110 +47,16 @@ def _load() -> ModuleType:
 compiled = _load()
 ops = torch.ops.dynprune_cuda
 
-# Of one overload each: calling the packet looks for it every time.
+# Bind the overloads once: calling a packet resolves its overload on every call.
 _step = ops.scored_cross_entropy_step_.default
 _scale = ops.scale_gradient_.default
 
-# When scored_cross_entropy_step_ computes the gradient.
-NEVER, NOW, LATER = 0, 1, 2
+# As plain ints: torch.compile traces no index by an enum.
+_NEVER, _NOW, _LATER = map(int, GradientTime)
+_ROW_WEIGHT = int(StepColumn.ROW_WEIGHT)
+_NUM_COLUMNS, _NUM_SAVED = len(StepColumn), len(SavedColumn)
 
-
-def _select_fake(k_index: int) -> Any:
-    """A fake selection: k int64 ids on the device of the first tensor."""
-
-    def fake(first: Tensor, *arguments: Any) -> Tensor:
-        return first.new_empty((arguments[k_index],), dtype=torch.int64)
-
-    return fake
-
-
-def _keys_fake(first: Tensor, *_arguments: Any) -> Tensor:
-    return first.new_empty((first.shape[0],), dtype=torch.int32)
-
-
-def _shard_digit_counts_fake(keys: Tensor, *arguments: Any) -> Tensor:
-    bits = 10 if arguments[3] % 3 == 2 else 11
-    return keys.new_empty((1 << bits,), dtype=torch.int64)
-
-
-def _shard_sort_out_fake(values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    capacity = arguments[8]
-    return (
-        values.new_empty(((values.shape[0] + 63) // 64,), dtype=torch.int64),
-        values.new_empty((capacity,), dtype=torch.int64),
-        values.new_empty((capacity,), dtype=torch.int32),
-        values.new_empty((4,), dtype=torch.int64),
-    )
-
-
-def _shard_word_counts_fake(words: Tensor, _state: Tensor, _shift: int, bits: int) -> Tensor:
-    return words.new_empty((1 << bits,), dtype=torch.int64)
-
-
-def _take_errors_fake(like: Tensor) -> Tensor:
-    return like.new_empty((3, 2), dtype=torch.int64)
-
-
-def _nothing_fake(*_arguments: Any) -> None:
-    return None
-
-
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _scored_cross_entropy_fake(logits: Tensor, *_arguments: Any) -> tuple[Tensor, ...]:
-    rows, dtype = logits.shape[0], _compute_dtype(logits)
-    loss, el2n, entropy, margin = (logits.new_empty((rows,), dtype=dtype) for _ in range(4))
-    correct = logits.new_empty((rows,), dtype=torch.bool)
-    return loss, el2n, entropy, margin, correct, logits.new_empty((rows, 4), dtype=dtype)
-
-
-def _scored_cross_entropy_backward_fake(
-    _grad_loss: Tensor, logits: Tensor, *_arguments: Any
-) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
-def _scored_cross_entropy_step_fake(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    (rows, classes), dtype = logits.shape, _compute_dtype(logits)
-    reduction, gradient = arguments[13], arguments[-1]
-    return (
-        logits.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
-        logits.new_empty((9 if gradient == LATER else 5, rows), dtype=dtype),
-        logits.new_empty((rows,), dtype=torch.bool),
-        logits.new_empty((rows, classes) if gradient == NOW else (0,)),
-    )
-
-
-_FAKES = {
-    "select_top_k": _select_fake(0),
-    "select_epsilon_greedy": _select_fake(0),
-    "select_ucb": _select_fake(1),
-    "select_ucb1": _select_fake(1),
-    "select_weighted": _select_fake(0),
-    "select_uniform": _select_fake(1),
-    "keys_by_score": _keys_fake,
-    "keys_by_ucb": _keys_fake,
-    "keys_by_ucb1": _keys_fake,
-    "keys_by_weight": _keys_fake,
-    "shard_digit_counts": _shard_digit_counts_fake,
-    "shard_positions": _select_fake(2),
-    "shard_sample": _select_fake(5),
-    "shard_sort_out": _shard_sort_out_fake,
-    "shard_word_counts": _shard_word_counts_fake,
-    "shard_add_candidates_": _nothing_fake,
-    "shard_list": _select_fake(0),
-    "permutation_part": _select_fake(3),
-    "scored_cross_entropy": _scored_cross_entropy_fake,
-    "scored_cross_entropy_backward": _scored_cross_entropy_backward_fake,
-    "scored_cross_entropy_step_": _scored_cross_entropy_step_fake,
-    "scale_gradient_": _nothing_fake,
-    "update_scores_": _nothing_fake,
-    "take_errors": _take_errors_fake,
-}
-for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"dynprune_cuda::{_name}", _fake)
+_ops_fakes.register()
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -199,30 +108,35 @@ class StepLoss(torch.autograd.Function):
     """scored_cross_entropy_step_ and its gradient.
 
     torch.library has no autograd formulas for operators that change their arguments, hence this
-    class. `arguments`: a tuple of the operator's arguments but the first and the last; one object,
-    since autograd looks at every argument, forward and backward. Returns loss, scores and correct;
-    with `loss_only` the loss, since autograd wraps every result.
+    class. The arguments are one object, since autograd looks at every argument, forward and
+    backward. Returns loss, scores and correct; with `loss_only` the loss, since autograd wraps
+    every result.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, arguments: tuple[Any, ...], loss_only: bool
+        ctx: Any, logits: Tensor, arguments: StepArguments, loss_only: bool
     ) -> Tensor | tuple[Tensor, ...]:
         """Calls the operator and keeps the gradient."""
-        grad_scale = arguments[-1]
-        gradient = NEVER
+        gradient = _NEVER
         if ctx.needs_input_grad[0]:
-            underflows = grad_scale is None and logits.dtype == torch.float16
-            gradient = LATER if underflows else NOW
+            underflows = arguments.grad_scale is None and logits.dtype == torch.float16
+            gradient = _LATER if underflows else _NOW
         loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
         ctx.options, ctx.spent = None, False
         ctx.set_materialize_grads(False)
-        if gradient == NOW:
-            ctx.save_for_backward(grad_logits, grad_scale)
-        elif gradient == LATER:
-            target, weight, second_target, lam = (arguments[i] for i in (0, 15, 18, 19))
-            ctx.options = arguments[16:18]  # ignore_index, label_smoothing
-            ctx.save_for_backward(logits, target, weight, second_target, lam, scores)
+        if gradient == _NOW:
+            ctx.save_for_backward(grad_logits, arguments.grad_scale)
+        elif gradient == _LATER:
+            ctx.options = arguments.ignore_index, arguments.label_smoothing
+            ctx.save_for_backward(
+                logits,
+                arguments.target,
+                arguments.weight,
+                arguments.second_target,
+                arguments.lam,
+                scores,
+            )
         if loss_only:
             return loss  # type: ignore[no-any-return]
         ctx.mark_non_differentiable(scores, correct)
@@ -235,9 +149,9 @@ class StepLoss(torch.autograd.Function):
             return None, None, None
         if ctx.options is not None:
             logits, target, weight, second_target, lam, scores = ctx.saved_tensors
-            saved = scores[5:].view(-1, 4)
+            saved = scores[_NUM_COLUMNS:].view(-1, _NUM_SAVED)
             grad = ops.scored_cross_entropy_backward(
-                grad_loss * scores[4],
+                grad_loss * scores[_ROW_WEIGHT],
                 logits,
                 target,
                 weight,

@@ -83,11 +83,10 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "
       "Tensor(e!)? last_non_finite, Tensor? correct=None, Tensor(f!)? last_correct=None, "
       "Tensor(g!)? forget_count=None) -> ()");
-  // score and reduction: the enums of shared/cross_entropy_row.h. ticket: int32 [1] on CUDA,
-  // zero before and after. gradient: 0 none, 1 now, 2 later, by scored_cross_entropy_backward.
-  // loss: [B], or 0-d for a reduction; scores [5, B]: unweighted loss, el2n, entropy, margin, and
-  // the derivative of `loss` by the first; for later, 4 B more numbers: saved. grad_logits: [B, C]
-  // times grad_scale now, else [0].
+  // score, reduction and gradient: the enums of shared/step_contract.h. ticket: int32 [1] on CUDA,
+  // zero before and after. loss: [B], or 0-d for a reduction. scores: [5, B], a row per StepColumn.
+  // For GradientTime::kLater 4 rows follow: saved, [B, 4], for scored_cross_entropy_backward.
+  // grad_logits: [B, C] times grad_scale for kNow, else [0].
   m.def(
       "scored_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) "
       "mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "

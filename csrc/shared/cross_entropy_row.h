@@ -11,6 +11,7 @@
 #include "shared/error_flags.h"
 #include "shared/row_stats.h"
 #include "shared/scalar_types.h"
+#include "shared/step_contract.h"
 
 namespace dynprune {
 
@@ -134,7 +135,8 @@ struct SavedRow {
   A max, log_normaliser, miss;
   A sum_weight;  // W; 0 without label smoothing
 };
-constexpr int kSavedPerRow = 4;
+static_assert(sizeof(SavedRow<float>) == kNumSavedColumns * sizeof(float), "one per SavedColumn");
+static_assert(sizeof(SavedRow<double>) == kNumSavedColumns * sizeof(double), "one per SavedColumn");
 
 // The gradient of a row's loss times `scale` with respect to one logit.
 template <class A>
@@ -182,9 +184,6 @@ struct RowGradient {
 
 // ---- the fused step: loss, scores, gradient and score table in one go
 
-enum class Score : int { kLoss = 0, kEl2n, kEntropy, kMargin };  // kMargin: its negative
-enum class Reduction : int { kNone = 0, kMean, kSum };
-
 // What of a row's scores enters the table: bigger means more worth training on.
 template <class A>
 DYNPRUNE_HD float table_value(Score score, A loss, const RowResult<A>& r) {
@@ -208,7 +207,7 @@ struct CrossEntropyStep {
   Reduction reduction;
   Score score;        // enters the table
   void* loss;         // of A: [B] for kNone, else [1]
-  void* row_scale;    // [B] of A: derivative of the sum of `loss` by l_i
+  void* row_weight;   // [B] of A: derivative of the sum of `loss` by l_i
   void* grad_logits;  // [B, C] of the input's type, contiguous: gradient of the sum of `loss`, or
                       // null
 };

@@ -9,7 +9,7 @@ namespace cpu {
 namespace {
 
 template <class A>
-A weight_of_row(const CrossEntropyStep& step, int64_t row) {
+A sample_weight_of(const CrossEntropyStep& step, int64_t row) {
   return step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[row] : A{1};
 }
 
@@ -67,7 +67,7 @@ void reduce_losses(const CrossEntropyInput& in, const compute_t<T>* row_loss, do
   const auto weighted = [&](int64_t row) -> double {
     if (step.sample_weight == nullptr) return row_loss[row];
     if (targets_of_row(in, row).kind != RowKind::kScored) return 0;
-    return static_cast<double>(weight_of_row<A>(step, row)) * row_loss[row];
+    return static_cast<double>(sample_weight_of<A>(step, row)) * row_loss[row];
   };
   if (step.reduction == Reduction::kNone) {
     for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
@@ -87,18 +87,18 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
   using A = compute_t<T>;
   const A inverse = static_cast<A>(1 / divisor);
   const A grad_scale = step.grad_scale != nullptr ? *static_cast<const A*>(step.grad_scale) : A{1};
-  A* row_scale = static_cast<A*>(step.row_scale);
+  A* row_weight = static_cast<A*>(step.row_weight);
   for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
-    std::fill(row_scale + rows.begin, row_scale + rows.end, A{0});
+    std::fill(row_weight + rows.begin, row_weight + rows.end, A{0});
     RowBatch<T>(in, out, static_cast<T*>(step.grad_logits))
         .run(
-            rows, [&](int64_t row) { return row_scale[row] * grad_scale; },
+            rows, [&](int64_t row) { return row_weight[row] * grad_scale; },
             [&](const int64_t* row, int count, const RowLanes<A>& lanes, const A* loss) {
               float sign;
               const A* value = table_lanes(step.score, lanes, loss, &sign);
               for (int l = 0; l < count; l++) {
                 values[row[l]] = sign * static_cast<float>(value[l]);
-                row_scale[row[l]] = weight_of_row<A>(step, row[l]) * inverse;
+                row_weight[row[l]] = sample_weight_of<A>(step, row[l]) * inverse;
               }
             });
   });

@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "device/block.h"
-#include "shared/cross_entropy_row.h"
 #include "device/device_errors.h"
+#include "shared/cross_entropy_row.h"
 
 namespace dynprune {
 namespace cuda {

@@ -3,8 +3,8 @@
 // logits, and the gradient of the losses from another.
 #pragma once
 
-#include "shared/cross_entropy_row.h"
 #include "device/cuda_types.h"
+#include "shared/cross_entropy_row.h"
 #include "shared/error_flags.h"
 
 namespace dynprune {

@@ -5,8 +5,8 @@
 
 #include <cstddef>
 
-#include "shared/cross_entropy_row.h"
 #include "device/cuda_types.h"
+#include "shared/cross_entropy_row.h"
 #include "shared/error_flags.h"
 #include "shared/score_update.h"
 

@@ -62,7 +62,7 @@ struct StepArguments {
   const A *sample_weight, *grad_scale;
   Reduction reduction;
   Score score;
-  A *loss, *row_scale;
+  A *loss, *row_weight;
   void* grad_logits;
   ScoreUpdate update;  // sample_ids: the caller's, values: the workspace's
   Workspace<A> work;
@@ -160,7 +160,7 @@ __device__ void write_scores(const StepArguments<A>& a, int64_t row, const RowTa
   } else {
     a.out.write_skipped(row, y, a.errors);
   }
-  a.row_scale[row] = scored ? weight / divisor : A{0};
+  a.row_weight[row] = scored ? weight / divisor : A{0};
   a.work.row_ids[row] = scored ? a.update.sample_ids[row] : kNoSample;
   a.work.weighted[row] = weighted;
   if (a.reduction == Reduction::kNone) a.loss[row] = weighted;

@@ -8,8 +8,8 @@
 // how many teams there are. Not for float64 (may_be_wide).
 #pragma once
 
-#include "kernels/scoring/step_task.cuh"
 #include "device/grid.h"
+#include "kernels/scoring/step_task.cuh"
 
 namespace dynprune {
 namespace cuda {
