@@ -18,7 +18,7 @@ SETTINGS := $(shell echo '$(CFLAGS)|$(CXX)|$(CUDA_HOME)|$(DYNPRUNE_CUDA)|$(TORCH
 TOOLS := $(VENV)/.tools-torch-$(TORCH)
 BUILT := $(VENV)/.built-torch-$(TORCH)-$(SETTINGS)
 MODULE := dynprune_cuda/_C.abi3.so
-SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/*)
+SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-emulator lint format kernels bench clean

@@ -64,7 +64,7 @@ def extension(toolkit: Toolkit | None) -> Extension:
 
     ext = Extension(
         "dynprune_cuda._C",
-        sources("csrc/bindings/*.cpp") + sources("csrc/cpu/*.cpp"),
+        sources("csrc/bindings/*.cpp") + sources("csrc/cpu/*/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
         libraries=["c10", "torch", "torch_cpu"],
         library_dirs=library_paths(),
@@ -90,7 +90,7 @@ def extension(toolkit: Toolkit | None) -> Extension:
         host_flags += ["-DUSE_CUDA", "-DDYNPRUNE_WITH_CUDA"]
         headers.append(str(toolkit.include))
         facts |= {"CUDA_VERSION": toolkit.version, "CUDA_ARCHITECTURES": architectures(toolkit)}
-        ext.sources += sources("csrc/kernels/*.cu")
+        ext.sources += sources("csrc/kernels/**/*.cu")
         ext.libraries.append("torch_cuda")
         ext.library_dirs += map(str, toolkit.libraries)
         # By file name: the pip wheel of the CUDA runtime has no libcudart.so link.

@@ -160,7 +160,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     archs = tuple(options.arch or ARCHITECTURES)
-    sources = sorted((ROOT / "csrc" / "kernels").glob("*.cu"))
+    sources = sorted((ROOT / "csrc" / "kernels").rglob("*.cu"))
     if not sources:
         print("csrc/kernels holds no .cu file", file=sys.stderr)
         return 1

@@ -17,9 +17,9 @@
 #include <string>
 
 #include "cpu/parallel.h"
-#include "kernels/selection.h"
-#include "primitives/error_flags.h"
-#include "primitives/scalar_types.h"
+#include "shared/selection.h"
+#include "shared/error_flags.h"
+#include "shared/scalar_types.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
 #include <cuda_runtime_api.h>

@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   m.def(
       "select_uniform(Tensor like, int num_samples, int k, Tensor? seed_tensor, int seed, "
       "bool ascending) -> Tensor");
-  // Parts of a selection that many processes make together (primitives/shard.h). A process holds
+  // Parts of a selection that many processes make together (shared/shard.h). A process holds
   // the samples first, first + stride, ...: as many as keys, int32 [n], which the keys_by ops give.
   m.def("keys_by_score(Tensor scores) -> Tensor");
   m.def("keys_by_ucb(Tensor mean, Tensor variance, float c, bool sqrt_bonus) -> Tensor");
@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "shard_positions(Tensor keys, Tensor? greedy, Tensor? random, int k, int first, int stride, "
       "Tensor? seed_tensor, int seed) -> Tensor");
   // The same in one read, on the CPU. values, second (variance or count): [n]; ranking: a
-  // RankingKind of cpu/one_read.h. Composite keys, int64 [size], of draws from the num_samples of
+  // RankingKind of cpu/sharding/one_read.h. Composite keys, int64 [size], of draws from the num_samples of
   // all processes, 0 where this one does not hold what was drawn.
   m.def(
       "shard_sample(Tensor values, Tensor? second, int ranking, float c, float log_step, int "
@@ -83,11 +83,10 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "
       "Tensor(e!)? last_non_finite, Tensor? correct=None, Tensor(f!)? last_correct=None, "
       "Tensor(g!)? forget_count=None) -> ()");
-  // score and reduction: the enums of primitives/cross_entropy_row.h. ticket: int32 [1] on CUDA,
-  // zero before and after. gradient: 0 none, 1 now, 2 later, by scored_cross_entropy_backward.
-  // loss: [B], or 0-d for a reduction; scores [5, B]: unweighted loss, el2n, entropy, margin, and
-  // the derivative of `loss` by the first; for later, 4 B more numbers: saved. grad_logits: [B, C]
-  // times grad_scale now, else [0].
+  // score, reduction and gradient: the enums of shared/step_contract.h. ticket: int32 [1] on CUDA,
+  // zero before and after. loss: [B], or 0-d for a reduction. scores: [5, B], a row per StepColumn.
+  // For GradientTime::kLater 4 rows follow: saved, [B, 4], for scored_cross_entropy_backward.
+  // grad_logits: [B, C] times grad_scale for kNow, else [0].
   m.def(
       "scored_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) "
       "mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "

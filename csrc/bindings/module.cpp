@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module dynprune_cuda._C. Importing it loads this library and with it the operator
-// registrations of the other files here; the module itself only says what was built. Limited API:
-// one binary for Python >= 3.10.
+// registrations of the other files here. The module itself says what was built, and by which names
+// the ops number their choices and result columns. Limited API: one binary for Python >= 3.10.
 #include <Python.h>
+
+#include "shared/step_contract.h"
 
 #if defined(__clang__)
 #define DYNPRUNE_COMPILER "Clang " __VERSION__
@@ -12,21 +14,27 @@
 
 namespace {
 
-int add_build_facts(PyObject* module) {
-  const char* const facts[][2] = {
+int add_constants(PyObject* module) {
+  const char* const constants[][2] = {
       {"TORCH_VERSION", DYNPRUNE_TORCH_VERSION},
       {"CUDA_VERSION", DYNPRUNE_CUDA_VERSION},              // "" when built for the CPU only
       {"CUDA_ARCHITECTURES", DYNPRUNE_CUDA_ARCHITECTURES},  // as in TORCH_CUDA_ARCH_LIST
       {"COMPILER", DYNPRUNE_COMPILER},
+      // Names in the order of the enums in shared/step_contract.h.
+      {"SCORES", dynprune::kScoreNames},
+      {"REDUCTIONS", dynprune::kReductionNames},
+      {"GRADIENT_TIMES", dynprune::kGradientTimeNames},
+      {"STEP_COLUMNS", dynprune::kStepColumnNames},
+      {"SAVED_COLUMNS", dynprune::kSavedColumnNames},
   };
-  for (const auto& [name, value] : facts) {
+  for (const auto& [name, value] : constants) {
     if (PyModule_AddStringConstant(module, name, value) != 0) return -1;
   }
   return 0;
 }
 
 PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, reinterpret_cast<void*>(add_build_facts)},
+    {Py_mod_exec, reinterpret_cast<void*>(add_constants)},
     {0, nullptr},
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/one_read.h"
+#include "cpu/sharding/one_read.h"
 
 #include <tuple>
 

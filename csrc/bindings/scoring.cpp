@@ -2,12 +2,12 @@
 #include <tuple>
 
 #include "bindings/scoring.h"
-#include "cpu/scored_cross_entropy.h"
-#include "cpu/update_scores.h"
+#include "cpu/scoring/scored_cross_entropy.h"
+#include "cpu/scoring/update_scores.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/scored_cross_entropy.h"
-#include "kernels/update_scores.h"
+#include "kernels/scoring/scored_cross_entropy.h"
+#include "kernels/scoring/update_scores.h"
 #endif
 
 namespace dynprune {
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy(
   Tensor loss = per_row(call.compute_dtype), el2n = per_row(call.compute_dtype);
   Tensor entropy = per_row(call.compute_dtype), margin = per_row(call.compute_dtype);
   Tensor correct = per_row(Dtype::Bool);
-  Tensor saved = allocate(logits, {rows, kSavedPerRow}, call.compute_dtype);
+  Tensor saved = allocate(logits, {rows, kNumSavedColumns}, call.compute_dtype);
   const CrossEntropyOutput output{loss.mutable_data_ptr(),
                                   el2n.mutable_data_ptr(),
                                   entropy.mutable_data_ptr(),
@@ -158,7 +158,7 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
   check_vector(grad_loss, "grad_loss", rows);
   check_same_device(grad_loss, "grad_loss", logits);
   check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
-  check(saved.scalar_type() == call.compute_dtype && saved.numel() == rows * kSavedPerRow &&
+  check(saved.scalar_type() == call.compute_dtype && saved.numel() == rows * kNumSavedColumns &&
             saved.is_contiguous(),
         "saved must be what scored_cross_entropy returned");
   check_same_device(saved, "saved", logits);

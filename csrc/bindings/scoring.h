@@ -6,8 +6,8 @@
 #include <optional>
 
 #include "bindings/common.h"
-#include "primitives/cross_entropy_row.h"
-#include "primitives/score_update.h"
+#include "shared/cross_entropy_row.h"
+#include "shared/score_update.h"
 
 namespace dynprune {
 namespace bindings {

@@ -3,10 +3,10 @@
 #include <tuple>
 
 #include "bindings/scoring.h"
-#include "cpu/scored_cross_entropy_step.h"
+#include "cpu/scoring/scored_cross_entropy_step.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/scored_cross_entropy_step.h"
+#include "kernels/scoring/scored_cross_entropy_step.h"
 #endif
 
 namespace dynprune {
@@ -24,13 +24,100 @@ const void* scalar_pointer(const std::optional<Tensor>& t, const char* name, con
   return t->const_data_ptr();
 }
 
+// An enum of shared/step_contract.h that the op takes as a number.
+template <class Enum>
+Enum enum_argument(const char* name, int64_t value, int count) {
+  check(value >= 0 && value < count, name, " must be in [0, ", count - 1, "], got ", value);
+  return static_cast<Enum>(value);
+}
+
+// A dense copy of the sample weights, or nothing.
+std::optional<Tensor> checked_sample_weight(const std::optional<Tensor>& sample_weight,
+                                            const Tensor& logits, Dtype compute_dtype) {
+  if (!sample_weight.has_value()) return std::nullopt;
+  check_vector(*sample_weight, "sample_weight", logits.size(0));
+  check_same_device(*sample_weight, "sample_weight", logits);
+  check(sample_weight->scalar_type() == compute_dtype,
+        "sample_weight must be float32 (float64 for float64 logits)");
+  return dense(*sample_weight);
+}
+
+// The tensors that a step returns, uninitialised.
+struct StepResult {
+  Tensor loss, scores, correct, grad_logits;
+  GradientTime gradient;
+
+  StepResult(const Tensor& logits, Dtype compute_dtype, Reduction reduction, GradientTime time)
+      : gradient(time) {
+    const int64_t rows = logits.size(0), classes = logits.size(1);
+    const bool later = gradient == GradientTime::kLater;
+    loss = reduction == Reduction::kNone ? allocate(logits, {rows}, compute_dtype)
+                                         : allocate(logits, {}, compute_dtype);
+    scores =
+        allocate(logits, {kNumStepColumns + (later ? kNumSavedColumns : 0), rows}, compute_dtype);
+    correct = allocate(logits, {rows}, Dtype::Bool);
+    grad_logits = gradient == GradientTime::kNow
+                      ? allocate(logits, {rows, classes}, logits.scalar_type())
+                      : allocate(logits, {0}, logits.scalar_type());
+  }
+
+  void* column(StepColumn column) const { return row_of_scores(static_cast<int>(column)); }
+  // SavedRow of every row, [B, kNumSavedColumns], behind the columns.
+  void* saved() const {
+    return gradient == GradientTime::kLater ? row_of_scores(kNumStepColumns) : nullptr;
+  }
+  bool* correct_flags() const { return static_cast<bool*>(correct.mutable_data_ptr()); }
+
+  CrossEntropyOutput output() const {
+    return {column(StepColumn::kLoss),   column(StepColumn::kEl2n), column(StepColumn::kEntropy),
+            column(StepColumn::kMargin), correct_flags(),           saved()};
+  }
+
+ private:
+  void* row_of_scores(int row) const {
+    const int64_t element_bytes = scores.scalar_type() == Dtype::Double ? 8 : 4;
+    return static_cast<char*>(scores.mutable_data_ptr()) + row * scores.size(1) * element_bytes;
+  }
+};
+
+void run_on_cpu(const CrossEntropyInput& input, const CrossEntropyOutput& output,
+                const CrossEntropyStep& step, const ScoreUpdate& update) {
+  const std::unique_ptr<int64_t[]> row_ids(new int64_t[input.batch_size]);
+  const std::unique_ptr<float[]> values(new float[input.batch_size]);
+  const DataStatus status = cpu::scored_cross_entropy_step(
+      input, output, step, update, values.get(), row_ids.get(), torch_threads());
+  raise_if_bad(status, status.error == DataError::kTarget ? input.num_classes : update.num_samples);
+}
+
+#if defined(DYNPRUNE_WITH_CUDA)
+void run_on_cuda(const Tensor& logits, const CrossEntropyInput& input,
+                 const CrossEntropyOutput& output, const CrossEntropyStep& step,
+                 const ScoreUpdate& update, const std::optional<Tensor>& ticket) {
+  const CudaScope scope(logits);
+  if (ticket.has_value()) {
+    check_dtype(*ticket, "ticket", Dtype::Int, "int32");
+    check_same_device(*ticket, "ticket", logits);
+    check(ticket->numel() == 1, "ticket must have one element");
+  }
+  const Tensor counter =
+      ticket.has_value() ? *ticket : torch::stable::fill_(allocate(logits, {1}, Dtype::Int), 0);
+  const Tensor workspace =
+      allocate_bytes(logits, cuda::scored_cross_entropy_step_workspace_bytes(input));
+  cuda_check(
+      cuda::launch_scored_cross_entropy_step(
+          input, output, step, update, workspace.mutable_data_ptr(),
+          static_cast<unsigned*>(counter.mutable_data_ptr()), scope.errors(), scope.stream()),
+      "computing the cross-entropy and its gradient");
+}
+#endif
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
     const Tensor& logits, const Tensor& target, const Tensor& sample_ids, const Tensor& mean,
     const Tensor& variance, const Tensor& count, std::optional<Tensor> non_finite_count,
     std::optional<Tensor> last_non_finite, std::optional<Tensor> last_correct,
-    std::optional<Tensor> forget_count, std::optional<Tensor> ticket, double alpha,
+    std::optional<Tensor> forget_count, [[maybe_unused]] std::optional<Tensor> ticket, double alpha,
     bool published_first_visit, int64_t score, int64_t reduction,
     std::optional<Tensor> sample_weight, std::optional<Tensor> weight, int64_t ignore_index,
     double label_smoothing, std::optional<Tensor> second_target, std::optional<Tensor> lam,
@@ -39,73 +126,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
                               lam);
   UpdateCall table(mean, variance, count, sample_ids, alpha, published_first_visit,
                    non_finite_count, last_non_finite, last_correct, forget_count);
-  const int64_t rows = call.input.batch_size, classes = call.input.num_classes;
   check_same_device(mean, "mean", logits);
-  check(table.update.batch_size == rows, "sample_ids must have ", rows, " elements, got ",
-        table.update.batch_size);
-  check(score >= 0 && score <= 3, "score must be in [0, 3], got ", score);
-  check(reduction >= 0 && reduction <= 2, "reduction must be in [0, 2], got ", reduction);
-  check(gradient >= 0 && gradient <= 2, "gradient must be in [0, 2], got ", gradient);
-  const bool now = gradient == 1, later = gradient == 2;
+  check(table.update.batch_size == call.input.batch_size, "sample_ids must have ",
+        call.input.batch_size, " elements, got ", table.update.batch_size);
   CrossEntropyStep step{};
-  step.reduction = static_cast<Reduction>(reduction);
-  step.score = static_cast<Score>(score);
-  std::optional<Tensor> dense_weight;
-  if (sample_weight.has_value()) {
-    check_vector(*sample_weight, "sample_weight", rows);
-    check_same_device(*sample_weight, "sample_weight", logits);
-    check(sample_weight->scalar_type() == call.compute_dtype,
-          "sample_weight must be float32 (float64 for float64 logits)");
-    dense_weight = dense(*sample_weight);
-    step.sample_weight = dense_weight->const_data_ptr();
-  }
-  Tensor loss = step.reduction == Reduction::kNone ? allocate(logits, {rows}, call.compute_dtype)
-                                                   : allocate(logits, {}, call.compute_dtype);
+  step.score = enum_argument<Score>("score", score, kNumScores);
+  step.reduction = enum_argument<Reduction>("reduction", reduction, kNumReductions);
+  const auto time = enum_argument<GradientTime>("gradient", gradient, kNumGradientTimes);
+  const std::optional<Tensor> dense_weight =
+      checked_sample_weight(sample_weight, logits, call.compute_dtype);
+  if (dense_weight.has_value()) step.sample_weight = dense_weight->const_data_ptr();
   step.grad_scale = scalar_pointer(grad_scale, "grad_scale", logits, call.compute_dtype);
-  Tensor scores = allocate(logits, {5 + (later ? kSavedPerRow : 0), rows}, call.compute_dtype);
-  Tensor correct = allocate(logits, {rows}, Dtype::Bool);
-  Tensor grad_logits = now ? allocate(logits, {rows, classes}, logits.scalar_type())
-                           : allocate(logits, {0}, logits.scalar_type());
-  step.loss = loss.mutable_data_ptr();
-  if (now) step.grad_logits = grad_logits.mutable_data_ptr();
-  const size_t bytes = static_cast<size_t>(rows) * (call.compute_dtype == Dtype::Double ? 8 : 4);
-  char* first = static_cast<char*>(scores.mutable_data_ptr());
-  bool* flags = static_cast<bool*>(correct.mutable_data_ptr());
-  const CrossEntropyOutput output{first,
-                                  first + bytes,
-                                  first + 2 * bytes,
-                                  first + 3 * bytes,
-                                  flags,
-                                  later ? first + 5 * bytes : nullptr};
-  step.row_scale = first + 4 * bytes;
-  if (last_correct.has_value()) table.update.correct = flags;
+
+  const StepResult result(logits, call.compute_dtype, step.reduction, time);
+  step.loss = result.loss.mutable_data_ptr();
+  step.row_weight = result.column(StepColumn::kRowWeight);
+  if (time == GradientTime::kNow) step.grad_logits = result.grad_logits.mutable_data_ptr();
+  if (last_correct.has_value()) table.update.correct = result.correct_flags();
   if (!on_cuda(logits)) {
-    (void)ticket;
-    const std::unique_ptr<int64_t[]> row_ids(new int64_t[rows]);
-    const std::unique_ptr<float[]> values(new float[rows]);
-    const DataStatus status = cpu::scored_cross_entropy_step(
-        call.input, output, step, table.update, values.get(), row_ids.get(), torch_threads());
-    raise_if_bad(status, status.error == DataError::kTarget ? classes : table.update.num_samples);
+    run_on_cpu(call.input, result.output(), step, table.update);
   } else {
 #if defined(DYNPRUNE_WITH_CUDA)
-    const CudaScope scope(logits);
-    if (ticket.has_value()) {
-      check_dtype(*ticket, "ticket", Dtype::Int, "int32");
-      check_same_device(*ticket, "ticket", logits);
-      check(ticket->numel() == 1, "ticket must have one element");
-    }
-    const Tensor counter =
-        ticket.has_value() ? *ticket : torch::stable::fill_(allocate(logits, {1}, Dtype::Int), 0);
-    const Tensor workspace =
-        allocate_bytes(logits, cuda::scored_cross_entropy_step_workspace_bytes(call.input));
-    cuda_check(
-        cuda::launch_scored_cross_entropy_step(
-            call.input, output, step, table.update, workspace.mutable_data_ptr(),
-            static_cast<unsigned*>(counter.mutable_data_ptr()), scope.errors(), scope.stream()),
-        "computing the cross-entropy and its gradient");
+    run_on_cuda(logits, call.input, result.output(), step, table.update, ticket);
 #endif
   }
-  return {loss, scores, correct, grad_logits};
+  return {result.loss, result.scores, result.correct, result.grad_logits};
 }
 
 void scale_gradient_(const Tensor& grad_logits, const Tensor& grad_loss,

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/common.h"
-#include "cpu/selection_ops.h"
-#include "primitives/ordered_key.h"
+#include "cpu/selection/selection_ops.h"
+#include "shared/ordered_key.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/select_top_k.h"
-#include "kernels/select_ucb.h"
-#include "kernels/select_uniform.h"
-#include "kernels/select_weighted.h"
+#include "kernels/selection/select_top_k.h"
+#include "kernels/selection/select_ucb.h"
+#include "kernels/selection/select_uniform.h"
+#include "kernels/selection/select_weighted.h"
 #endif
 
 namespace dynprune {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/sharding.h"
 
-#include "cpu/shard_search.h"
+#include "cpu/sharding/shard_search.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/shard_search.h"
+#include "kernels/sharding/shard_search.h"
 #endif
 
 namespace dynprune {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "bindings/common.h"
-#include "primitives/shard.h"
+#include "shared/shard.h"
 
 namespace dynprune {
 namespace bindings {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Code that is worth a wider vector unit is compiled for several, and this machine's is taken.
-// Fused and unfused arithmetic never differ: see primitives/portable.h.
+// Fused and unfused arithmetic never differ: see shared/portable.h.
 #pragma once
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)

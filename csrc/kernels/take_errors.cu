@@ -2,7 +2,7 @@
 // A copy and a memset would lose what another stream records between them.
 #include "kernels/take_errors.h"
 
-#include "primitives/launch.h"
+#include "device/launch.h"
 
 namespace dynprune {
 namespace cuda {

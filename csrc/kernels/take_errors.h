@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "primitives/cuda_types.h"
-#include "primitives/error_flags.h"
+#include "device/cuda_types.h"
+#include "shared/error_flags.h"
 
 namespace dynprune {
 namespace cuda {

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only door to the compiled module."""
+"""The only door to the compiled module: operators, fake kernels, autograd formulas."""
 
-from dynprune_cuda._ops.library import StepLoss, compiled, ops
+from dynprune_cuda._ops import fakes
+from dynprune_cuda._ops.autograd import StepLoss
+from dynprune_cuda._ops.library import compiled, ops
+
+fakes.register()
 
 __all__ = ["StepLoss", "compiled", "ops"]

@@ -18,14 +18,19 @@ from dynprune_cuda._checks.arguments import (
     check_vector,
 )
 from dynprune_cuda._ops import StepLoss, ops
+from dynprune_cuda._ops.contract import Reduction, Score, StepArguments, StepColumn
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, check_columns
 
-Reduction = Literal["none", "mean", "sum"]
-Score = Literal["loss", "el2n", "entropy", "margin"]
+ReductionName = Literal["none", "mean", "sum"]
+ScoreName = Literal["loss", "el2n", "entropy", "margin"]
 
-# In the order of the enums in csrc/primitives/cross_entropy_row.h.
-REDUCTIONS = ("none", "mean", "sum")
-SCORES = ("loss", "el2n", "entropy", "margin")
+# The names by number: tuple.index gives what the ops take.
+REDUCTIONS = tuple(reduction.name.lower() for reduction in Reduction)
+SCORES = tuple(score.name.lower() for score in Score)
+
+# As plain ints: torch.compile traces no index by an enum.
+_EL2N, _ENTROPY, _MARGIN = map(int, (StepColumn.EL2N, StepColumn.ENTROPY, StepColumn.MARGIN))
+
 TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -59,7 +64,7 @@ def scored_cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: Reduction = "none",
+    reduction: ReductionName = "none",
     target_b: Tensor | None = None,
     lam: float | Tensor | None = None,
 ) -> ScoredLoss:
@@ -114,10 +119,10 @@ def scored_cross_entropy_step_(
     count: Tensor,
     *,
     alpha: float,
-    score: Score = "loss",
+    score: ScoreName = "loss",
     first_visit: FirstVisit = "zero",
     sample_weight: Tensor | None = None,
-    reduction: Reduction = "mean",
+    reduction: ReductionName = "mean",
     weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -202,8 +207,8 @@ def scored_cross_entropy_step_(
         lam=lam,
         grad_scale=grad_scale,
     )
-    _, el2n, entropy, margin, *_ = scores.unbind(0)
-    return ScoredLoss(loss, el2n, entropy, margin, correct)
+    by_column = scores.unbind(0)
+    return ScoredLoss(loss, by_column[_EL2N], by_column[_ENTROPY], by_column[_MARGIN], correct)
 
 
 def step_loss(
@@ -226,10 +231,26 @@ def step_loss(
     """The step with a table that was checked already.
 
     columns: mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count.
-    table_options: ticket, alpha, published_first_visit, the score's position in SCORES.
+    table_options: ticket, alpha, published_first_visit, score (a `Score`).
     Returns the loss, or without `loss_only` loss, scores [5 or more, B] and correct.
     """
-    factors = (sample_weight, weight, ignore_index, label_smoothing, target_b, lam, grad_scale)
+    # By _make: StepArguments(...) takes three times as long. _check_step makes a tensor of lam.
+    arguments = StepArguments._make(
+        (
+            target,
+            sample_ids,
+            *columns,
+            *table_options,
+            REDUCTIONS.index(as_choice("reduction", reduction, REDUCTIONS)),
+            sample_weight,
+            weight,
+            ignore_index,
+            label_smoothing,
+            target_b,
+            lam,
+            grad_scale,
+        )
+    )
     if (
         not torch.compiler.is_compiling()
         and type(logits) is type(target) is type(sample_ids) is Tensor
@@ -241,64 +262,51 @@ def step_loss(
         and grad_scale is None
         and type(ignore_index) is int
         and type(label_smoothing) is float
-        and reduction in REDUCTIONS
         and forward_ad._current_level < 0
     ):
-        # An ordinary step: the operator refuses what is wrong, before it changes anything, and only
-        # then is it worth the time to look which argument it was. (Its kernels for meta tensors and
-        # subclasses, such as fake tensors, refuse nothing.)
+        # An ordinary step. The operator checks its arguments before it changes anything, but names
+        # less of them: the checks in Python run only after it has refused. Its kernels for meta
+        # tensors and subclasses, such as fake tensors, refuse nothing.
         try:
-            return _apply_step(
-                logits, target, sample_ids, columns, table_options, reduction, factors, loss_only
-            )
+            return _apply_step(logits, arguments, columns, loss_only)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             refusal = error
         try:
-            _check_step(logits, target, sample_ids, columns[0], reduction, factors)
+            _check_step(logits, arguments)
             raise refusal
         finally:
             del refusal  # which holds this frame, and with it the batch
-    factors = _check_step(logits, target, sample_ids, columns[0], reduction, factors)
-    return _apply_step(
-        logits, target, sample_ids, columns, table_options, reduction, factors, loss_only
-    )
+    return _apply_step(logits, _check_step(logits, arguments), columns, loss_only)
 
 
 def _apply_step(
-    logits: Tensor,
-    target: Tensor,
-    sample_ids: Tensor,
-    columns: tuple[Tensor | None, ...],
-    table_options: tuple[Tensor | None, float, bool, int],
-    reduction: str,
-    factors: tuple[Any, ...],
-    loss_only: bool,
+    logits: Tensor, arguments: StepArguments, columns: tuple[Tensor | None, ...], loss_only: bool
 ) -> Any:
-    reduced = REDUCTIONS.index(reduction)
-    arguments = (target, sample_ids, *columns, *table_options, reduced, *factors)
     result = StepLoss.apply(logits, arguments, loss_only)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([c for c in columns if c is not None])
     return result
 
 
-def _check_step(
-    logits: Tensor,
-    target: Tensor,
-    sample_ids: Tensor,
-    mean: Tensor | None,
-    reduction: str,
-    factors: tuple[Any, ...],
-) -> tuple[Any, ...]:
-    """The factors as the operator takes them, if they and the tensors are what they must be."""
-    sample_weight, weight, ignore_index, label_smoothing, target_b, lam, grad_scale = factors
-    if isinstance(logits, Tensor) and mean is not None and logits.device != mean.device:
-        raise ValueError(f"logits must be on {mean.device}, as the scores are, got {logits.device}")
-    weight, *rest = _check_cross_entropy(
-        logits, target, weight, ignore_index, label_smoothing, target_b, lam
+def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
+    """The arguments as the operator takes them, if they and the tensors are what they must be."""
+    mean, sample_weight, grad_scale = (
+        arguments.mean,
+        arguments.sample_weight,
+        arguments.grad_scale,
     )
-    as_choice("reduction", reduction, REDUCTIONS)
-    check_vector("sample_ids", sample_ids, (torch.int64,), logits)
+    if isinstance(logits, Tensor) and logits.device != mean.device:
+        raise ValueError(f"logits must be on {mean.device}, as the scores are, got {logits.device}")
+    weight, ignore_index, label_smoothing, second_target, lam = _check_cross_entropy(
+        logits,
+        arguments.target,
+        arguments.weight,
+        arguments.ignore_index,
+        arguments.label_smoothing,
+        arguments.second_target,
+        arguments.lam,
+    )
+    check_vector("sample_ids", arguments.sample_ids, (torch.int64,), logits)
     compute = _compute_dtype(logits)
     if sample_weight is not None:
         check_vector("sample_weight", sample_weight, FLOATING, logits)
@@ -314,7 +322,15 @@ def _check_step(
                 f"{tuple(grad_scale.shape)} on {grad_scale.device}"
             )
         grad_scale = grad_scale.detach().to(compute)
-    return (sample_weight, weight, *rest, grad_scale)
+    return arguments._replace(
+        sample_weight=sample_weight,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        second_target=second_target,
+        lam=lam,
+        grad_scale=grad_scale,
+    )
 
 
 def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Tensor:

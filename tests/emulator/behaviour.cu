@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Small kernels that show how the emulator schedules, counts traffic and fails.
-#include "launch.h"
+#include "device/launch.h"
 
 namespace {
 

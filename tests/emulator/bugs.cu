@@ -3,7 +3,7 @@
 // in that only. The emulator must report every bug and be silent about every twin (bug_matrix.py).
 #include <cstring>
 
-#include "launch.h"
+#include "device/launch.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks of a cluster that read each other's shared memory, and ways to get that wrong.
-#include "grid.h"
+#include "device/grid.h"
 
 namespace {
 

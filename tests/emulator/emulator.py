@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds kernels for the CPU emulator and runs them from Python.
 
-library = build([CSRC / "kernels/select_top_k.cu"])  # mode "check": races, bounds, traffic
+# Mode "check": races, bounds, traffic.
+library = build([CSRC / "kernels/selection/select_top_k.cu"])
 with Emulator(library) as emulator:
     emulator.configure(seed=3, order=2, resident=4)
     scores = emulator.array(np.float32([3, 1, 2]), "scores")
@@ -88,7 +89,7 @@ def compiler() -> list[str]:
 def build(
     sources: Sequence[PathLike | tuple[PathLike, bool]],
     mode: Mode = "check",
-    include_dirs: Sequence[PathLike] = (CSRC, CSRC / "primitives"),
+    include_dirs: Sequence[PathLike] = (CSRC,),
     extra_flags: Sequence[str] = (),
 ) -> Path:
     """Compiles the emulator and the sources into one shared library, unless there is one already.

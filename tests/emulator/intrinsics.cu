@@ -4,7 +4,7 @@
 // same.
 #include <cstdint>
 
-#include "launch.h"
+#include "device/launch.h"
 
 namespace {
 

@@ -19,6 +19,8 @@ import torch
 from emulator import CSRC, HERE, Array, Emulator, Mode, build
 from torch import Tensor
 
+from dynprune_cuda._ops.contract import Reduction, SavedColumn, Score, StepColumn
+
 SCALAR_TYPES = {
     torch.float32: 0,
     torch.float16: 1,
@@ -99,7 +101,7 @@ class CrossEntropyStep(ctypes.Structure):
         ("reduction", ctypes.c_int32),
         ("score", ctypes.c_int32),
         ("loss", ctypes.c_void_p),
-        ("row_scale", ctypes.c_void_p),
+        ("row_weight", ctypes.c_void_p),
         ("grad_logits", ctypes.c_void_p),
     )
 
@@ -128,7 +130,7 @@ class ScoreUpdate(ctypes.Structure):
 def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
     launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
-    sources = [*sorted((CSRC / "kernels").glob("*.cu")), *launchers]
+    sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
     library = emulator.library
     library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
@@ -286,8 +288,8 @@ class Kernels:
         *,
         alpha: float = 0.8,
         published: bool = False,
-        score: int = 0,
-        reduction: int = 1,
+        score: int = Score.LOSS,
+        reduction: int = Reduction.MEAN,
         sample_weight: Tensor | None = None,
         weight: Tensor | None = None,
         ignore_index: int = -100,
@@ -310,15 +312,23 @@ class Kernels:
             call = self._cross_entropy_input(
                 logits, target, weight, ignore_index, label_smoothing, padding, target_b, lam
             )
-            loss = emulator.array((rows if reduction == 0 else 1,), "loss", kind, initialised=False)
+            losses = rows if reduction == Reduction.NONE else 1
+            loss = emulator.array((losses,), "loss", kind, initialised=False)
             scores = [
-                emulator.array((rows,), name, kind, initialised=False)
-                for name in ("row_loss", "el2n", "entropy", "margin", "row_scale")
+                emulator.array((rows,), f"scores, {column.name}", kind, initialised=False)
+                for column in StepColumn
             ]
             correct = emulator.array((rows,), "correct", np.bool_, initialised=False)
             grad_shape = (rows, classes) if with_gradient else (0,)
             grad = emulator.array(grad_shape, "grad", raw(logits).dtype, initialised=False)
-            output = CrossEntropyOutput(*map(pointer, (*scores[:4], correct)), saved=None)
+            output = CrossEntropyOutput(
+                loss=pointer(scores[StepColumn.LOSS]),
+                el2n=pointer(scores[StepColumn.EL2N]),
+                entropy=pointer(scores[StepColumn.ENTROPY]),
+                margin=pointer(scores[StepColumn.MARGIN]),
+                correct=pointer(correct),
+                saved=None,
+            )
             step = CrossEntropyStep(
                 sample_weight=None
                 if sample_weight is None
@@ -327,7 +337,7 @@ class Kernels:
                 reduction=reduction,
                 score=score,
                 loss=pointer(loss),
-                row_scale=pointer(scores[4]),
+                row_weight=pointer(scores[StepColumn.ROW_WEIGHT]),
                 grad_logits=pointer(grad) if with_gradient else None,
             )
             arrays = {name: emulator.array(raw(t), name) for name, t in columns.items()}
@@ -402,7 +412,7 @@ class Kernels:
             names = ("loss", "el2n", "entropy", "margin")
             outputs = {n: emulator.array((rows,), n, kind, initialised=False) for n in names}
             outputs["correct"] = emulator.array((rows,), "correct", np.bool_, initialised=False)
-            saved = emulator.array((rows, 4), "saved", kind, initialised=False)
+            saved = emulator.array((rows, len(SavedColumn)), "saved", kind, initialised=False)
             pointers = {name: emulator.pointer(array) for name, array in outputs.items()}
             output = CrossEntropyOutput(**pointers, saved=emulator.pointer(saved))
             self._call(

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The launchers of csrc/kernels with C names and flat arguments, for ctypes. Each returns the
 // launcher's error.
-#include "kernels/scored_cross_entropy.h"
-#include "kernels/scored_cross_entropy_step.h"
-#include "kernels/select_top_k.h"
-#include "kernels/select_ucb.h"
-#include "kernels/select_uniform.h"
-#include "kernels/select_weighted.h"
+#include "kernels/scoring/scored_cross_entropy.h"
+#include "kernels/scoring/scored_cross_entropy_step.h"
+#include "kernels/selection/select_top_k.h"
+#include "kernels/selection/select_ucb.h"
+#include "kernels/selection/select_uniform.h"
+#include "kernels/selection/select_weighted.h"
 #include "kernels/take_errors.h"
-#include "kernels/update_scores.h"
-#include "primitives/permutation.h"
-#include "primitives/ranking.h"
+#include "kernels/scoring/update_scores.h"
+#include "shared/permutation.h"
+#include "shared/ranking.h"
 
 using namespace dynprune;
 

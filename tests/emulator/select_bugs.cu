@@ -4,7 +4,7 @@
 // picks the digit. Each Step below guards one line; a correct kernel has them all.
 #include <cstdint>
 
-#include "launch.h"
+#include "device/launch.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launchers of csrc/kernels/shard_search.h with C names and flat arguments, for ctypes.
-#include "kernels/shard_search.h"
+// The launchers of csrc/kernels/sharding/shard_search.h with C names and flat arguments, for ctypes.
+#include "kernels/sharding/shard_search.h"
 
 using namespace dynprune;
 

@@ -10,6 +10,7 @@ from kernels import Kernels
 from torch import Tensor
 
 from dynprune_cuda import functional as F
+from dynprune_cuda._ops.contract import Reduction, Score, StepColumn
 
 # Sums run in another order than on the CPU; a 16-bit gradient may round to the neighbour.
 TOLERANCES = {
@@ -77,8 +78,8 @@ def check_step(
         target,
         ids,
         emulated,
-        score=("loss", "el2n", "entropy", "margin").index(score),
-        reduction=("none", "mean", "sum").index(reduction),
+        score=Score[score.upper()],
+        reduction=Reduction[reduction.upper()],
         padding=padding,
         grad_loss=one if grad_loss is None else grad_loss,
         **common,
@@ -95,8 +96,8 @@ def check_step(
     torch.testing.assert_close(
         loss.view(expected_loss.shape), expected_loss, **tolerance, equal_nan=True
     )
-    for a, e in zip(scores[1:4], got[1:4], strict=True):
-        torch.testing.assert_close(a, e, **tolerance)
+    for column in (StepColumn.EL2N, StepColumn.ENTROPY, StepColumn.MARGIN):
+        torch.testing.assert_close(scores[column], getattr(got, column.name.lower()), **tolerance)
     assert torch.equal(correct, got.correct)
     torch.testing.assert_close(gradient, leaf.grad, **TOLERANCES[dtype])
     for name, column in expected.items():

@@ -309,7 +309,7 @@ def test_host_memory_is_out_of_bounds(checked: Emulator) -> None:
 def test_bare_shared_memory_does_not_compile(tmp_path: Path) -> None:
     source = tmp_path / "bare.cu"
     source.write_text(
-        '#include "launch.h"\n__global__ void kernel() { __shared__ int x; x = 0; }\n'
+        '#include "device/launch.h"\n__global__ void kernel() { __shared__ int x; x = 0; }\n'
     )
     with pytest.raises(RuntimeError, match="DYNPRUNE_SHARED"):
         build([source])

@@ -312,9 +312,7 @@ def test_bytes_moved_on_the_chip(op: str) -> None:
 def test_the_last_tiles_of_two_to_the_32_samples(order: str) -> None:
     """The last two of 2^20 tiles, with all others taken as done: 4096 ids each, of which every
     third was classified in, every fifth is a candidate that is selected if even."""
-    emulator = Emulator(
-        build([HERE / "far_ids.cu"], "fast", include_dirs=(CSRC, CSRC / "primitives"))
-    )
+    emulator = Emulator(build([HERE / "far_ids.cu"], "fast", include_dirs=(CSRC,)))
     n, num_ids = 2**32, 8192
     ids = np.arange(n - num_ids, n)
     chosen = (ids % 3 == 0) | ((ids % 5 == 0) & (ids % 2 == 0))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators as torch sees them: schemas, fake kernels, autograd, compilation, direct calls."""
 
+import inspect
 import subprocess
 import sys
 
@@ -10,6 +11,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dynprune_cuda
 from dynprune_cuda import functional as F
+from dynprune_cuda._ops import compiled
+from dynprune_cuda._ops.contract import (
+    GradientTime,
+    Reduction,
+    SavedColumn,
+    Score,
+    StepArguments,
+    StepColumn,
+)
+from dynprune_cuda._ops.fakes import FAKES
 
 ops = torch.ops.dynprune_cuda
 N = 37
@@ -61,10 +72,32 @@ def samples(device):
         return count[:rows] > 2, count > 3, count.int()
 
     def step(reduction, gradient):
-        table = (*columns(), count.int(), count > 3, count > 3, count.int(), None)
-        options = (0.8, False, 1, reduction, grad, weight, -100, 0.1, target.clamp(min=0))
-        lam = torch.tensor(0.5, device=device)
-        return (logits.detach(), target, count[:6], *table, *options, lam, lam, gradient)
+        mean, variance, count32 = columns()
+        half = torch.tensor(0.5, device=device)
+        arguments = StepArguments(
+            target=target,
+            sample_ids=count[:6],
+            mean=mean,
+            variance=variance,
+            count=count32,
+            non_finite_count=count.int(),
+            last_non_finite=count > 3,
+            last_correct=count > 3,
+            forget_count=count.int(),
+            ticket=None,
+            alpha=0.8,
+            published_first_visit=False,
+            score=Score.EL2N,
+            reduction=reduction,
+            sample_weight=grad,
+            weight=weight,
+            ignore_index=-100,
+            label_smoothing=0.1,
+            second_target=target.clamp(min=0),
+            lam=half,
+            grad_scale=half,
+        )
+        return (logits.detach(), *arguments, gradient)
 
     return [
         ("select_top_k", (scores, 9, None, 3, False)),
@@ -101,7 +134,10 @@ def samples(device):
             "update_scores_",
             (*columns(), count[:5], scores[:5], 0.8, True, None, None, *forgetting(5)),
         ),
-        *(("scored_cross_entropy_step_", step(*a)) for a in ((0, 0), (1, 1), (2, 2))),
+        *(
+            ("scored_cross_entropy_step_", step(*pair))
+            for pair in zip(Reduction, GradientTime, strict=True)
+        ),
         ("scale_gradient_", (logits.detach().clone(), torch.tensor(2.0, device=device), None)),
         ("scale_gradient_", (logits.detach().half(), grad, torch.tensor(2.0, device=device))),
         ("take_errors", (scores[:0],)),
@@ -153,6 +189,79 @@ def test_every_op_is_sampled():
         if schema.name.startswith("dynprune_cuda::")
     }
     assert registered == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_fake_kernel_has_the_parameters_of_its_schema(name):
+    schema = getattr(ops, name).default._schema
+    wanted = [
+        (argument.name, argument.default_value if argument.has_default_value() else "none")
+        for argument in schema.arguments
+    ]
+    empty = inspect.Parameter.empty
+    assert wanted == [
+        (parameter.name, "none" if parameter.default is empty else parameter.default)
+        for parameter in inspect.signature(FAKES[name]).parameters.values()
+    ]
+
+
+def test_there_is_a_fake_kernel_per_op_and_no_other():
+    assert set(FAKES) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("exported", "mirror"),
+    [
+        ("SCORES", Score),
+        ("REDUCTIONS", Reduction),
+        ("GRADIENT_TIMES", GradientTime),
+        ("STEP_COLUMNS", StepColumn),
+        ("SAVED_COLUMNS", SavedColumn),
+    ],
+)
+def test_the_numbers_of_the_ops_are_those_of_the_compiled_module(exported, mirror):
+    names = getattr(compiled, exported).split()
+    assert {name.upper(): number for number, name in enumerate(names)} == {
+        member.name: member.value for member in mirror
+    }
+
+
+def test_step_arguments_are_the_schema_s():
+    schema = ops.scored_cross_entropy_step_.default._schema
+    names = [argument.name for argument in schema.arguments]
+    assert names == ["logits", *StepArguments._fields, "gradient"]
+
+
+def test_the_step_s_columns_are_the_scores_by_name():
+    """The scores of one row by its own op, and the row's part in a sum."""
+    logits = torch.randn(1, 5, generator=torch.Generator().manual_seed(3))
+    target = torch.tensor([1])
+    loss, el2n, entropy, margin, _, saved = ops.scored_cross_entropy(
+        logits, target, None, -100, 0.0
+    )
+    table = {"mean": torch.zeros(3), "variance": torch.zeros(3), "count": torch.zeros(3).int()}
+    arguments = StepArguments(**dict.fromkeys(StepArguments._fields))._replace(
+        target=target,
+        sample_ids=target,
+        **table,
+        alpha=1.0,
+        published_first_visit=False,
+        score=Score.LOSS,
+        reduction=Reduction.SUM,
+        sample_weight=torch.tensor([2.5]),
+        ignore_index=-100,
+        label_smoothing=0.0,
+    )
+    _, scores, _, _ = ops.scored_cross_entropy_step_(logits, *arguments, GradientTime.LATER)
+    for column, expected in (
+        (StepColumn.LOSS, loss),
+        (StepColumn.EL2N, el2n),
+        (StepColumn.ENTROPY, entropy),
+        (StepColumn.MARGIN, margin),
+        (StepColumn.ROW_WEIGHT, torch.tensor([2.5])),
+    ):
+        assert torch.equal(scores[column], expected), column
+    assert torch.equal(scores[len(StepColumn) :].view(-1, len(SavedColumn)), saved)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # opcheck looks at it

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "cpu/score_rows.h"
+#include "cpu/scoring/score_rows.h"
 
 using namespace dynprune;
 using namespace dynprune::cpu;

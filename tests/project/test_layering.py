@@ -34,9 +34,21 @@ PACKAGE_RESERVED = {"_C.pyi": ["_ops"]}
 # Not imported when the package runs: an annotation names the Pruner.
 FOR_TYPES_ONLY = [("static_scores/result.py", "__init__.py")]
 
-CSRC = numbered("primitives", "kernels", "cpu", "bindings")
-# The CPU shares the contracts of kernels, not their code.
-CSRC_RESERVED = {"*.cuh": ["kernels"], "*.cu": [], "*.cpp": []}
+CSRC = numbered(
+    "shared",
+    "cpu device",
+    "cpu/scoring cpu/selection kernels kernels/scoring kernels/selection",
+    "cpu/sharding kernels/sharding",
+    "bindings",
+)
+# CPU code and device code have only shared/ in common.
+CSRC_RESERVED = {
+    "cpu/*": ["cpu", "bindings"],
+    "device/*": ["device", "kernels"],
+    "*.cuh": ["kernels"],
+    "*.cu": [],
+    "*.cpp": [],
+}
 
 BENCHMARKS = numbered("common", "selection scoring loading sharding training", "sweep", "__init__")
 
@@ -46,12 +58,12 @@ CUDA_HEADER = re.compile(
 )
 # Guarded, so that the same files compile for the emulator and for a machine without CUDA.
 CUDA_HEADERS_ALLOWED = {
-    "primitives/launch.h",
-    "primitives/grid.h",
-    "primitives/cuda_types.h",
+    "device/launch.h",
+    "device/grid.h",
+    "device/cuda_types.h",
     "bindings/common.h",
 }
-LAUNCHES = "primitives/launch.h"
+LAUNCHES = "device/launch.h"
 EMULATOR_HEADER = "simt.h"
 
 
@@ -107,7 +119,7 @@ def test_emulator_knows_no_torch():
 
 def write(tree: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
 
 
@@ -121,23 +133,25 @@ def complaints(csrc: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("primitives/x.h", '#include "kernels/k.h"', "upwards"),
-        ("primitives/x.h", "#include <torch/csrc/stable/tensor.h>", "only bindings"),
-        ("kernels/x.cu", '#include "cpu/c.h"', "upwards"),
+        ("shared/x.h", '#include "kernels/k.h"', "upwards"),
+        ("shared/x.h", "#include <torch/csrc/stable/tensor.h>", "only bindings"),
+        ("kernels/x.cu", '#include "cpu/c.h"', "only cpu and bindings may use cpu/*"),
+        ("cpu/x.cpp", '#include "device/d.h"', "sideways"),
+        ("cpu/selection/x.cpp", '#include "device/d.h"', "only device and kernels may use"),
         ("kernels/x.cu", '#include "bindings/b.h"', "upwards"),
         ("kernels/x.cu", "  # include <ATen/ATen.h>  // why", "only bindings"),
         ("kernels/x.cu", "#include <cuda_fp16.h>", "launch.h does that"),
         ("kernels/x.cu", "#include <cub/cub.cuh>", "launch.h does that"),
         ("kernels/x.cu", "void f() { k<<<1, 2>>>(); }", "<<<"),
         ("kernels/x.cu", '#include "no/such.h"', "not in csrc"),
-        ("cpu/x.cpp", '#include "kernels/k.cuh"', "only kernels may use *.cuh"),
+        ("cpu/x.cpp", '#include "kernels/k.cuh"', "upwards"),
         ("cpu/x.cpp", "#include <Python.h>", "only bindings"),
         ("bindings/x.cpp", '#include "kernels/k.cuh"', "only kernels may use *.cuh"),
-        ("primitives/launch.h", "#include <cuda_runtime.h>", "launch.h does that"),
+        ("device/launch.h", "#include <cuda_runtime.h>", "launch.h does that"),
     ],
 )
 def test_what_csrc_may_not_include(tmp_path, file, text, complaint):
-    names = ("kernels/k.h", "kernels/k.cuh", "cpu/c.h", "bindings/b.h")
+    names = ("kernels/k.h", "kernels/k.cuh", "cpu/c.h", "bindings/b.h", "device/d.h")
     write(tmp_path, {**dict.fromkeys(names, ""), file: f"// header\n{text}\n"})
     (found,) = complaints(tmp_path)
     assert found.startswith(file)
@@ -149,14 +163,14 @@ def test_what_csrc_may_not_include(tmp_path, file, text, complaint):
     [
         ("kernels/x.cu", '// #include <ATen/ATen.h> and k<<<1, 2>>>()\n#include "k.h"'),
         ("kernels/x.cu", '/* k<<<1, 2>>>() */ const char* s = "<<<"; int big = 1\'000;'),
-        ("cpu/x.cpp", '#include "kernels/k.h"\n#include <vector>'),
+        ("cpu/x.cpp", '#include "shared/s.h"\n#include <vector>'),
         ("bindings/x.cpp", '#include <Python.h>\n#include "cpu/c.h"'),
         (
-            "primitives/launch.h",
+            "device/launch.h",
             '#if X\n#include "simt.h"\n#else\n#include <cuda_runtime.h>\n#endif',
         ),
     ],
 )
 def test_what_csrc_may_include(tmp_path, file, text):
-    write(tmp_path, {"kernels/k.h": "", "cpu/c.h": "", file: text})
+    write(tmp_path, {"kernels/k.h": "", "cpu/c.h": "", "shared/s.h": "", file: text})
     assert complaints(tmp_path) == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the operators must compute, slowly and obviously: numpy, float64, Decimal, one id at a time.
 
-Written from the contract and from the comments of csrc/primitives, not from the code that is
+Written from the contract and from the comments of csrc/shared, not from the code that is
 tested: another language, sorting where that selects by digits, exact integers and Fractions where
 that packs exponents into keys, definitions where that rearranges to avoid cancellation.
 """

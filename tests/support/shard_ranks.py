@@ -17,7 +17,7 @@ from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.sharded import Shard, bracket_search
 
 SEED = 2**63 + 5
-SAMPLE = 6  # the stream of kSample in csrc/primitives/hash.h
+SAMPLE = 6  # the stream of kSample in csrc/shared/hash.h
 
 
 def scores_of(kind, n):

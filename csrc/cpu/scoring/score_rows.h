@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+// Statistics and scores of rows in vector code. A row is read in chunks that stay in the first
+// cache: the chunk's maximum, then its exponentials and their sums in independent lanes. Short rows
+// are turned round, so that every lane holds a row. In every case the exponentials can be kept, and
+// the gradient is then one multiplication per class.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/scoring/lanes.h"
+#include "shared/cross_entropy_row.h"
+
+namespace dynprune {
+namespace cpu {
+
+constexpr int kChunk = 1024;       // classes
+constexpr int kShortClasses = 32;  // at most: rows are turned round
+
+// One number per row of a group.
+template <class A>
+struct RowLanes {
+  A m[kLanes], s[kLanes], q[kLanes], t[kLanes], x_y[kLanes];  // RowStats, logit of the target
+  A nll[kLanes], el2n[kLanes], entropy[kLanes], margin[kLanes];
+  A max[kLanes], log_normaliser[kLanes], miss[kLanes];
+  A share[kLanes];  // what the exponentials are multiplied with to be probabilities
+
+  RowStats<A> stats(int l) const { return {m[l], s[l], q[l], t[l]}; }
+  RowResult<A> result(int l) const {
+    return {nll[l], el2n[l], entropy[l], margin[l], max[l], log_normaliser[l], miss[l]};
+  }
+  void set_stats(int l, const RowStats<A>& r) { m[l] = r.m, s[l] = r.s, q[l] = r.q, t[l] = r.t; }
+  void set_result(int l, const RowResult<A>& r) {
+    nll[l] = r.nll, el2n[l] = r.el2n, entropy[l] = r.entropy, margin[l] = r.margin;
+    max[l] = r.max, log_normaliser[l] = r.log_normaliser, miss[l] = r.miss;
+  }
+};
+
+// finish_row in every lane. A lane with an infinity or NaN comes out as nonsense.
+DYNPRUNE_INLINE void finish_ordinary_lanes(RowLanes<float>* r) {
+  for (int l = 0; l < kLanes; l++) {
+    const float log_s = log_positive(r->s[l]);
+    const float ratio = 1.0f + r->q[l] / (r->s[l] * r->s[l]);
+    const float others_entropy = log_s - r->t[l] / r->s[l];
+    const float margin = r->x_y[l] - r->m[l];
+    const float d = log_s - margin;
+    const float e = exp_nonpositive(d > 0 ? -d : d);
+    const float softplus = log1p_unit(e);  // of -|d|
+    const float larger = 1.0f / (1.0f + e), smaller = e / (1.0f + e);
+    const float hit = d > 0 ? smaller : larger, miss = d > 0 ? larger : smaller;
+    const float nll = d > 0 ? d + softplus : softplus;
+    const float other_nll = d > 0 ? softplus : softplus - d;
+    r->nll[l] = nll;
+    r->el2n[l] = miss * sqrtf(ratio);
+    r->entropy[l] = hit * nll + miss * (other_nll + others_entropy);
+    r->margin[l] = margin;
+    r->max[l] = margin >= 0 ? r->x_y[l] : r->m[l];
+    r->log_normaliser[l] = margin >= 0 ? nll : log_s + softplus;
+    r->miss[l] = miss;
+  }
+}
+
+// The results of the first `count` lanes from their statistics.
+DYNPRUNE_INLINE void finish_lanes(RowLanes<float>* r, int count) {
+  finish_ordinary_lanes(r);
+  constexpr float kGreatest = 1e37f;
+  for (int l = 0; l < count; l++) {
+    const bool ordinary = r->s[l] > 0 && r->s[l] < kGreatest && r->margin[l] < kGreatest &&
+                          r->margin[l] > -kGreatest && r->x_y[l] < kGreatest &&
+                          r->x_y[l] > -kGreatest;
+    if (!ordinary) r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
+  }
+}
+DYNPRUNE_INLINE void finish_lanes(RowLanes<double>* r, int count) {
+  for (int l = 0; l < count; l++) r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
+}
+
+// What the exponentials are multiplied with to be probabilities: p_j = e^(x_j - m) miss / s for
+// j != y. Without any other class that counts, miss is 0, or NaN in a broken row.
+template <class A>
+DYNPRUNE_INLINE void finish_rows(RowLanes<A>* r, int count) {
+  finish_lanes(r, count);
+  for (int l = 0; l < kLanes; l++) r->share[l] = r->s[l] == 0 ? r->miss[l] : r->miss[l] / r->s[l];
+}
+
+// ---- a row in chunks
+
+// Statistics of a chunk without the class at `target`, if that lies in it, relative to the chunk's
+// maximum and at least `least`. e: [count rounded up to kLanes], becomes the exponentials.
+template <class T, int kBytes>
+DYNPRUNE_INLINE void chunk_stats(const T* x, int count, int64_t target, compute_t<T> least,
+                                 compute_t<T>* e, RowStats<compute_t<T>>* stats) {
+  using A = compute_t<T>;
+  using L = Lanes<A, kBytes>;
+  constexpr A kNothing = -__builtin_inf();
+  const int whole = count / kLanes * kLanes;
+  L index, y, greatest;
+  y.fill(static_cast<A>(target));
+  greatest.fill(least);
+  index.count_from(0);
+  for (int i = 0; i < whole; i += kLanes) {
+    L v;
+    v.load(x + i);
+    v.replace(index, y, kNothing);
+    v.store(e + i);
+    greatest.raise_to(v);
+    index.advance();
+  }
+  // The rest is read together with some classes before it, which must not count twice.
+  const int last = count > kLanes ? count - kLanes : 0;
+  L rest;
+  rest.fill(0);
+  if (whole < count) {
+    if (count > kLanes) {
+      rest.load(x + last);
+    } else {
+      A few[kLanes];
+      for (int i = 0; i < kLanes; i++) few[i] = i < count ? static_cast<A>(widen(x[i])) : kNothing;
+      rest.load(few);
+    }
+    index.count_from(static_cast<A>(last));
+    rest.replace(index, y, kNothing);
+    greatest.raise_to(rest);
+  }
+  L m;
+  stats->m = greatest.greatest();
+  m.fill(stats->m);
+  LaneSums<A, kBytes> sums;
+  sums.clear();
+  for (int i = 0; i < whole; i += kLanes) {
+    L v, below;
+    v.load(e + i);
+    v.to_exponentials(m, &below);
+    v.store(e + i);
+    sums.add(v, below);
+  }
+  if (whole < count) {
+    L below;
+    rest.to_exponentials(m, &below);
+    rest.store(e + last);  // of the classes before, the same again
+    rest.clear_below(index, static_cast<A>(whole));
+    sums.add(rest, below);
+  }
+  stats->s = sums.s.sum(), stats->q = sums.q.sum(), stats->t = sums.t.sum();
+}
+
+template <class T>
+struct ScoreChunk {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* x, int count, int64_t target, A least, A* e,
+                                  RowStats<A>* stats) {
+    chunk_stats<T, kBytes>(x, count, target, least, e, stats);
+  }
+};
+
+template <class A>
+DYNPRUNE_CLONES void multiply(A* x, int64_t count, A factor) {
+  for (int64_t i = 0; i < count; i++) x[i] *= factor;
+}
+
+inline int64_t round_up_to_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// A row of more than kChunk classes. kept: [classes rounded up to kLanes] the exponentials relative
+// to the maximum, or null.
+template <class T>
+RowStats<compute_t<T>> long_row_stats(const T* x, int64_t classes, int64_t target,
+                                      compute_t<T>* kept) {
+  using A = compute_t<T>;
+  A chunk[kChunk];
+  RowStats<A> stats = RowStats<A>::none();
+  for (int64_t first = 0; first < classes; first += kChunk) {
+    const int count = static_cast<int>(std::min<int64_t>(kChunk, classes - first));
+    A* e = kept != nullptr ? kept + first : chunk;
+    RowStats<A> part;
+    run_widest<ScoreChunk<T>>(x + first, count, target - first, stats.m, e, &part);
+    // A chunk that raises the maximum makes what was kept before too large; usually none does after
+    // the first few.
+    if (kept != nullptr && first > 0 && part.m > stats.m) {
+      multiply(kept, first, exp_of(stats.m - part.m));
+    }
+    if (first == 0) {
+      stats = part;
+    } else {
+      stats.merge(part);
+    }
+  }
+  return stats;
+}
+
+// Rows of one chunk each. x: [count] rows, target: [count], kept: [count][padded] the exponentials.
+template <class T>
+struct ScoreMediumRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int count, int classes,
+                                  int padded, RowLanes<A>* lanes, A* kept) {
+    for (int l = 0; l < count; l++) {
+      RowStats<A> stats;
+      chunk_stats<T, kBytes>(x[l], classes, target[l], Limits<A>::lowest(), kept + l * padded,
+                             &stats);
+      lanes->set_stats(l, stats);
+    }
+    finish_rows(lanes, count);
+  }
+};
+
+// Gradients of rows with more than kShortClasses classes: the exponentials times the rows' factors.
+// kept: [count][padded], factor: [count], out: [count] rows.
+template <class T>
+struct ScaleRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const A* kept, int64_t padded, int64_t classes, int count,
+                                  const A* factor, T* const* out) {
+    for (int l = 0; l < count; l++) {
+      Lanes<A, kBytes> f;
+      f.fill(factor[l]);
+      const A* e = kept + l * padded;
+      for (int64_t c = 0; c < classes; c += kLanes) {
+        const int64_t from = std::min(c, classes - kLanes);  // the last ones overlap
+        Lanes<A, kBytes> v;
+        v.load(e + from);
+        v.multiply(f);
+        v.store(out[l] + from);
+      }
+    }
+  }
+};
+
+// ---- short rows, a row per lane
+
+// Turns four rows of four numbers round, in vectors of four.
+struct Turned4 {
+  typedef float Four __attribute__((vector_size(16)));
+  typedef int32_t Places __attribute__((vector_size(16)));
+  Four v[4];
+
+  DYNPRUNE_INLINE void turn() {
+    constexpr Places kLow{0, 4, 1, 5}, kHigh{2, 6, 3, 7}, kFirst{0, 1, 4, 5}, kLast{2, 3, 6, 7};
+    const Four a = __builtin_shuffle(v[0], v[1], kLow), b = __builtin_shuffle(v[2], v[3], kLow);
+    const Four c = __builtin_shuffle(v[0], v[1], kHigh), d = __builtin_shuffle(v[2], v[3], kHigh);
+    v[0] = __builtin_shuffle(a, b, kFirst), v[1] = __builtin_shuffle(a, b, kLast);
+    v[2] = __builtin_shuffle(c, d, kFirst), v[3] = __builtin_shuffle(c, d, kLast);
+  }
+};
+
+// columns: [classes][kLanes], from kLanes rows and back to `count` rows.
+template <class T>
+DYNPRUNE_INLINE void rows_to_columns(const T* const* x, int classes, compute_t<T>* columns) {
+  if constexpr (std::is_same<T, float>::value) {
+    for (int c = 0; c < classes && classes >= 4; c += 4) {
+      const int from = std::min(c, classes - 4);  // the last ones overlap
+      for (int l = 0; l < kLanes; l += 4) {
+        Turned4 block;
+        for (int i = 0; i < 4; i++) memcpy(&block.v[i], x[l + i] + from, 16);
+        block.turn();
+        for (int i = 0; i < 4; i++) memcpy(columns + (from + i) * kLanes + l, &block.v[i], 16);
+      }
+    }
+    if (classes >= 4) return;
+  }
+  for (int l = 0; l < kLanes; l++) {
+    for (int c = 0; c < classes; c++) columns[c * kLanes + l] = widen(x[l][c]);
+  }
+}
+template <class T>
+DYNPRUNE_INLINE void columns_to_rows(const compute_t<T>* columns, int classes, int count,
+                                     T* const* out) {
+  if constexpr (std::is_same<T, float>::value) {
+    for (int l = 0; l < count && count == kLanes && classes >= 4; l += 4) {
+      for (int c = 0; c < classes; c += 4) {
+        const int from = std::min(c, classes - 4);
+        Turned4 block;
+        for (int i = 0; i < 4; i++) memcpy(&block.v[i], columns + (from + i) * kLanes + l, 16);
+        block.turn();
+        for (int i = 0; i < 4; i++) memcpy(out[l + i] + from, &block.v[i], 16);
+      }
+    }
+    if (count == kLanes && classes >= 4) return;
+  }
+  for (int l = 0; l < count; l++) {
+    for (int c = 0; c < classes; c++) out[l][c] = narrow<T>(columns[c * kLanes + l]);
+  }
+}
+
+// x: [kLanes] rows, of which those from `count` on do not matter, but can be read. target:
+// [kLanes]. kept: [classes][kLanes] the exponentials.
+template <class T>
+struct ScoreShortRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int count, int classes,
+                                  RowLanes<A>* r, A* kept) {
+    using L = Lanes<A, kBytes>;
+    A targets[kLanes];
+    for (int l = 0; l < kLanes; l++) targets[l] = static_cast<A>(target[l]);
+    rows_to_columns(x, classes, kept);
+    L y, number, greatest;
+    y.load(targets);
+    number.fill(0);
+    greatest.fill(Limits<A>::lowest());
+    for (int c = 0; c < classes; c++) {
+      L v;
+      v.load(kept + c * kLanes);
+      v.replace(number, y, -Limits<A>::infinity());
+      v.store(kept + c * kLanes);
+      greatest.raise_to(v);
+      number.add(1);
+    }
+    greatest.store(r->m);
+    LaneSums<A, kBytes> sums;
+    sums.clear();
+    for (int c = 0; c < classes; c++) {
+      L v, below;
+      v.load(kept + c * kLanes);
+      v.to_exponentials(greatest, &below);
+      v.store(kept + c * kLanes);
+      sums.add(v, below);
+    }
+    sums.s.store(r->s), sums.q.store(r->q), sums.t.store(r->t);
+    finish_rows(r, count);
+  }
+};
+
+// Their gradients. factor: [kLanes], out: [count] rows.
+template <class T>
+struct ScaleShortRows {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(A* kept, int classes, int count, const A* factor, T* const* out) {
+    Lanes<A, kBytes> f;
+    f.load(factor);
+    for (int c = 0; c < classes; c++) {
+      Lanes<A, kBytes> v;
+      v.load(kept + c * kLanes);
+      v.multiply(f);
+      v.store(kept + c * kLanes);
+    }
+    columns_to_rows(kept, classes, count, out);
+  }
+};
+
+}  // namespace cpu
+}  // namespace dynprune

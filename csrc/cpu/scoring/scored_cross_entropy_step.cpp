@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/scoring/scored_cross_entropy_step.h"
+
+#include "cpu/scoring/row_batch.h"
+#include "cpu/scoring/update_scores.h"
+
+namespace dynprune {
+namespace cpu {
+namespace {
+
+template <class A>
+A sample_weight_of(const CrossEntropyStep& step, int64_t row) {
+  return step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[row] : A{1};
+}
+
+// Lists the rows that count: their sample ids, and kNoSample for the others. `sum` becomes what the
+// sum of the weighted losses is divided by: the class weights of these rows. Stops at the first
+// target or id that is out of range.
+template <class A>
+DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t* row_ids,
+                     double* sum) {
+  const LossOptions<A> options(in);
+  const bool weighted = in.class_weight != nullptr || in.second_target.data != nullptr;
+  int64_t scored = 0;
+  for (int64_t row = 0; row < in.batch_size; row++) {
+    const TargetPair y = targets_of_row(in, row);
+    if (y.kind == RowKind::kOutOfRange) return {false, DataError::kTarget, row, y.offender};
+    if (y.kind != RowKind::kScored) {
+      row_ids[row] = kNoSample;
+      continue;
+    }
+    const int64_t id = update.sample_ids[row];
+    if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, row, id};
+    row_ids[row] = id;
+    scored++;
+    if (weighted) *sum += RowTarget<A>(in, row).mean_weight(options);
+  }
+  if (!weighted) *sum = static_cast<double>(scored);
+  return DataStatus{};
+}
+
+// What of some rows' scores enters the table, as table_value has it of one: an array of lanes, and
+// its sign.
+template <class A>
+const A* table_lanes(Score score, const RowLanes<A>& lanes, const A* loss, float* sign) {
+  *sign = score == Score::kMargin ? -1.0f : 1.0f;
+  switch (score) {
+    case Score::kEl2n:
+      return lanes.el2n;
+    case Score::kEntropy:
+      return lanes.entropy;
+    case Score::kMargin:
+      return lanes.margin;
+    default:
+      return loss;
+  }
+}
+
+// The losses times their weights; or their sum, in lanes, since a chain of additions takes longer
+// than all else that happens to a short row.
+template <class T>
+void reduce_losses(const CrossEntropyInput& in, const compute_t<T>* row_loss, double divisor,
+                   const CrossEntropyStep& step) {
+  using A = compute_t<T>;
+  A* loss = static_cast<A*>(step.loss);
+  // The weight of a row that counts for nothing is not looked at: it may be infinite.
+  const auto weighted = [&](int64_t row) -> double {
+    if (step.sample_weight == nullptr) return row_loss[row];
+    if (targets_of_row(in, row).kind != RowKind::kScored) return 0;
+    return static_cast<double>(sample_weight_of<A>(step, row)) * row_loss[row];
+  };
+  if (step.reduction == Reduction::kNone) {
+    for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
+    return;
+  }
+  double sums[kLanes] = {};
+  for (int64_t row = 0; row < in.batch_size; row++) sums[row % kLanes] += weighted(row);
+  double sum = 0;
+  for (double lane : sums) sum += lane;
+  *loss = static_cast<A>(sum / divisor);
+}
+
+template <class T>
+void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
+                const CrossEntropyStep& step, double divisor, float* values,
+                const Parallel& parallel) {
+  using A = compute_t<T>;
+  const A inverse = static_cast<A>(1 / divisor);
+  const A grad_scale = step.grad_scale != nullptr ? *static_cast<const A*>(step.grad_scale) : A{1};
+  A* row_weight = static_cast<A*>(step.row_weight);
+  for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
+    std::fill(row_weight + rows.begin, row_weight + rows.end, A{0});
+    RowBatch<T>(in, out, static_cast<T*>(step.grad_logits))
+        .run(
+            rows, [&](int64_t row) { return row_weight[row] * grad_scale; },
+            [&](const int64_t* row, int count, const RowLanes<A>& lanes, const A* loss) {
+              float sign;
+              const A* value = table_lanes(step.score, lanes, loss, &sign);
+              for (int l = 0; l < count; l++) {
+                values[row[l]] = sign * static_cast<float>(value[l]);
+                row_weight[row[l]] = sample_weight_of<A>(step, row[l]) * inverse;
+              }
+            });
+  });
+  reduce_losses<T>(in, static_cast<const A*>(out.loss), divisor, step);
+}
+
+template <class T>
+DYNPRUNE_CLONES void scale_row(T* x, int64_t classes, compute_t<T> factor) {
+  for (int64_t c = 0; c < classes; c++) x[c] = narrow<T>(widen(x[c]) * factor);
+}
+
+}  // namespace
+
+DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEntropyOutput& out,
+                                     const CrossEntropyStep& step, const ScoreUpdate& update,
+                                     float* values, int64_t* row_ids, const Parallel& parallel) {
+  return dispatch(in.type, [&](auto tag) {
+    using T = decltype(tag);
+    double weights = 0;
+    const DataStatus status = list_rows<compute_t<T>>(in, update, row_ids, &weights);
+    if (!status.ok) return status;
+    score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
+                  parallel);
+    ScoreUpdate scored = update;
+    scored.sample_ids = row_ids;
+    scored.values = values;
+    enter_scores(scored, parallel);
+    return status;
+  });
+}
+
+void scale_gradient(void* grad_logits, ScalarType type, int64_t rows, int64_t classes,
+                    const void* grad_loss, int64_t grad_loss_stride, const void* grad_scale,
+                    const Parallel& parallel) {
+  CrossEntropyInput shape{};
+  shape.batch_size = rows;
+  shape.num_classes = classes;
+  dispatch(type, [&](auto tag) {
+    using T = decltype(tag);
+    using A = compute_t<T>;
+    const A* factors = static_cast<const A*>(grad_loss);
+    const A scale = grad_scale != nullptr ? *static_cast<const A*>(grad_scale) : A{1};
+    // No thread is woken up for nothing.
+    if (rows > 0 && grad_loss_stride == 0 && *factors / scale == 1) return;
+    for_each_range(parallel, rows, row_tasks(shape, parallel), [&](int, Range range) {
+      for (int64_t row = range.begin; row < range.end; row++) {
+        const A factor = factors[row * grad_loss_stride] / scale;
+        if (factor != 1) scale_row(static_cast<T*>(grad_logits) + row * classes, classes, factor);
+      }
+    });
+  });
+}
+
+}  // namespace cpu
+}  // namespace dynprune

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels whose blocks meet: in a cooperative launch, where all blocks are on the machine at once,
+// or in clusters of neighbours that are, and see each other's shared memory (compute capability 9).
+// A file of its own because <cooperative_groups.h> costs seconds of compile time.
+//
+// A context that owns a part of the multiprocessors only ("green") refuses a cooperative launch
+// that fills the machine, since the device's attribute counts them all: the launch returns
+// cudaErrorCooperativeLaunchTooLarge. MIG and MPS divide what the attribute says.
+//
+//   cudaError_t DYNPRUNE_LAUNCH_COOPERATIVE((kernel<T>), grid, block, dynamic_shared_bytes, stream,
+//                                           args...)   grid <= DYNPRUNE_RESIDENT_BLOCKS(...)
+//   cudaError_t DYNPRUNE_LAUNCH_CLUSTERS((kernel<T>), grid, cluster, block, dynamic_shared_bytes,
+//                                        stream, args...)   grid: a multiple of cluster <= 8
+//   int DYNPRUNE_RESIDENT_BLOCKS((kernel<T>), block, dynamic_shared_bytes)   on the device at once
+//   int DYNPRUNE_RESIDENT_CLUSTERS((kernel<T>), cluster, block, dynamic_shared_bytes)   0: the
+//       device has none of that size, or the kernel was compiled for devices without
+//   kHasClusters: false where a kernel is compiled for devices without; leave it empty there
+//   grid_sync(): every thread of the grid; what was written before it is visible after it
+//   cluster_sync(): the same of a cluster
+//   cluster_shared(p, rank): where the block's shared variable *p lies in another of its cluster;
+//       not before the first cluster_sync(), nor after that block has left
+//   shared_memory_limit(): bytes of shared memory that one block may have, static and dynamic
+#pragma once
+
+#include "device/launch.h"
+
+#if !defined(DYNPRUNE_EMULATOR)
+#include <cooperative_groups.h>
+
+#include <tuple>
+#include <utility>
+
+namespace dynprune {
+
+__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+// Of the current device. The runtime keeps these: asking costs a look-up.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
+}
+
+inline size_t shared_memory_limit() {
+  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kHasClusters = false;
+#else
+constexpr bool kHasClusters = true;
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* p, unsigned rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(p, static_cast<int>(rank));
+}
+#else
+__device__ __forceinline__ void cluster_sync() { __trap(); }
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* p, unsigned) {
+  return p;
+}
+#endif
+constexpr int kFirstVersionWithClusters = 90;  // of PTX targets, as cudaFuncAttributes counts them
+
+// More than 48 KB of dynamic shared memory has to be allowed, which is not a stream operation and
+// may happen while a graph is captured. The most that is possible, whatever one launch needs: the
+// allowance belongs to the function, and other threads may be launching it too.
+inline cudaError_t allow_all_shared(const void* function, cudaFuncAttributes* attributes) {
+  const cudaError_t error = cudaFuncGetAttributes(attributes, function);
+  if (error != cudaSuccess) return error;
+  const auto most = static_cast<int>(shared_memory_limit() - attributes->sharedSizeBytes);
+  return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
+// A launch configuration and what it points to.
+struct ClusterLaunch {
+  cudaLaunchAttribute attribute = {};
+  cudaLaunchConfig_t config = {};
+
+  ClusterLaunch(unsigned grid, unsigned cluster, unsigned block, size_t shared_bytes,
+                cudaStream_t stream) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3(grid);
+    config.blockDim = dim3(block);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+};
+
+// Both count what an empty device would hold. An error is no answer, and not to be found by whoever
+// asks next: a device that cannot say runs none.
+inline int resident_blocks(const void* function, unsigned block, size_t shared_bytes) {
+  cudaFuncAttributes attributes = {};
+  int per_multiprocessor = 0;
+  if (device_attribute(cudaDevAttrCooperativeLaunch) == 0) return 0;
+  if (allow_all_shared(function, &attributes) != cudaSuccess ||
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+          &per_multiprocessor, function, static_cast<int>(block), shared_bytes) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  return per_multiprocessor * multiprocessor_count();
+}
+
+inline int resident_clusters(const void* function, unsigned cluster, unsigned block,
+                             size_t shared_bytes) {
+  cudaFuncAttributes attributes = {};
+  int clusters = 0;
+  if (device_attribute(cudaDevAttrClusterLaunch) == 0) return 0;
+  const ClusterLaunch launch(cluster, cluster, block, shared_bytes, nullptr);
+  if (allow_all_shared(function, &attributes) != cudaSuccess ||
+      attributes.ptxVersion < kFirstVersionWithClusters ||
+      cudaOccupancyMaxActiveClusters(&clusters, function, &launch.config) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  return clusters;
+}
+
+template <class... Parameters, size_t... I>
+cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                               size_t shared_bytes, cudaStream_t stream,
+                               std::tuple<Parameters...> arguments, std::index_sequence<I...>) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > 0) {
+    cudaFuncAttributes attributes = {};
+    const cudaError_t error = allow_all_shared(function, &attributes);
+    if (error != cudaSuccess) return error;
+  }
+  void* pointers[] = {static_cast<void*>(&std::get<I>(arguments))...};
+  return cudaLaunchCooperativeKernel(function, grid, block, pointers, shared_bytes, stream);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                               size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+  return launch_cooperative(kernel, dim3(grid), dim3(block), shared_bytes, stream,
+                            std::tuple<Parameters...>(arguments...),
+                            std::index_sequence_for<Parameters...>());
+}
+
+// Only for kernels that resident_clusters() has found room for, and allowed their shared memory.
+template <class... Parameters, size_t... I>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), const ClusterLaunch& launch,
+                            std::tuple<Parameters...> arguments, std::index_sequence<I...>) {
+  void* pointers[] = {static_cast<void*>(&std::get<I>(arguments))...};
+  return cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), pointers);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned grid, unsigned cluster,
+                            unsigned block, size_t shared_bytes, cudaStream_t stream,
+                            Arguments... arguments) {
+  return launch_clusters(kernel, ClusterLaunch(grid, cluster, block, shared_bytes, stream),
+                         std::tuple<Parameters...>(arguments...),
+                         std::index_sequence_for<Parameters...>());
+}
+
+#define DYNPRUNE_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)          \
+  ::dynprune::launch_cooperative(DYNPRUNE_UNPAREN kernel, grid, block, shared_bytes, stream, \
+                                 __VA_ARGS__)
+#define DYNPRUNE_LAUNCH_CLUSTERS(kernel, grid, cluster, block, shared_bytes, stream, ...)          \
+  ::dynprune::launch_clusters(DYNPRUNE_UNPAREN kernel, grid, cluster, block, shared_bytes, stream, \
+                              __VA_ARGS__)
+#define DYNPRUNE_RESIDENT_BLOCKS(kernel, block, shared_bytes)                                  \
+  ::dynprune::resident_blocks(reinterpret_cast<const void*>(DYNPRUNE_UNPAREN kernel), (block), \
+                              (shared_bytes))
+#define DYNPRUNE_RESIDENT_CLUSTERS(kernel, cluster, block, shared_bytes)                           \
+  ::dynprune::resident_clusters(reinterpret_cast<const void*>(DYNPRUNE_UNPAREN kernel), (cluster), \
+                                (block), (shared_bytes))
+
+}  // namespace dynprune
+#endif

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// scored_cross_entropy: per-sample loss, EL2N, entropy, margin and correctness from one read of the
+// logits, and the gradient of the losses from another.
+#pragma once
+
+#include "device/cuda_types.h"
+#include "shared/cross_entropy_row.h"
+#include "shared/error_flags.h"
+
+namespace dynprune {
+
+namespace cuda {
+
+// An ignored row has loss and scores 0. A row whose target is out of range is recorded in errors
+// ([kNumDataErrors], may be null): its loss and scores are NaN, its gradient is 0, nothing else is
+// touched.
+cudaError_t launch_scored_cross_entropy(const CrossEntropyInput& input,
+                                        const CrossEntropyOutput& output, ErrorRecord* errors,
+                                        cudaStream_t stream);
+cudaError_t launch_scored_cross_entropy_backward(const CrossEntropyInput& input,
+                                                 const CrossEntropyGradient& gradient,
+                                                 cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace dynprune

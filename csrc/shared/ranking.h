@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a selection ranks samples by. A ranking turns a sample id into an unsigned key, biggest
+// first, from the tensors it reads; nothing is stored. The same code runs on CPU and GPU, with
+// explicit rounding throughout.
+#pragma once
+
+#include <type_traits>
+
+#include "shared/ordered_key.h"
+#include "shared/scalar_types.h"
+
+namespace dynprune {
+
+template <class T>
+using ranking_key_t = std::conditional_t<std::is_same<T, double>::value, uint64_t, uint32_t>;
+
+// The score itself.
+template <class T>
+struct ScoreRanking {
+  using Key = ranking_key_t<T>;
+  static constexpr bool kChecked = false;
+  const T* scores;  // [N]
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
+    return ordered_key(widen(scores[id]));
+  }
+};
+
+// Upper confidence bound: mean + c * variance, or mean + c * sqrt(variance).
+template <class T>
+struct UcbRanking {
+  using Key = uint32_t;
+  static constexpr bool kChecked = false;
+  const T* mean;      // [N]
+  const T* variance;  // [N]
+  float c;
+  bool sqrt_bonus;
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
+    const float spread = widen(variance[id]);
+    return ordered_key(fma_rn(c, sqrt_bonus ? sqrt_rn(spread) : spread, widen(mean[id])));
+  }
+};
+
+// UCB1 (Auer, Cesa-Bianchi, Fischer 2002): mean + c * sqrt(log(step) / count); never visited ranks
+// first.
+template <class Count>
+struct Ucb1Ranking {
+  using Key = uint32_t;
+  static constexpr bool kChecked = false;
+  const float* mean;   // [N]
+  const Count* count;  // [N]
+  float c;
+  float log_step;
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
+    const Count visits = count[id];
+    if (visits <= 0) return 0xffffffffu;
+    return ordered_key(fma_rn(c, sqrt_rn(div_rn(log_step, static_cast<float>(visits))), mean[id]));
+  }
+};
+
+// The random part of epsilon-greedy: a hash of its own, without equals.
+struct ExploreRanking {
+  using Key = uint32_t;
+  static constexpr bool kChecked = false;
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
+    return IdHash(seed, Stream::kExplore)(id);
+  }
+};
+
+// A positive finite weight as m * 2^exponent with m in [1, 2).
+struct Scientific {
+  float m;
+  int exponent;
+};
+DYNPRUNE_HD Scientific scientific(float w) {
+  int shift = 0;
+  if (w < 1.17549435e-38f) {  // subnormal: make it normal, exactly
+    w = mul_rn(w, 16777216.0f);
+    shift = 24;
+  }
+  const uint32_t u = bit_cast<uint32_t>(w);
+  return {bit_cast<float>((u & 0x7fffffu) | 0x3f800000u), static_cast<int>(u >> 23) - 127 - shift};
+}
+DYNPRUNE_HD Scientific scientific(double w) {
+  int shift = 0;
+  if (w < 2.2250738585072014e-308) {
+    w *= 18014398509481984.0;  // 2^54, exact
+    shift = 54;
+  }
+  const uint64_t u = bit_cast<uint64_t>(w);
+  // m in float: 24 bits of a weight are more than any draw can tell apart.
+  const double m = bit_cast<double>((u & 0xfffffffffffffull) | 0x3ff0000000000000ull);
+  return {static_cast<float>(m), static_cast<int>(u >> 52) - 1023 - shift};
+}
+
+// Weighted sampling without replacement (Efraimidis & Spirakis 2006): the k greatest w / E, E ~
+// Exp(1). The quotient of any two floats overflows a float, so its exponent is added in the key,
+// which has room for it: the bits of m / E (between 2^-5 and 2^34) plus the weight's exponent above
+// the smallest possible one.
+template <class T>
+struct WeightRanking {
+  using Key = ranking_key_t<T>;
+  static constexpr bool kChecked = true;  // some values are errors: valid() tells
+  const T* weights;                       // [N]
+  static constexpr int kMinExponent = std::is_same<T, double>::value ? -1074 : -149;
+
+  DYNPRUNE_HD bool valid(int64_t id) const { return widen(weights[id]) >= 0; }  // false for NaN
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
+    return key_of(widen(weights[id]), id, seed);
+  }
+  DYNPRUNE_HD static Key key_of(compute_t<T> w, int64_t id, uint64_t seed) {
+    if (!(w > 0)) return 0;
+    if (w - w != 0) return ~Key{0};  // infinity
+    const Scientific s = scientific(w);
+    const float quotient = div_rn(s.m, exponential(IdHash(seed, Stream::kWeight)(id)));
+    return bit_cast<uint32_t>(quotient) + (static_cast<Key>(s.exponent - kMinExponent) << 23);
+  }
+};
+
+}  // namespace dynprune

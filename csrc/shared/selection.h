@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every selection op shares in its contract, on the GPU and on the CPU.
+#pragma once
+
+#include <cstddef>
+
+#include "shared/hash.h"
+#include "shared/scalar_types.h"
+
+namespace dynprune {
+
+enum class Order { kRandom, kAscending };
+
+// k = num_greedy + num_random distinct ids of 0 <= id < num_samples: the first num_greedy of the
+// total order, then num_random drawn uniformly from the rest. num_samples <= kMaxSamples, k <=
+// num_samples.
+struct Selection {
+  int64_t num_samples;
+  int64_t num_greedy;
+  int64_t num_random;
+  Seed seed;
+  Order order;
+  int64_t* ids;  // [k] out
+
+  int64_t k() const { return num_greedy + num_random; }
+};
+
+namespace cuda {
+// Bytes of device memory that an op which ranks samples by scores of `type` wants as its workspace,
+// 256-byte aligned, in any state.
+size_t selection_workspace_bytes(const Selection& selection, ScalarType type);
+}  // namespace cuda
+
+}  // namespace dynprune

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The autograd formulas of the scoring operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._ops.contract import GradientTime, SavedColumn, StepArguments, StepColumn
+from dynprune_cuda._ops.library import ops
+
+# Bind the overloads once: calling a packet resolves its overload on every call.
+_step = ops.scored_cross_entropy_step_.default
+_scale = ops.scale_gradient_.default
+
+# As plain ints: torch.compile traces no index by an enum.
+_NEVER, _NOW, _LATER = map(int, GradientTime)
+_ROW_WEIGHT = int(StepColumn.ROW_WEIGHT)
+_NUM_COLUMNS, _NUM_SAVED = len(StepColumn), len(SavedColumn)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, weight, ctx.ignore_index, ctx.label_smoothing, *mix = inputs
+    _, *scores, saved = output
+    ctx.mark_non_differentiable(*scores, saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, target, weight, saved, *mix)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """The gradient with respect to the logits; only the loss is differentiable."""
+    if grad_loss is None:
+        return (None,) * 7
+    logits, target, weight, saved, *mix = ctx.saved_tensors
+    options = (ctx.ignore_index, ctx.label_smoothing)
+    grad = ops.scored_cross_entropy_backward(
+        grad_loss, logits, target, weight, *options, saved, *mix
+    )
+    return grad, *(None,) * 6
+
+
+torch.library.register_autograd(
+    "dynprune_cuda::scored_cross_entropy", _backward, setup_context=_save_for_backward
+)
+
+
+def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+    raise RuntimeError(
+        "scored_cross_entropy cannot be differentiated twice: its gradient has no derivative. Use "
+        "torch.nn.functional.cross_entropy for second derivatives."
+    )
+
+
+torch.library.register_autograd("dynprune_cuda::scored_cross_entropy_backward", _second_backward)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The identity, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    backward = staticmethod(_second_backward)
+
+
+class StepLoss(torch.autograd.Function):
+    """scored_cross_entropy_step_ and its gradient.
+
+    torch.library has no autograd formulas for operators that change their arguments, hence this
+    class. The arguments are one object, since autograd looks at every argument, forward and
+    backward. Returns loss, scores and correct; with `loss_only` the loss, since autograd wraps
+    every result.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, arguments: StepArguments, loss_only: bool
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Calls the operator and keeps the gradient."""
+        gradient = _NEVER
+        if ctx.needs_input_grad[0]:
+            underflows = arguments.grad_scale is None and logits.dtype == torch.float16
+            gradient = _LATER if underflows else _NOW
+        loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
+        ctx.options, ctx.spent = None, False
+        ctx.set_materialize_grads(False)
+        if gradient == _NOW:
+            ctx.save_for_backward(grad_logits, arguments.grad_scale)
+        elif gradient == _LATER:
+            ctx.options = arguments.ignore_index, arguments.label_smoothing
+            ctx.save_for_backward(
+                logits,
+                arguments.target,
+                arguments.weight,
+                arguments.second_target,
+                arguments.lam,
+                scores,
+            )
+        if loss_only:
+            return loss  # type: ignore[no-any-return]
+        ctx.mark_non_differentiable(scores, correct)
+        return loss, scores, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+        """The gradient with respect to the logits."""
+        if grad_loss is None:
+            return None, None, None
+        if ctx.options is not None:
+            logits, target, weight, second_target, lam, scores = ctx.saved_tensors
+            saved = scores[_NUM_COLUMNS:].view(-1, _NUM_SAVED)
+            grad = ops.scored_cross_entropy_backward(
+                grad_loss * scores[_ROW_WEIGHT],
+                logits,
+                target,
+                weight,
+                *ctx.options,
+                saved,
+                second_target,
+                lam,
+            )
+        else:
+            grad, grad_scale = ctx.saved_tensors
+            grad = _scaled(ctx, grad, grad_loss, grad_scale)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad = _NoSecondDerivative.apply(grad.requires_grad_())
+        return grad, None, None
+
+
+def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None) -> Tensor:
+    """The kept gradient times the incoming one: in place, so that a factor of 1 costs nothing."""
+    if torch.compiler.is_compiling():
+        # The compiler fuses this with what follows, and keeps what a graph saved unchanged.
+        factor = grad_loss if grad_scale is None else grad_loss / grad_scale
+        product = grad.to(factor.dtype) * (factor if factor.dim() == 0 else factor[:, None])
+        return product.to(grad.dtype)
+    if ctx.spent:
+        raise RuntimeError(
+            "the step's gradient was already used by a backward pass, which changed it in place. "
+            "Use scored_cross_entropy to go backward twice (retain_graph=True)."
+        )
+    ctx.spent = True
+    _scale(grad, grad_loss, grad_scale)
+    return grad

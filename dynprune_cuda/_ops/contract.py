@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers and names of scored_cross_entropy_step_, as csrc/shared/step_contract.h defines them.
+
+tests/functional/test_registration.py compares them with the names that the compiled module exports.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Score(IntEnum):
+    """The score that enters the table. MARGIN enters as its negative."""
+
+    LOSS = 0
+    EL2N = 1
+    ENTROPY = 2
+    MARGIN = 3
+
+
+class Reduction(IntEnum):
+    """How the losses of a batch become the result."""
+
+    NONE = 0
+    MEAN = 1
+    SUM = 2
+
+
+class GradientTime(IntEnum):
+    """When the gradient is computed: not at all, by the step, or by the backward pass."""
+
+    NEVER = 0
+    NOW = 1
+    LATER = 2
+
+
+class StepColumn(IntEnum):
+    """The rows of the step's result `scores`, [5, B]."""
+
+    LOSS = 0  # unweighted
+    EL2N = 1
+    ENTROPY = 2
+    MARGIN = 3
+    ROW_WEIGHT = 4  # derivative of the sum of the step's loss by the unweighted loss
+
+
+class SavedColumn(IntEnum):
+    """What backward needs of a row: the columns of `saved`, [B, 4]."""
+
+    MAX = 0
+    LOG_NORMALISER = 1
+    MISS = 2  # 1 - probability of the target
+    SUM_WEIGHT = 3
+
+
+class StepArguments(NamedTuple):
+    """The arguments of scored_cross_entropy_step_ between `logits` and `gradient`."""
+
+    target: Tensor
+    sample_ids: Tensor
+    mean: Tensor
+    variance: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides the method of tuple
+    non_finite_count: Tensor | None
+    last_non_finite: Tensor | None
+    last_correct: Tensor | None
+    forget_count: Tensor | None
+    ticket: Tensor | None
+    alpha: float
+    published_first_visit: bool
+    score: int
+    reduction: int
+    sample_weight: Tensor | None
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+    second_target: Tensor | None
+    lam: Tensor | None
+    grad_scale: Tensor | None
