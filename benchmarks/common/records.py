@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run leaves behind, as it is reported and as it is written to a file."""
+"""The record of a training run, as it is reported and as it is written to a file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 __all__ = ["TRAINING_PARTS", "Epoch", "Evaluation", "Run", "group_by", "run_from_json"]
 
-# What training time is made of. "loss" is the loss together with the scores where a method keeps
-# any: one operator does both.
+# The parts of training time. "loss" includes the scores of methods that have any, because one
+# operator computes both.
 TRAINING_PARTS = ("selection", "data", "loss", "step")
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of a run; everything belongs to this epoch alone."""
+    """One epoch of a run; all numbers are of this epoch alone."""
 
     samples: int
     train_loss: float  # mean over the samples of the epoch
@@ -24,16 +24,16 @@ class Epoch:
 
     @property
     def seconds(self) -> float:
-        """Of training: evaluation is not in it."""
+        """Seconds of training, without evaluation."""
         return sum(self.parts.get(name, 0.0) for name in TRAINING_PARTS)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the test set."""
+    """One evaluation on the test set."""
 
     samples: int  # trained on so far
-    seconds: float  # of training so far; without static scoring, and without evaluation
+    seconds: float  # of training so far, without static scoring and evaluation
     accuracy: float  # 0 to 1
 
 
@@ -47,12 +47,12 @@ class Run:
     keep: float | None = None
     epochs: list[Epoch] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
-    static: dict[str, Any] | None = None  # what the scores of a static subset are, and cost
-    resumed: int = 0  # how often the run went on from a checkpoint
+    static: dict[str, Any] | None = None  # kind and cost of the scores of a static subset
+    resumed: int = 0  # how often the run resumed from a checkpoint
 
     @property
     def accuracy(self) -> float:
-        """At the end: without a third split no best epoch can honestly be chosen."""
+        """Accuracy at the end. The best epoch would need a validation set to select it by."""
         return self.evaluations[-1].accuracy
 
     @property
@@ -65,12 +65,12 @@ class Run:
 
     @property
     def static_seconds(self) -> float:
-        """What had to be done before the training could begin."""
+        """Seconds of the scoring that precedes the training."""
         return 0.0 if self.static is None else self.static["seconds"]
 
     @property
     def seconds(self) -> float:
-        """Everything but evaluation."""
+        """Seconds of static scoring and training, without evaluation."""
         return self.static_seconds + self.train_seconds
 
     def part(self, name: str) -> float:
@@ -78,7 +78,7 @@ class Run:
         return sum(epoch.parts.get(name, 0.0) for epoch in self.epochs)
 
     def seconds_to(self, accuracy: float) -> float | None:
-        """Seconds until the first evaluation that reached `accuracy`; None: never."""
+        """Seconds until the first evaluation that reached `accuracy`, None if none did."""
         for evaluation in self.evaluations:
             if evaluation.accuracy >= accuracy:
                 return self.static_seconds + evaluation.seconds
@@ -86,7 +86,7 @@ class Run:
 
 
 def run_from_json(entry: Mapping[str, Any]) -> Run:
-    """The run of a dict that `dataclasses.asdict` made."""
+    """The run that `dataclasses.asdict` turned into this dict."""
     names = ("method", "label", "seed", "keep", "static", "resumed")
     return Run(
         **{name: entry[name] for name in names},
@@ -96,7 +96,7 @@ def run_from_json(entry: Mapping[str, Any]) -> Run:
 
 
 def group_by(runs: Iterable[Run], *names: str) -> dict[Any, list[Run]]:
-    """The runs by one attribute, or by a tuple of several, in order of first appearance."""
+    """Groups runs by one attribute, or by a tuple of several, in order of first appearance."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         key = tuple(getattr(run, name) for name in names)

@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times rivals side by side: interleaved rounds, medians, ratios."""
+"""Times of calls: one call, the median of several, several calls in interleaved rounds."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
-import dynprune_cuda
-
-__all__ = ["Call", "cpu_name", "machine", "median_ms", "time_once", "time_rounds", "write_json"]
+__all__ = ["Call", "median_ms", "median_seconds", "time_once", "time_rounds", "timed"]
 
 Call = Callable[[], object]
+Result = TypeVar("Result")
 
 
 def time_rounds(
@@ -31,20 +26,20 @@ def time_rounds(
     before_each: Call | None = None,
     refused: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after one round that is not counted.
+    """Returns the seconds of every call in every round, after one round that is not counted.
 
-    Each round runs every call once, so that whatever else the machine does hits all of them alike;
-    on a CPU a call of microseconds runs for about two milliseconds and gives its mean.
+    Each round runs every call once, so that other load on the machine affects all calls alike. On a
+    CPU, a call of microseconds is repeated for about two milliseconds and its mean is taken.
 
     Args:
         calls: What to time, by name.
         device: Where the calls run.
-        rounds: How many are counted.
-        slow_after: A call that took more seconds than this in the round that is not counted runs in
-            the first, the middle and the last round only.
+        rounds: How many rounds are counted.
+        slow_after: A call that takes more seconds than this in the round that is not counted runs
+            in the first, the middle and the last round only.
         before_each: Runs untimed before every timed call.
-        refused: Where the reason goes when a call raises in the first round; such a call is left
-            out. Without it the error is the caller's.
+        refused: Receives the reason if a call raises in the first round, and the call is left out.
+            Without it the error is raised.
     """
     first = {}
     for name, call in calls.items():
@@ -84,42 +79,22 @@ def time_once(call: Call, device: torch.device, repeats: int = 1) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def _repeats(seconds: float) -> int:
-    return max(1, min(100, round(2e-3 / max(seconds, 1e-9))))
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """The result of one call and its wall-clock seconds."""
+    begin = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - begin
+
+
+def median_seconds(call: Call, rounds: int) -> float:
+    """Median wall-clock seconds of a call."""
+    return statistics.median(timed(call)[1] for _ in range(rounds))
 
 
 def median_ms(seconds: list[float]) -> float:
+    """Median of seconds, in milliseconds."""
     return statistics.median(seconds) * 1e3
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on."""
-    facts: dict[str, Any] = {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        **dynprune_cuda.build_info(),
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["torch_cuda"] = torch.version.cuda
-    return facts
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def write_json(path: Path, facts: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> None:
-    """Raw rounds with everything needed to repeat them; `facts` are those of `machine`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": facts, **more, "rows": rows}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+def _repeats(seconds: float) -> int:
+    return max(1, min(100, round(2e-3 / max(seconds, 1e-9))))

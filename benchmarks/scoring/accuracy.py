@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many digits of an easy sample's scores survive: this package, torch, and the obvious code.
+"""How accurate the scores of easy samples are: this package beside the obvious torch code.
 
     python -m benchmarks.scoring.accuracy            # writes docs/accuracy.png
 
-Rows of 1000 classes whose target has a probability p from 1e-30 to 1 - 1e-12. Dynamic pruning ranks
-easy samples by loss and EL2N, whose exact values there are about 1 - p: what is subtracted from 1
-afterwards has no digits left.
+Each row has 1000 classes and a target with a probability p from 1e-30 to 1 - 1e-12. Dynamic pruning
+ranks easy samples by loss and EL2N, whose exact values there are about 1 - p. A subtraction of p
+from 1 cancels all digits of such a value.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common.plots import COLOURS, plt, save, tidy
 from dynprune_cuda import functional as F
 
 NUM_CLASSES = 1000
@@ -26,7 +27,7 @@ DISTANCES = np.linspace(np.log(1e30), -np.log(1e12), 193)
 
 
 def rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One row per distance, as dtype stores it, and its target."""
+    """Logits of one row per distance, rounded to dtype, and the targets."""
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(len(DISTANCES), NUM_CLASSES)) * 2
     target = generator.integers(NUM_CLASSES, size=len(DISTANCES))
@@ -37,7 +38,7 @@ def rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def exact(logits: Tensor, target: Tensor) -> dict[str, np.ndarray]:
-    """1 - p, loss and EL2N of the stored logits, in float64 without subtracting from 1."""
+    """1 - p, loss and EL2N of the stored logits, in float64 without a subtraction from 1."""
     x, y, every = logits.double().numpy(), target.numpy(), np.arange(len(target))
     others = x.copy()
     others[every, y] = -np.inf
@@ -51,7 +52,7 @@ def exact(logits: Tensor, target: Tensor) -> dict[str, np.ndarray]:
 
 
 def obvious(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """What one writes without thinking of digits."""
+    """Loss and EL2N by torch's operators."""
     loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     onehot = torch.nn.functional.one_hot(target, logits.shape[1])
     return loss, (torch.softmax(logits, dim=1) - onehot).norm(dim=1)
@@ -85,15 +86,10 @@ def relative_errors(dtype: torch.dtype) -> tuple[np.ndarray, dict[str, dict[str,
 
 def plot(path: Path) -> None:
     """Relative error of EL2N against 1 - p, for float32 and bfloat16 logits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150, sharey=True)
     for axis, dtype in zip(axes, (torch.float32, torch.bfloat16), strict=True):
         miss, errors = relative_errors(dtype)
-        for (name, by_score), colour in zip(errors.items(), ("#d55e00", "#0072b2"), strict=True):
+        for (name, by_score), colour in zip(errors.items(), (COLOURS[4], COLOURS[2]), strict=True):
             for score, style in (("el2n", "-"), ("loss", ":")):
                 values = np.maximum(by_score[score], 1e-9)
                 label = f"{'EL2N' if score == 'el2n' else 'loss'}, {name}"
@@ -103,17 +99,14 @@ def plot(path: Path) -> None:
         axis.invert_xaxis()
         axis.set_xlabel("1 - probability of the target (easy samples on the right)")
         axis.set_title(f"{str(dtype).removeprefix('torch.')} logits", loc="left", fontsize=10)
-        axis.grid(color="#dddddd", linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, grid="both")
     axes[0].set_ylabel("relative error against float64")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     default = Path(__file__).resolve().parents[2] / "docs" / "accuracy.png"
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()

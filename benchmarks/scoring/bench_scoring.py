@@ -1,101 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scored training step against what one would write without it, in one run.
+"""What a scored training step takes, beside the same step by other means.
 
     python -m benchmarks.scoring.bench_scoring                                    # CPU
     python -m benchmarks.scoring.bench_scoring --shapes 8x262144 1000000x10 --rounds 10
     python -m benchmarks.scoring.bench_scoring --device cuda --dtype bfloat16
 
-Every step computes the loss, EL2N and correctness, updates moving averages, counts and forgetting
-events of its samples, and goes backward to the logits: Pruner.cross_entropy, the same by torch's
-operators, that under torch.compile, and where they are installed Liger-Kernel and quack, which
-compute the loss and its gradient alone. "loss alone" is F.cross_entropy, forward and backward:
-what the step costs without any score. Prints a Markdown table of the lower quartiles, which other
-work on the machine disturbs least; ratios are medians over rounds in which every rival ran once.
-The last column tells whether what was promised of a ratio holds, see scoring_targets.py.
+Each step computes loss, EL2N and correctness, updates the scores of its samples, and runs the
+backward pass to the logits. The rivals are torch's operators, eager and under torch.compile.
+Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
+"loss alone" is F.cross_entropy, forward and backward, without any score.
+
+The program prints a Markdown table. Times are lower quartiles, which other load on the machine
+affects least. Ratios are medians over rounds in which every rival ran once. The last column says
+whether the target of a ratio is reached (targets.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as TF
 
-from benchmarks.common.timing import Call, machine, time_rounds, write_json
+from benchmarks.common import markdown
+from benchmarks.common.arguments import positive_int
+from benchmarks.common.machine_info import machine_info
+from benchmarks.common.result_files import write_measurements
+from benchmarks.common.timing import Call, time_rounds
 from benchmarks.scoring import targets
-from dynprune_cuda import Pruner
+from benchmarks.scoring.steps import RIVALS, Loss, losses
 
-NUM_SAMPLES = 50_000  # or as many as a batch has
+NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
-ALPHA = 0.8
-RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "quack")
+COLUMNS = ["shape", "step", "fwd µs", "bwd µs", "full µs", "GB/s of 2E", "host µs", "launches"]
+COLUMNS += ["times ours", "target"]
 
 
-class Table:
-    """A score table of plain tensors."""
-
-    def __init__(self, samples: int, device: torch.device) -> None:
-        self.mean, self.variance, self.el2n = torch.zeros(3, samples, device=device).unbind()
-        self.count, self.forgets = torch.zeros(
-            2, samples, dtype=torch.int32, device=device
-        ).unbind()
-        self.last_correct = torch.zeros(samples, dtype=torch.bool, device=device)
-
-
-def obvious_step(logits: Tensor, target: Tensor, ids: Tensor, t: Table) -> Tensor:
-    """Loss, scores and state by torch's operators."""
-    loss = TF.cross_entropy(logits, target, reduction="none")
-    with torch.no_grad():
-        x, value = logits.detach(), loss.detach().float()
-        errors = torch.softmax(x.float(), 1) - TF.one_hot(target, x.shape[1])
-        correct = x.argmax(1) == target
-        old, last = t.mean[ids], t.last_correct[ids]
-        spread = (1 - ALPHA) * t.variance[ids] + ALPHA * (value - old) ** 2
-        t.variance.index_put_((ids,), spread)
-        t.mean.index_put_((ids,), (1 - ALPHA) * old + ALPHA * value)
-        t.el2n.index_put_((ids,), errors.norm(dim=1))
-        t.count.index_put_((ids,), t.count[ids] + 1)
-        t.forgets.index_put_((ids,), t.forgets[ids] + (last & ~correct).int())
-        t.last_correct.index_put_((ids,), correct)
-    return loss.mean()
-
-
-def losses(samples: int, device: torch.device, compiled: bool) -> dict[str, Callable[..., Tensor]]:
-    """Loss functions of (logits, target, ids) by name."""
-    pruner = Pruner(samples, 0.5, device=device)
-    pruner.set_epoch(0)
-    table = Table(samples, device)
-    found: dict[str, Callable[..., Tensor]] = {
-        "ours": pruner.cross_entropy,
-        "eager": lambda x, y, i: obvious_step(x, y, i, table),
-    }
-    if compiled:
-        other = Table(samples, device)
-        step = torch.compile(obvious_step, dynamic=False)
-        found["torch.compile"] = lambda x, y, i: step(x, y, i, other)
-    found["loss alone"] = lambda x, y, _: TF.cross_entropy(x, y)
-    if device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers import LigerCrossEntropyLoss
-
-        liger = LigerCrossEntropyLoss()
-        # It writes the gradient over the logits.
-        found["Liger"] = lambda x, y, _: liger(x.clone(), y)
-    if device.type == "cuda" and importlib.util.find_spec("quack"):
-        from quack.cross_entropy import cross_entropy
-
-        found["quack"] = lambda x, y, _: cross_entropy(x, y).mean()
-    return found
-
-
-def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Callable[..., Tensor]) -> dict[str, Call]:
-    """forward, forward with backward."""
+def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Loss) -> dict[str, Call]:
+    """The forward pass as "fwd", forward and backward as "full"."""
 
     def full() -> None:
         x.grad = None
@@ -105,7 +52,7 @@ def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Callable[..., Tensor]) -> dic
 
 
 def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
-    """Microseconds until the call returns, and the kernels and copies it launched (0 on a CPU)."""
+    """Microseconds until the call returns, and its kernels and copies (0 on a CPU)."""
     seconds = []
     for _ in range(30):
         if device.type == "cuda":
@@ -125,7 +72,7 @@ def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
 def measure(
     shape: str, device: torch.device, dtype: torch.dtype, rounds: int, compiled: bool
 ) -> list[dict[str, Any]]:
-    """Times every rival at one shape and prints its rows of the table."""
+    """The results of every rival at one shape."""
     rows, classes = (int(part) for part in shape.split("x"))
     x = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
     y = torch.randint(classes, (rows,), device=device)
@@ -136,50 +83,65 @@ def measure(
     copy = torch.empty_like(x.detach())
     flat["copy/full"] = lambda: copy.copy_(x.detach())
     for call in flat.values():
-        call()  # torch.compile's first call compiles
+        call()  # the first call of torch.compile compiles
     seconds = time_rounds(flat, device, rounds)
-    own = np.array(seconds["ours/full"])
-    results = []
-    for name in (*by_rival, "copy"):
-        full = np.array(seconds[f"{name}/full"])
-        forward = np.array(seconds.get(f"{name}/fwd", full))
-        ratio = float(np.median(full / own))
-        host, launches = host_and_launches(flat[f"{name}/full"], device)
-        quartile = [float(np.quantile(v, 0.25)) * 1e6 for v in (forward, full)]
-        gigabytes = 2 * x.numel() * x.element_size() / 1e9 / (quartile[1] / 1e6)
-        target = targets.find(device.type, str(dtype).split(".")[1], (rows, classes), name)
-        verdict = ""
-        if target is not None:
-            verdict = f"{target.text}: {'reached' if target.reached(ratio) else 'missed'}"
-        print(
-            f"| {shape} | {name} | {quartile[0]:.1f} | {quartile[1] - quartile[0]:.1f} "
-            f"| {quartile[1]:.1f} | {gigabytes:.1f} | {host:.1f} | {launches} | {ratio:.2f} "
-            f"| {verdict} |",
-            flush=True,
-        )
-        results.append(
-            {
-                "shape": [rows, classes],
-                "dtype": str(dtype),
-                "name": name,
-                "microseconds": {"fwd": quartile[0], "full": quartile[1]},
-                "gigabytes_per_second_of_read_once_and_write_once": gigabytes,
-                "host_microseconds": host,
-                "launches": launches,
-                "times_ours": ratio,
-                "target": verdict,
-                "seconds": {"fwd": forward.tolist(), "full": full.tolist()},
-            }
-        )
-    return results
+    return [
+        result(name, x, seconds, host_and_launches(flat[f"{name}/full"], device))
+        for name in (*by_rival, "copy")
+    ]
 
 
-def plot(results: list[dict[str, Any]], path: Path, note: str) -> None:
-    """Bars: each rival's full step in units of ours."""
-    import matplotlib
+def result(
+    name: str, x: Tensor, seconds: Mapping[str, list[float]], host: tuple[float, int]
+) -> dict[str, Any]:
+    """What is written to the JSON file about one rival at one shape."""
+    rows, classes = x.shape
+    full = np.array(seconds[f"{name}/full"])
+    forward = np.array(seconds.get(f"{name}/fwd", full))
+    ratio = float(np.median(full / np.array(seconds["ours/full"])))
+    quartile = {
+        "fwd": float(np.quantile(forward, 0.25)) * 1e6,
+        "full": float(np.quantile(full, 0.25)) * 1e6,
+    }
+    target = targets.find(x.device.type, str(x.dtype).split(".")[1], (rows, classes), name)
+    verdict = ""
+    if target is not None:
+        verdict = f"{target.text}: {'reached' if target.reached(ratio) else 'missed'}"
+    moved = 2 * x.numel() * x.element_size()
+    return {
+        "shape": [rows, classes],
+        "dtype": str(x.dtype),
+        "name": name,
+        "microseconds": quartile,
+        "gigabytes_per_second_of_read_once_and_write_once": moved / 1e9 / (quartile["full"] / 1e6),
+        "host_microseconds": host[0],
+        "launches": host[1],
+        "times_ours": ratio,
+        "target": verdict,
+        "seconds": {"fwd": forward.tolist(), "full": full.tolist()},
+    }
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+
+def table_row(r: Mapping[str, Any]) -> str:
+    """The line of one result in the Markdown table."""
+    forward, full = r["microseconds"]["fwd"], r["microseconds"]["full"]
+    rate = r["gigabytes_per_second_of_read_once_and_write_once"]
+    cells = ["x".join(map(str, r["shape"])), r["name"]]
+    cells += [f"{value:.1f}" for value in (forward, full - forward, full, rate)]
+    cells += [f"{r['host_microseconds']:.1f}", str(r["launches"]), f"{r['times_ours']:.2f}"]
+    return markdown.row([*cells, r["target"]])
+
+
+def summary(results: Sequence[Mapping[str, Any]]) -> str:
+    """How many targets are reached; empty if none applies."""
+    stated = [r["target"] for r in results if r["target"]]
+    reached = sum(text.endswith("reached") for text in stated)
+    return f"\n{reached} of {len(stated)} targets reached" if stated else ""
+
+
+def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
+    """Writes a PNG with a bar per rival: the time of its full step divided by ours."""
+    from benchmarks.common.plots import plt, save, tidy
 
     shapes = sorted({tuple(r["shape"]) for r in results}, key=lambda s: s[0] * s[1])
     names = [n for n in RIVALS if any(r["name"] == n for r in results)]
@@ -189,50 +151,44 @@ def plot(results: list[dict[str, Any]], path: Path, note: str) -> None:
             next(r["times_ours"] for r in results if r["name"] == name and tuple(r["shape"]) == s)
             for s in shapes
         ]
-        axis.bar(
-            np.arange(len(shapes)) + 0.8 * k / len(names), ratios, 0.75 / len(names), label=name
-        )
+        places = np.arange(len(shapes)) + 0.8 * k / len(names)
+        axis.bar(places, ratios, 0.75 / len(names), label=name)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set_xticks(np.arange(len(shapes)) + 0.3, [f"{b} × {c}" for b, c in shapes])
     axis.set_ylabel("time of a step, in units of ours")
     axis.set_title("Scored training step, forward and backward", loc="left", fontsize=11)
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.text(0.01, 0.01, note, fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path)
-    plt.close(figure)
+    tidy(axis, grid=None)
+    save(figure, path, note=note)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=positive_int, default=60)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     options = parser.parse_args()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     torch.manual_seed(0)
-    facts = machine(device)
-    print(facts)
-    print(
-        "\n| shape | step | fwd µs | bwd µs | full µs | GB/s of 2E | host µs | launches "
-        "| times ours | target |\n|---|---|---|---|---|---|---|---|---|---|"
-    )
+    machine = machine_info(device)
+    print(machine)
+    print("\n" + "\n".join(markdown.head(COLUMNS)))
     results = []
     for shape in options.shapes:
-        results += measure(shape, device, dtype, options.rounds, not options.no_compile)
-    stated = [r["target"] for r in results if r["target"]]
-    if stated:
-        print(f"\n{sum(t.endswith('reached') for t in stated)} of {len(stated)} targets reached")
+        measured = measure(shape, device, dtype, options.rounds, not options.no_compile)
+        print("\n".join(map(table_row, measured)), flush=True)
+        results += measured
+    if text := summary(results):
+        print(text)
     if options.out:
-        write_json(options.out, facts, results)
+        write_measurements(options.out, machine, results)
     if options.plot:
-        where = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
-        plot(results, options.plot, f"{where}, {options.dtype}, torch {facts['torch']}")
+        where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+        plot(results, options.plot, f"{where}, {options.dtype}, torch {machine['torch']}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What selecting a subset costs on this machine, beside what one would write without these ops.
+"""How long a selection takes on this machine, beside other ways to select.
 
     python -m benchmarks.selection.bench_selection    # a CPU: 1.5 minutes on 2 cores
     python -m benchmarks.selection.bench_selection --device cuda --out results/my_gpu
     python -m benchmarks.selection.bench_selection --parts ops --num-samples 1e8 --keep 0.1
 
-Prints Markdown tables: every op against every rival, on several N, k and distributions of scores,
-with the limit that memory sets and, where a speed was promised, whether it is reached. Every ratio
-is one of medians of rounds that took turns. On a machine that does other work threads wait for each
-other, which hits threaded calls (ours, torch) harder than numpy: there OMP_NUM_THREADS=1 gives
-ratios that can be trusted. --out DIR writes the tables, the raw seconds (JSON) and a figure.
+The program prints Markdown tables of every op and its rivals, for several N, k and distributions of
+scores. They include the lower bound that memory traffic sets, and whether a stated target is
+reached. Each ratio is one of medians over interleaved rounds. Other load on the machine slows
+threaded calls (ours, torch) more than NumPy; OMP_NUM_THREADS=1 gives reliable ratios there.
+--out DIR writes the tables, the raw seconds as JSON, and a figure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from typing import Any
 import torch
 
 import dynprune_cuda
-from benchmarks.common.timing import Call, machine, time_rounds, write_json
+from benchmarks.common.arguments import positive_int, share
+from benchmarks.common.machine_info import machine_info
+from benchmarks.common.result_files import write_measurements
+from benchmarks.common.timing import Call, time_rounds
 from benchmarks.selection import cases, gpu_timing, report, rivals
 from benchmarks.selection.cases import Case
 from benchmarks.selection.gpu_timing import Gpu
@@ -32,35 +35,40 @@ PARTS = ("ops", "weighted", "distributions", "shares", "order")
 NAME = "bench_selection"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cpu", type=_device, help="cpu or cuda")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument(
+    add = parser.add_argument
+    add("--device", default="cpu", type=_device, help="cpu or cuda")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add(
         "--num-samples",
         nargs="+",
-        type=_count,
-        help="N of the part ops; the greatest serves distributions and order as well",
+        type=positive_int,
+        help="N of the part ops; the greatest is also N of distributions and order",
     )
-    parser.add_argument("--weighted-samples", nargs="+", type=_count, help="N of the part weighted")
-    parser.add_argument("--shares-samples", type=_count, help="N of the part shares")
-    parser.add_argument("--keep", type=_share, help="k / N (default: 0.3, on a GPU 1/3)")
-    parser.add_argument(
-        "--keeps", nargs="+", type=_share, default=[0.01, 0.1, 0.3, 0.5, 0.9], help="of shares"
-    )
-    parser.add_argument("--batch-size", type=_count, default=512, help="of the part order")
-    parser.add_argument("--rounds", type=_count, default=7)
-    parser.add_argument(
+    add("--weighted-samples", nargs="+", type=positive_int, help="N of the part weighted")
+    add("--shares-samples", type=positive_int, help="N of the part shares")
+    add("--keep", type=share, help="k / N (default: 0.3, on a GPU 1/3)")
+    add("--keeps", nargs="+", type=share, default=[0.01, 0.1, 0.3, 0.5, 0.9], help="of shares")
+    add("--batch-size", type=positive_int, default=512, help="of the part order")
+    add("--rounds", type=positive_int, default=7)
+    add(
         "--slow-after",
         type=float,
         default=0.5,
         metavar="SECONDS",
         help="calls that take longer run in three rounds only (default: 0.5; inf: none)",
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it all run?")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write .md, .json and .png there")
+    add("--quick", action="store_true", help="tiny sizes, to see whether everything runs")
+    add("--out", type=Path, metavar="DIR", help="write .md, .json and .png there")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, with the defaults that depend on the device and on --quick."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     cuda = options.device.type == "cuda"
     if cuda and not (torch.cuda.is_available() and dynprune_cuda.build_info()["cuda"]):
@@ -91,23 +99,8 @@ def _device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def _count(text: str) -> int:
-    """A positive whole number, also as 1e7."""
-    value = float(text)
-    if value < 1 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is no positive whole number")
-    return int(value)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
-    return value
-
-
 def all_cases(options: argparse.Namespace) -> Iterator[Case]:
-    """One at a time, so that the memory of one is free before the next."""
+    """The cases one by one, so that the memory of each is free before the next."""
     device, greatest = options.device, max(options.num_samples)
 
     def kept(n: int) -> int:
@@ -128,7 +121,7 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def measure(case: Case, options: argparse.Namespace, gpu: Gpu | None) -> dict[str, Any]:
-    """A row: the seconds of our call, of each rival and, on a CPU, of a read of the same bytes."""
+    """The row of a case: seconds of our call, of each rival and, on a CPU, of a plain read."""
     device = options.device
     calls: dict[str, Call] = {"ours": case.call, **case.rivals}
     if gpu is None:
@@ -156,19 +149,26 @@ def measure(case: Case, options: argparse.Namespace, gpu: Gpu | None) -> dict[st
         "seconds": seconds,
     }
     if gpu is not None:
-        row["copy_rate"] = gpu.copy_rate
-        row["host_syncs"] = {
-            name: gpu_timing.host_syncs(call, device)
-            for name, call in calls.items()
-            if name not in refused
-        }
-        if case.part != "order":  # thousands of small launches: nobody would capture them
-            row["graph_seconds"] = gpu_timing.graph_seconds(
-                case.call, device, options.rounds, gpu.flush
-            )
-            row |= gpu_timing.profile(case.call, device)
-        torch.cuda.empty_cache()  # what a rival took is free for the next
+        timed = {name: call for name, call in calls.items() if name not in refused}
+        row |= measure_on_gpu(case, timed, options, gpu)
     return row
+
+
+def measure_on_gpu(
+    case: Case, calls: dict[str, Call], options: argparse.Namespace, gpu: Gpu
+) -> dict[str, Any]:
+    """What only the row of a GPU has: host waits, graph replays, kernels."""
+    found: dict[str, Any] = {"copy_rate": gpu.copy_rate}
+    found["host_syncs"] = {
+        name: gpu_timing.host_syncs(call, options.device) for name, call in calls.items()
+    }
+    if case.part != "order":  # its thousands of small launches are no use case for graphs
+        found["graph_seconds"] = gpu_timing.graph_seconds(
+            case.call, options.device, options.rounds, gpu.flush
+        )
+        found |= gpu_timing.profile(case.call, options.device)
+    torch.cuda.empty_cache()  # memory of a rival, for the next case
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -182,8 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
         lines.extend(told)
         print("\n".join(told), flush=True)
 
-    facts = machine(device)  # before the run: its load average is that of other work
-    tell(*report.preamble(facts, gpu.copy_rate if gpu else None, rivals.packages(device)))
+    machine = machine_info(device)  # first, because the run itself raises the load average
+    tell(*report.preamble(machine, gpu.copy_rate if gpu else None, rivals.packages(device)))
     rows: list[dict[str, Any]] = []
     for case in all_cases(options):
         row = measure(case, options, gpu)
@@ -194,12 +194,13 @@ def main(arguments: list[str] | None = None) -> None:
     tell(*report.summary(rows))
     if options.out:
         settings = {name: str(value) for name, value in vars(options).items()}
-        write_json(options.out / f"{NAME}.json", facts, rows, settings=settings)
+        write_measurements(options.out / f"{NAME}.json", machine, rows, settings=settings)
         (options.out / f"{NAME}.md").write_text("\n".join(lines) + "\n")
         plot(rows, options.out / f"{NAME}.png")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes the figure if matplotlib is installed."""
     try:
         from benchmarks.selection import plot as selection_plot
     except ModuleNotFoundError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench_selection.py times: scores, our calls, the bytes that no implementation can avoid."""
+"""The cases of bench_selection.py: scores, our call, its rivals, and a lower bound of bytes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dynprune_cuda import functional as F
 
 EPSILON = 0.1
 USUAL = "select_top_k, lognormal scores"
-CHUNK_IDS = 1 << 20  # how many ids a sampler takes from the device at a time
+CHUNK_IDS = 1 << 20  # ids that a sampler copies from the device at a time
 
-# Scores as training gives them.
+# Kinds of scores that occur in training.
 DISTRIBUTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "lognormal": lambda x: x,
-    "equal": lambda x: torch.full_like(x, 1.5),  # every run's first epoch
+    "equal": lambda x: torch.full_like(x, 1.5),  # the first epoch of a run
     "99 % zeros": lambda x: torch.where(torch.rand_like(x) < 0.01, x, 0.0),  # nearly solved
-    "early training": lambda x: 2.3 + 0.15 * torch.randn_like(x),  # ten classes, hardly trained
-    "eight levels": lambda x: x.mul(4).floor().clamp(max=7),  # forgetting events and other counts
+    "early training": lambda x: 2.3 + 0.15 * torch.randn_like(x),  # ten classes, after few steps
+    "eight levels": lambda x: x.mul(4).floor().clamp(max=7),  # counts, such as forgetting events
     "sorted": lambda x: x.sort().values,
     "10 % NaN": lambda x: torch.where(torch.rand_like(x) < 0.1, torch.nan, x),
     "bfloat16": lambda x: x.bfloat16(),
@@ -50,7 +50,7 @@ def make_scores(kind: str, n: int, device: torch.device) -> Tensor:
 
 
 def limit_bytes(num_samples: int, k: int, *read_per_sample: int) -> int:
-    """Every score read once, every int64 id written once."""
+    """Bytes that no implementation can avoid: each score read once, each int64 id written once."""
     return num_samples * sum(read_per_sample) + 8 * k
 
 
@@ -107,7 +107,7 @@ def ops(n: int, k: int, device: torch.device) -> Iterator[Case]:
 
 
 def weighted(n: int, k: int, device: torch.device, part: str = "weighted") -> Iterator[Case]:
-    """Draws without replacement, also where there are more samples than torch can draw from."""
+    """Draws without replacement, also of more samples than torch.multinomial accepts."""
     x = make_scores("lognormal", n, device)
     call = _bind(F.select_weighted, x, k, order="ascending")
     against = rivals.weighted(x, k)
@@ -115,7 +115,7 @@ def weighted(n: int, k: int, device: torch.device, part: str = "weighted") -> It
 
 
 def distributions(n: int, k: int, device: torch.device) -> Iterator[Case]:
-    """select_top_k on every kind of scores, in turns with itself on lognormal ones."""
+    """select_top_k on every kind of scores, and on lognormal scores in the same rounds."""
     lognormal = make_scores("lognormal", n, device)
     usual = _bind(F.select_top_k, lognormal, k, order="ascending")
     for kind in DISTRIBUTIONS:
@@ -153,7 +153,7 @@ def shares(n: int, keeps: list[float], device: torch.device) -> Iterator[Case]:
 def order(n: int, k: int, batch_size: int, device: torch.device) -> Iterator[Case]:
     """An epoch's batches in random order: shuffled by the selection, or looked up batch by batch.
 
-    Both start from the scores and end when every batch of ids was had.
+    Both start from the scores and end with the last batch of ids.
     """
     x = make_scores("lognormal", n, device)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU has: a cache to flush, graphs to replay, kernels to list, waits to count.
+"""Measurements on a GPU only: L2 flushes, graph replays, kernels, host synchronizations.
 
-`launches_and_waits` and `count_sync_warnings` are pure, so that they are tested without a GPU.
+`launches_and_waits` and `count_sync_warnings` need no GPU, so they are tested without one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 
 from benchmarks.common.timing import Call, time_once
 
-# Calls of the CUDA runtime that make the host wait. cudaDeviceSynchronize is left out: the profiler
-# itself calls it.
+# Calls of the CUDA runtime that make the host wait. cudaDeviceSynchronize is not among them: the
+# profiler itself calls it.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What is measured or allocated once."""
+    """What is measured or allocated once per run."""
 
     flush: Call
     copy_rate: float
@@ -35,7 +35,7 @@ def prepare(device: torch.device, rounds: int) -> Gpu:
 
 
 def l2_flush(device: torch.device) -> Call:
-    """A call that leaves nothing of earlier calls in the L2 cache."""
+    """A call that evicts from the L2 cache what earlier calls read or wrote."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     buffer = torch.empty(max(2 * cache, 1 << 26), dtype=torch.uint8, device=device)
     return buffer.zero_
@@ -50,7 +50,7 @@ def copy_rate(device: torch.device, rounds: int, num_bytes: int = 1 << 30) -> fl
 
 
 def graph_seconds(call: Call, device: torch.device, rounds: int, flush: Call) -> list[float]:
-    """Seconds of each replay of the captured call, which leaves out the cost of launching it."""
+    """Seconds of each replay of the captured call, without the cost of its launches."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
@@ -70,11 +70,11 @@ def graph_seconds(call: Call, device: torch.device, rounds: int, flush: Call) ->
 def host_syncs(call: Call, device: torch.device) -> int | None:
     """How often the call made the host wait, by torch's own count; None if torch does not count.
 
-    torch sees the waits that it makes itself. What other packages do shows in `profile`.
+    torch counts its own synchronizations. Those of other packages are in `profile`.
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "prototype feature", said once per process
+        warnings.simplefilter("ignore")  # torch warns once per process of a prototype feature
         torch.cuda.set_sync_debug_mode("warn")
     try:
         probe = torch.zeros((), device=device)
@@ -93,9 +93,9 @@ def count_sync_warnings(call: Call) -> int:
 
 
 def profile(call: Call, device: torch.device) -> dict[str, Any]:
-    """Kernels (and copies) of one call with their times, and the runtime calls that waited."""
+    """Kernels and copies of one call with their times, and how often the host waited."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities):  # the first profile pays for setting up
+    with torch.profiler.profile(activities=activities):  # the first profile includes the set-up
         call()
         torch.cuda.synchronize(device)
     with torch.profiler.profile(activities=activities) as recorded:
@@ -105,7 +105,7 @@ def profile(call: Call, device: torch.device) -> dict[str, Any]:
 
 
 def launches_and_waits(events: Iterable[Any]) -> dict[str, Any]:
-    """The profiler's averages as {"kernels": [...], "waits": number}; kernels slowest first."""
+    """The profiler's averages as {"kernels": [...], "waits": number}, slowest kernel first."""
     kernels, waits = [], 0
     for event in events:
         if event.device_type.name == "CUDA":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figure of bench_selection.py. Run it on a JSON file to draw that again:
+"""The figure of bench_selection.py. Draws it again from a JSON file:
 
 python -m benchmarks.selection.plot DIR/bench_selection.json
 """
@@ -10,19 +10,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
+from benchmarks.common.plots import COLOURS, plt, save, tidy
 from benchmarks.common.timing import median_ms
 from benchmarks.selection.report import Row, rival_seconds
-from benchmarks.training.report import COLOURS  # which also chooses a backend that needs no screen
 
 OURS = COLOURS[4]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Writes a PNG with a panel for every part that was measured."""
+    """Writes a PNG with a panel for each part that was measured and has one."""
     panels = [
         (part, draw)
         for part, draw in {"ops": _sizes, "distributions": _bars, "shares": _shares}.items()
@@ -35,15 +34,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     )
     for (part, draw), axis in zip(panels, axes[0], strict=True):
         draw(axis, [row for row in rows if row["part"] == part])
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, grid=None)
         axis.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
-def _sizes(axis: Any, rows: Sequence[Row]) -> None:
+def _sizes(axis: Axes, rows: Sequence[Row]) -> None:
     _curves(axis, [row for row in rows if row["op"] == "select_top_k, ascending"], "num_samples")
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -52,7 +48,7 @@ def _sizes(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_title(f"top-k, k = {rows[0]['keep']:.2g} N", loc="left", fontsize=10)
 
 
-def _shares(axis: Any, rows: Sequence[Row]) -> None:
+def _shares(axis: Axes, rows: Sequence[Row]) -> None:
     _curves(axis, rows, "keep")
     axis.set_yscale("log")
     axis.set_xlabel("k / N")
@@ -60,8 +56,8 @@ def _shares(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_title(f"top-k, N = {rows[0]['num_samples']:,}", loc="left", fontsize=10)
 
 
-def _curves(axis: Any, rows: Sequence[Row], key: str) -> None:
-    """A line for us, for each rival, and for the plain read if there is one."""
+def _curves(axis: Axes, rows: Sequence[Row], key: str) -> None:
+    """A line for our call, for each rival, and for the plain read if it was timed."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for row in sorted(rows, key=lambda row: row[key]):
         reads = {"plain read": row["seconds"]["read"]} if "read" in row["seconds"] else {}
@@ -80,7 +76,7 @@ def _curves(axis: Any, rows: Sequence[Row], key: str) -> None:
         axis.plot(xs, ys, style, color=colour, marker="o", markersize=3, linewidth=1.6, label=name)
 
 
-def _bars(axis: Any, rows: Sequence[Row]) -> None:
+def _bars(axis: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows))
     ours = [median_ms(row["seconds"]["ours"]) for row in rows]
     axis.barh([place + 0.2 for place in places], ours, 0.4, color=OURS, label="ours")

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.common import markdown
+from benchmarks.common.targets import Target
 from benchmarks.common.timing import median_ms
 from benchmarks.selection import targets
 from benchmarks.selection.cases import USUAL
@@ -27,17 +29,18 @@ RIVAL_COLUMNS = ["rival", "its ms", "ours is faster by", "target", "reached"]
 
 
 def preamble(
-    facts: dict[str, Any], copy_rate: float | None, packages: dict[str, bool]
+    machine: Mapping[str, Any], copy_rate: float | None, packages: Mapping[str, bool]
 ) -> list[str]:
+    """The machine, and what a reader must know of the tables."""
     lines = ["# Selection: ours and its rivals", ""]
-    lines += [f"- {name.replace('_', ' ')}: {value or 'none'}" for name, value in facts.items()]
+    lines += [f"- {name.replace('_', ' ')}: {value or 'none'}" for name, value in machine.items()]
     if copy_rate is not None:
         lines.append(f"- copy rate, read and written: {copy_rate / 1e9:.0f} GB/s")
     absent = [name for name, present in packages.items() if not present]
     if absent:
         lines.append(f"- not installed, so not measured: {', '.join(absent)}")
-    busy = facts["load_average"][0]
-    if busy > 0.25 * facts["cores"]:
+    busy = machine["load_average"][0]
+    if busy > 0.25 * machine["cores"]:
         lines += [
             "",
             f"**This machine is busy** (load {busy}). Threads wait for each other then: ratios of "
@@ -63,26 +66,27 @@ def preamble(
 
 
 def table_of(row: Row) -> tuple[Any, ...]:
-    """Rows of one table have the same."""
+    """The key of the table that a row belongs to."""
     return row["part"], row["num_samples"]
 
 
 def header(row: Row) -> list[str]:
+    """Title and head of the table of a row."""
     title = f"## {TITLES[row['part']]}, N = {row['num_samples']:,}"
     if row["part"] in ("distributions", "order"):
         title += f", k = {row['k']:,}"
     columns = (GPU_COLUMNS if on_gpu(row) else CPU_COLUMNS) + RIVAL_COLUMNS
-    return ["", title, "", _table_line(columns), "|" + "---|" * len(columns)]
+    return ["", title, "", *markdown.head(columns)]
 
 
 def lines(row: Row) -> list[str]:
-    """A line for each rival; the first one says how we did."""
+    """A line for each rival; the first one holds our own numbers."""
     own = _own_cells(row)
-    told = []
+    found = []
     for cells in [*_measured(row), *_refused(row)]:
-        told.append(_table_line([*own, *cells]))
+        found.append(markdown.row([*own, *cells]))
         own = [""] * len(own)
-    return told
+    return found
 
 
 def _own_cells(row: Row) -> list[str]:
@@ -110,7 +114,7 @@ def _own_cells(row: Row) -> list[str]:
 
 
 def _measured(row: Row) -> list[list[str]]:
-    told = []
+    found = []
     for rival, seconds in rival_seconds(row).items():
         ratio = median_ms(seconds) / own_ms(row)
         target = _target(row, rival)
@@ -120,8 +124,8 @@ def _measured(row: Row) -> list[list[str]]:
             time += f" ({len(seconds)} rounds)"
         if on_gpu(row):
             time += f" ({_waits(row, rival)} host waits)"
-        told.append([rival, time, f"{ratio:.2f}x", *promise])
-    return told
+        found.append([rival, time, f"{ratio:.2f}x", *promise])
+    return found
 
 
 def _refused(row: Row) -> list[list[str]]:
@@ -131,7 +135,7 @@ def _refused(row: Row) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target that applies to what was measured."""
+    """A target that applies to a measurement, and whether it is reached."""
 
     what: str
     measured: str
@@ -140,46 +144,51 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    told = []
+    """The verdicts of all targets that apply to these rows."""
+    found = []
     for row in rows:
         what = f"{row['op']}, {row['scores']} scores, N = {row['num_samples']:,}"
         for rival, seconds in rival_seconds(row).items():
             if target := _target(row, rival):
                 ratio = median_ms(seconds) / own_ms(row)
                 versus = f"{what}, against {rival}"
-                told.append(Verdict(versus, f"{ratio:.2f}x", target.text, target.reached(ratio)))
+                found.append(Verdict(versus, f"{ratio:.2f}x", target.text, target.reached(ratio)))
         if row["refused"] and _beyond_torch(row):
-            told.append(Verdict(what, "runs", "runs where torch.multinomial refuses", True))
+            found.append(Verdict(what, "runs", "runs where torch.multinomial refuses", True))
         replay, wanted = replay_ms(row), _wanted_ms(row)
         if replay is not None and wanted is not None:
             target_text = f"at most {wanted:g} ms in a replay"
-            told.append(Verdict(what, f"{_ms(replay)} ms", target_text, replay <= wanted))
+            found.append(Verdict(what, f"{_ms(replay)} ms", target_text, replay <= wanted))
     ratio_of_extremes = spread(rows)
     if ratio_of_extremes is not None:
         what = "select_top_k, slowest over fastest distribution"
         reached = ratio_of_extremes <= targets.SPREAD
-        told.append(Verdict(what, f"{ratio_of_extremes:.2f}", f"at most {targets.SPREAD}", reached))
-    return told
+        found.append(
+            Verdict(what, f"{ratio_of_extremes:.2f}", f"at most {targets.SPREAD}", reached)
+        )
+    return found
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    told = verdicts(rows)
-    reached = sum(verdict.reached for verdict in told)
-    lines = ["", f"## Targets: {reached} of {len(told)} reached", ""]
-    if told:
-        lines += ["| what | measured | target | reached |", "|---|---|---|---|"]
+    """How many targets are reached, the verdicts, and the kernels where they were recorded."""
+    found = verdicts(rows)
+    reached = sum(verdict.reached for verdict in found)
+    lines = ["", f"## Targets: {reached} of {len(found)} reached", ""]
+    if found:
+        lines += markdown.head(["what", "measured", "target", "reached"])
     else:
         lines.append("None of them is about these N, k and parts.")
-    for verdict in told:
+    for verdict in found:
         cells = [verdict.what, verdict.measured, verdict.target, _yes(verdict.reached)]
-        lines.append(_table_line(cells))
+        lines.append(markdown.row(cells))
     return lines + _kernel_table(rows)
 
 
 def spread(rows: Sequence[Row]) -> float | None:
-    """Slowest distribution over fastest, each as a ratio to lognormal scores in the same rounds.
+    """The slowest distribution's time over the fastest one's.
 
-    A 16-bit distribution may be fast: it has half the bytes.
+    Each time is relative to that of lognormal scores in the same rounds. bfloat16 scores count as
+    slowest only: they have half the bytes.
     """
     costs = {
         row["scores"]: own_ms(row) / median_ms(row["seconds"][USUAL])
@@ -191,17 +200,17 @@ def spread(rows: Sequence[Row]) -> float | None:
 
 
 def _kernel_table(rows: Sequence[Row]) -> list[str]:
-    """Time of every kernel of every op at every N, slowest first."""
+    """The time of each kernel of each op at each N, slowest first."""
     profiled = [row for row in rows if row["part"] == "ops" and row.get("kernels")]
     if not profiled:
         return []
-    lines = ["", "## Kernels", "", "| op | N | kernel | launches | µs |", "|---|---|---|---|---|"]
+    lines = ["", "## Kernels", "", *markdown.head(["op", "N", "kernel", "launches", "µs"])]
     for row in profiled:
         own = [row["op"], f"{row['num_samples']:,}"]
         for kernel in row["kernels"]:
             name = kernel["kernel"].split("(")[0].replace("|", "/")
             cells = [name, str(kernel["launches"]), f"{kernel['microseconds']:.1f}"]
-            lines.append(_table_line([*own, *cells]))
+            lines.append(markdown.row([*own, *cells]))
             own = ["", ""]
     return lines
 
@@ -222,7 +231,7 @@ def rival_seconds(row: Row) -> dict[str, list[float]]:
     return {name: times for name, times in row["seconds"].items() if name not in ("ours", "read")}
 
 
-def _target(row: Row, rival: str) -> targets.Target | None:
+def _target(row: Row, rival: str) -> Target | None:
     kind = "cuda" if on_gpu(row) else "cpu"
     parts = ("ops", "weighted") + (("distributions",) if kind == "cuda" else ())
     if row["part"] not in parts:
@@ -243,10 +252,6 @@ def _beyond_torch(row: Row) -> bool:
 def _waits(row: Row, name: str) -> str:
     count = row["host_syncs"].get(name)
     return "-" if count is None else str(count)
-
-
-def _table_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _ms(milliseconds: float) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one would write without dynprune_cuda, one function per op.
+"""Other ways to select, by torch, NumPy and GPU packages; one function per op.
 
-Each returns a dictionary of calls by name. On a GPU the packages of GPU_PACKAGES join where they
-are installed; what they return is compared with ours before they are timed.
+Each function returns calls by name. On a GPU, the packages of GPU_PACKAGES take part where they are
+installed. Their first result is checked.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Rivals = dict[str, Call]
 
 
 def top_k(x: Tensor, k: int) -> Rivals:
-    """The k greatest, in any order."""
+    """The ids of the k greatest scores, in any order."""
     rivals: Rivals = {
         "torch.topk": lambda: torch.topk(x, k, sorted=False).indices,
         "torch.topk(sorted=True)": lambda: torch.topk(x, k).indices,
         "torch.sort[:k]": lambda: torch.sort(x, descending=True).indices[:k],
     }
-    if x.dtype != torch.bfloat16:  # numpy has no such type
+    if x.dtype != torch.bfloat16:  # NumPy has no bfloat16
         rivals["np.argpartition"] = _on_host(x, lambda values: _partition(values, k))
     if x.is_cuda:
         rivals["host round trip"] = rivals.pop("np.argpartition")
@@ -85,7 +85,7 @@ def uniform(n: int, k: int, device: torch.device) -> Rivals:
 
 
 def weighted(weights: Tensor, k: int) -> Rivals:
-    """torch.multinomial refuses more than 2^24 categories."""
+    """torch.multinomial, which refuses more than 2^24 categories."""
     return {"torch.multinomial": lambda: torch.multinomial(weights, k, replacement=False)}
 
 
@@ -105,7 +105,7 @@ def _partition(values: Any, k: int) -> Any:
 
 
 def _on_host(x: Tensor, select: Callable[[Any], Any]) -> Call:
-    """numpy on the scores; for scores on a GPU there and back, as a training script would do it."""
+    """NumPy on the scores; scores on a GPU are copied to the host, and the ids back."""
     if x.is_cuda:
         return lambda: torch.from_numpy(select(x.cpu().numpy())).to(x.device)
     values = x.numpy()
@@ -115,7 +115,7 @@ def _on_host(x: Tensor, select: Callable[[Any], Any]) -> Call:
 def _gpu_packages(x: Tensor, k: int) -> Rivals:
     rivals: Rivals = {}
     installed = packages(x.device)
-    if x.dtype == torch.bfloat16:  # known to flashinfer alone
+    if x.dtype == torch.bfloat16:  # only flashinfer accepts it
         installed |= {"cupy": False, "pylibraft": False}
     if installed["cupy"]:
         cupy = importlib.import_module("cupy")
@@ -133,7 +133,7 @@ def _gpu_packages(x: Tensor, k: int) -> Rivals:
 def _raft(x: Tensor, k: int) -> Call:
     select_k = importlib.import_module("pylibraft.matrix").select_k
     common = importlib.import_module("pylibraft.common")
-    # With a handle of our stream the call neither allocates a handle nor waits for it.
+    # With a handle of our stream the call does not allocate a handle and wait for it.
     handle = common.DeviceResources(torch.cuda.current_stream(x.device).cuda_stream)
 
     def call() -> Tensor:
@@ -146,7 +146,7 @@ def _raft(x: Tensor, k: int) -> Call:
 
 
 def _checked(call: Callable[[], Any], x: Tensor, k: int) -> Call:
-    """The call; its first result must hold k distinct ids of the k greatest scores."""
+    """The call, with a check of its first result."""
     checked = False
 
     def checked_once() -> Any:
@@ -161,6 +161,7 @@ def _checked(call: Callable[[], Any], x: Tensor, k: int) -> Call:
 
 
 def check_ids(ids: Tensor, x: Tensor, k: int) -> None:
+    """Raises a RuntimeError unless these are k distinct ids of the k greatest scores."""
     ids = ids.long()
     distinct = len(torch.unique(ids))
     if len(ids) != k or distinct != k:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was promised of the selection's speed, so that a table can say whether it holds.
+"""The targets for the speed of selection.
 
-The CPU's targets are ratios within one run on 2 cores: k = 0.3 N, lognormal scores, medians. The
-times of the GPU are stated for an H100 at k = N/3.
+Those for a CPU are ratios of medians within one run, stated for 2 cores, k = 0.3 N and lognormal
+scores. Those for a GPU are stated for an H100 and k = N/3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from benchmarks.common.targets import Target, at_most, faster
 
 SPREAD = 1.5  # slowest over fastest distribution of the same N and k
-SPREAD_FROM = 50_000  # below, the time is that of a function call
+SPREAD_FROM = 50_000  # below this size, the time is that of a function call
 MULTINOMIAL_LIMIT = 2**24  # categories
 
 # (op, rival): how many times faster than the rival
@@ -28,45 +28,30 @@ GPU_TOP_K = 4.0  # times faster than torch.topk at 1e8, whatever the distributio
 GPU_TOP_K_MS = {100_000_000: 0.35, 1_000_000: 0.020}
 
 
-@dataclass(frozen=True)
-class Target:
-    """A promise about one ratio, rival's time over ours."""
-
-    text: str
-    at_least: float
-
-    def reached(self, ratio: float) -> bool:
-        return ratio >= self.at_least
-
-
 def find(
     device_type: str, op: str, rival: str, num_samples: int, keep: float, scores: str = "lognormal"
 ) -> Target | None:
-    """The target for the ratio of `rival` to `op`, None where nothing was promised."""
+    """The target for the ratio of `rival` to `op`, None where there is no target."""
     if device_type == "cuda":
-        promised = op == "select_top_k, ascending" and rival == "torch.topk"
-        promised = promised and num_samples == 100_000_000 and abs(keep - 1 / 3) < 0.01
-        return _faster(GPU_TOP_K) if promised else None
+        stated = op == "select_top_k, ascending" and rival == "torch.topk"
+        stated = stated and num_samples == 100_000_000 and abs(keep - 1 / 3) < 0.01
+        return faster(GPU_TOP_K) if stated else None
     if scores != "lognormal" or abs(keep - 0.3) > 0.001:
         return None
     if rival == "select_top_k, ascending":
-        promised = op == "select_ucb, ascending" and num_samples == 10_000_000
-        return Target(f"at most {UCB_COST} times its time", 1 / UCB_COST) if promised else None
+        stated = op == "select_ucb, ascending" and num_samples == 10_000_000
+        return at_most(UCB_COST) if stated else None
     if num_samples == 50_000:
         return Target("not slower", 1.0)
     if num_samples == 16_000_000 and op.startswith("select_weighted"):
-        return _faster(WEIGHTED)
+        return faster(WEIGHTED)
     if num_samples == 10_000_000 and (op, rival) in AT_TEN_MILLION:
-        return _faster(AT_TEN_MILLION[op, rival])
+        return faster(AT_TEN_MILLION[op, rival])
     return None
 
 
 def gpu_milliseconds(op: str, num_samples: int, keep: float) -> float | None:
-    """The time promised on an H100."""
+    """The greatest time on an H100, None where there is no target."""
     if op != "select_top_k, ascending" or abs(keep - 1 / 3) > 0.01:
         return None
     return GPU_TOP_K_MS.get(num_samples)
-
-
-def _faster(factor: float) -> Target:
-    return Target(f"{factor:g}x faster", factor)

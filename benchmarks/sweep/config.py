@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TOML file describes a sweep: this reads and checks it."""
+"""Reads and checks the TOML file that describes a sweep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.training.methods import METHODS, Rules
-from benchmarks.training.training import PRECISIONS
+from benchmarks.training.source import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +27,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Data:
-    """`dataset` and `root` as in image_datasets.load_dataset."""
+    """`dataset` and `root` as in training.image_datasets.load_dataset."""
 
     dataset: str
     root: str = ""
@@ -38,7 +38,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """See training.Settings."""
+    """See training.source.Settings."""
 
     model: str
     epochs: int
@@ -58,13 +58,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Static:
-    """How the scores of static subsets are computed, for each seed of a training anew."""
+    """How the scores of static subsets are computed, separately for each seed of a training."""
 
-    models: int = 3  # of EL2N and GraNd, which are the mean over them
-    epochs: int = 4  # of each of them: the first ones of a full run
+    models: int = 3  # whose mean EL2N and GraNd are
+    epochs: int = 4  # of each of these models: the first epochs of a full run
     forgetting_models: int = 1
     forgetting_epochs: int = 8
-    chunk_size: int = 0  # of exact GraNd; 0: what fits
+    chunk_size: int = 0  # of exact GraNd; 0: as many as fit
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Overhead:
-    """Runs that are only there to be timed beside those of the sweep."""
+    """Runs to be timed only, beside those of the sweep."""
 
     methods: tuple[str, ...] = ()
     keeps: tuple[float, ...] = ()
@@ -109,7 +109,7 @@ class SweepConfig:
     overhead: Overhead = field(default_factory=Overhead)
 
     def cells(self) -> list[Cell]:
-        """All runs: seed by seed, so that there is a whole table of one seed as soon as can be."""
+        """All runs, seed by seed: the table of one seed is complete as early as possible."""
         cells = [
             Cell(method, keep, seed)
             for part in (self.sweep, self.overhead)
@@ -120,12 +120,12 @@ class SweepConfig:
         return list(dict.fromkeys(cells))
 
     def fingerprint(self, device: str, *, threads: int, data: tuple[str, int, int]) -> str:
-        """A hash of what decides the result of a cell: runs of one table must share it.
+        """A hash of everything that determines a result; runs of one table must share it.
 
         Args:
             device: "cpu" or "cuda".
-            threads: Those that torch has; on a CPU they decide the order of sums.
-            data: Name and sizes of the data that were found: training and test samples.
+            threads: Of torch; on a CPU they determine the order of sums.
+            data: Name of the data, number of training samples, number of test samples.
         """
         parts = asdict(self)
         for name in ("sweep", "overhead"):
@@ -145,11 +145,11 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> SweepConfig:
 
     Args:
         path: The TOML file.
-        changes: Entries that differ, as "training.epochs=2" with a TOML value.
+        changes: Entries to replace, as "training.epochs=2" with a TOML value.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no TOML, or an entry is missing, unknown, of the wrong type or impossible.
+        ValueError: It is no TOML, or an entry is missing, unknown, of a wrong type or out of range.
     """
     tables = _parse(path.read_text(), str(path))
     for change in changes:
@@ -171,7 +171,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 
 
 def _fill(kind: Any, table: Mapping[str, Any], file: str, prefix: str) -> Any:
-    """Makes a dataclass of a table; every error names the entry."""
+    """A dataclass with the values of a table; every error names the entry."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if strange := sorted(set(table) - set(fields)):
         raise ValueError(f"{file}: unknown {', '.join(prefix + name for name in strange)}")

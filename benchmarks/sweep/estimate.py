@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a sweep will take: from a measurement of seconds, and from the runs that are done."""
+"""Forecasts the time of a sweep from a short measurement and from finished runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from benchmarks.common.records import Run
 from benchmarks.sweep.config import Cell, SweepConfig
-from benchmarks.training.methods import METHODS, planned_samples
-from benchmarks.training.training import Source, new_model
+from benchmarks.training.methods import METHODS
+from benchmarks.training.plans import planned_samples
+from benchmarks.training.source import Source, new_model
 from dynprune_cuda import Pruner
 from dynprune_cuda.static_scores.measures import gradient_norms
 
@@ -30,18 +31,18 @@ class Speed:
     gradient_norm: float
 
 
-# Where nothing was measured, only the proportions count: those of a small network on a CPU.
+# Without a measurement only the proportions matter: those of a small network on a CPU.
 USUAL = Speed(1.0, 0.35, 6.0)
 
 
-# Kinds of scores that look at the same models.
+# Kinds of scores that share the same models.
 SHARED = ("el2n", "grand", "grand_last")
 
 
 class Forecast:
-    """Seconds that cells will take, as far as the runs that were seen tell.
+    """Forecasts the seconds of cells, from a measured speed and from observed runs.
 
-    Without a measured `speed` there is none before the first run was seen.
+    Without a measured `speed` there is no forecast before the first observed run.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class Forecast:
         self.speed, self._measured = speed or USUAL, speed is not None
         self._seconds = self._work = 0.0
         self._scored: set[tuple[str, int]] = set()
-        self._trained: set[int] = set()  # seeds whose models for scores are there
+        self._trained: set[int] = set()  # seeds whose models for scores are trained
 
     def observe(self, run: Run) -> None:
-        """Notes how long a run took, in whichever process it was, with scores computed for it.
+        """Records the time of a run, of this or an earlier process, with its static scores.
 
-        The cost of scores is in every run that uses them, and of models in all that look at them:
-        here they count once, as they were computed once.
+        Each run includes the cost of its scores and their models. Those that several runs share
+        were computed once, so they count once here.
         """
         cell, kind = Cell(run.method, run.keep, run.seed), METHODS[run.method].scores
         self._seconds += run.train_seconds + run.part("evaluation")
@@ -67,16 +68,18 @@ class Forecast:
                 self._seconds -= run.static["training_seconds"]
         self._work += self._cell(cell, self._scored, self._trained)
 
-    def seconds(self, cells: Iterable[Cell], there: Iterable[tuple[str, int]] = ()) -> float | None:
-        """How long these will take, one after the other; None: nothing was measured or seen yet.
+    def seconds(
+        self, cells: Iterable[Cell], computed: Iterable[tuple[str, int]] = ()
+    ) -> float | None:
+        """Seconds of these runs, one after the other; None without a measurement or a run.
 
         Args:
             cells: The runs.
-            there: Kinds and seeds of scores that need not be computed any more.
+            computed: Kind and seed of the scores that exist already.
         """
         if not (self._work or self._measured):
             return None
-        scored = self._scored.union(there)
+        scored = self._scored.union(computed)
         trained = self._trained | {seed for kind, seed in scored if kind in SHARED}
         work = sum(self._cell(cell, scored, trained) for cell in cells)
         return work * (self._seconds / self._work if self._work else 1.0)
@@ -110,7 +113,7 @@ class Forecast:
 
 
 def measure_speed(source: Source, config: SweepConfig, seconds: float = 4.0) -> Speed:
-    """Measures each of the three for some seconds, on the data of the sweep."""
+    """Measures each rate for some seconds, on the data of the sweep."""
     settings = source.settings
     model = new_model(source.task, settings)
     forward = torch.compile(model) if settings.compile else model
@@ -153,7 +156,7 @@ def _per_image(work: Any, loader: Any, seconds: float, device: torch.device) -> 
         for batch in loader():
             images += work(batch)
             batches += 1
-            if batches == 2:  # the first ones make threads, plans and memory
+            if batches == 2:  # the first batches start threads and allocate memory
                 wait()
                 images, start = 0, time.perf_counter()
             elif batches % 8 == 0 or device.type != "cuda":
@@ -163,7 +166,7 @@ def _per_image(work: Any, loader: Any, seconds: float, device: torch.device) -> 
 
 
 def describe_speed(config: SweepConfig, source: Source, speed: Speed) -> str:
-    """What was measured, and what it makes of the sweep."""
+    """The measured rates, and the forecast for the sweep."""
     forecast = Forecast(config, source.num_samples, len(source.task.test), speed)
     cells = config.cells()
     total = forecast.seconds(cells)
@@ -178,5 +181,6 @@ def describe_speed(config: SweepConfig, source: Source, speed: Speed) -> str:
 
 
 def hours(seconds: float) -> str:
+    """A time in hours and minutes, or in minutes."""
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from benchmarks.common.plots import COLOURS, plt, save, tidy
 from benchmarks.common.records import Run, group_by
 from benchmarks.training.methods import METHODS
-from benchmarks.training.report import COLOURS, tidy
 
 __all__ = ["plot_curves", "plot_keeps", "style"]
 
@@ -21,7 +22,7 @@ LINES = {"full": "-", "short": "-", "static": "--", "dynamic": "-", "infobatch":
 
 
 def style(method: str) -> dict[str, Any]:
-    """Colour and line: static methods are dashed, full data are black and grey."""
+    """Colour and line of a method: dashed for static ones, black and grey for full data."""
     kind = METHODS[method].kind
     if kind in ("full", "short"):
         colour = COLOURS[0 if kind == "full" else 1]
@@ -38,7 +39,7 @@ def plot_curves(runs: Sequence[Run], path: Path, *, axis: str, title: str) -> No
 
     A line is the mean over the seeds, a band their range.
     """
-    keeps: list[float | None] = sorted({run.keep for run in runs if run.keep is not None})
+    keeps: list[float | None] = [*sorted({run.keep for run in runs if run.keep is not None})]
     keeps = keeps or [None]
     figure, panels = plt.subplots(
         1, len(keeps), figsize=(5.2 * len(keeps) + 1.5, 5), dpi=120, sharey=True, squeeze=False
@@ -95,15 +96,13 @@ def plot_keeps(runs: Sequence[Run], path: Path, *, title: str) -> None:
 
 
 def _range(ends: Sequence[float]) -> tuple[float, float]:
-    """Limits of the axis that show the ends of all lines apart."""
+    """Limits of the axis that separate the ends of all lines."""
     low, high = min(ends), max(ends)
     margin = max(1.0, 0.4 * (high - low))
     return max(0.0, math.floor(low - margin)), min(100.5, math.ceil(high + 0.25 * margin))
 
 
-def _finish(figure: Any, panel: Any, path: Path, title: str) -> None:
+def _finish(figure: Figure, panel: Axes, path: Path, title: str) -> None:
     panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a sweep: Markdown tables and figures, from its JSON lines alone."""
+"""The report of a sweep: Markdown tables and figures, made from its JSON lines."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import markdown
 from benchmarks.common.records import Run, group_by, run_from_json
 from benchmarks.sweep.plots import plot_curves, plot_keeps
 from benchmarks.training.methods import METHODS
@@ -20,7 +21,7 @@ TOLERANCE = 0.005  # "within 0.5 points of full data"
 
 
 def write_report(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Writes report.md and three figures beside it."""
+    """Writes report.md and three figures in the same folder."""
     runs = [run_from_json(entry["run"]) for entry in entries]
     order = list(METHODS)
     runs.sort(key=lambda run: (order.index(run.method), run.keep or 0.0, run.seed))
@@ -46,7 +47,7 @@ def write_report(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main_table(runs: Sequence[Run], keep: float | None) -> str:
-    """One row per method with this keep, and those that have none; means over the seeds."""
+    """One row per method with this keep or without a keep; means over the seeds."""
     groups = group_by(of_keep(runs, keep), "method")
     full = groups.get("full")
     rows = [
@@ -76,16 +77,16 @@ def main_table(runs: Sequence[Run], keep: float | None) -> str:
                 time_to_full(group, full),
             )
         )
-    return markdown(rows)
+    return markdown.table(rows)
 
 
 def of_keep(runs: Sequence[Run], keep: float | None) -> list[Run]:
-    """The runs with this keep, and those that have none."""
+    """The runs with this keep, and those without a keep."""
     return [run for run in runs if run.keep in (keep, None)]
 
 
 def sampling_error(runs: Sequence[Run], keep: float | None, num_test: int) -> str:
-    """What the table of this keep cannot tell apart."""
+    """The difference that the table of this keep cannot resolve."""
     return (
         f"Differences below {two_sigma(of_keep(runs, keep), num_test):.1f} points are within the "
         "sampling error of two test sets of this size. All methods share the same test images, "
@@ -107,7 +108,7 @@ def time_to_full(group: Sequence[Run], full: Sequence[Run] | None) -> str:
 
 
 def overhead_table(runs: Sequence[Run]) -> str:
-    """Of what training time is made: one row per method and keep."""
+    """The parts of training time, one row per method and keep."""
     unscored = [run for run in runs if not METHODS[run.method].scores_samples]
     plain = mean(run.part("loss") / run.samples for run in unscored) if unscored else None
     rows = [
@@ -148,11 +149,11 @@ def overhead_table(runs: Sequence[Run]) -> str:
                 f"{mean(run.part('evaluation') for run in group):.1f}",
             )
         )
-    return markdown(rows)
+    return markdown.table(rows)
 
 
 def setting(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What was run, on what."""
+    """The setting: data, model, parameters, machine."""
     last = entries[-1]
     data, machine, config = last["data"], last["machine"], last["config"]
     training, pruning = config["training"], config["pruning"]
@@ -213,11 +214,5 @@ def overhead_notes(runs: Sequence[Run]) -> str:
     return text
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, the first row as its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def mean(values: Any) -> float:
+def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)

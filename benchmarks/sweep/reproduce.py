@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a sweep: every method with every keep and seed of a TOML file, unattended.
 
-Start it again after whatever stopped it, and it goes on. See docs/reproduce.md.
+The same command resumes a sweep that was stopped. See docs/reproduce.md.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 
+from benchmarks.common.machine_info import git_commit, machine_info
 from benchmarks.common.records import Run, run_from_json
-from benchmarks.sweep import results_file
+from benchmarks.common.result_files import append_line, locked, read_lines, write_text
 from benchmarks.sweep.config import Cell, SweepConfig, read_config
 from benchmarks.sweep.estimate import Forecast, describe_speed, hours, measure_speed
-from benchmarks.sweep.static_subsets import StaticSubsets, replace_text
-from benchmarks.training.image_datasets import ImageTask, load_dataset
-from benchmarks.training.methods import METHODS, make_plan
-from benchmarks.training.training import Settings, Source, Trainer, warm_up
+from benchmarks.sweep.static_subsets import StaticSubsets
+from benchmarks.training.image_datasets import load_dataset
+from benchmarks.training.images import ImageTask
+from benchmarks.training.methods import METHODS
+from benchmarks.training.plans import make_plan
+from benchmarks.training.source import Settings, Source, warm_up
+from benchmarks.training.trainer import Trainer
 
 __all__ = ["main"]
 
@@ -33,35 +38,19 @@ Report = Callable[[Path, list[dict[str, Any]]], None]
 
 
 class OutOfTime(Exception):
-    """The minutes that were granted are over."""
+    """The minutes of --minutes are over."""
 
 
 class Sweep:
-    """A sweep and the folder that it works in; `report` is called after every whole seed."""
+    """A sweep in a folder; calls `report` after each complete seed."""
 
     def __init__(
         self, config: SweepConfig, out: Path, minutes: float | None, report: Report
     ) -> None:
         self.config, self.out, self.report = config, out, report
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
-        training = config.training
-        name = training.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
-        if training.threads:
-            torch.set_num_threads(training.threads)
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-        same = (
-            "model epochs batch_size lr weight_decay precision channels_last compile resident "
-            "num_workers evaluations"
-        )
-        self.settings = Settings(
-            device=device,
-            rules=config.pruning,
-            **{name: getattr(training, name) for name in same.split()},
-        )
+        self.settings = make_settings(config)
+        device = self.settings.device
         self.task = load_task(config)
         self.source = Source(self.task, self.settings)
         self.fingerprint = config.fingerprint(
@@ -69,19 +58,24 @@ class Sweep:
             threads=torch.get_num_threads(),
             data=(self.task.name, len(self.task.train), len(self.task.test)),
         )
-        about = f"{self.task.name}, {training.model}, configuration {self.fingerprint}"
+        about = f"{self.task.name}, {self.settings.model}, configuration {self.fingerprint}"
         self.static = StaticSubsets(
             self.source, config.static, out / "static", about, self._in_time
         )
-        self.facts = results_file.describe(device)
+        self.machine = {
+            **machine_info(device),
+            "torchvision": torchvision.__version__,
+            "cudnn": torch.backends.cudnn.version(),
+            "git": git_commit(),
+        }
 
     @property
     def results(self) -> Path:
         return self.out / "results.jsonl"
 
     def finished(self) -> list[Run]:
-        """The runs in the folder, which must be of this configuration, as all that is in it."""
-        begun, entries = self.out / "fingerprint", results_file.read(self.results)
+        """The runs in the folder; raises a ValueError if it holds another configuration."""
+        begun, entries = self.out / "fingerprint", read_lines(self.results)
         found = {entry["fingerprint"] for entry in entries}
         if begun.is_file():
             found.add(begun.read_text())
@@ -90,11 +84,11 @@ class Sweep:
                 f"{self.out} holds runs of another configuration: give another --out, or move the "
                 "folder away"
             )
-        replace_text(begun, self.fingerprint)
+        write_text(begun, self.fingerprint)
         return [run_from_json(entry["run"]) for entry in entries]
 
     def run(self) -> list[str]:
-        """Does what is left, as far as the time allows; returns the names of runs that failed."""
+        """Does the runs that are left, within the time; returns the names of runs that failed."""
         done = {Cell(run.method, run.keep, run.seed): run for run in self.finished()}
         forecast = Forecast(self.config, len(self.task.train), len(self.task.test))
         for run in done.values():
@@ -106,7 +100,7 @@ class Sweep:
         total, failed = len(left) + len(done), []
         for number, cell in enumerate(left):
             try:
-                if number > 0:  # every start gets at least one epoch further
+                if number > 0:  # each start completes at least one epoch
                     self._in_time()
                     if cell.seed != left[number - 1].seed:
                         self._report_so_far()
@@ -117,14 +111,14 @@ class Sweep:
             except ImportError as error:
                 print(f"{cell.name} is left out: {error}")
                 continue
-            except Exception:  # the other runs are worth having, and it may work the next time
+            except Exception:  # go on with the other runs; the next start repeats this one
                 traceback.print_exc()
                 failed.append(cell.name)
                 continue
             self._write(cell, run)
             done[cell] = run
             forecast.observe(run)
-            rest = forecast.seconds(left[number + 1 :], self._scores_there(cells))
+            rest = forecast.seconds(left[number + 1 :], self._computed_scores(cells))
             remaining = "" if rest is None else f"; about {hours(rest)} left"
             print(
                 f"[{len(done)}/{total}] {cell.name}: {100 * run.accuracy:.2f} %, "
@@ -178,20 +172,21 @@ class Sweep:
         if self._end is not None and time.monotonic() >= self._end:
             raise OutOfTime
 
-    def _scores_there(self, cells: Sequence[Cell]) -> set[tuple[str, int]]:
+    def _computed_scores(self, cells: Sequence[Cell]) -> set[tuple[str, int]]:
+        """Kind and seed of the static scores that are on the disk."""
         wanted = {(METHODS[cell.method].scores, cell.seed) for cell in cells}
         return {(kind, seed) for kind, seed in wanted if kind and self.static.has(kind, seed)}
 
     def _report_so_far(self) -> None:
-        """Tables and figures of the seeds that are done; the sweep goes on without them, too."""
+        """Reports the seeds that are done; an error here does not stop the sweep."""
         try:
-            if entries := results_file.read(self.results):
+            if entries := read_lines(self.results):
                 self.report(self.out, entries)
         except Exception:
             traceback.print_exc()
 
     def _write(self, cell: Cell, run: Run) -> None:
-        """Enters a run that is finished, and forgets its checkpoint."""
+        """Appends a finished run to the results, and removes its checkpoint."""
         entry = {
             "fingerprint": self.fingerprint,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -203,10 +198,32 @@ class Sweep:
                 "train": len(self.task.train),
                 "test": len(self.task.test),
             },
-            "machine": self.facts,
+            "machine": self.machine,
         }
-        results_file.append(self.results, entry)
+        append_line(self.results, entry)
         (self.out / f"{cell.name}.checkpoint").unlink(missing_ok=True)
+
+
+def make_settings(config: SweepConfig) -> Settings:
+    """The settings of all runs; also sets torch's threads and cuDNN's choice of algorithms."""
+    training = config.training
+    name = training.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    same = (
+        "model epochs batch_size lr weight_decay precision channels_last compile resident "
+        "num_workers evaluations"
+    )
+    return Settings(
+        device=device,
+        rules=config.pruning,
+        **{name: getattr(training, name) for name in same.split()},
+    )
 
 
 def load_task(config: SweepConfig) -> ImageTask:
@@ -256,14 +273,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.report_only:
             config = read_config(args.config, [*args.set, *data_root(args.data_root)])
             args.out.mkdir(parents=True, exist_ok=True)
-            with results_file.locked(args.out):
+            with locked(args.out):
                 sweep = Sweep(config, args.out, args.minutes, report)
                 print(introduction(sweep), flush=True)
                 if args.estimate:
                     print(describe_speed(config, sweep.source, measure_speed(sweep.source, config)))
                     return
                 failed = sweep.run()
-        entries = results_file.read(args.out / "results.jsonl")
+        entries = read_lines(args.out / "results.jsonl")
         if entries:
             report(args.out, entries)
     except (ImportError, OSError, ValueError) as error:
@@ -279,7 +296,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_report() -> Report:
-    """What writes tables and figures; before anything is trained, with a word if it cannot."""
+    """The function that writes tables and figures.
+
+    Prints a warning, before anything is trained, if a package for them is missing.
+    """
     try:
         from benchmarks.sweep.report import write_report
     except ImportError as error:
@@ -300,16 +320,16 @@ def find_report() -> Report:
 
 
 def data_root(path: str | None) -> list[str]:
-    # A literal TOML string has no escapes: any path without a quote in it will do.
+    # A literal TOML string has no escapes, so it can hold any path without a quote.
     return [] if path is None else [f"data.root='{path}'"]
 
 
 def introduction(sweep: Sweep) -> str:
-    task, settings, facts = sweep.task, sweep.settings, sweep.facts
+    task, settings, machine = sweep.task, sweep.settings, sweep.machine
     return (
         f"{task.name}: {len(task.train):,} training and {len(task.test):,} test images; "
         f"{settings.model}, {settings.epochs} epochs, {settings.precision}, on "
-        f"{facts.get('gpu', facts['cpu'])} with {facts['threads']} threads; "
+        f"{machine.get('gpu', machine['cpu'])} with {machine['threads']} threads; "
         f"{len(sweep.config.cells())} runs, configuration {sweep.fingerprint}"
     )
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores for static subsets, computed once per seed, kept on disk, with what they cost."""
+"""Scores for static subsets, computed once per seed and saved with their cost."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,11 @@ import torch
 from torch import nn
 
 from benchmarks.common.records import Run
+from benchmarks.common.result_files import replaced, write_text
 from benchmarks.sweep.config import Static
-from benchmarks.training.methods import Loss, make_plan
-from benchmarks.training.training import Source, Trainer, new_model
+from benchmarks.training.plans import Loss, make_plan
+from benchmarks.training.source import Source, new_model
+from benchmarks.training.trainer import Trainer
 from dynprune_cuda import StaticScores
 from dynprune_cuda.static_scores import (
     el2n_scores,
@@ -25,17 +26,17 @@ from dynprune_cuda.static_scores import (
     random_scores,
 )
 
-__all__ = ["StaticSubsets", "replace_text"]
+__all__ = ["StaticSubsets"]
 
 
 class StaticSubsets:
     """Scores by kind and seed.
 
     Models are trained by the same loop, for the first epochs of a full run. EL2N and both forms of
-    GraNd look at the same ones, which are trained once; the cost of each counts them in full.
+    GraNd share the same models. They are trained once, and the cost of each kind includes them.
 
-    `saved` is called after scores or a model were computed and are on the disk; what it raises
-    loses nothing. The models for forgetting are not kept, and only their scores count.
+    `saved` is called after each file with scores or a model is written. An exception from it loses
+    no work. The models for forgetting are not saved.
     """
 
     def __init__(
@@ -51,17 +52,17 @@ class StaticSubsets:
         folder.mkdir(parents=True, exist_ok=True)
 
     def scores(self, kind: str, seed: int) -> tuple[StaticScores, dict[str, Any]]:
-        """The scores for a training with `seed`, and what they are and cost."""
-        path, facts_path = self._files(kind, seed)
+        """The scores for a training with `seed`, and their kind and cost."""
+        path, cost_path = self._files(kind, seed)
         if self.has(kind, seed):
             size = self.source.num_samples
             scores = StaticScores.load(path, num_samples=size, about=self.about)
-            return scores, json.loads(facts_path.read_text())
-        scores, facts = self._compute(kind, seed)
+            return scores, json.loads(cost_path.read_text())
+        scores, cost = self._compute(kind, seed)
         scores.save(path)
-        replace_text(facts_path, json.dumps(facts) + "\n")
+        write_text(cost_path, json.dumps(cost) + "\n")
         self.saved()
-        return scores, facts
+        return scores, cost
 
     def has(self, kind: str, seed: int) -> bool:
         """Whether these scores were computed."""
@@ -105,15 +106,15 @@ class StaticSubsets:
 
 
 class _TrainedOnce:
-    """Trains models for scores; notes how long that takes, or took when it was done."""
+    """Trains models for scores, and sums up the seconds of training, saved or new."""
 
     def __init__(self, subsets: StaticSubsets) -> None:
         self._subsets = subsets
-        self.seconds = 0.0  # of training, then or now
-        self.waited = 0.0  # now
+        self.seconds = 0.0  # of training, also of models that were loaded
+        self.waited = 0.0  # spent here
 
     def once(self, model: nn.Module, *, epochs: int, seed: int, loss: Loss) -> None:
-        """Trains, unless a model of this seed is there from the scores of another kind."""
+        """Trains, or loads the model of this seed that scores of another kind trained."""
         start = time.perf_counter()
         path = self._subsets.folder / f"model-{seed}-epochs{epochs}.pt"
         device = self._subsets.source.settings.device
@@ -122,15 +123,14 @@ class _TrainedOnce:
             model.load_state_dict(state["model"])
         else:
             state = {"seconds": self._train(model, epochs, seed, None)}
-            new = path.with_suffix(".new")
-            torch.save({**state, "model": model.state_dict()}, new)
-            os.replace(new, path)
+            with replaced(path) as new:
+                torch.save({**state, "model": model.state_dict()}, new)
             self._subsets.saved()
         self.seconds += state["seconds"]
         self.waited += time.perf_counter() - start
 
     def anew(self, model: nn.Module, *, epochs: int, seed: int, loss: Loss) -> None:
-        """Trains with the loss that is given, which counts."""
+        """Trains with the given loss, which counts forgetting events."""
         start = time.perf_counter()
         self.seconds += self._train(model, epochs, seed, loss)
         self.waited += time.perf_counter() - start
@@ -154,12 +154,5 @@ class _TrainedOnce:
 
 
 def _model_seed(seed: int, index: int) -> int:
-    """Of a model for scores; far from the seeds of trainings."""
+    """The seed of a model for scores; differs from the seeds of all trainings."""
     return 1_000_000 + 1_000 * seed + index
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    os.replace(new, path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits the wall-clock time of a loop into named parts, without making a GPU wait."""
+"""Measures the time of named parts of a loop without a synchronization per step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Gives the time since the last lap to a part.
+    """Adds the time since the last lap to a part.
 
-    On a GPU a lap is an event in the stream, so that a part has the time that the device needed for
-    it, or spent waiting for its work to arrive; `read` waits for the device.
+    On a GPU a lap records an event in the stream. The time of a part then is the device's, which
+    includes waiting for work from the host. `read` waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,10 +23,11 @@ class Clock:
         self._last = self._now()
 
     def start(self) -> None:
-        """What happened since the last lap belongs to no part."""
+        """Discards the time since the last lap."""
         self._laps.append(("", self._now()))
 
     def lap(self, part: str) -> None:
+        """Adds the time since the last lap to `part`."""
         self._laps.append((part, self._now()))
 
     def read(self) -> dict[str, float]:

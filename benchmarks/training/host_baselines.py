@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same methods as one would write them down: eager scoring, selection on the host.
+"""Baselines for the overhead of scoring and selection.
 
-They exist to be timed beside the package's own; what they choose follows the same rules.
+They follow the same rules as the package's policies, with eager scoring and selection on the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["HostPolicy", "PublishedInfoBatch"]
 
 
 class HostPolicy:
-    """UCB or epsilon-greedy by eager PyTorch operators and NumPy on the host."""
+    """UCB or epsilon-greedy with eager PyTorch operators, and selection in NumPy on the host."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class HostPolicy:
         self.visited = torch.zeros(num_samples, dtype=torch.bool, device=device)
 
     def loss(self, logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        """The mean loss; enters the losses into the averages, one operator after the other."""
+        """The mean loss; updates the averages with the losses, one operator after the other."""
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         ids = ids.to(logits.device, non_blocking=True)
         values = losses.detach()
@@ -51,7 +51,7 @@ class HostPolicy:
         return losses.mean()
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
-        """The ids, chosen on the host; the pruner's own table is not used."""
+        """The ids, selected on the host; the pruner's own table is not used."""
         rng = np.random.default_rng(seed)
         scores = torch.where(self.visited, self.mean, float("inf")).cpu().numpy()
         num_random = 0
@@ -77,16 +77,16 @@ class HostPolicy:
 
 
 class PublishedInfoBatch:
-    """InfoBatch by the code that its authors released, if the package `infobatch` is installed.
+    """InfoBatch by the published code of its authors, if the package `infobatch` is installed.
 
-    Its own sampler hands out the same ids for ever on current PyTorch, so that only its scoring,
-    its weights and its selection are used, and the loader is that of the other methods.
+    With current PyTorch its sampler repeats the same ids for ever. So only its scoring, weights and
+    selection are used, with the loader of the other methods.
     """
 
     weighs = True
 
     def __init__(self, num_samples: int, epochs: int) -> None:
-        # Importing it replaces a method of every DataLoader.
+        # The import of infobatch replaces this method of every DataLoader; restore it.
         base: Any = torch.utils.data.dataloader._BaseDataLoaderIter
         method = base.__next__
         try:
@@ -102,7 +102,7 @@ class PublishedInfoBatch:
         self._annealing = False
 
     def loss_of(self, pruner: Pruner) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The loss in the epochs of `pruner`; once it anneals, all weights are 1."""
+        """The loss in the epochs of `pruner`; all weights are 1 during annealing."""
 
         def loss(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
             annealing = pruner.schedule.phase(pruner.epoch) == "annealing"
@@ -117,7 +117,7 @@ class PublishedInfoBatch:
         return loss
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
-        """Which samples stay; their factors are in the published object and in its loss."""
+        """1 for the samples that stay, else 0; the published object applies its own factors."""
         np.random.seed(seed % 2**32)
         weights = torch.zeros_like(table.mean)
         weights[torch.tensor(self.published.prune(), device=weights.device)] = 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small networks for train.py, and torchvision's by name."""
+"""Small networks for the comparisons, and torchvision's by name."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def resnet8(in_channels: int, num_classes: int, width: int = 16) -> nn.Module:
 
 
 def resnet10(in_channels: int, num_classes: int, width: int = 16) -> nn.Module:
-    """As resnet8 with a stage more and a stem that halves the image: 309,000 parameters.
+    """resnet8 with one stage more and a stem that halves the image: 309,000 parameters.
 
-    For CPUs without matrix instructions, where it trains three times as fast in float32.
+    On CPUs without matrix instructions it trains three times as fast in float32 as resnet8.
     """
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
@@ -82,7 +82,7 @@ def resnet10(in_channels: int, num_classes: int, width: int = 16) -> nn.Module:
 
 
 class Added(nn.Module):
-    """The input plus what a module makes of it."""
+    """The input plus the output of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Added(nn.Module):
 
 
 def resnet9(in_channels: int, num_classes: int, width: int = 64) -> nn.Module:
-    """A fast network for CIFAR on a GPU, of the kind that won DAWNBench: 6.6 million parameters."""
+    """A fast network for CIFAR on a GPU, like the winners of DAWNBench: 6.6 million parameters."""
 
     def convolution(inputs: int, outputs: int, *more: nn.Module) -> nn.Module:
         layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
@@ -135,7 +135,7 @@ def build_model(name: str, *, shape: tuple[int, int, int], num_classes: int) -> 
         raise ValueError(f"model {name} takes images with 3 channels, these have {channels}")
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if isinstance(model, models.ResNet) and height <= 64:
-        # The customary stem for small images: ImageNet's shrinks 32x32 to 8x8 before any block.
+        # The usual stem for small images: ImageNet's reduces 32x32 to 8x8 before the first block.
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
     return model

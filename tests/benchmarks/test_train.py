@@ -18,10 +18,11 @@ from PIL import Image
 
 from benchmarks.common.records import Run
 from benchmarks.training import train
-from benchmarks.training.image_datasets import ImageTask, TensorImages
-from benchmarks.training.methods import Rules, short_epochs
+from benchmarks.training.images import ImageTask, TensorImages
+from benchmarks.training.methods import Rules
+from benchmarks.training.plans import short_epochs
+from benchmarks.training.source import Settings, Source
 from benchmarks.training.train import CHOICES, train_one
-from benchmarks.training.training import Settings, Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,7 +185,7 @@ def test_command_line_on_a_folder_of_images(
     [
         (["--dataset", "cifar10"], "--dataset cifar10 needs --data-root"),
         (["--dataset", "nowhere"], "--dataset must be mnist5k, cifar10, cifar100, or an existing"),
-        (["--keep", "0"], r"--keep must be in \(0, 1\], got 0.0"),
+        (["--keep", "0"], r"--keep: must be in \(0, 1\], got 0"),
         (["--epochs", "0"], "must be at least 1, got 0"),
         (["--methods", "best"], "invalid choice: 'best'"),
     ],

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from benchmarks.common.records import TRAINING_PARTS, Run
-from benchmarks.training import training
 from benchmarks.training.clock import Clock
-from benchmarks.training.image_datasets import ImageTask, TensorImages
-from benchmarks.training.methods import METHODS, Plan, Rules, make_plan, planned_samples
-from benchmarks.training.training import Settings, Source, Trainer, evenly, one_cycle
+from benchmarks.training.images import ImageTask, TensorImages
+from benchmarks.training.learning_rate import PEAK, one_cycle
+from benchmarks.training.methods import METHODS, Rules
+from benchmarks.training.plans import Plan, make_plan, planned_samples
+from benchmarks.training.source import Settings, Source
+from benchmarks.training.trainer import Trainer, evenly
 from dynprune_cuda.static_scores import random_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -250,7 +252,7 @@ def test_infobatch_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_cycle_has_the_shape_of_torch(total: int) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.5, total_steps=total, pct_start=training.PEAK
+        optimizer, 0.5, total_steps=total, pct_start=PEAK
     )
     for step in range(total):
         group = optimizer.param_groups[0]
@@ -261,7 +263,7 @@ def test_one_cycle_has_the_shape_of_torch(total: int) -> None:
         optimizer.step()
         if step < total - 1:
             schedule.step()
-    assert one_cycle(training.PEAK) == (1.0, 0.85)
+    assert one_cycle(PEAK) == (1.0, 0.85)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny files in the format of `image_datasets.read_packed_cifar`, of images made up here."""
+"""Tiny files in the format of `read_packed_cifar`, of images made up here."""
 
 from __future__ import annotations
 
