@@ -70,7 +70,7 @@ def _shard_digit_counts_fake(keys: Tensor, *arguments: Any) -> Tensor:
     return keys.new_empty((1 << bits,), dtype=torch.int64)
 
 
-def _shard_sort_out_fake(values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _shard_bracket_fake(values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     capacity = arguments[8]
     return (
         values.new_empty(((values.shape[0] + 63) // 64,), dtype=torch.int64),
@@ -80,7 +80,7 @@ def _shard_sort_out_fake(values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _shard_word_counts_fake(words: Tensor, _state: Tensor, _shift: int, bits: int) -> Tensor:
+def _shard_candidate_counts_fake(words: Tensor, _state: Tensor, _shift: int, bits: int) -> Tensor:
     return words.new_empty((1 << bits,), dtype=torch.int64)
 
 
@@ -121,21 +121,14 @@ def _scored_cross_entropy_step_fake(logits: Tensor, *arguments: Any) -> tuple[Te
 
 
 _FAKES = {
-    "select_top_k": _select_fake(0),
-    "select_epsilon_greedy": _select_fake(0),
-    "select_ucb": _select_fake(1),
-    "select_ucb1": _select_fake(1),
-    "select_weighted": _select_fake(0),
+    "select_ranked": _select_fake(4),
     "select_uniform": _select_fake(1),
-    "keys_by_score": _keys_fake,
-    "keys_by_ucb": _keys_fake,
-    "keys_by_ucb1": _keys_fake,
-    "keys_by_weight": _keys_fake,
+    "shard_keys": _keys_fake,
     "shard_digit_counts": _shard_digit_counts_fake,
     "shard_positions": _select_fake(2),
     "shard_sample": _select_fake(5),
-    "shard_sort_out": _shard_sort_out_fake,
-    "shard_word_counts": _shard_word_counts_fake,
+    "shard_bracket": _shard_bracket_fake,
+    "shard_candidate_counts": _shard_candidate_counts_fake,
     "shard_add_candidates_": _nothing_fake,
     "shard_list": _select_fake(0),
     "permutation_part": _select_fake(3),

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module dynprune_cuda._C. Importing it loads this library and with it the operator
-// registrations of the other files here; the module itself only says what was built. Limited API:
-// one binary for Python >= 3.10.
+// registrations of the other files here; the module itself only says what was built, and which
+// rankings there are. Limited API: one binary for Python >= 3.10.
 #include <Python.h>
+
+#include <string>
+
+#include "shared/ranking_spec.h"
 
 #if defined(__clang__)
 #define DYNPRUNE_COMPILER "Clang " __VERSION__
@@ -12,7 +16,17 @@
 
 namespace {
 
-int add_build_facts(PyObject* module) {
+// The names of the rankings that ops take as numbers, in order, separated by spaces.
+std::string ranking_names() {
+  std::string names;
+  for (int i = 0; i < dynprune::kNumRankings; i++) {
+    if (i > 0) names += ' ';
+    names += dynprune::ranking_name(static_cast<dynprune::RankingKind>(i));
+  }
+  return names;
+}
+
+int add_constants(PyObject* module) {
   const char* const facts[][2] = {
       {"TORCH_VERSION", DYNPRUNE_TORCH_VERSION},
       {"CUDA_VERSION", DYNPRUNE_CUDA_VERSION},              // "" when built for the CPU only
@@ -22,11 +36,11 @@ int add_build_facts(PyObject* module) {
   for (const auto& [name, value] : facts) {
     if (PyModule_AddStringConstant(module, name, value) != 0) return -1;
   }
-  return 0;
+  return PyModule_AddStringConstant(module, "RANKINGS", ranking_names().c_str());
 }
 
 PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, reinterpret_cast<void*>(add_build_facts)},
+    {Py_mod_exec, reinterpret_cast<void*>(add_constants)},
     {0, nullptr},
 };
 
