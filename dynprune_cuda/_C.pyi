@@ -9,6 +9,7 @@ CUDA_VERSION: str  # empty when built for the CPU only
 CUDA_ARCHITECTURES: str  # as in TORCH_CUDA_ARCH_LIST
 COMPILER: str
 
+RANKINGS: str
 SCORES: str
 REDUCTIONS: str
 GRADIENT_TIMES: str

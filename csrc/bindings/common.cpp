@@ -6,10 +6,6 @@
 #include <iterator>
 #include <mutex>
 
-#if defined(DYNPRUNE_WITH_CUDA)
-#include "kernels/take_errors.h"
-#endif
-
 namespace dynprune {
 namespace bindings {
 
@@ -53,6 +49,14 @@ void check_dtype(const Tensor& t, const char* name, Dtype dtype, const char* dty
 void check_same_device(const Tensor& t, const char* name, const Tensor& reference) {
   check(t.is_cuda() == reference.is_cuda() && t.get_device_index() == reference.get_device_index(),
         name, " is on another device than the first argument");
+}
+
+Seed checked_seed(const std::optional<Tensor>& seed_tensor, int64_t seed, const Tensor& like) {
+  if (!seed_tensor.has_value()) return {static_cast<uint64_t>(seed), nullptr};
+  check_same_device(*seed_tensor, "seed", like);
+  check_dtype(*seed_tensor, "seed", Dtype::Long, "int64");
+  check(seed_tensor->numel() == 1, "seed must have one element");
+  return {0, static_cast<const int64_t*>(seed_tensor->const_data_ptr())};
 }
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -195,28 +199,6 @@ CudaScope::CudaScope(const Tensor& t) : device_(t.get_device_index()), guard_(de
 
 ErrorRecord* CudaScope::errors() const { return error_records(device_); }
 #endif
-
-// The records of a device as an int64 tensor [kNumDataErrors, 2] on that device, (count, example);
-// cleared.
-Tensor take_errors(const Tensor& like) {
-  Tensor taken = allocate(like, {kNumDataErrors, 2}, Dtype::Long);
-  if (!on_cuda(like)) {
-    torch::stable::zero_(taken);
-    return taken;
-  }
-#if defined(DYNPRUNE_WITH_CUDA)
-  const CudaScope scope(like);
-  cuda_check(cuda::launch_take_errors(
-                 scope.errors(), static_cast<int64_t*>(taken.mutable_data_ptr()), scope.stream()),
-             "taking the error records");
-#endif
-  return taken;
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dynprune_cuda, CPU, m) { m.impl("take_errors", TORCH_BOX(&take_errors)); }
-STABLE_TORCH_LIBRARY_IMPL(dynprune_cuda, CUDA, m) {
-  m.impl("take_errors", TORCH_BOX(&take_errors));
-}
 
 }  // namespace bindings
 }  // namespace dynprune

@@ -17,8 +17,8 @@
 #include <string>
 
 #include "cpu/parallel.h"
-#include "shared/selection.h"
 #include "shared/error_flags.h"
+#include "shared/hash.h"
 #include "shared/scalar_types.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
@@ -49,6 +49,9 @@ void check_vector(const Tensor& t, const char* name, int64_t length);
 void check_dtype(const Tensor& t, const char* name, Dtype dtype, const char* dtype_name);
 void check_same_device(const Tensor& t, const char* name, const Tensor& reference);
 
+// From the two arguments of an op; seed_tensor, if given, lies on the device of `like`.
+Seed checked_seed(const std::optional<Tensor>& seed_tensor, int64_t seed, const Tensor& like);
+
 // A tensor without gaps, copied on its device where it has some.
 Tensor dense(const Tensor& t);
 // An uninitialised tensor on the device of `like`.
@@ -78,7 +81,26 @@ class CudaScope {
   cudaStream_t stream_;
 };
 void cuda_check(cudaError_t error, const char* what);
+
+// The last argument of run_on_device: a function body that returns a cudaError_t, knows `scope`,
+// and is compiled only where there are kernels.
+#define DYNPRUNE_ON_CUDA(...) [&](const CudaScope& scope)->cudaError_t __VA_ARGS__
+#else
+#define DYNPRUNE_ON_CUDA(...) nullptr
 #endif
+
+// Calls on_cpu(), or on_cuda(scope) if `like` lies on a GPU. `what` completes "CUDA error while".
+//   run_on_device(t, "adding", [&] { cpu::add(...); },
+//                 DYNPRUNE_ON_CUDA({ return cuda::launch_add(..., scope.stream()); }));
+template <class OnCpu, class OnCuda>
+void run_on_device(const Tensor& like, [[maybe_unused]] const char* what, const OnCpu& on_cpu,
+                   [[maybe_unused]] const OnCuda& launch) {
+  if (!on_cuda(like)) return on_cpu();
+#if defined(DYNPRUNE_WITH_CUDA)
+  const CudaScope scope(like);
+  cuda_check(launch(scope), what);
+#endif
+}
 
 }  // namespace bindings
 }  // namespace dynprune

@@ -6,35 +6,23 @@
 #include "bindings/common.h"
 
 STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
+  // ranking: a RankingKind of shared/ranking_spec.h, whose names are _C.RANKINGS. values: scores,
+  // means or weights [n]; second: variances or counts [n], for the rankings by a bound. float64
+  // values are for the rankings by score and by weight. Returns k ids, int64, of which num_random
+  // (of the ranking by score only) are drawn uniformly from the rest.
   m.def(
-      "select_top_k(Tensor scores, int k, Tensor? seed_tensor, int seed, bool ascending) -> "
-      "Tensor");
-  m.def(
-      "select_epsilon_greedy(Tensor scores, int k, int num_random, Tensor? seed_tensor, int seed, "
-      "bool ascending) -> Tensor");
-  m.def(
-      "select_ucb(Tensor mean, Tensor variance, int k, float c, bool sqrt_bonus, Tensor? "
-      "seed_tensor, "
-      "int seed, bool ascending) -> Tensor");
-  m.def(
-      "select_ucb1(Tensor mean, Tensor count, int k, float c, float log_step, Tensor? seed_tensor, "
-      "int seed, bool ascending) -> Tensor");
-  m.def(
-      "select_weighted(Tensor weights, int k, Tensor? seed_tensor, int seed, bool ascending) -> "
-      "Tensor");
+      "select_ranked(Tensor values, Tensor? second, int ranking, float c, float log_step, int k, "
+      "int num_random, Tensor? seed_tensor, int seed, bool ascending) -> Tensor");
   // No tensor tells the device here: the result goes to the device of `like`, whose contents are
   // not read.
   m.def(
       "select_uniform(Tensor like, int num_samples, int k, Tensor? seed_tensor, int seed, "
       "bool ascending) -> Tensor");
-  // Parts of a selection that many processes make together (shared/shard.h). A process holds
-  // the samples first, first + stride, ...: as many as keys, int32 [n], which the keys_by ops give.
-  m.def("keys_by_score(Tensor scores) -> Tensor");
-  m.def("keys_by_ucb(Tensor mean, Tensor variance, float c, bool sqrt_bonus) -> Tensor");
-  m.def("keys_by_ucb1(Tensor mean, Tensor count, float c, float log_step) -> Tensor");
+  // Parts of a selection that many processes make together (shared/shard.h). A process holds the
+  // samples first, first + stride, ...: as many as values. Their keys: int32 [n].
   m.def(
-      "keys_by_weight(Tensor weights, int first, int stride, Tensor? seed_tensor, int seed) -> "
-      "Tensor");
+      "shard_keys(Tensor values, Tensor? second, int ranking, float c, float log_step, int first, "
+      "int stride, Tensor? seed_tensor, int seed) -> Tensor");
   // state, greedy, random: int64 [2], how far a search has come: prefix or threshold, and how many
   // are still wanted. Returns how many samples fall into each bin of the round's digit, int64.
   m.def(
@@ -44,9 +32,9 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   m.def(
       "shard_positions(Tensor keys, Tensor? greedy, Tensor? random, int k, int first, int stride, "
       "Tensor? seed_tensor, int seed) -> Tensor");
-  // The same in one read, on the CPU. values, second (variance or count): [n]; ranking: a
-  // RankingKind of cpu/sharding/one_read.h. Composite keys, int64 [size], of draws from the num_samples of
-  // all processes, 0 where this one does not hold what was drawn.
+  // The same in one read, on the CPU, also by the ranking "explore", of which the values are not
+  // read. Composite keys, int64 [size], of draws from the num_samples of all processes, 0 where
+  // this one does not hold what was drawn.
   m.def(
       "shard_sample(Tensor values, Tensor? second, int ranking, float c, float log_step, int "
       "num_samples, int size, int first, int stride, int seed) -> Tensor");
@@ -55,11 +43,11 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   // [capacity]; and int64 [4]: how many are above the bracket, how many candidates there are (if
   // more than capacity, nothing else counts), its ends.
   m.def(
-      "shard_sort_out(Tensor values, Tensor? second, int ranking, float c, float log_step, Tensor? "
+      "shard_bracket(Tensor values, Tensor? second, int ranking, float c, float log_step, Tensor? "
       "sample, Tensor? excluded, int num_samples, int wanted, int capacity, int first, int stride, "
-      "int seed) -> (Tensor bits, Tensor words, Tensor positions, Tensor facts)");
+      "int seed) -> (Tensor bits, Tensor words, Tensor positions, Tensor bracket_info)");
   // As shard_digit_counts, of words and a digit of 1 to 11 bits.
-  m.def("shard_word_counts(Tensor words, Tensor state, int shift, int bits) -> Tensor");
+  m.def("shard_candidate_counts(Tensor words, Tensor state, int shift, int bits) -> Tensor");
   m.def(
       "shard_add_candidates_(Tensor(a!) bits, Tensor words, Tensor positions, Tensor state) -> ()");
   // The ids of the samples whose bits are set, int64 [k]: there must be as many.

@@ -4,6 +4,9 @@
 // the ops number their choices and result columns. Limited API: one binary for Python >= 3.10.
 #include <Python.h>
 
+#include <string>
+
+#include "shared/ranking_spec.h"
 #include "shared/step_contract.h"
 
 #if defined(__clang__)
@@ -13,6 +16,16 @@
 #endif
 
 namespace {
+
+// The names of the rankings that ops take as numbers, in order, separated by spaces.
+std::string ranking_names() {
+  std::string names;
+  for (int i = 0; i < dynprune::kNumRankings; i++) {
+    if (i > 0) names += ' ';
+    names += dynprune::ranking_name(static_cast<dynprune::RankingKind>(i));
+  }
+  return names;
+}
 
 int add_constants(PyObject* module) {
   const char* const constants[][2] = {
@@ -30,7 +43,7 @@ int add_constants(PyObject* module) {
   for (const auto& [name, value] : constants) {
     if (PyModule_AddStringConstant(module, name, value) != 0) return -1;
   }
-  return 0;
+  return PyModule_AddStringConstant(module, "RANKINGS", ranking_names().c_str());
 }
 
 PyModuleDef_Slot slots[] = {

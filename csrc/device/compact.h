@@ -7,6 +7,7 @@
 #pragma once
 
 #include "device/block.h"
+#include "shared/portable.h"
 
 namespace dynprune {
 

@@ -2,8 +2,8 @@
 // Recording a data error from a kernel.
 #pragma once
 
-#include "shared/error_flags.h"
 #include "device/launch.h"
+#include "shared/error_flags.h"
 
 namespace dynprune {
 

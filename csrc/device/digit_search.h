@@ -7,6 +7,7 @@
 
 #include "device/block.h"
 #include "device/grid.h"
+#include "shared/portable.h"
 
 namespace dynprune {
 

@@ -26,19 +26,21 @@ struct ScoreRanking {
   }
 };
 
+enum class UcbBonus { kVariance, kStd };
+
 // Upper confidence bound: mean + c * variance, or mean + c * sqrt(variance).
-template <class T>
+template <class T, UcbBonus kBonus>
 struct UcbRanking {
   using Key = uint32_t;
   static constexpr bool kChecked = false;
   const T* mean;      // [N]
   const T* variance;  // [N]
   float c;
-  bool sqrt_bonus;
 
   DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
     const float spread = widen(variance[id]);
-    return ordered_key(fma_rn(c, sqrt_bonus ? sqrt_rn(spread) : spread, widen(mean[id])));
+    const float bonus = kBonus == UcbBonus::kStd ? sqrt_rn(spread) : spread;
+    return ordered_key(fma_rn(c, bonus, widen(mean[id])));
   }
 };
 
@@ -120,5 +122,11 @@ struct WeightRanking {
     return bit_cast<uint32_t>(quotient) + (static_cast<Key>(s.exponent - kMinExponent) << 23);
   }
 };
+
+// The hash that breaks ties, of the numbers that key() takes.
+template <class Ranking>
+DYNPRUNE_HD IdHash tie_hash_of(const Ranking&, uint64_t seed) {
+  return {seed, Stream::kTie};
+}
 
 }  // namespace dynprune

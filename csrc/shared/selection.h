@@ -2,10 +2,7 @@
 // What every selection op shares in its contract, on the GPU and on the CPU.
 #pragma once
 
-#include <cstddef>
-
 #include "shared/hash.h"
-#include "shared/scalar_types.h"
 
 namespace dynprune {
 
@@ -24,11 +21,5 @@ struct Selection {
 
   int64_t k() const { return num_greedy + num_random; }
 };
-
-namespace cuda {
-// Bytes of device memory that an op which ranks samples by scores of `type` wants as its workspace,
-// 256-byte aligned, in any state.
-size_t selection_workspace_bytes(const Selection& selection, ScalarType type);
-}  // namespace cuda
 
 }  // namespace dynprune

@@ -45,57 +45,19 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
 
 
 @_fake
-def select_top_k(
-    scores: Tensor, k: int, seed_tensor: Tensor | None, seed: int, ascending: bool
-) -> Tensor:
-    return _ids(scores, k)
-
-
-@_fake
-def select_epsilon_greedy(
-    scores: Tensor,
+def select_ranked(
+    values: Tensor,
+    second: Tensor | None,
+    ranking: int,
+    c: float,
+    log_step: float,
     k: int,
     num_random: int,
     seed_tensor: Tensor | None,
     seed: int,
     ascending: bool,
 ) -> Tensor:
-    return _ids(scores, k)
-
-
-@_fake
-def select_ucb(
-    mean: Tensor,
-    variance: Tensor,
-    k: int,
-    c: float,
-    sqrt_bonus: bool,
-    seed_tensor: Tensor | None,
-    seed: int,
-    ascending: bool,
-) -> Tensor:
-    return _ids(mean, k)
-
-
-@_fake
-def select_ucb1(
-    mean: Tensor,
-    count: Tensor,
-    k: int,
-    c: float,
-    log_step: float,
-    seed_tensor: Tensor | None,
-    seed: int,
-    ascending: bool,
-) -> Tensor:
-    return _ids(mean, k)
-
-
-@_fake
-def select_weighted(
-    weights: Tensor, k: int, seed_tensor: Tensor | None, seed: int, ascending: bool
-) -> Tensor:
-    return _ids(weights, k)
+    return _ids(values, k)
 
 
 @_fake
@@ -114,25 +76,18 @@ def select_uniform(
 
 
 @_fake
-def keys_by_score(scores: Tensor) -> Tensor:
-    return _keys(scores)
-
-
-@_fake
-def keys_by_ucb(mean: Tensor, variance: Tensor, c: float, sqrt_bonus: bool) -> Tensor:
-    return _keys(mean)
-
-
-@_fake
-def keys_by_ucb1(mean: Tensor, count: Tensor, c: float, log_step: float) -> Tensor:
-    return _keys(mean)
-
-
-@_fake
-def keys_by_weight(
-    weights: Tensor, first: int, stride: int, seed_tensor: Tensor | None, seed: int
+def shard_keys(
+    values: Tensor,
+    second: Tensor | None,
+    ranking: int,
+    c: float,
+    log_step: float,
+    first: int,
+    stride: int,
+    seed_tensor: Tensor | None,
+    seed: int,
 ) -> Tensor:
-    return _keys(weights)
+    return _keys(values)
 
 
 @_fake
@@ -183,7 +138,7 @@ def shard_sample(
 
 
 @_fake
-def shard_sort_out(
+def shard_bracket(
     values: Tensor,
     second: Tensor | None,
     ranking: int,
@@ -206,7 +161,7 @@ def shard_sort_out(
 
 
 @_fake
-def shard_word_counts(words: Tensor, state: Tensor, shift: int, bits: int) -> Tensor:
+def shard_candidate_counts(words: Tensor, state: Tensor, shift: int, bits: int) -> Tensor:
     return words.new_empty((1 << bits,), dtype=torch.int64)
 
 

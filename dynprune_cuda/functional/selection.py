@@ -22,6 +22,8 @@ from dynprune_cuda._ops import ops
 
 Order = Literal["random", "ascending"]
 
+# RankingKind of csrc/shared/ranking_spec.h.
+_SCORE, _UCB_VARIANCE, _UCB_STD, _UCB1, _WEIGHT = range(5)
 _UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -42,7 +44,8 @@ def select_top_k(
     """
     check_vector("scores", scores, FLOATING)
     k = _check_k(k, scores.numel())
-    return _ids(ops.select_top_k(scores.detach(), k, *_seed_and_order(seed, order, scores.device)))
+    common = _seed_and_order(seed, order, scores.device)
+    return _ids(ops.select_ranked(scores.detach(), None, _SCORE, 0.0, 0.0, k, 0, *common))
 
 
 def select_epsilon_greedy(
@@ -69,7 +72,7 @@ def select_epsilon_greedy(
     epsilon = as_float("epsilon", epsilon, low=0.0, high=1.0)
     num_random = math.floor(epsilon * k + 0.5)
     common = _seed_and_order(seed, order, scores.device)
-    return _ids(ops.select_epsilon_greedy(scores.detach(), k, num_random, *common))
+    return _ids(ops.select_ranked(scores.detach(), None, _SCORE, 0.0, 0.0, k, num_random, *common))
 
 
 def select_ucb(
@@ -104,9 +107,10 @@ def select_ucb(
     check_vector("variance", variance, (mean.dtype,), mean)
     k = _check_k(k, mean.numel())
     c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
-    sqrt_bonus = as_choice("bonus", bonus, ("variance", "std")) == "std"
+    std = as_choice("bonus", bonus, ("variance", "std")) == "std"
+    ranking = (_UCB_STD if std else _UCB_VARIANCE, c, 0.0)
     common = _seed_and_order(seed, order, mean.device)
-    return _ids(ops.select_ucb(mean.detach(), variance.detach(), k, c, sqrt_bonus, *common))
+    return _ids(ops.select_ranked(mean.detach(), variance.detach(), *ranking, k, 0, *common))
 
 
 def select_ucb1(
@@ -142,7 +146,7 @@ def select_ucb1(
     c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
     log_step = math.log(as_float("step", step, low=1.0))
     common = _seed_and_order(seed, order, mean.device)
-    return _ids(ops.select_ucb1(mean.detach(), count, k, c, log_step, *common))
+    return _ids(ops.select_ranked(mean.detach(), count, _UCB1, c, log_step, k, 0, *common))
 
 
 def select_uniform(
@@ -197,9 +201,8 @@ def select_weighted(
     """
     check_vector("weights", weights, FLOATING)
     k = _check_k(k, weights.numel())
-    return _ids(
-        ops.select_weighted(weights.detach(), k, *_seed_and_order(seed, order, weights.device))
-    )
+    common = _seed_and_order(seed, order, weights.device)
+    return _ids(ops.select_ranked(weights.detach(), None, _WEIGHT, 0.0, 0.0, k, 0, *common))
 
 
 def permutation(

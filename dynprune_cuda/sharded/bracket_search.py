@@ -141,13 +141,13 @@ def sort_out(
     capacity = len(shard) // ROOM
     numbers = (shard.num_samples - num_excluded, wanted, capacity)
     place = (shard.first, shard.stride, signed(seed))
-    bits, words, positions, facts = ops.shard_sort_out(*ranking, sample, excluded, *numbers, *place)
+    bits, words, positions, facts = ops.shard_bracket(*ranking, sample, excluded, *numbers, *place)
     above, found, low, high = facts.tolist()
     words, positions = words[:found], positions[:found]
     width = max(1, ((high - low) % (1 << 64)).bit_length())
     fits = found <= capacity
     # The first digit does not depend on what is missing: one message tells both.
-    own = ops.shard_word_counts(words[: found * fits], torch.tensor([0, 1]), *digits(width)[0])
+    own = ops.shard_candidate_counts(words[: found * fits], torch.tensor([0, 1]), *digits(width)[0])
     mine = torch.cat([torch.tensor([above, found, int(not fits)]), own])
     facts, total = ranks.add_up_(mine).tensor_split([3])
     all_above, candidates, too_many = facts.tolist()
@@ -170,7 +170,7 @@ def settle(part: SortedOut, ranks: Ranks) -> tuple[int, int]:
         if not int(state[1]):
             break
         if rounds:
-            own = ops.shard_word_counts(part.words, state, shift, bits)
+            own = ops.shard_candidate_counts(part.words, state, shift, bits)
             total = ranks.add_up_(own.clone())
         state, taken = advance(state, total, own, shift)
         count += int(taken)

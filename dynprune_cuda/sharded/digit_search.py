@@ -15,7 +15,7 @@ from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.shard import Shard
 
 KEY_ROUNDS, ALL_ROUNDS = 3, 6
-# RankingKind of csrc/cpu/one_read.h.
+# RankingKind of csrc/shared/ranking_spec.h.
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
 
 
@@ -38,16 +38,8 @@ class Ranking(NamedTuple):
 
     def keys(self, shard: Shard, seed: int) -> Tensor:
         """Returns the keys that `find` takes, int32; ValueError for wrong weights on the CPU."""
-        values, second, c = self.values, self.second, self.c
-        keys: Tensor
-        if self.kind == SCORE:
-            keys = ops.keys_by_score(values)
-        elif self.kind == WEIGHT:
-            keys = ops.keys_by_weight(values, shard.first, shard.stride, None, signed(seed))
-        elif self.kind == UCB1:
-            keys = ops.keys_by_ucb1(values, second, c, self.log_step)
-        else:
-            keys = ops.keys_by_ucb(values, second, c, self.kind == UCB_STD)
+        place = (shard.first, shard.stride, None, signed(seed))
+        keys: Tensor = ops.shard_keys(*self, *place)
         return keys
 
 
@@ -73,7 +65,7 @@ def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: 
     """Finds the thresholds of a selection, without waiting for a GPU. Collective.
 
     Args:
-        keys: From one of the keys_by operators, int32 [len(shard)].
+        keys: From `Ranking.keys`, int32 [len(shard)].
         k: How many samples to select, from 1 to `shard.num_samples`.
         num_random: How many of them at random, from 0 to `k`.
         shard: Which samples this rank holds.

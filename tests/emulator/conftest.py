@@ -41,14 +41,14 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 
 
 # Selections on the chip at three of the schedules, others at three.
-SELECTIONS = [("small", SCHEDULES[i]) for i in (1, 2, 3)]
-SELECTIONS += [("large", SCHEDULES[i]) for i in (0, 1, 3)]
+SELECTIONS = [("on_chip", SCHEDULES[i]) for i in (1, 2, 3)]
+SELECTIONS += [("streaming", SCHEDULES[i]) for i in (0, 1, 3)]
 
 
 @pytest.fixture(params=SELECTIONS, ids=lambda p: f"{p[0]}-schedule{p[1]['seed']}")
 def selection_kernels(request: pytest.FixtureRequest) -> Kernels:
     """The project's kernels at several schedules; selections on the chip and not."""
-    size, schedule = request.param
-    if size == "large":
+    path, schedule = request.param
+    if path == "streaming":
         return on_schedule(**schedule, shared_bytes=LITTLE_SHARED_BYTES)
     return on_schedule(**schedule)

@@ -2,7 +2,7 @@
 """Builds kernels for the CPU emulator and runs them from Python.
 
 # Mode "check": races, bounds, traffic.
-library = build([CSRC / "kernels/selection/select_top_k.cu"])
+library = build([CSRC / "kernels/selection/top_k.cu"])
 with Emulator(library) as emulator:
     emulator.configure(seed=3, order=2, resident=4)
     scores = emulator.array(np.float32([3, 1, 2]), "scores")

@@ -3,7 +3,7 @@
 // the grid starts at its last blocks, and scores are computed from the id.
 #include <vector>
 
-#include "kernels/selection/select_large.cuh"
+#include "kernels/selection/select_streaming.cuh"
 
 using namespace dynprune;
 using namespace dynprune::cuda;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from emulator import CSRC, HERE, Array, Emulator, Mode, build
 from torch import Tensor
 
+from dynprune_cuda import _C
 from dynprune_cuda._ops.contract import Reduction, SavedColumn, Score, StepColumn
 
 SCALAR_TYPES = {
@@ -28,6 +30,7 @@ SCALAR_TYPES = {
     torch.float64: 3,
 }
 INDEX_TYPES = {torch.int64: 0, torch.int32: 1, torch.uint8: 2}
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(len(_C.RANKINGS.split()))
 NUM_DATA_ERRORS = 3
 
 # Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and
@@ -42,6 +45,33 @@ SCHEDULES = [
 
 # With so little shared memory no selection fits on the chip: all go the way of large ones.
 LITTLE_SHARED_BYTES = 12 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """What samples are ranked by, as the ops take it."""
+
+    kind: int
+    values: Tensor
+    second: Tensor | None = None
+    c: float = 0.0
+    log_step: float = 0.0
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The first arguments of an op."""
+        return self.values, self.second, self.kind, self.c, self.log_step
+
+
+class RankingSpec(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("count_type", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("c", ctypes.c_float),
+        ("log_step", ctypes.c_float),
+    )
 
 
 class SelectionArguments(ctypes.Structure):
@@ -133,11 +163,11 @@ def load(mode: Mode = "check") -> Emulator:
     sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
     library = emulator.library
-    library.emulated_selection_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_select_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_select_uniform_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_list_shard_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_list_shard_workspace_bytes.argtypes = (ctypes.c_int64,)
+    library.emulated_shard_positions_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_shard_positions_workspace_bytes.argtypes = (ctypes.c_int64,)
     library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):
@@ -197,10 +227,23 @@ class Kernels:
             self._call("take_errors", self.emulator.pointer(errors), self.emulator.pointer(taken))
             return taken.copy(), errors.copy()
 
+    def spec(self, ranking: Ranking) -> RankingSpec:
+        """The ranking with its tensors in device memory, until the launch ends."""
+        by_count = ranking.kind == UCB1 and ranking.second is not None
+        return RankingSpec(
+            kind=ranking.kind,
+            type=SCALAR_TYPES[ranking.values.dtype],
+            count_type=INDEX_TYPES[ranking.second.dtype] if by_count else 0,
+            values=self._input(ranking.values, "values"),
+            second=None if ranking.second is None else self._input(ranking.second, "second"),
+            c=ranking.c,
+            log_step=ranking.log_step,
+        )
+
     def select(
         self,
-        op: str,
-        *inputs: Any,
+        ranking: Ranking | None,
+        *,
         num_samples: int,
         k: int,
         num_random: int = 0,
@@ -208,7 +251,7 @@ class Kernels:
         order: str = "random",
         seed_in_memory: bool = False,
     ) -> Tensor:
-        """Runs a selection op. `inputs`: tensors (passed by address) and ctypes scalars."""
+        """Runs a selection: by a ranking, or uniformly without one."""
         with self._launch() as errors:
             ids = self.emulator.array((k,), "ids", np.int64, initialised=False)
             arguments = SelectionArguments(
@@ -222,24 +265,22 @@ class Kernels:
             if seed_in_memory:
                 cell = self.emulator.array(np.array([seed], np.int64), "seed")
                 arguments.seed_pointer = self.emulator.pointer(cell)
-            if op == "select_uniform":
+            if ranking is None:
                 size = self.library.emulated_select_uniform_workspace_bytes(ctypes.byref(arguments))
             else:
-                size = self.workspace_bytes(arguments, inputs[0].dtype)
+                size = self.workspace_bytes(arguments, ranking.values.dtype)
             workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)
             arguments.workspace = self.emulator.pointer(workspace)
-            passed = [
-                self._input(value, f"input {i}") if isinstance(value, Tensor) else value
-                for i, value in enumerate(inputs)
-            ]
-            if op == "select_weighted":
-                passed.append(self.emulator.pointer(errors))
-            self._call(op, ctypes.byref(arguments), *passed)
+            if ranking is None:
+                self._call("select_uniform", ctypes.byref(arguments))
+            else:
+                spec, records = self.spec(ranking), self.emulator.pointer(errors)
+                self._call("select", ctypes.byref(arguments), ctypes.byref(spec), records)
             return torch.from_numpy(ids.copy())
 
     def workspace_bytes(self, arguments: SelectionArguments, dtype: torch.dtype) -> int:
         """What a selection by scores of this type wants as its workspace."""
-        bytes_of = self.library.emulated_selection_workspace_bytes
+        bytes_of = self.library.emulated_select_workspace_bytes
         return int(bytes_of(ctypes.byref(arguments), SCALAR_TYPES[dtype]))
 
     def _cross_entropy_input(

@@ -3,12 +3,10 @@
 // launcher's error.
 #include "kernels/scoring/scored_cross_entropy.h"
 #include "kernels/scoring/scored_cross_entropy_step.h"
-#include "kernels/selection/select_top_k.h"
-#include "kernels/selection/select_ucb.h"
-#include "kernels/selection/select_uniform.h"
-#include "kernels/selection/select_weighted.h"
-#include "kernels/take_errors.h"
 #include "kernels/scoring/update_scores.h"
+#include "kernels/selection/select.h"
+#include "kernels/selection/select_uniform.h"
+#include "kernels/take_errors.h"
 #include "shared/permutation.h"
 #include "shared/ranking.h"
 
@@ -35,30 +33,14 @@ struct SelectionArguments {
   }
 };
 
-size_t emulated_selection_workspace_bytes(const SelectionArguments* a, int type) {
-  return cuda::selection_workspace_bytes(a->selection(), static_cast<ScalarType>(type));
+size_t emulated_select_workspace_bytes(const SelectionArguments* a, int type) {
+  return cuda::select_workspace_bytes(a->selection(), static_cast<ScalarType>(type));
 }
 size_t emulated_select_uniform_workspace_bytes(const SelectionArguments* a) {
   return cuda::select_uniform_workspace_bytes(a->selection());
 }
-int emulated_select_top_k(const SelectionArguments* a, const void* scores, int type) {
-  return cuda::launch_select_top_k(scores, static_cast<ScalarType>(type), a->selection(),
-                                   a->workspace, nullptr);
-}
-int emulated_select_ucb(const SelectionArguments* a, const void* mean, const void* variance,
-                        int type, float c, int sqrt_bonus) {
-  return cuda::launch_select_ucb(mean, variance, static_cast<ScalarType>(type), c, sqrt_bonus != 0,
-                                 a->selection(), a->workspace, nullptr);
-}
-int emulated_select_ucb1(const SelectionArguments* a, const float* mean, const void* count,
-                         int count_type, float c, float log_step) {
-  return cuda::launch_select_ucb1(mean, count, static_cast<IndexType>(count_type), c, log_step,
-                                  a->selection(), a->workspace, nullptr);
-}
-int emulated_select_weighted(const SelectionArguments* a, const void* weights, int type,
-                             ErrorRecord* errors) {
-  return cuda::launch_select_weighted(weights, static_cast<ScalarType>(type), a->selection(),
-                                      a->workspace, errors, nullptr);
+int emulated_select(const SelectionArguments* a, const RankingSpec* spec, ErrorRecord* errors) {
+  return cuda::launch_select(*spec, a->selection(), a->workspace, errors, nullptr);
 }
 int emulated_select_uniform(const SelectionArguments* a) {
   return cuda::launch_select_uniform(a->selection(), a->workspace, nullptr);

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from ctypes import c_float
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,11 @@ from emulator import CSRC, HERE, Array, Emulator, build
 from kernels import (
     LITTLE_SHARED_BYTES,
     SCHEDULES,
+    SCORE,
+    UCB_VARIANCE,
+    WEIGHT,
     Kernels,
+    Ranking,
     SelectionArguments,
     load,
     on_schedule,
@@ -34,14 +36,14 @@ N = 70_001
 SAMPLE_STREAM = 6
 
 
-def large_kernels(**schedule: int) -> Kernels:
+def streaming_kernels(**schedule: int) -> Kernels:
     """The project's kernels on a device whose shared memory holds no selection."""
     return on_schedule(**schedule, shared_bytes=LITTLE_SHARED_BYTES)
 
 
 @pytest.fixture(params=[SCHEDULES[0], SCHEDULES[3]], ids=lambda s: f"schedule{s['seed']}")
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return large_kernels(**request.param)
+    return streaming_kernels(**request.param)
 
 
 # ---- the same subset
@@ -51,22 +53,21 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 def test_top_k_equals_cpu(kernels: Kernels, kind: str) -> None:
     x, k = make_scores(kind, N, torch.float32), N // 3
     for order in ("random", "ascending"):
-        ids = kernels.select("select_top_k", x, 0, num_samples=N, k=k, seed=9, order=order)
+        ids = kernels.select(Ranking(SCORE, x), num_samples=N, k=k, seed=9, order=order)
         assert torch.equal(ids, F.select_top_k(x, k, seed=9, order=order))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_top_k_of_other_dtypes_equals_cpu(kernels: Kernels, dtype: torch.dtype) -> None:
     x = make_scores("clustered", N, dtype)
-    code = {torch.float64: 3, torch.bfloat16: 2}[dtype]
-    ids = kernels.select("select_top_k", x, code, num_samples=N, k=5000, seed=9)
+    ids = kernels.select(Ranking(SCORE, x), num_samples=N, k=5000, seed=9)
     assert torch.equal(ids, F.select_top_k(x, 5000, seed=9))
 
 
 @pytest.mark.parametrize("k", [1, 2, 100, N - 100, N - 1, N])
 def test_few_and_nearly_all_equal_cpu(k: int) -> None:
     x = make_scores("normal", N, torch.float32)
-    ids = large_kernels().select("select_top_k", x, 0, num_samples=N, k=k, seed=k)
+    ids = streaming_kernels().select(Ranking(SCORE, x), num_samples=N, k=k, seed=k)
     assert torch.equal(ids, F.select_top_k(x, k, seed=k))
 
 
@@ -76,14 +77,14 @@ def test_epsilon_greedy_equals_cpu(kernels: Kernels, kind: str, epsilon: float) 
     x, k = make_scores(kind, N, torch.float32), N // 3
     num_random = math.floor(epsilon * k + 0.5)
     request = {"num_samples": N, "k": k, "num_random": num_random, "seed": 4}
-    ids = kernels.select("select_top_k", x, 0, **request)
+    ids = kernels.select(Ranking(SCORE, x), **request)
     assert torch.equal(ids, F.select_epsilon_greedy(x, k, epsilon, seed=4))
 
 
 def test_weighted_equals_cpu(kernels: Kernels) -> None:
     weights = make_scores("normal", N, torch.float32).abs()
     weights[::3] = 0
-    ids = kernels.select("select_weighted", weights, 0, num_samples=N, k=9000, seed=4)
+    ids = kernels.select(Ranking(WEIGHT, weights), num_samples=N, k=9000, seed=4)
     assert torch.equal(ids, F.select_weighted(weights, 9000, seed=4))
 
 
@@ -117,11 +118,11 @@ def test_a_sample_that_misleads_costs_time_only(way: str, epsilon: float) -> Non
     seed, k = 11, N // 2
     x = misled(way, seed)
     expected = F.select_epsilon_greedy(x, k, epsilon, seed=seed)
-    kernels = large_kernels()
+    kernels = streaming_kernels()
     kernels.emulator.traffic()
     num_random = math.floor(epsilon * k + 0.5)
     request = {"num_samples": N, "k": k, "num_random": num_random, "seed": seed}
-    ids = kernels.select("select_top_k", x, 0, **request)
+    ids = kernels.select(Ranking(SCORE, x), **request)
     assert torch.equal(ids, expected)
     assert kernels.emulator.traffic()["bytes_read"] > 3 * 4 * N, "the bracket did not miss"
 
@@ -132,13 +133,13 @@ def test_a_hash_outside_its_bracket_costs_time_only(seed: int) -> None:
     other (searched for with tests/reference.py)."""
     n, k = 3000, 1000
     x = torch.zeros(n)
-    kernels = large_kernels()
+    kernels = streaming_kernels()
     request = {"num_samples": n, "k": k, "num_random": k, "seed": seed}
     kernels.emulator.traffic()
-    ids = kernels.select("select_top_k", x, 0, **request)
+    ids = kernels.select(Ranking(SCORE, x), **request)
     missed = kernels.emulator.traffic()["atomics"]
     assert torch.equal(ids, F.select_epsilon_greedy(x, k, 1.0, seed=seed))
-    kernels.select("select_top_k", x, 0, **{**request, "seed": 1})
+    kernels.select(Ranking(SCORE, x), **{**request, "seed": 1})
     assert kernels.emulator.traffic()["atomics"] < missed / 2, "the bracket did not miss"
 
 
@@ -148,7 +149,7 @@ def test_refused_candidates_above_the_bracket_of_the_hash() -> None:
     n, k, seed = 3000, 2000, 578
     x = torch.arange(n, dtype=torch.float32)
     request = {"num_samples": n, "k": k, "num_random": k // 2, "seed": seed}
-    ids = large_kernels().select("select_top_k", x, 0, **request)
+    ids = streaming_kernels().select(Ranking(SCORE, x), **request)
     assert torch.equal(ids, F.select_epsilon_greedy(x, k, 0.5, seed=seed))
 
 
@@ -157,8 +158,8 @@ def test_bad_weights_are_counted_once_when_the_bracket_misses(way: str) -> None:
     seed, k = 11, N // 2
     weights = misled(way, seed).exp()
     weights[7], weights[N - 1] = -1.0, math.nan
-    kernels = large_kernels()
-    ids = kernels.select("select_weighted", weights, 0, num_samples=N, k=k, seed=seed)
+    kernels = streaming_kernels()
+    ids = kernels.select(Ranking(WEIGHT, weights), num_samples=N, k=k, seed=seed)
     assert kernels.errors[2][0] == 2
     assert len(ids.unique()) == k and not {7, N - 1} & set(ids.tolist())
 
@@ -173,7 +174,7 @@ def test_as_many_as_the_chip_holds_and_one_more() -> None:
     for n, launches in [(capacity, 1), (capacity + 1, 6)]:
         x = make_scores("levels", n, torch.float32)
         kernels.emulator.statistics()
-        ids = kernels.select("select_top_k", x, 0, num_samples=n, k=n // 3, seed=3)
+        ids = kernels.select(Ranking(SCORE, x), num_samples=n, k=n // 3, seed=3)
         assert kernels.emulator.statistics()["launches"] == launches
         assert torch.equal(ids, F.select_top_k(x, n // 3, seed=3))
 
@@ -183,7 +184,7 @@ def test_many_blocks_on_the_chip() -> None:
     emulator.configure(multiprocessors=40)
     n = 40 * 4096
     x = make_scores("levels", n, torch.float32)
-    ids = Kernels(emulator).select("select_top_k", x, 0, num_samples=n, k=n // 3, seed=8)
+    ids = Kernels(emulator).select(Ranking(SCORE, x), num_samples=n, k=n // 3, seed=8)
     assert torch.equal(ids, F.select_top_k(x, n // 3, seed=8))
 
 
@@ -194,16 +195,16 @@ def test_number_of_launches() -> None:
     for kind in ("normal", "equal"):
         x = make_scores(kind, n, torch.float32)
         for order in ("ascending", "random"):
-            for name, configured in [("small", on_schedule), ("large", large_kernels)]:
+            for name, configured in [("on chip", on_schedule), ("streaming", streaming_kernels)]:
                 kernels = configured()
                 kernels.emulator.statistics()
                 request = {"num_samples": n, "k": n // 3, "num_random": 100, "order": order}
-                kernels.select("select_top_k", x, 0, **request)
+                kernels.select(Ranking(SCORE, x), **request)
                 launches[kind, name, order] = kernels.emulator.statistics()["launches"]
     for kind in ("normal", "equal"):
-        assert launches[kind, "small", "ascending"] == launches[kind, "small", "random"] == 1
-        assert launches[kind, "large", "ascending"] == 5
-        assert launches[kind, "large", "random"] == 6
+        assert launches[kind, "on chip", "ascending"] == launches[kind, "on chip", "random"] == 1
+        assert launches[kind, "streaming", "ascending"] == 5
+        assert launches[kind, "streaming", "random"] == 6
 
 
 @pytest.mark.parametrize("order", ["ascending", "random"])
@@ -218,30 +219,31 @@ def test_workspace_is_at_most_three_quarters_of_a_byte_per_sample(n: int, order:
         assert n / 8 < size <= 0.75 * n + constant
 
 
-def no_inputs(_: int) -> tuple[Any, ...]:
-    return ()
+def nothing(_: int) -> None:
+    return None
 
 
-def by_score(n: int) -> tuple[Any, ...]:
-    return torch.randn(n, generator=torch.Generator().manual_seed(0)), 0
+def by_score(n: int) -> Ranking:
+    return Ranking(SCORE, torch.randn(n, generator=torch.Generator().manual_seed(0)))
 
 
-def by_bound(n: int) -> tuple[Any, ...]:
-    mean, code = by_score(n)
-    return mean, torch.rand(n, generator=torch.Generator().manual_seed(1)), code, c_float(1.0), 0
+def by_bound(n: int) -> Ranking:
+    mean = by_score(n).values
+    variance = torch.rand(n, generator=torch.Generator().manual_seed(1))
+    return Ranking(UCB_VARIANCE, mean, variance, c=1.0)
 
 
-def by_weight(n: int) -> tuple[Any, ...]:
-    return by_score(n)[0].exp(), 0
+def by_weight(n: int) -> Ranking:
+    return Ranking(WEIGHT, by_score(n).values.exp())
 
 
-OPS: dict[str, tuple[str, Callable[[int], tuple[Any, ...]], float, int, float]] = {
-    # launcher, inputs, share of the random part, bytes read per sample, most bytes per sample
-    "top_k": ("select_top_k", by_score, 0.0, 4, 8.5),
-    "epsilon_greedy": ("select_top_k", by_score, 0.1, 4, 8.5),
-    "weighted": ("select_weighted", by_weight, 0.0, 4, 8.5),
-    "ucb": ("select_ucb", by_bound, 0.0, 8, 12.5),
-    "uniform": ("select_uniform", no_inputs, 0.0, 0, 2.9),
+OPS: dict[str, tuple[Callable[[int], Ranking | None], float, int, float]] = {
+    # ranking, share of the random part, bytes read per sample, most bytes per sample
+    "top_k": (by_score, 0.0, 4, 8.5),
+    "epsilon_greedy": (by_score, 0.1, 4, 8.5),
+    "weighted": (by_weight, 0.0, 4, 8.5),
+    "ucb": (by_bound, 0.0, 8, 12.5),
+    "uniform": (nothing, 0.0, 0, 2.9),
 }
 MEBI = 1 << 20
 
@@ -249,12 +251,10 @@ MEBI = 1 << 20
 def memory_bytes(kernels: Kernels, op: str, n: int, order: str) -> int:
     """32-byte sectors that a launch touches, each once per launch, in bytes: what must come from
     memory or go there if a cache serves the rest."""
-    launcher, inputs, epsilon, *_ = OPS[op]
+    ranked_by, epsilon, *_ = OPS[op]
     k = n // 3
     kernels.emulator.traffic()
-    kernels.select(
-        launcher, *inputs(n), num_samples=n, k=k, num_random=round(epsilon * k), order=order
-    )
+    kernels.select(ranked_by(n), num_samples=n, k=k, num_random=round(epsilon * k), order=order)
     traffic = kernels.emulator.traffic()
     return 32 * (traffic["unique_sectors_read"] + traffic["unique_sectors_written"])
 
@@ -268,8 +268,8 @@ def test_bytes_moved_by_a_large_selection(op: str) -> None:
     tile of 4096.
     """
     n = MEBI
-    read, target = OPS[op][3:]
-    moved = memory_bytes(large_kernels(), op, n, "random" if op == "uniform" else "ascending")
+    read, target = OPS[op][2:]
+    moved = memory_bytes(streaming_kernels(), op, n, "random" if op == "uniform" else "ascending")
     assert moved <= target * n
     ids = 8 * (n // 3)
     if op == "uniform":
@@ -285,14 +285,14 @@ def test_bytes_moved_by_a_large_selection(op: str) -> None:
 def test_a_random_order_costs_no_list() -> None:
     """Over the ascending order: the bitmap written and read once more, a directory of 8 bytes per
     256 ids; 0.31 bytes per sample in all. The look-ups ask for one sector of the bitmap per id."""
-    ascending = memory_bytes(large_kernels(), "top_k", MEBI, "ascending")
-    materialised = memory_bytes(large_kernels(), "top_k", MEBI, "random")
+    ascending = memory_bytes(streaming_kernels(), "top_k", MEBI, "ascending")
+    materialised = memory_bytes(streaming_kernels(), "top_k", MEBI, "random")
     assert materialised - ascending == pytest.approx(0.31 * MEBI, rel=0.1)
 
 
 @pytest.mark.parametrize(("order", "most"), [("ascending", 7.9), ("random", 8.2)])
 def test_bytes_moved_by_a_larger_selection(order: str, most: float) -> None:
-    assert memory_bytes(large_kernels(), "top_k", 4 * MEBI, order) <= most * 4 * MEBI
+    assert memory_bytes(streaming_kernels(), "top_k", 4 * MEBI, order) <= most * 4 * MEBI
 
 
 @pytest.mark.parametrize("op", ["top_k", "epsilon_greedy", "weighted", "ucb"])
@@ -300,7 +300,7 @@ def test_bytes_moved_on_the_chip(op: str) -> None:
     """The scores once, the ids once; what the blocks tell each other is 50 KB and read again from
     cache."""
     n = MEBI
-    read = OPS[op][3]
+    read = OPS[op][2]
     moved = memory_bytes(on_schedule(multiprocessors=20), op, n, "ascending")
     assert moved == pytest.approx(read * n + 8 * (n // 3), rel=0.03)
 

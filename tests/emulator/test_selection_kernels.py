@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import math
-from ctypes import c_float
 
 import numpy as np
 import pytest
 import torch
 from emulator import EmulatorError
-from kernels import INDEX_TYPES, SCALAR_TYPES, Kernels, load
+from kernels import (
+    EXPLORE,
+    SCALAR_TYPES,
+    SCORE,
+    UCB1,
+    UCB_STD,
+    UCB_VARIANCE,
+    WEIGHT,
+    Kernels,
+    Ranking,
+    load,
+)
 from torch import Tensor
 
 from dynprune_cuda import functional as F
@@ -50,9 +60,7 @@ def make_scores(kind: str, n: int, dtype: torch.dtype) -> Tensor:
 def test_top_k_equals_cpu(selection_kernels: Kernels, kind: str, dtype: torch.dtype) -> None:
     for n, k in [(33, 11), (2049, 683), (5000, 4999)]:
         x = make_scores(kind, n, dtype)
-        ids = selection_kernels.select(
-            "select_top_k", x, SCALAR_TYPES[dtype], num_samples=n, k=k, seed=n
-        )
+        ids = selection_kernels.select(Ranking(SCORE, x), num_samples=n, k=k, seed=n)
         assert torch.equal(ids, F.select_top_k(x, k, seed=n))
 
 
@@ -62,7 +70,7 @@ def test_top_k_equals_cpu_at_every_size(selection_kernels: Kernels, n: int) -> N
     for k in counts_for(n):
         for order in ("random", "ascending"):
             ids = selection_kernels.select(
-                "select_top_k", x, 0, num_samples=n, k=k, seed=-3, order=order
+                Ranking(SCORE, x), num_samples=n, k=k, seed=-3, order=order
             )
             assert torch.equal(ids, F.select_top_k(x, k, seed=-3, order=order))
 
@@ -73,7 +81,7 @@ def test_epsilon_greedy_equals_cpu(selection_kernels: Kernels, epsilon: float) -
         x = make_scores("levels", n, torch.float32)
         num_random = math.floor(epsilon * k + 0.5)
         ids = selection_kernels.select(
-            "select_top_k", x, 0, num_samples=n, k=k, num_random=num_random, seed=2**63
+            Ranking(SCORE, x), num_samples=n, k=k, num_random=num_random, seed=2**63
         )
         assert torch.equal(ids, F.select_epsilon_greedy(x, k, epsilon, seed=2**63))
 
@@ -84,10 +92,9 @@ def test_ucb_equals_cpu(selection_kernels: Kernels, bonus: str, dtype: torch.dty
     n, k = 3001, 1000
     mean, variance = make_scores("normal", n, dtype), make_scores("normal", n + 1, dtype)[:n].abs()
     mean[::9] = math.nan
-    arguments = (mean, variance, SCALAR_TYPES[dtype])
-    ids = selection_kernels.select(
-        "select_ucb", *arguments, c_float(0.7), int(bonus == "std"), num_samples=n, k=k, seed=5
-    )
+    kind = UCB_STD if bonus == "std" else UCB_VARIANCE
+    ranking = Ranking(kind, mean, variance, c=0.7)
+    ids = selection_kernels.select(ranking, num_samples=n, k=k, seed=5)
     assert torch.equal(ids, F.select_ucb(mean, variance, k, c=0.7, bonus=bonus, seed=5))
 
 
@@ -96,17 +103,8 @@ def test_ucb1_equals_cpu(selection_kernels: Kernels, dtype: torch.dtype) -> None
     n, k = 2500, 700
     mean = make_scores("normal", n, torch.float32)
     count = torch.arange(n, dtype=dtype) % 5
-    ids = selection_kernels.select(
-        "select_ucb1",
-        mean,
-        count,
-        INDEX_TYPES[dtype],
-        c_float(1.5),
-        c_float(math.log(777)),
-        num_samples=n,
-        k=k,
-        seed=6,
-    )
+    ranking = Ranking(UCB1, mean, count, c=1.5, log_step=math.log(777))
+    ids = selection_kernels.select(ranking, num_samples=n, k=k, seed=6)
     assert torch.equal(ids, F.select_ucb1(mean, count, k, c=1.5, step=777, seed=6))
 
 
@@ -119,9 +117,7 @@ def test_weighted_equals_cpu(selection_kernels: Kernels, dtype: torch.dtype) -> 
     weights[2::19] = torch.finfo(dtype).tiny / 4
     weights[4::23] = torch.finfo(dtype).max
     for k in (5, 600, 2000):
-        ids = selection_kernels.select(
-            "select_weighted", weights, SCALAR_TYPES[dtype], num_samples=n, k=k, seed=k
-        )
+        ids = selection_kernels.select(Ranking(WEIGHT, weights), num_samples=n, k=k, seed=k)
         assert torch.equal(ids, F.select_weighted(weights, k, seed=k))
         assert not selection_kernels.errors.any()
 
@@ -133,7 +129,7 @@ def test_bad_weights_are_counted_and_never_chosen_before_good_ones(
     weights[7] = -1.0
     weights[500] = math.nan
     ids = selection_kernels.select(
-        "select_weighted", weights, 0, num_samples=1000, k=998, order="ascending"
+        Ranking(WEIGHT, weights), num_samples=1000, k=998, order="ascending"
     )
     assert sorted({7, 500} & set(ids.tolist())) == []
     count, example = selection_kernels.errors[2]
@@ -144,24 +140,24 @@ def test_bad_weights_are_counted_and_never_chosen_before_good_ones(
 def test_uniform_and_permutation_equal_cpu(kernels: Kernels, n: int) -> None:
     for k in counts_for(n):
         for order in ("random", "ascending"):
-            ids = kernels.select("select_uniform", num_samples=n, k=k, seed=k, order=order)
+            ids = kernels.select(None, num_samples=n, k=k, seed=k, order=order)
             assert torch.equal(ids, F.select_uniform(n, k, seed=k, order=order))
 
 
 def test_seed_in_device_memory_equals_seed_by_value(selection_kernels: Kernels) -> None:
     x = make_scores("levels", 3000, torch.float32)
-    for op, inputs in [("select_top_k", (x, 0)), ("select_uniform", ())]:
+    for ranking in (Ranking(SCORE, x), None):
         request = {"num_samples": 3000, "k": 900, "seed": -77}
-        by_value = selection_kernels.select(op, *inputs, **request)
+        by_value = selection_kernels.select(ranking, **request)
         assert torch.equal(
-            selection_kernels.select(op, *inputs, **request, seed_in_memory=True), by_value
+            selection_kernels.select(ranking, **request, seed_in_memory=True), by_value
         )
 
 
 def test_a_larger_selection_under_the_checker(kernels_in_turn: Kernels) -> None:
     n, k = 200_003, 66_667
     x = make_scores("levels", n, torch.float32)
-    ids = kernels_in_turn.select("select_top_k", x, 0, num_samples=n, k=k, seed=1)
+    ids = kernels_in_turn.select(Ranking(SCORE, x), num_samples=n, k=k, seed=1)
     assert torch.equal(ids, F.select_top_k(x, k, seed=1))
 
 
@@ -171,15 +167,26 @@ def test_a_million_scores_in_the_fast_build(kind: str) -> None:
     emulator.configure(multiprocessors=16)
     n = 1 << 20
     x = make_scores(kind, n, torch.float32)
-    ids = Kernels(emulator).select("select_top_k", x, 0, num_samples=n, k=n // 3, seed=8)
+    ids = Kernels(emulator).select(Ranking(SCORE, x), num_samples=n, k=n // 3, seed=8)
     assert torch.equal(ids, F.select_top_k(x, n // 3, seed=8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(UCB_STD, torch.float64), (UCB_VARIANCE, torch.float64), (EXPLORE, None)]
+)
+def test_rankings_without_a_kernel_are_refused(
+    kernels_in_turn: Kernels, kind: int, dtype: torch.dtype | None
+) -> None:
+    x = torch.rand(10, dtype=dtype)
+    with pytest.raises(AssertionError, match="select returned error 1"):
+        kernels_in_turn.select(Ranking(kind, x, x), num_samples=10, k=3)
 
 
 def test_scores_shorter_than_claimed_are_reported(kernels_in_turn: Kernels) -> None:
     """The harness itself: a kernel that reads past its input does not pass unseen."""
     x = make_scores("normal", 1000, torch.float32)
     with pytest.raises(EmulatorError, match="OUT OF BOUNDS"):
-        kernels_in_turn.select("select_top_k", x, 0, num_samples=1001, k=10)
+        kernels_in_turn.select(Ranking(SCORE, x), num_samples=1001, k=10)
 
 
 # ---- arithmetic beyond what memory holds

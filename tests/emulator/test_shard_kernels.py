@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from ctypes import c_float, c_int64, c_uint64
+from ctypes import c_int64, c_uint64
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,17 @@ import pytest
 import torch
 from dynprune_cuda._shard_search import KEY_ROUNDS, advance, digit
 from emulator import Array, EmulatorError
-from kernels import INDEX_TYPES, SCALAR_TYPES, Kernels
+from kernels import (
+    EXPLORE,
+    SCALAR_TYPES,
+    SCORE,
+    UCB1,
+    UCB_STD,
+    UCB_VARIANCE,
+    WEIGHT,
+    Kernels,
+    Ranking,
+)
 from test_selection_kernels import make_scores
 from torch import Tensor
 
@@ -45,14 +55,12 @@ class ShardKernels:
             self.kernels._call(op, *call(self.emulator.pointer(out), errors))
             return torch.from_numpy(out.copy())
 
-    def keys(self, op: str, n: int, *inputs: Any, shard: ShardArgument | None = None) -> Tensor:
+    def keys(self, ranking: Ranking, shard: ShardArgument) -> Tensor:
         def call(out: ctypes.c_void_p, errors: Array) -> list[Any]:
-            given = [self._given(x, "in") if isinstance(x, Tensor) else x for x in inputs]
-            if shard is None:
-                return [*given, c_int64(n), out]
-            return [*given, ctypes.byref(shard), SEED_WORD, out, self.emulator.pointer(errors)]
+            spec, records = self.kernels.spec(ranking), self.emulator.pointer(errors)
+            return [ctypes.byref(spec), ctypes.byref(shard), SEED_WORD, out, records]
 
-        return self._filled(op, (n,), np.int32, call)
+        return self._filled("shard_keys", (shard.count,), np.int32, call)
 
     def digit_counts(
         self,
@@ -69,7 +77,7 @@ class ShardKernels:
             words = [self._given(keys, "keys"), ctypes.byref(shard), self._given(greedy, "greedy")]
             return [*words, int(explore), self._given(state, "state"), number, SEED_WORD, out]
 
-        return self._filled("digit_counts", (bins,), np.int64, call)
+        return self._filled("shard_digit_counts", (bins,), np.int64, call)
 
     def positions(
         self,
@@ -80,19 +88,24 @@ class ShardKernels:
         k: int,
     ) -> Tensor:
         def call(out: ctypes.c_void_p, _: Array) -> list[Any]:
-            size = self.emulator.library.emulated_list_shard_workspace_bytes(len(keys))
+            size = self.emulator.library.emulated_shard_positions_workspace_bytes(len(keys))
             workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)
             words = [self._given(keys, "keys"), ctypes.byref(shard)]
             limits = [self._given(greedy, "greedy"), self._given(random, "random")]
             return [*words, *limits, SEED_WORD, c_int64(k), out, self.emulator.pointer(workspace)]
 
-        return self._filled("list_shard", (k,), np.int64, call)
+        return self._filled("shard_positions", (k,), np.int64, call)
 
     def permutation_part(self, n: int, part: ShardArgument, inverse: bool) -> Tensor:
         def call(out: ctypes.c_void_p, _: Array) -> list[Any]:
             return [c_int64(n), ctypes.byref(part), int(inverse), SEED_WORD, out]
 
         return self._filled("permutation_part", (part.count,), np.int64, call)
+
+
+def score_keys(scores: Tensor) -> Tensor:
+    keys: Tensor = ops.shard_keys(*Ranking(SCORE, scores).arguments(), 0, 1, None, SEED)
+    return keys
 
 
 @pytest.fixture
@@ -106,33 +119,44 @@ KEY_DTYPES = [dtype for dtype in SCALAR_TYPES if dtype != torch.float64]
 @pytest.mark.parametrize("dtype", KEY_DTYPES, ids=str)
 def test_keys_equal_cpu(shards: ShardKernels, dtype: torch.dtype) -> None:
     n = 1031
-    code = SCALAR_TYPES[dtype]
     x, y = make_scores("special", n, dtype), make_scores("normal", n, dtype).abs()
-    assert torch.equal(shards.keys("keys_by_score", n, x, code), ops.keys_by_score(x))
-    for std in (0, 1):
-        got = shards.keys("keys_by_ucb", n, x, y, code, c_float(0.7), std)
-        assert torch.equal(got, ops.keys_by_ucb(x, y, 0.7, bool(std)))
     weights = y.clone()
     weights[::3], weights[1::17] = 0, math.inf
-    shard = ShardArgument(n, 5, 3)
-    got = shards.keys("keys_by_weight", n, weights, code, shard=shard)
-    assert torch.equal(got, ops.keys_by_weight(weights, 5, 3, None, SEED))
+    for ranking in (
+        Ranking(SCORE, x),
+        Ranking(UCB_VARIANCE, x, y, 0.7),
+        Ranking(UCB_STD, x, y, 0.7),
+        Ranking(WEIGHT, weights),
+    ):
+        assert_keys_equal_cpu(shards, ranking)
     assert not shards.kernels.errors.any()
+
+
+def assert_keys_equal_cpu(shards: ShardKernels, ranking: Ranking) -> None:
+    first, stride = 5, 3
+    shard = ShardArgument(len(ranking.values), first, stride)
+    expected = ops.shard_keys(*ranking.arguments(), first, stride, None, SEED)
+    assert torch.equal(shards.keys(ranking, shard), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_ucb1_keys_equal_cpu(shards: ShardKernels, dtype: torch.dtype) -> None:
     mean, count = make_scores("special", 300, torch.float32), torch.arange(300, dtype=dtype) % 4
-    options = (c_float(1.5), c_float(2.5))
-    got = shards.keys("keys_by_ucb1", 300, mean, count, INDEX_TYPES[dtype], *options)
-    assert torch.equal(got, ops.keys_by_ucb1(mean, count, 1.5, 2.5))
+    assert_keys_equal_cpu(shards, Ranking(UCB1, mean, count, 1.5, 2.5))
 
 
 def test_bad_weights_are_recorded_by_their_ids(shards: ShardKernels) -> None:
     weights = torch.ones(100)
     weights[7] = math.nan
-    keys = shards.keys("keys_by_weight", 100, weights, 0, shard=ShardArgument(100, 4, 5))
+    keys = shards.keys(Ranking(WEIGHT, weights), ShardArgument(100, 4, 5))
     assert keys[7] == 0 and shards.kernels.errors[2].tolist() == [1, 4 + 7 * 5]
+
+
+@pytest.mark.parametrize("kind", [SCORE, WEIGHT, EXPLORE])
+def test_rankings_without_keys_are_refused(shards: ShardKernels, kind: int) -> None:
+    x = torch.rand(10, dtype=torch.float32 if kind == EXPLORE else torch.float64)
+    with pytest.raises(AssertionError, match="shard_keys returned error 1"):
+        shards.keys(Ranking(kind, x), ShardArgument(10, 0, 1))
 
 
 @pytest.mark.parametrize("kind", ["normal", "equal", "levels", "special"])
@@ -145,7 +169,7 @@ def test_a_search_over_three_shards_equals_the_cpu_selection(
     x = make_scores(kind, n, torch.float32)
     num_random = math.floor(epsilon * k + 0.5)
     parts = [ShardArgument(len(x[r::size]), r, size) for r in range(size)]
-    keys = [ops.keys_by_score(x[r::size]) for r in range(size)]
+    keys = [score_keys(x[r::size]) for r in range(size)]
     taken = [0] * size
 
     def search(wanted: int, explore: bool, greedy: Tensor | None) -> Tensor:
@@ -179,7 +203,7 @@ def test_a_search_over_three_shards_equals_the_cpu_selection(
 
 @pytest.mark.parametrize("n", [0, 1, 31, 4095, 4097])
 def test_shards_of_awkward_sizes(shards: ShardKernels, n: int) -> None:
-    keys = ops.keys_by_score(make_scores("levels", max(n, 1), torch.float32)[:n])
+    keys = score_keys(make_scores("levels", max(n, 1), torch.float32)[:n])
     shard, state = ShardArgument(n, 1000, 1), torch.tensor([0, 3])
     counts = shards.digit_counts(keys, shard, state, 0)
     assert counts.sum() == n

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dynprune_cuda
+from dynprune_cuda import _C
 from dynprune_cuda import functional as F
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._ops.contract import (
@@ -24,22 +25,16 @@ from dynprune_cuda._ops.fakes import FAKES
 
 ops = torch.ops.dynprune_cuda
 N = 37
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
 NAMES = {
-    "select_top_k",
-    "select_epsilon_greedy",
-    "select_ucb",
-    "select_ucb1",
-    "select_weighted",
+    "select_ranked",
     "select_uniform",
-    "keys_by_score",
-    "keys_by_ucb",
-    "keys_by_ucb1",
-    "keys_by_weight",
+    "shard_keys",
     "shard_digit_counts",
     "shard_positions",
     "shard_sample",
-    "shard_sort_out",
-    "shard_word_counts",
+    "shard_bracket",
+    "shard_candidate_counts",
     "shard_add_candidates_",
     "shard_list",
     "permutation_part",
@@ -100,17 +95,17 @@ def samples(device):
         return (logits.detach(), *arguments, gradient)
 
     return [
-        ("select_top_k", (scores, 9, None, 3, False)),
-        ("select_top_k", (scores.bfloat16(), 0, seed, 0, True)),
-        ("select_epsilon_greedy", (scores, 9, 4, None, 3, False)),
-        ("select_ucb", (scores, scores, 9, 0.5, True, None, 3, False)),
-        ("select_ucb1", (scores, count, 9, 0.5, 3.0, seed, 0, True)),
-        ("select_weighted", (scores.double(), 9, None, 3, False)),
+        ("select_ranked", (scores, None, SCORE, 0.0, 0.0, 9, 0, None, 3, False)),
+        ("select_ranked", (scores.bfloat16(), None, SCORE, 0.0, 0.0, 0, 0, seed, 0, True)),
+        ("select_ranked", (scores, None, SCORE, 0.0, 0.0, 9, 4, None, 3, False)),
+        ("select_ranked", (scores, scores, UCB_STD, 0.5, 0.0, 9, 0, None, 3, False)),
+        ("select_ranked", (scores, count, UCB1, 0.5, 3.0, 9, 0, seed, 0, True)),
+        ("select_ranked", (scores.double(), None, WEIGHT, 0.0, 0.0, 9, 0, None, 3, False)),
         ("select_uniform", (scores[:0], 1000, 9, None, 3, False)),
-        ("keys_by_score", (scores,)),
-        ("keys_by_ucb", (scores.half(), scores.half(), 0.5, True)),
-        ("keys_by_ucb1", (scores, count, 0.5, 3.0)),
-        ("keys_by_weight", (scores, 2, 3, seed, 0)),
+        ("shard_keys", (scores, None, SCORE, 0.0, 0.0, 2, 3, None, 3)),
+        ("shard_keys", (scores.half(), scores.half(), UCB_STD, 0.5, 0.0, 2, 3, None, 3)),
+        ("shard_keys", (scores, count, UCB1, 0.5, 3.0, 2, 3, None, 3)),
+        ("shard_keys", (scores, None, WEIGHT, 0.0, 0.0, 2, 3, seed, 0)),
         ("shard_digit_counts", (keys, state, None, False, 3, 2, 3, None, 3)),
         ("shard_digit_counts", (keys, state, state, True, 2, 2, 3, seed, 0)),
         ("shard_positions", (keys, state * 0, None, N, 2, 3, seed, 0)),
@@ -152,17 +147,17 @@ def cpu_samples():
     options = (0.5, 3.0)
     sample = ops.shard_sample(scores, None, 0, *options, 111, 50, 2, 3, 7)
     hashes = (scores, None, 5, *options, None, None, 37, 5)
-    candidates = int(ops.shard_sort_out(*hashes, N, 0, 1, 7)[3][1])
+    candidates = int(ops.shard_bracket(*hashes, N, 0, 1, 7)[3][1])
     # Room for all candidates and no more: the rest is not written. Of 50 draws, all are candidates.
     return [
         ("shard_sample", (scores.half(), scores.half(), 2, *options, 1000, 300, 2, 3, 7)),
         ("shard_sample", (scores, count, 3, *options, 111, 50, 0, 1, 7)),
         (
-            "shard_sort_out",
+            "shard_bracket",
             (scores, None, 0, *options, sample, bits, 111, 30, N - 3, 2, 3, 7),
         ),
-        ("shard_sort_out", (*hashes, candidates, 0, 1, 7)),
-        ("shard_word_counts", (words, torch.tensor([0, 4]), 40, 2)),
+        ("shard_bracket", (*hashes, candidates, 0, 1, 7)),
+        ("shard_candidate_counts", (words, torch.tensor([0, 4]), 40, 2)),
         (
             "shard_add_candidates_",
             (bits.clone(), words, count[:5].int(), torch.tensor([1 << 40, 0])),
@@ -179,6 +174,12 @@ def sample(device, index):
     if index >= len(calls := samples(device)):
         pytest.skip("an op of the CPU")
     return calls[index]
+
+
+def test_rankings_are_numbered_in_the_order_of_their_names():
+    assert _C.RANKINGS == "score ucb_variance ucb_std ucb1 weight explore"
+    numbers = (SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE)
+    assert numbers == tuple(range(len(_C.RANKINGS.split())))
 
 
 def test_every_op_is_sampled():
@@ -422,6 +423,7 @@ MISUSE = """
 import torch, dynprune_cuda
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
 x, y, f = torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.zeros
 def step(**changed):
     arguments = dict(
@@ -432,43 +434,59 @@ def step(**changed):
         second_target=None, lam=None, grad_scale=None, gradient=1,
     )
     ops.scored_cross_entropy_step_(**{**arguments, **changed})
+ranked = dict(values=s, second=None, ranking=SCORE, c=1.0, log_step=1.0, seed_tensor=None, seed=0)
+def select(**changed):
+    ops.select_ranked(**{**ranked, "k": 3, "num_random": 0, "ascending": False, **changed})
+def keys(**changed):
+    ops.shard_keys(**{**ranked, "first": 0, "stride": 1, **changed})
 calls = [
-    lambda: ops.select_top_k(s, 10, None, 0, False),
-    lambda: ops.select_top_k(s, -1, None, 0, False),
-    lambda: ops.select_top_k(s, 1 << 62, None, 0, True),
-    lambda: ops.select_top_k(n, 1, None, 0, False),
-    lambda: ops.select_top_k(x, 1, None, 0, False),
-    lambda: ops.select_top_k(s, 1, s[0], 0, False),
-    lambda: ops.select_top_k(s, 1, n, 0, False),
-    lambda: ops.select_top_k(s, 1, n[:0], 0, False),
-    lambda: ops.select_top_k(f(1).expand(1 << 50), 1, None, 0, False),
-    lambda: ops.select_epsilon_greedy(s, 3, 4, None, 0, False),
-    lambda: ops.select_epsilon_greedy(s, 3, -1, None, 0, False),
-    lambda: ops.select_ucb(s, s[:5], 3, 1.0, False, None, 0, False),
-    lambda: ops.select_ucb(s, s.half(), 3, 1.0, False, None, 0, False),
-    lambda: ops.select_ucb(s.double(), s.double(), 3, 1.0, False, None, 0, False),
-    lambda: ops.select_ucb1(s.half(), n, 3, 1.0, 1.0, None, 0, False),
-    lambda: ops.select_ucb1(s, s, 3, 1.0, 1.0, None, 0, False),
-    lambda: ops.select_ucb1(s, n.byte(), 3, 1.0, 1.0, None, 0, False),
-    lambda: ops.select_ucb1(s, n[:5], 3, 1.0, 1.0, None, 0, False),
-    lambda: ops.select_weighted(-s - 1, 3, None, 0, False),
-    lambda: ops.select_weighted(n, 3, None, 0, False),
+    lambda: select(k=10),
+    lambda: select(k=-1),
+    lambda: select(k=1 << 62, ascending=True),
+    lambda: select(values=n),
+    lambda: select(values=x),
+    lambda: select(seed_tensor=s[0]),
+    lambda: select(seed_tensor=n),
+    lambda: select(seed_tensor=n[:0]),
+    lambda: select(values=f(1).expand(1 << 50)),
+    lambda: select(num_random=4),
+    lambda: select(num_random=-1),
+    lambda: select(ranking=-1),
+    lambda: select(ranking=EXPLORE),
+    lambda: select(ranking=EXPLORE + 1),
+    lambda: select(second=s),
+    lambda: select(ranking=UCB_VARIANCE),
+    lambda: select(ranking=UCB1),
+    *(lambda r=r: select(ranking=r, second=s, num_random=1) for r in (UCB_VARIANCE, UCB_STD)),
+    lambda: select(ranking=UCB1, second=n, num_random=1),
+    lambda: select(ranking=WEIGHT, num_random=1),
+    lambda: select(ranking=UCB_VARIANCE, second=s[:5]),
+    lambda: select(ranking=UCB_VARIANCE, second=s.half()),
+    lambda: select(ranking=UCB_VARIANCE, values=s.double(), second=s.double()),
+    lambda: select(ranking=UCB1, values=s.half(), second=n),
+    lambda: select(ranking=UCB1, second=s),
+    lambda: select(ranking=UCB1, second=n.byte()),
+    lambda: select(ranking=UCB1, second=n[:5]),
+    lambda: select(ranking=WEIGHT, values=-s - 1),
+    lambda: select(ranking=WEIGHT, values=n),
     lambda: ops.select_uniform(s, -5, 0, None, 0, False),
     lambda: ops.select_uniform(s, -5, -7, None, 0, False),
     lambda: ops.select_uniform(s, 5, 6, None, 0, False),
     lambda: ops.select_uniform(s, 1 << 40, 6, None, 0, False),
-    lambda: ops.keys_by_score(s.double()),
-    lambda: ops.keys_by_score(x),
-    lambda: ops.keys_by_ucb(s, s[:5], 1.0, False),
-    lambda: ops.keys_by_ucb(s, s.half(), 1.0, False),
-    lambda: ops.keys_by_ucb1(s.half(), n, 1.0, 1.0),
-    lambda: ops.keys_by_ucb1(s, n[:5], 1.0, 1.0),
-    lambda: ops.keys_by_ucb1(s, s, 1.0, 1.0),
-    lambda: ops.keys_by_weight(-s - 1, 0, 1, None, 0),
-    lambda: ops.keys_by_weight(s, -1, 1, None, 0),
-    lambda: ops.keys_by_weight(s, 0, 0, None, 0),
-    lambda: ops.keys_by_weight(s, 1 << 40, 1, None, 0),
-    lambda: ops.keys_by_weight(s, 0, 1 << 62, None, 0),
+    lambda: keys(values=s.double()),
+    lambda: keys(values=x),
+    lambda: keys(ranking=EXPLORE),
+    lambda: keys(ranking=UCB_VARIANCE, second=s[:5]),
+    lambda: keys(ranking=UCB_VARIANCE, second=s.half()),
+    lambda: keys(ranking=UCB1, values=s.half(), second=n),
+    lambda: keys(ranking=UCB1, second=n[:5]),
+    lambda: keys(ranking=UCB1, second=s),
+    lambda: keys(ranking=WEIGHT, values=-s - 1),
+    lambda: keys(ranking=WEIGHT, values=s.double()),
+    lambda: keys(first=-1),
+    lambda: keys(stride=0),
+    lambda: keys(first=1 << 40),
+    lambda: keys(stride=1 << 62),
     lambda: ops.shard_digit_counts(n, n[:2], None, False, 0, 0, 1, None, 0),
     lambda: ops.shard_digit_counts(n.int(), n[:1], None, False, 0, 0, 1, None, 0),
     lambda: ops.shard_digit_counts(n.int(), n[:2].int(), None, False, 0, 0, 1, None, 0),

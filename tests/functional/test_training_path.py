@@ -16,7 +16,7 @@ from waiting import WAITING
 
 from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
 from dynprune_cuda.scores import merge, sharded_table
-from dynprune_cuda.sharded.digit_search import find
+from dynprune_cuda.sharded.digit_search import Ranking, find
 
 N, B, C = 1000, 32, 10
 
@@ -145,8 +145,9 @@ def test_sharded_scores_bring_nothing_to_the_host(fake_device, monkeypatch):
             pruner.cross_entropy(logits, labels, ids)
             pruner.observe(ids, logits[:, 0])
         pruner.observe(torch.arange(B), logits[:, 0])
-        keys = torch.ops.dynprune_cuda.keys_by_score(pruner.table.ranking_mean())
-        found = find(keys, 300, 30, pruner.table.shard, 7, ranks)
+        shard = pruner.table.shard
+        keys = Ranking(pruner.table.ranking_mean()).keys(shard, 7)
+        found = find(keys, 300, 30, shard, 7, ranks)
     assert len(pruner.table.mean) == 247
     assert found.rounds == 9 and sum(reduced) == 81_920 + 40_960
     assert trace.operations > 500

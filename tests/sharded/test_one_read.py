@@ -106,7 +106,7 @@ def test_samples_are_sorted_out_by_one_bracket(kind, layout):
                 bits = np.zeros(-(-len(rows) // 64) * 64, dtype=bool)
                 bits[: len(rows)] = excluded[rows]
                 packed = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int64))
-                found = ops.shard_sort_out(
+                found = ops.shard_bracket(
                     *part_of(ranking, shard), draws, packed, N, wanted, len(rows), *place
                 )
                 brackets.add(check_sorted_out(found, keys[rows], excluded[rows]))
@@ -125,7 +125,7 @@ def test_ids_up_to_the_last_of_32_bits(layout):
     keys = np.uint64(2**63) | reference.listed_id_hash(SEED, reference.TIE, ids)
     draws = torch.from_numpy(keys[::20].view(np.int64).copy())
     place = (shard.first, shard.stride, SEED - 2**64)
-    found = ops.shard_sort_out(*Ranking(x), draws, None, 1 << 32, 1 << 31, len(x), *place)
+    found = ops.shard_bracket(*Ranking(x), draws, None, 1 << 32, 1 << 31, len(x), *place)
     low, high = check_sorted_out(found, keys, np.zeros(len(keys), dtype=bool))
     assert 0 < found[3][0] < 8192 and low < high
     listed = bracket_search.list_chosen(found[0], int(found[3][0]), shard)
@@ -205,8 +205,8 @@ PLACE = {"first": 0, "stride": 1, "seed": 0}
 SORTED = {"sample": R, "excluded": None, "wanted": 3, "capacity": 9}
 RIGHT = {
     "shard_sample": {**RANKED, **PLACE, "size": 9},
-    "shard_sort_out": {**RANKED, **PLACE, **SORTED},
-    "shard_word_counts": {"words": R, "state": R[:2], "shift": 0, "bits": 11},
+    "shard_bracket": {**RANKED, **PLACE, **SORTED},
+    "shard_candidate_counts": {"words": R, "state": R[:2], "shift": 0, "bits": 11},
     "shard_add_candidates_": {"bits": R[:1], "words": R, "positions": R.int(), "state": R[:2]},
     "shard_list": {"bits": R[:1], "k": 0, "count": 64, "first": 0, "stride": 1},
 }
@@ -218,12 +218,12 @@ WRONG = {
         {"values": S.half(), "second": R, "ranking": 3},
         *({"num_samples": 0}, {"size": -1}, {"size": 1 << 40}, {"stride": 0}),
     ],
-    "shard_sort_out": [
+    "shard_bracket": [
         *({"sample": None}, {"sample": R.int()}, {"sample": R[::2]}, {"ranking": 5}),
         *({"excluded": R[:2]}, {"wanted": 0}, {"wanted": 10}, {"num_samples": 1 << 40}),
         *({"capacity": -1}, {"capacity": 10}),
     ],
-    "shard_word_counts": [
+    "shard_candidate_counts": [
         *({"words": R.int()}, {"state": R[:1]}, {"bits": 0}, {"bits": 12}),
         *({"shift": -1}, {"shift": 54}),
     ],

@@ -3,13 +3,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <vector>
 
 #include "cpu/clones.h"
-#include "cpu/selection/nth_greatest.h"
 #include "cpu/parallel.h"
+#include "cpu/selection/nth_greatest.h"
+#include "shared/bracket_plan.h"
 #include "shared/ranking.h"
 
 namespace dynprune {
@@ -37,28 +37,6 @@ struct Bracket {
 // Whether so many samples are undecided by their keys that all are better compared by their hashes
 // too.
 constexpr bool is_many(int64_t undecided, int64_t count) { return undecided > count / 8; }
-
-// How large a random sample brackets the threshold, and how wide the bracket is in standard
-// deviations. n^(2/3) balances the work on the sample with that on the candidates it leaves. A miss
-// costs a second pass: 1 time in 10^8 for many samples, where that would take long; 1 in 200 for
-// few, where a narrow bracket saves more.
-struct BracketPlan {
-  static constexpr int64_t kMinSampleSize = 256;  // fewer tell nothing
-  int64_t sample_size;
-  double sigmas;
-
-  static BracketPlan of(int64_t n) {
-    constexpr int64_t kMany = 1 << 20, kMaxSampleSize = 1 << 16;
-    const auto size = static_cast<int64_t>(std::pow(static_cast<double>(n), 2.0 / 3));
-    return {std::min(kMaxSampleSize, size), n < kMany ? 2.8 : 6};
-  }
-};
-
-// The hash that breaks ties between the samples of a ranking, by what the ranking calls them.
-template <class Ranking>
-IdHash tie_hash_of(const Ranking&, uint64_t seed) {
-  return {seed, Stream::kTie};
-}
 
 template <class Hash>
 DYNPRUNE_CLONES void hash_listed_ids(const Hash& hash, const uint32_t* ids, int count,
@@ -120,43 +98,27 @@ void draw_sample(const Ranking& ranking, int64_t n, uint64_t seed, int64_t size,
   });
 }
 
-// The bracket of the wanted-th greatest of `eligible` hashes, whose distribution is known, give or
-// take `unknown` that may be above or below them all.
-struct HashBracket {
-  uint32_t low, high;
-  double candidate_share;
-
-  HashBracket(int64_t eligible, int64_t wanted, double unknown) {
-    const double share = static_cast<double>(wanted) / eligible;
-    const double sigmas = BracketPlan::of(eligible).sigmas;
-    const double sigma = std::sqrt(share * (1 - share) * eligible);
-    const double slack = (sigmas * sigma + unknown + 2) / eligible;
-    const auto hash_above = [](double upper_share) {
-      const double inside = std::min(std::max(upper_share, 0.0), 1.0);
-      return static_cast<uint32_t>((1 - inside) * 4294967295.0);
-    };
-    low = hash_above(share + slack);
-    high = hash_above(share - slack);
-    candidate_share = std::min(1.0, 2 * slack);
-  }
-};
+// The bracket of hashes alone, as composite keys whose lower halves are free.
+inline Bracket<uint32_t> bracket_of_hashes(int64_t eligible, int64_t wanted) {
+  const double sigmas = BracketPlan::of(eligible, kCpuBracket).sigmas;
+  const auto hashes = HashBracket::of(eligible, wanted, 0, sigmas);
+  return {compose(hashes.low, 0), compose(hashes.high, ~uint32_t{0}), hashes.share(), false};
+}
 
 // Two members of a random sample of the composite keys, between which the wanted-th greatest of all
 // n most likely lies. sample: [size], is rearranged.
 template <class Key>
 Bracket<Key> bracket_by_sample(composite_t<Key>* sample, int64_t size, int64_t n, int64_t wanted) {
   Bracket<Key> bracket = Bracket<Key>::everything();
-  if (size < BracketPlan::kMinSampleSize) return bracket;
+  if (size < kCpuBracket.min_sample_size) return bracket;
+  const double sigmas = BracketPlan::of(n, kCpuBracket).sigmas;
   if (all_keys_equal<Key>(sample, size)) {
     const Key key = key_of<Key>(sample[0]);
-    const HashBracket ties(n, wanted, 5.0 * n / size);
-    return {compose(key, ties.low), compose(key, ties.high), ties.candidate_share, true};
+    const auto ties = HashBracket::of(n, wanted, 5.0 * n / size, sigmas);
+    return {compose(key, ties.low), compose(key, ties.high), ties.share(), true};
   }
 
-  const double share = static_cast<double>(wanted) / n, expected = share * size;
-  const double slack = BracketPlan::of(n).sigmas * std::sqrt(expected * (1 - share)) + 2;
-  const auto above = static_cast<int64_t>(std::floor(expected - slack));
-  const auto below = static_cast<int64_t>(std::ceil(expected + slack));
+  const auto [above, below] = BracketRanks::of(n, wanted, {size, sigmas});
   int64_t end = size;
   if (below < size) {
     end = below;
@@ -178,8 +140,8 @@ template <class Ranking>
 Bracket<typename Ranking::Key> sample_bracket(const Ranking& ranking, int64_t n, int64_t wanted,
                                               uint64_t seed, const Parallel& parallel) {
   using Packed = composite_t<typename Ranking::Key>;
-  const int64_t size = BracketPlan::of(n).sample_size;
-  if (size < BracketPlan::kMinSampleSize) return Bracket<typename Ranking::Key>::everything();
+  const int64_t size = BracketPlan::of(n, kCpuBracket).sample_size;
+  if (size < kCpuBracket.min_sample_size) return Bracket<typename Ranking::Key>::everything();
   const std::unique_ptr<Packed[]> sample(new Packed[static_cast<size_t>(size)]);
   draw_sample(ranking, n, seed, size, sample.get(), parallel);
   return bracket_by_sample<typename Ranking::Key>(sample.get(), size, n, wanted);

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/clones.h"
 #include "cpu/selection/bitmap.h"
 #include "cpu/selection/bracket.h"
-#include "cpu/clones.h"
 #include "shared/ranking.h"
 
 #if defined(__SSE2__)
@@ -116,7 +116,7 @@ DYNPRUNE_CLONES void list_undecided(const uint64_t* undecided, int num_words, in
 // What one task found in its range: the composite keys of its candidates, which are unique, and
 // their ids.
 template <class Key>
-struct Found {
+struct Classified {
   int64_t num_in = 0;
   int64_t num_candidates = 0;
   std::unique_ptr<composite_t<Key>[]> candidates;
@@ -152,7 +152,7 @@ class Classifier {
   // null; a sample whose bit is set there is left out. chosen: receives the bits of those that are
   // in.
   void block(int64_t first, int count, const uint64_t* excluded, uint64_t* chosen,
-             Found<Key>* found) {
+             Classified<Key>* found) {
     const int num_words = static_cast<int>((count + kWordBits - 1) / kWordBits);
     std::fill(states_ + count, states_ + num_words * kWordBits, kBelow);
     classify_by_key(ranking_, first, count, seed_, key_of<Key>(bracket_.low),
@@ -166,14 +166,15 @@ class Classifier {
       classify_by_tie(keys_, tie_hash_, first, count, bracket_.low, bracket_.high, states_);
       undecided = pack_words(states_, num_words, excluded, chosen, undecided_);
     }
-    settle(first, undecided, num_words, chosen, found);
+    search_undecided(first, undecided, num_words, chosen, found);
     found->num_in += count_set_bits(chosen, num_words);
   }
 
  private:
   // Compares the undecided by their whole composite keys: sets the bits of those that are in, and
   // appends the candidates to what was found.
-  void settle(int64_t first, int undecided, int num_words, uint64_t* chosen, Found<Key>* found) {
+  void search_undecided(int64_t first, int undecided, int num_words, uint64_t* chosen,
+                        Classified<Key>* found) {
     if (undecided == 0) return;
     list_undecided(undecided_, num_words, first, ids_);
     hash_listed_ids(tie_hash_, ids_, undecided, ties_);
@@ -210,13 +211,12 @@ constexpr int64_t kMinBlocksPerTask = 12;
 // excluded, chosen: [words of n bits], excluded may be null. A task that finds more candidates than
 // `enough` leaves the rest of its samples, and their bits, alone.
 template <class Ranking>
-std::vector<Found<typename Ranking::Key>> classify(const Ranking& ranking, int64_t n, uint64_t seed,
-                                                   const Bracket<typename Ranking::Key>& bracket,
-                                                   int64_t enough, const uint64_t* excluded,
-                                                   uint64_t* chosen, const Parallel& parallel) {
+std::vector<Classified<typename Ranking::Key>> classify(
+    const Ranking& ranking, int64_t n, uint64_t seed, const Bracket<typename Ranking::Key>& bracket,
+    int64_t enough, const uint64_t* excluded, uint64_t* chosen, const Parallel& parallel) {
   const int64_t num_blocks = (n + kBlock - 1) / kBlock;
   const int tasks = num_tasks(parallel, num_blocks, kMinBlocksPerTask);
-  std::vector<Found<typename Ranking::Key>> found(tasks);
+  std::vector<Classified<typename Ranking::Key>> found(tasks);
   for_each_range(parallel, num_blocks, tasks, [&](int task, Range blocks) {
     Classifier<Ranking> classifier(ranking, seed, bracket);
     const auto samples = static_cast<double>((blocks.end - blocks.begin) * kBlock);

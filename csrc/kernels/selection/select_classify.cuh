@@ -3,8 +3,8 @@
 // every sample is in, out, or a candidate.
 #pragma once
 
-#include "kernels/selection/select_task.cuh"
 #include "device/device_errors.h"
+#include "kernels/selection/select_task.cuh"
 
 namespace dynprune {
 namespace cuda {

@@ -2,9 +2,9 @@
 // What the kernels of one selection are told, and what makes a sample a member of the subset.
 #pragma once
 
+#include "device/launch.h"
 #include "kernels/selection/select_plan.h"
 #include "shared/error_flags.h"
-#include "device/launch.h"
 
 namespace dynprune {
 namespace cuda {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/selection/select_uniform.h"
 
-#include "kernels/selection/shuffle.cuh"
 #include "device/compact.h"
+#include "kernels/selection/shuffle.cuh"
 
 namespace dynprune {
 namespace cuda {

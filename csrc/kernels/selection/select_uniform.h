@@ -3,8 +3,8 @@
 // are read.
 #pragma once
 
-#include "shared/selection.h"
 #include "device/cuda_types.h"
+#include "shared/selection.h"
 
 namespace dynprune {
 namespace cuda {

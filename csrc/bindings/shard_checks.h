@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The checks that all operators of a sharded selection make.
+// The checks that several ops of a sharded selection make.
 #pragma once
 
 #include "bindings/common.h"
@@ -7,9 +7,6 @@
 
 namespace dynprune {
 namespace bindings {
-
-// Of a vector that samples are ranked by: float32, float16 or bfloat16.
-ScalarType key_type(const Tensor& t, const char* name);
 
 // The numbers first, first + stride, ... below limit.
 Shard checked_shard(int64_t count, int64_t first, int64_t stride, int64_t limit);

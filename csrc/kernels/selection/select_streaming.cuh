@@ -58,19 +58,21 @@ __global__ void __launch_bounds__(kListThreads, kListBlocksPerSm)
 
 // workspace: SelectWorkspace::bytes bytes, 256-byte aligned.
 template <class Ranking>
-cudaError_t select_large(const Ranking& ranking, const Selection& s, void* workspace,
-                         ErrorRecord* errors, cudaStream_t stream) {
+cudaError_t select_streaming(const Ranking& ranking, const Selection& s, void* workspace,
+                             ErrorRecord* errors, cudaStream_t stream) {
   using Key = typename Ranking::Key;
   const SelectWorkspace<Key> w(workspace, s);
   const int64_t n = s.num_samples;
   cudaError_t error = cudaMemsetAsync(workspace, 0, w.zero_bytes, stream);
   if (error != cudaSuccess) return error;
-  const SelectTask<Ranking> task = {ranking,      n,
-                                    s.num_greedy, s.num_random,
-                                    s.seed,       HashBracket::of(n - s.num_greedy, s.num_random),
-                                    w.state,      errors};
+  const int64_t eligible = n - s.num_greedy;
+  const double sigmas = BracketPlan::of(eligible, kCudaBracket).sigmas;
+  const SelectTask<Ranking> task = {
+      ranking,      n,      s.num_greedy,
+      s.num_random, s.seed, HashBracket::of(eligible, s.num_random, 0, sigmas),
+      w.state,      errors};
   if (s.num_greedy > 0) {
-    const BracketPlan plan = BracketPlan::of(n);
+    const BracketPlan plan = BracketPlan::of(n, kCudaBracket);
     const BracketRanks ranks = BracketRanks::of(n, s.num_greedy, plan);
     const auto blocks =
         static_cast<unsigned>((plan.sample_size + kSearchThreads - 1) / kSearchThreads);
@@ -78,7 +80,7 @@ cudaError_t select_large(const Ranking& ranking, const Selection& s, void* works
                     task, plan.sample_size, ranks, w.sample);
   }
   const auto tiles = static_cast<unsigned>(num_tiles(n));
-  const int64_t capacity = BracketPlan::capacity(n);
+  const int64_t capacity = candidate_capacity(n);
   DYNPRUNE_LAUNCH((classify_kernel<Ranking>), tiles, kClassifyThreads, 0, stream, task, capacity,
                   w.bitmap, w.tiles, w.candidate_keys, w.candidate_ids);
   error = DYNPRUNE_LAUNCH_COOPERATIVE((resolve_kernel<Ranking>),

@@ -4,41 +4,35 @@
 // on chip. The scores are read once, the ids written once.
 #pragma once
 
-#include "kernels/selection/select_task.cuh"
 #include "device/device_errors.h"
+#include "kernels/selection/select_task.cuh"
 #include "shared/permutation.h"
 
 namespace dynprune {
 namespace cuda {
 
-constexpr int kSmallThreads = kSearchThreads;
-constexpr int kSmallWarps = kSmallThreads / kWarpSize;
-constexpr int kMaxSmallBlocks = 1024;
-
-struct SmallState {
-  MergedBins merged;
-  unsigned block_counts[kMaxSmallBlocks];
-};
+constexpr int kOnChipThreads = kSearchThreads;
+constexpr int kOnChipWarps = kOnChipThreads / kWarpSize;
 
 // Contiguous shares of the samples, one for every block, in it one for every warp.
-struct SmallShares {
+struct OnChipShares {
   int64_t num_samples, per_warp;  // per_warp: a multiple of 32
 
-  static SmallShares of(int64_t n, unsigned blocks) {
-    const int64_t warps = int64_t{blocks} * kSmallWarps;
+  static OnChipShares of(int64_t n, unsigned blocks) {
+    const int64_t warps = int64_t{blocks} * kOnChipWarps;
     return {n, ((n + warps - 1) / warps + kWarpSize - 1) / kWarpSize * kWarpSize};
   }
-  DYNPRUNE_HD int64_t per_block() const { return per_warp * kSmallWarps; }
+  DYNPRUNE_HD int64_t per_block() const { return per_warp * kOnChipWarps; }
 };
 
 template <class Ranking>
-__global__ void __launch_bounds__(kSmallThreads, 1)
-    select_small_kernel(SelectTask<Ranking> task, SmallShares shares, SmallState* state,
-                        bool random_order, int64_t* ids) {
+__global__ void __launch_bounds__(kOnChipThreads, 1)
+    select_on_chip_kernel(SelectTask<Ranking> task, OnChipShares shares, OnChipState* state,
+                          bool random_order, int64_t* ids) {
   using Key = typename Ranking::Key;
   using Composite = composite_t<Key>;
   DYNPRUNE_SHARED(SearchShared, shared, );
-  DYNPRUNE_SHARED(unsigned, warp_counts, [kSmallWarps]);
+  DYNPRUNE_SHARED(unsigned, warp_counts, [kOnChipWarps]);
   DYNPRUNE_SHARED(unsigned long long, base, );
   DYNPRUNE_DYNAMIC_SHARED(Key, keys);
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
@@ -48,12 +42,12 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   const int64_t first = shares.per_block() * blockIdx.x;  // of the block
   const int64_t end = first + shares.per_block() < n ? first + shares.per_block() : n;
 
-  for (int b = blockIdx.x * kSmallThreads + thread; b < 3 * kNumBins;
-       b += static_cast<int>(gridDim.x) * kSmallThreads) {
+  for (int b = blockIdx.x * kOnChipThreads + thread; b < 3 * kNumBins;
+       b += static_cast<int>(gridDim.x) * kOnChipThreads) {
     state->merged.bins[b / kNumBins][b % kNumBins] = 0;
   }
   if (has_greedy) {
-    for (int64_t id = first + thread; id < end; id += kSmallThreads) {
+    for (int64_t id = first + thread; id < end; id += kOnChipThreads) {
       const Key key = task.ranking.key(id, seed);
       if constexpr (Ranking::kChecked) {
         if (key == 0 && !task.ranking.valid(id)) record_error(task.errors, DataError::kWeight, id);
@@ -68,7 +62,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   // Calls f(id, valid) for the block's share, whole warps together.
   const auto each = [&](const auto& f) {
 #pragma unroll 1
-    for (int64_t begin = first; begin < end; begin += kSmallThreads) {
+    for (int64_t begin = first; begin < end; begin += kOnChipThreads) {
       f(begin + thread, begin + thread < end);
     }
   };
@@ -111,7 +105,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   __syncthreads();
   if (thread == 0) {
     unsigned sum = 0;
-    for (int w = 0; w < kSmallWarps; w++) {
+    for (int w = 0; w < kOnChipWarps; w++) {
       const unsigned own = warp_counts[w];
       warp_counts[w] = sum;
       sum += own;
@@ -141,33 +135,33 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   }
 }
 
-// How many samples select_small can take on this device.
+// How many samples select_on_chip can take on this device.
 template <class Key>
-int64_t small_capacity() {
+int64_t on_chip_capacity() {
   constexpr size_t kStaticBytes = sizeof(SearchShared) + 1024;  // with room for the rest
   const size_t limit = shared_memory_limit();
   if (limit <= kStaticBytes) return 0;
-  const auto blocks = static_cast<int64_t>(std::min(multiprocessor_count(), kMaxSmallBlocks));
+  const auto blocks = static_cast<int64_t>(std::min(multiprocessor_count(), kMaxOnChipBlocks));
   const auto keys = static_cast<int64_t>((limit - kStaticBytes) / sizeof(Key));
-  return blocks * (keys / kSmallThreads * kSmallThreads);
+  return blocks * (keys / kOnChipThreads * kOnChipThreads);
 }
 
-// workspace: sizeof(SmallState), 8-byte aligned, in any state. num_samples <= small_capacity().
+// workspace: sizeof(OnChipState), 8-byte aligned, in any state. num_samples <= on_chip_capacity().
 template <class Ranking>
-cudaError_t select_small(const Ranking& ranking, const Selection& s, void* workspace,
-                         ErrorRecord* errors, cudaStream_t stream) {
+cudaError_t select_on_chip(const Ranking& ranking, const Selection& s, void* workspace,
+                           ErrorRecord* errors, cudaStream_t stream) {
   // A block more makes each pass shorter and each barrier longer.
-  constexpr int64_t kWorthABlock = int64_t{kSmallThreads} * 4;
+  constexpr int64_t kWorthABlock = int64_t{kOnChipThreads} * 4;
   const int64_t wanted = (s.num_samples + kWorthABlock - 1) / kWorthABlock;
-  const int64_t available = std::min(multiprocessor_count(), kMaxSmallBlocks);
+  const int64_t available = std::min(multiprocessor_count(), kMaxOnChipBlocks);
   const auto blocks = static_cast<unsigned>(std::min(wanted, available));
-  const SmallShares shares = SmallShares::of(s.num_samples, blocks);
+  const OnChipShares shares = OnChipShares::of(s.num_samples, blocks);
   const SelectTask<Ranking> task = {ranking, s.num_samples, s.num_greedy, s.num_random,
                                     s.seed,  {0, 0},        nullptr,      errors};
   return DYNPRUNE_LAUNCH_COOPERATIVE(
-      (select_small_kernel<Ranking>), blocks, kSmallThreads,
+      (select_on_chip_kernel<Ranking>), blocks, kOnChipThreads,
       static_cast<size_t>(shares.per_block()) * sizeof(typename Ranking::Key), stream, task, shares,
-      static_cast<SmallState*>(workspace), s.order == Order::kRandom, s.ids);
+      static_cast<OnChipState*>(workspace), s.order == Order::kRandom, s.ids);
 }
 
 }  // namespace cuda

@@ -11,14 +11,14 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/selection/bitmap.h"
 #include "cpu/selection/bracket.h"
 #include "cpu/selection/classify.h"
 #include "cpu/selection/nth_greatest.h"
-#include "cpu/parallel.h"
 #include "cpu/selection/shuffle.h"
-#include "shared/selection.h"
 #include "shared/ranking.h"
+#include "shared/selection.h"
 
 namespace dynprune {
 namespace cpu {
@@ -34,10 +34,10 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
   Bitmap chosen(n);
   const uint64_t* others = excluded != nullptr ? excluded->words() : nullptr;
   while (true) {
-    const std::vector<Found<Key>> found =
+    const std::vector<Classified<Key>> found =
         classify(ranking, n, seed, bracket, n, others, chosen.words(), parallel);
     int64_t missing = wanted, num_candidates = 0;
-    for (const Found<Key>& f : found) {
+    for (const Classified<Key>& f : found) {
       missing -= f.num_in;
       num_candidates += f.num_candidates;
     }
@@ -48,12 +48,12 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
     if (missing == 0) return chosen;
     const std::unique_ptr<Packed[]> candidates(new Packed[static_cast<size_t>(num_candidates)]);
     Packed* end = candidates.get();
-    for (const Found<Key>& f : found) {
+    for (const Classified<Key>& f : found) {
       end = std::copy_n(f.candidates.get(), f.num_candidates, end);
     }
     nth_greatest(candidates.get(), num_candidates, missing - 1);
     const Packed last = candidates[missing - 1];
-    for (const Found<Key>& f : found) {
+    for (const Classified<Key>& f : found) {
       for (int64_t c = 0; c < f.num_candidates; c++) {
         if (f.candidates[c] >= last) chosen.set(f.ids[c]);
       }
@@ -65,10 +65,8 @@ Bitmap take_greatest(const Ranking& ranking, int64_t n, int64_t wanted, uint64_t
 // `wanted` samples uniformly from those that are not excluded, of which there are `eligible`.
 inline Bitmap explore(int64_t n, int64_t eligible, int64_t wanted, uint64_t seed,
                       const Bitmap* excluded, const Parallel& parallel) {
-  const HashBracket hashes(eligible, wanted, 0);
-  const Bracket<uint32_t> bracket{compose(hashes.low, 0), compose(hashes.high, ~uint32_t{0}),
-                                  hashes.candidate_share, false};
-  return take_greatest(ExploreRanking{}, n, wanted, seed, excluded, bracket, parallel);
+  return take_greatest(ExploreRanking{}, n, wanted, seed, excluded,
+                       bracket_of_hashes(eligible, wanted), parallel);
 }
 
 // The ids of a bitmap, which has s.k() bits set, in the order that is asked for.
@@ -83,7 +81,7 @@ inline void emit(const Selection& s, const Bitmap& chosen, const Parallel& paral
 }
 
 template <class Ranking>
-void radix_select(const Ranking& ranking, const Selection& s, const Parallel& parallel) {
+void select_ranked(const Ranking& ranking, const Selection& s, const Parallel& parallel) {
   if (s.k() == 0) return;
   const int64_t n = s.num_samples;
   const uint64_t seed = s.seed.get();

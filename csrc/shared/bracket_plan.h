@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a random sample brackets the threshold of a selection. A bracket decides how long a selection
+// takes, never what is selected.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace dynprune {
+
+// One device's balance between the work on the sample, the candidates that the bracket leaves, and
+// the time that is lost when the bracket misses.
+struct BracketTuning {
+  double scale, exponent;                    // the sample has scale * n^exponent members
+  int64_t min_sample_size, max_sample_size;  // fewer members than the least tell nothing
+  double few_sigmas, many_sigmas;  // half the width of the bracket, in standard deviations
+  int64_t many;                    // from so many samples on, many_sigmas
+};
+
+// n^(2/3) balances the work on the sample with that on the candidates. A miss costs a second pass:
+// 1 in 10^8 brackets of many samples, where it would take long; 1 in 200 of few, where a narrow
+// bracket saves more.
+constexpr BracketTuning kCpuBracket = {1, 2.0 / 3, 256, 1 << 16, 2.8, 6, 1 << 20};
+
+// A member of the sample costs a 32-byte sector. A miss costs a few reads of all scores: 1 in 2000
+// brackets of few samples, 1 in 150,000 of many.
+constexpr BracketTuning kCudaBracket = {1.0 / 128, 1, 0, 1 << 15, 3.5, 4.5, 1 << 22};
+
+struct BracketPlan {
+  int64_t sample_size;
+  double sigmas;
+
+  static BracketPlan of(int64_t n, const BracketTuning& tuning) {
+    const double size = tuning.scale * std::pow(static_cast<double>(n), tuning.exponent);
+    return {std::min(tuning.max_sample_size, static_cast<int64_t>(size)),
+            n < tuning.many ? tuning.few_sigmas : tuning.many_sigmas};
+  }
+};
+
+// Which members of the sample, counted from the greatest, are the bracket's ends.
+struct BracketRanks {
+  int64_t above, below;  // 0-based; above < 0 and below >= sample_size: the bracket is open
+
+  static BracketRanks of(int64_t n, int64_t wanted, const BracketPlan& plan) {
+    const double share = static_cast<double>(wanted) / static_cast<double>(n);
+    const double expected = share * static_cast<double>(plan.sample_size);
+    const double slack = plan.sigmas * std::sqrt(expected * (1 - share)) + 2;
+    return {static_cast<int64_t>(std::floor(expected - slack)),
+            static_cast<int64_t>(std::ceil(expected + slack))};
+  }
+};
+
+// The bracket of a hash, whose distribution is known, so that it needs no sample. Both ends belong
+// to it.
+struct HashBracket {
+  uint32_t low, high;
+
+  // For the wanted-th greatest of `eligible` hashes, give or take `unknown` that may be above or
+  // below them all.
+  static HashBracket of(int64_t eligible, int64_t wanted, double unknown, double sigmas) {
+    if (wanted == 0) return {0, 0xffffffffu};
+    const auto count = static_cast<double>(eligible);
+    const double share = static_cast<double>(wanted) / count;
+    const double sigma = std::sqrt(share * (1 - share) * count);
+    const double slack = (sigmas * sigma + unknown + 2) / count;
+    const auto hash_above = [](double upper_share) {
+      const double inside = std::min(std::max(upper_share, 0.0), 1.0);
+      return static_cast<uint32_t>((1 - inside) * 4294967295.0);
+    };
+    return {hash_above(share + slack), hash_above(share - slack)};
+  }
+  // Which share of all hashes lies in it.
+  double share() const { return (static_cast<double>(high) - low + 1) / 4294967296.0; }
+};
+
+}  // namespace dynprune
