@@ -12,7 +12,7 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_int
 from dynprune_cuda._checks.saved_state import StateReader
-from dynprune_cuda._epochs.replicated import EpochSubsets
+from dynprune_cuda.pruner import Pruner
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ class KeptHistory:
             drawn uniformly.
     """
 
-    def __init__(self, pruner: EpochSubsets, max_samples: int = 1000) -> None:
+    def __init__(self, pruner: Pruner, max_samples: int = 1000) -> None:
         """Follows at most `max_samples` samples of `pruner`."""
         number = min(as_int("max_samples", max_samples, minimum=1), pruner.num_samples)
         self.pruner = pruner

@@ -3,29 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda import distributed, functional, policies
-from dynprune_cuda._checks.arguments import FLOATING, as_choice, as_int, check_vector
+from dynprune_cuda import distributed, functional
+from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
-from dynprune_cuda._epochs.config import SURPLUS, make_table
-from dynprune_cuda._epochs.resume import ResumableEpochs
-from dynprune_cuda._epochs.sharded import ShardedEpochs
+from dynprune_cuda._epochs.config import Config, make_config
+from dynprune_cuda._epochs.replicated import ReplicatedRun
+from dynprune_cuda._epochs.run import Run
+from dynprune_cuda._epochs.sharded import ShardedRun
 from dynprune_cuda._schedule.keep import Keep
-from dynprune_cuda._schedule.schedule import Schedule
-from dynprune_cuda.distributed.shard import LAYOUTS
-from dynprune_cuda.functional.cross_entropy import SCORES, step_loss
-from dynprune_cuda.policies.registry import AnyPolicy, resolve_count
+from dynprune_cuda._schedule.schedule import Schedule, num_batches
+from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
+from dynprune_cuda.policies.registry import AnyPolicy
+from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.stats import Stats
 
 __all__ = ["Pruner"]
 
 
-class Pruner(ResumableEpochs):
+class Pruner:
     """Decides which samples each epoch trains on, and learns from the losses it is shown.
 
         pruner = Pruner(len(train_set), keep=0.3, policy="ucb", device="cuda")
@@ -50,21 +53,8 @@ class Pruner(ResumableEpochs):
     and after `set_epoch` the scores, are the same everywhere.
 
     A pruner is a plain object: it can be pickled and deep-copied. It never touches the random
-    generators of Python, NumPy or torch.
-
-    Attributes:
-        num_samples: Size of the training set.
-        table: The scores, a `ScoreTable`.
-        policy: The selection rule, see `policies`.
-        schedule: When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`.
-        score: What `cross_entropy` enters as the score.
-        seed: The seed, in [0, 2**64).
-        surplus: Where sharded scores let a process train on samples that it does not hold.
+    generators of Python, NumPy or torch. Subclasses work with every `sharding`.
     """
-
-    def __new__(cls, *_arguments: Any, sharding: str = "replicate", **_options: Any) -> Pruner:
-        """Makes a pruner of the kind that `sharding` asks for."""
-        return super().__new__(_ShardedPruner if cls is Pruner and sharding == "shard" else cls)
 
     def __init__(
         self,
@@ -144,58 +134,280 @@ class Pruner(ResumableEpochs):
                 every process.
             RuntimeError: Another process could not make its table.
         """
-        num_samples = as_int("num_samples", num_samples, minimum=1)
-        if epochs is not None:
-            epochs = as_int("epochs", epochs, minimum=1)
-        policy = policies.resolve(policy)
-        if groups is not None:
-            policy = policies.Balanced(policy, groups, group_floor)
-            policy.check_size(num_samples)
-        own = policy.settings(epochs) if hasattr(policy, "settings") else {}
-        defaults = {"period": 10, "anneal_epochs": 0, "alpha": 0.8, **own}
-        schedule = Schedule(
-            num_samples,
-            resolve_count(policy, keep, num_samples),
-            period=defaults["period"] if period is None else period,
-            warmup_epochs=warmup_epochs,
-            anneal_epochs=defaults["anneal_epochs"] if anneal_epochs is None else anneal_epochs,
-            epochs=epochs,
-        )
-        if isinstance(policy, policies.Balanced) and not policy.weighs:
-            for kept in schedule.known_counts():
-                policy.floors(kept)
-        self.score = as_choice("score", score, SCORES)
-        inside = policy.policy if isinstance(policy, policies.Balanced) else policy
-        if self.score == "margin" and isinstance(inside, policies.Weighted):
-            raise ValueError(
-                "score='margin' does not fit policy='weighted', which needs scores >= 0: the "
-                "margins of correct samples count as negative, and would all weigh nothing"
-            )
-        seed = as_int("seed", seed) % 2**64
         ranks = distributed.resolve(process_group)
-        self.surplus = as_choice("surplus", surplus, SURPLUS)
-        table = make_table(
-            self,
-            as_choice("sharding", sharding, ("replicate", "shard")),
-            num_samples,
-            ranks,
-            policy,
-            layout=as_choice("shard_layout", shard_layout, LAYOUTS),
-            surplus=surplus,
-            device=device,
-            alpha=defaults["alpha"] if alpha is None else alpha,
-            first_visit=getattr(policy, "first_visit", "zero"),
-            track_forgetting=track_forgetting,
-        )
-        super().__init__(table, policy, schedule, seed, ranks)
-        plan = {name: getattr(schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
-        plan |= {"track_forgetting": track_forgetting, "sharding": sharding}
-        plan |= {"shard_layout": shard_layout, "surplus": surplus}
-        ranks.check_settings({**self._settings(), **plan}, self.device)
-        # Of scored_cross_entropy_step_. Made here: the first step may be a captured one.
-        self._ticket: Tensor | None = None
+        made: list[Run] = []
+
+        def make() -> dict[str, int]:
+            config = make_config(
+                num_samples,
+                keep,
+                policy,
+                period=period,
+                warmup_epochs=warmup_epochs,
+                anneal_epochs=anneal_epochs,
+                epochs=epochs,
+                groups=groups,
+                group_floor=group_floor,
+                score=score,
+                alpha=alpha,
+                track_forgetting=track_forgetting,
+                seed=seed,
+                device=device,
+                sharding=sharding,
+                shard_layout=shard_layout,
+                surplus=surplus,
+            )
+            kind = ShardedRun if config.sharding == "shard" else ReplicatedRun
+            made.append(kind(config, ranks))
+            return {}
+
+        place = torch.device(device)
+        ranks.check_device(place)
+        ranks.agree("making the pruner", place, make)
+        self._run = made[0]
+        ranks.check_settings(self._config.common(), self.device)
+        # Made here, because the first step may be a captured one.
+        ticket = None
         if self.device.type == "cuda":
-            self._ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
+            ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
+        published = self.table.first_visit == "published"
+        self._table_options = TableOptions(
+            ticket, self.table.alpha, published, SCORES.index(self.score)
+        )
+
+    # ---- what it was made with, and where it is
+
+    @property
+    def _config(self) -> Config:
+        return self._run.config
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the training set."""
+        return self._config.num_samples
+
+    @property
+    def policy(self) -> AnyPolicy:
+        """The selection rule, see `policies`."""
+        return self._config.given_policy
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`."""
+        return self._config.schedule
+
+    @property
+    def score(self) -> str:
+        """What `cross_entropy` enters as the score."""
+        return self._config.score
+
+    @property
+    def sharding(self) -> str:
+        """Whether every process holds all scores, "replicate", or its own part, "shard"."""
+        return self._config.sharding
+
+    @property
+    def surplus(self) -> str:
+        """Where sharded scores let a process train on samples that it does not hold."""
+        return self._config.surplus
+
+    @property
+    def table(self) -> ScoreTable:
+        """The scores; with sharding="shard", those of this process's samples."""
+        return self._run.table
+
+    @property
+    def ranks(self) -> distributed.Ranks:
+        """The processes that train together, and this one's place: `rank`, `size`."""
+        return self._run.ranks
+
+    @property
+    def seed(self) -> int:
+        """The seed, in [0, 2**64)."""
+        return self._run.state.seed
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores and subsets live."""
+        return self.table.device
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch; 0 before the first `set_epoch`."""
+        return self._run.state.epoch or 0
+
+    @property
+    def times_selected(self) -> Tensor:
+        """How many selections chose each sample, int32 [num_samples], on `device`."""
+        return self._run.state.times_selected
+
+    @property
+    def num_selections(self) -> int:
+        """How many selections there were."""
+        return self._run.state.num_selections
+
+    @property
+    def turnover(self) -> Tensor:
+        """Share of the last selection that the one before had not chosen, 0-d float64.
+
+        It is on `device`, and NaN before the second selection.
+        """
+        return self._run.state.turnover
+
+    # ---- epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins an epoch, and selects if a selection is due. May wait for the device.
+
+        Nothing changes if `epoch` is already the current one, or if an error is raised.
+
+        With several processes, all of them must call it: it shares the scores that each has seen
+        (which an error of the selection does not undo), and ends with the same table and the same
+        subset on all of them.
+
+        Args:
+            epoch: The epoch, counted from 0.
+
+        Raises:
+            TypeError: `epoch` is no int, or the policy returned no tensor.
+            ValueError: `epoch` is negative, `keep` gives no valid number for it, or the policy
+                returned something other than as many distinct sample ids. Or the processes are
+                not in the same place of the same run.
+            IndexError: An earlier step on a GPU met a target or an id out of range.
+            RuntimeError: Another process failed, or the pruner was made before torch.distributed
+                was initialised.
+        """
+        epoch = as_int("epoch", epoch, minimum=0)
+        if epoch != self._run.state.epoch:
+            with self._run.entering(epoch) as messages:
+                for message in messages:
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+        self._run.scheduled()
+
+    @property
+    def selected(self) -> Tensor:
+        """The sample ids of the current epoch, ascending, int64 [num_selected], on `device`.
+
+        With sharding="shard", those that this process holds. Before the first `set_epoch`, what
+        epoch 0 would select now.
+
+        Raises:
+            RuntimeError: Epoch 0 begins with a selection of several processes, and none was made.
+        """
+        subset = self._run.current()
+        return self._run.all_ids() if subset is None else subset.ids.clone()
+
+    def is_selected(self, sample_ids: Tensor) -> Tensor:
+        """Returns whether the current epoch trains on each of `sample_ids`, without waiting.
+
+        Args:
+            sample_ids: int64, any shape, on `device`.
+
+        Returns:
+            bool, of the same shape.
+
+        Raises:
+            RuntimeError: With sharding="shard", where a process knows of its own samples only.
+        """
+        if self.sharding == "shard":
+            raise RuntimeError(
+                "is_selected needs sharding='replicate': a process knows of its own samples only, "
+                "see selected"
+            )
+        subset = self._run.current()
+        if subset is None:
+            return (sample_ids >= 0) & (sample_ids < self.num_samples)
+        places = torch.searchsorted(subset.ids, sample_ids).clamp_(max=len(subset.ids) - 1)
+        return subset.ids[places] == sample_ids
+
+    def epoch_order(self) -> Tensor:
+        """Returns the ids of the current epoch in the order in which the samplers yield them.
+
+        Begins epoch 0 if no epoch has begun.
+
+        Returns:
+            int64 [share_length()] on `device`: the epoch's samples in an order drawn for this
+            epoch, the same at every call. With several processes, this one's share of it, see
+            `Ranks.share`; the same for replicated and sharded scores, unless surplus="local". Not
+            to be changed.
+        """
+        return self._run.order()
+
+    def share_length(self, drop_last: bool = False) -> int:
+        """Returns how many ids of the current epoch this process gets, as every other one does.
+
+        With surplus="local": what the process with the most samples of the epoch has, or, with
+        `drop_last`, the one with the fewest, those without any left aside.
+
+        Args:
+            drop_last: Whether a rest that does not divide is left out, instead of filled up.
+        """
+        return self._run.share_length(None, drop_last)
+
+    @property
+    def num_selected(self) -> int:
+        """How many samples the current epoch trains on, in all processes together."""
+        return self._run.num_selected()
+
+    def steps_per_epoch(
+        self, batch_size: int, drop_last: bool = False, epoch: int | None = None
+    ) -> int:
+        """Returns how many batches an epoch has; known for every epoch from the beginning.
+
+        With several processes: how many each of them has; all have as many.
+
+        A policy that weighs, such as `InfoBatch`, tells the length of a pruned epoch no earlier
+        than its selection, and so does a pruner with surplus="local".
+
+        Args:
+            batch_size: Samples per batch, at least 1; of one process.
+            drop_last: Whether a smaller last batch is left out.
+            epoch: Which epoch; None is the current one.
+
+        Raises:
+            TypeError: An argument is no int.
+            ValueError: An argument is out of range, or the length of the epoch is not known yet.
+        """
+        batch_size = as_int("batch_size", batch_size, minimum=1)
+        epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
+        return num_batches(self._run.share_length(epoch, drop_last), batch_size, drop_last)
+
+    def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
+        """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
+
+        Args:
+            epochs: Number of epochs, at least 0.
+            batch_size: As in `steps_per_epoch`.
+            drop_last: As in `steps_per_epoch`.
+
+        Raises:
+            TypeError: An argument is no int.
+            ValueError: An argument is out of range, or the length of an epoch is not known yet.
+        """
+        epochs = as_int("epochs", epochs, minimum=0)
+        return sum(self.steps_per_epoch(batch_size, drop_last, epoch) for epoch in range(epochs))
+
+    def sampler(self, drop_last: bool = False) -> EpochSampler:
+        """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch.
+
+        Args:
+            drop_last: Whether a rest that does not divide among the processes is left out. With
+                False, some processes repeat an id, whose second visit changes no score.
+        """
+        return EpochSampler(self, drop_last)
+
+    def batch_sampler(self, batch_size: int, drop_last: bool = False) -> EpochBatchSampler:
+        """Returns a sampler for `DataLoader(batch_sampler=...)` that follows the current epoch.
+
+        Args:
+            batch_size: Samples per batch, at least 1.
+            drop_last: Whether to leave out a smaller last batch, and what does not divide among
+                the processes. With False, some of them repeat an id, whose second visit changes no
+                score.
+        """
+        return EpochBatchSampler(self, batch_size, drop_last)
+
+    # ---- scores
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
         """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
@@ -216,7 +428,7 @@ class Pruner(ResumableEpochs):
             ValueError: A dtype or a shape is wrong, or the lengths differ.
         """
         check_ids_and_values(ids, losses)
-        factors = self._factors(ids)
+        factors = self._run.factors(ids)
         return losses if factors is None else losses * factors.to(losses.dtype)
 
     def cross_entropy(
@@ -274,20 +486,19 @@ class Pruner(ResumableEpochs):
         check_ids(ids)
         if ids.dtype != torch.int64 or ids.device != device:
             ids = move_without_waiting("ids", ids.to(torch.int64), device)
-        factors = self._factors(ids)
+        factors = self._run.factors(ids)
         if factors is not None and sample_weight is not None:
             check_vector("sample_weight", sample_weight, FLOATING, ids)
             sample_weight = sample_weight * factors
         elif factors is not None:
             sample_weight = factors
-        rows, columns = table.visits(self._without_repeat(ids))
-        published, score = table.first_visit == "published", SCORES.index(self.score)
+        target_rows = self._run.update_target(ids)
         loss: Tensor = step_loss(
             logits,
             target,
-            rows,
-            columns,
-            (self._ticket, table.alpha, published, score),
+            target_rows.rows,
+            target_rows.columns,
+            self._table_options,
             loss_only=True,
             sample_weight=sample_weight,
             reduction=reduction,
@@ -298,7 +509,8 @@ class Pruner(ResumableEpochs):
             lam=lam,
             grad_scale=grad_scale,
         )
-        self._note_entered(ids)
+        if message := self._run.commit(target_rows, ids):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return loss
 
     def observe(
@@ -337,8 +549,8 @@ class Pruner(ResumableEpochs):
             check_ids(ids)
             values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
-        self.table.update(self._without_repeat(ids), values, correct)
-        self._note_entered(ids)
+        if message := self._run.observe(ids, values, correct):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def stats(self) -> Stats:
         """Summarises the current epoch, the selections and the scores for a log.
@@ -370,8 +582,53 @@ class Pruner(ResumableEpochs):
         }
         return self.table.stats().merged(known, tensors)
 
-    def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "score": self.score}
+    # ---- saved states
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that decides how the run goes on: scores, subset, epoch, seed. May wait.
+
+        A run that loads it goes on bit for bit; the position inside the epoch belongs to the
+        sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
+        rest are ints, floats and strings: `torch.load(weights_only=True)` and
+        `torch.distributed.checkpoint` take it.
+
+        With several processes, this one asks no other for anything. After `set_epoch` the states
+        of all of them are equal, and one is enough. In mid-epoch each holds the scores that it has
+        seen itself: to go on bit for bit, each saves and loads its own. From the state of one, all
+        of them go on too, without what the others had seen since `set_epoch`.
+
+        With sharding="shard" the call is collective: it routes what was observed first. With
+        several processes, the columns are then DTensors, sharded along the samples, which
+        `torch.distributed.checkpoint` saves, and loads into a pruner of any number of processes.
+        They do not tell the layout of the shards. In mid-epoch, go on with as many processes as
+        before, and the same `surplus` and `shard_layout`; at the end of an epoch, with any.
+
+        Raises:
+            IndexError: An earlier step on a GPU met a target or an id out of range.
+        """
+        return self._run.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned, from any device. Waits for the device.
+
+        The pruner must have been made like the one that was saved; of its arguments, `epochs`,
+        `anneal_epochs` and later values of `keep` may differ, and the saved seed replaces its own.
+
+        With sharding="shard" the call is collective. It takes a state in pieces or whole, and the
+        state of a pruner with sharding="replicate" at the end of an epoch. Pieces must be those
+        that this process saved, or loaded with `torch.distributed.checkpoint`.
+
+        Args:
+            state_dict: From `state_dict`.
+
+        Raises:
+            TypeError: The state is no mapping, or an entry has the wrong type.
+            ValueError: The state is of another number of samples, version, policy or setting, or it
+                is damaged; or the pieces are another process's, or the processes load states that
+                differ. Nothing changes then.
+            RuntimeError: Another process failed.
+        """
+        self._run.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""
@@ -386,22 +643,9 @@ class Pruner(ResumableEpochs):
             f"epoch {self.epoch}, {plan.phase(self.epoch)})"
         )
 
-    def _factors(self, ids: Tensor) -> Tensor | None:
-        """Returns what a policy that weighs multiplies the losses of `ids` by, float32 [batch]."""
-        if self._weights is None:
-            return None
-        ids = move_without_waiting("ids", ids.to(torch.int64), self.device)
-        # An id out of range is reported by the update of its score; -1 belongs to no sample.
-        factors = self._weights[ids.clamp(0, self.num_samples - 1)]
-        return factors.masked_fill(ids < 0, 1.0)
-
     def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
         """Returns the configured score, detached: bigger means more worth training on."""
         if self.score == "margin":
             return -scored.margin
         values: Tensor = getattr(scored, self.score)
         return values.detach()
-
-
-class _ShardedPruner(ShardedEpochs, Pruner):
-    """What `Pruner(sharding="shard")` makes."""

@@ -42,8 +42,10 @@ from benchmarks.sharding.epoch_costs import measure_epochs, peak_bytes
 from dynprune_cuda import functional
 from dynprune_cuda._ops import ops
 from dynprune_cuda.distributed import Ranks, Shard
+from dynprune_cuda.functional.ranking import Ranking
 from dynprune_cuda.sharded import bracket_search
-from dynprune_cuda.sharded.digit_search import Ranking, find, list_found
+from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
+from dynprune_cuda.sharded.ranking import keys_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 import reference
@@ -100,17 +102,17 @@ def in_one_read(
     scores: Tensor, k: int, shard: Shard, ranks: Ranks
 ) -> tuple[Tensor, dict[str, float]]:
     """This rank's ids, and the seconds of the stages."""
-    ranking = Ranking(scores)
+    ranking = Ranking.by_score(scores)
     sample, draw_seconds = timed(
-        lambda: ranks.add_up_(bracket_search.draw(ranking, shard, SEED)),
+        lambda: ranks.add_up_(bracket_search.draw_sample(ranking, shard, SEED)),
     )
     part, pass_seconds = timed(
-        lambda: bracket_search.sort_out(ranking, sample, None, k, shard, SEED, ranks)
+        lambda: bracket_search.find_bracketed(ranking, sample, None, k, shard, SEED, ranks)
     )
     if part is None:
         raise SystemExit("the bracket missed, which happens once in 10^8 times: try another size")
-    (count, rounds), search_seconds = timed(lambda: bracket_search.settle(part, ranks))
-    ids, list_seconds = timed(lambda: bracket_search.list_chosen(part.bits, count, shard))
+    (count, rounds), search_seconds = timed(lambda: bracket_search.search_candidates(part, ranks))
+    ids, list_seconds = timed(lambda: bracket_search.list_marked(part.bits, count, shard))
     return ids, {
         "seconds": draw_seconds + pass_seconds + search_seconds + list_seconds,
         "sample": draw_seconds,
@@ -123,9 +125,9 @@ def in_one_read(
 
 def plainly(scores: Tensor, k: int, shard: Shard, ranks: Ranks) -> tuple[Tensor, dict[str, float]]:
     """The same by the plain search."""
-    keys, key_seconds = timed(lambda: Ranking(scores).keys(shard, SEED))
-    found, search_seconds = timed(lambda: find(keys, k, 0, shard, SEED, ranks))
-    ids, list_seconds = timed(lambda: list_found(keys, found, int(found.count), shard, SEED))
+    keys, key_seconds = timed(lambda: keys_of(Ranking.by_score(scores), shard, SEED))
+    found, search_seconds = timed(lambda: find_thresholds(keys, k, 0, shard, SEED, ranks))
+    ids, list_seconds = timed(lambda: list_selected(keys, found, int(found.count), shard, SEED))
     return ids, {
         "seconds": key_seconds + search_seconds + list_seconds,
         "keys": key_seconds,

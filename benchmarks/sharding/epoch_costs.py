@@ -24,9 +24,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dynprune_cuda import Pruner, distributed, functional
+from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda.distributed import Shard
 from dynprune_cuda.policies import EpsilonGreedy
-from dynprune_cuda.scores import merge
+from dynprune_cuda.scores.merge import merge_tables
 
 SEED = 7
 BATCH = 512
@@ -89,24 +90,32 @@ def run_epochs(pruner: Pruner, rounds: int) -> list[dict[str, float]]:
 
 def replicated_costs(pruner: Pruner, rounds: int) -> dict[str, float]:
     """Seconds per item of what a rank of several does with a whole table."""
-    table, subset = pruner.table, pruner._subset
+    run, table = pruner._run, pruner.table
+    state, repeats = run.state, Repeats(torch.full((1,), -1))
+    subset = state.subset
+    assert subset is not None
     n, k = pruner.num_samples, len(subset.ids)
     batches = pruner.epoch_order()[:CHECKED].split(BATCH)
 
-    def repeats() -> None:
+    def count_once() -> None:
         for ids in batches:
-            merge.without_repeat(ids, pruner._repeat, table)
+            repeats.without(ids)
+            repeats.note(ids)
+
+    def history() -> None:
+        chosen = run._mask_of(subset.ids)
+        state.selected(subset, chosen, (chosen & run._mask_of(subset.ids)).sum())
 
     def order() -> None:
-        pruner._order = None
+        run._share = None
         pruner.epoch_order()
 
     walk = middle(lambda: functional.permutation(k, seed=SEED), rounds)
     return {
-        "repeat": middle(repeats, rounds) / min(CHECKED, k),
-        "merge": middle(lambda: pruner.ranks.merge(table), rounds) / n,
+        "repeat": middle(count_once, rounds) / min(CHECKED, k),
+        "merge": middle(lambda: merge_tables(table, pruner.ranks), rounds) / n,
         "ranking": middle(table.ranking_mean, rounds) / n,
-        "history": middle(lambda: pruner._keep(subset), rounds) / n,
+        "history": middle(history, rounds) / n,
         "checksum": middle(lambda: distributed.checksum(subset.ids, None), rounds) / k,
         "walk": walk / k,
         "look_up": max(0.0, middle(order, rounds) - walk) / k,
@@ -121,15 +130,15 @@ def sharded_costs(pruner: Pruner, rounds: int) -> dict[str, float]:
     packed, entered = [], []
 
     def pack() -> tuple[Tensor, Tensor]:
-        ids, scores = table._outgoing()
+        ids, scores = table.outbox.visits()
         torch.bincount(shard.owner_of(ids), minlength=SENDERS)
         return ids, scores
 
     for _ in range(rounds):
         enter_visits(pruner, values)
         packed.append(middle(pack, 1))
-        ids, scores = table._outgoing()
-        table.forget_waiting()
+        ids, scores = table.outbox.visits()
+        table.outbox.clear()
         # By sender, and of each by rising id.
         rows = torch.cat([ids[first::SENDERS] for first in range(SENDERS)])
         scores = torch.cat([scores[first::SENDERS] for first in range(SENDERS)])

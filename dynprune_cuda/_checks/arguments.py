@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import reprlib
@@ -119,3 +120,8 @@ def check_num_samples(name: str, num_samples: int) -> None:
     """A number of samples that the kernels can count."""
     if num_samples > MAX_SAMPLES:
         raise ValueError(f"{name}: at most 2^32 samples are supported, got {num_samples}")
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns a short hash of what a CPU tensor holds."""
+    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()[:16]

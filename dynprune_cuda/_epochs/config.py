@@ -1,91 +1,166 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a new pruner: of all samples, or of those that this process holds."""
+"""The settings of a pruner, checked and frozen."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dynprune_cuda._epochs.sharded import ShardedEpochs
-from dynprune_cuda.distributed.ranks import Ranks
-from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.policies.protocol import is_believed
-from dynprune_cuda.scores.sharded_table import ShardedScoreTable
-from dynprune_cuda.scores.table import ScoreTable
+from dynprune_cuda import policies
+from dynprune_cuda._checks.arguments import as_bool, as_choice, as_float, as_int
+from dynprune_cuda._epochs.state import STATE_VERSION
+from dynprune_cuda._schedule.keep import Keep
+from dynprune_cuda._schedule.schedule import Schedule
+from dynprune_cuda.distributed.shard import LAYOUTS
+from dynprune_cuda.functional.cross_entropy import SCORES
+from dynprune_cuda.policies.adapter import adapt
+from dynprune_cuda.policies.protocol import Policy
+from dynprune_cuda.policies.registry import AnyPolicy, fingerprint, resolve_count
 
+SHARDINGS = ("replicate", "shard")
 SURPLUS = ("move", "local")
 
 
-def shard_of(num_samples: int, ranks: Ranks, policy: Any, layout: str) -> Shard:
-    """Returns the samples of this process.
+@dataclass(frozen=True)
+class Config:
+    """What a pruner was made with; see the arguments of `Pruner`.
 
-    Raises:
-        ValueError: `policy` cannot select from shards, or there are too few samples.
+    Attributes:
+        num_samples: Size of the training set.
+        given_policy: The policy as the user passed it, or as its name says.
+        policy: The same, such that its results need no check.
+        schedule: When it selects, and how much.
+        score: What `cross_entropy` enters as the score.
+        alpha: Weight of the newest value in a moving average.
+        track_forgetting: Whether the table counts forgetting events.
+        seed: The seed, in [0, 2**64).
+        device: Where scores and subsets live.
+        sharding: "replicate" or "shard".
+        shard_layout: "contiguous" or "strided".
+        surplus: "move" or "local".
     """
-    if not (is_believed(policy) and hasattr(policy, "select_shard")):
-        raise ValueError(
-            "sharding must be 'replicate' for groups, InfoBatch and policies of your own: only "
-            "full, static, random_static, uniform, epsilon_greedy, ucb and weighted select from "
-            f"shards, got 'shard' and {policy!r}"
-        )
-    shard = Shard(num_samples, ranks.rank, ranks.size, layout)
-    if not all(shard.sizes()):
-        raise ValueError(
-            f"sharding='shard' needs samples for every process, got {num_samples} samples for "
-            f"{ranks.size} processes, in {layout} pieces of {shard.piece}"
-        )
-    return shard
+
+    num_samples: int
+    given_policy: AnyPolicy
+    policy: Policy
+    schedule: Schedule
+    score: str
+    alpha: float
+    track_forgetting: bool
+    seed: int
+    device: torch.device
+    sharding: str
+    shard_layout: str
+    surplus: str
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """Returns the entries of a saved state that a loaded one must share, and the seed."""
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self.num_samples,
+            "policy": fingerprint(self.policy),
+            "period": self.schedule.period,
+            "warmup_epochs": self.schedule.warmup_epochs,
+            "alpha": self.alpha,
+            "seed": seed,
+            "score": self.score,
+        }
+
+    def common(self) -> dict[str, Any]:
+        """Returns what must be the same in every process."""
+        plan = {name: getattr(self.schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
+        names = ("track_forgetting", "sharding", "shard_layout", "surplus")
+        return {**self.settings(self.seed), **plan, **{name: getattr(self, name) for name in names}}
 
 
-def make_table(
-    pruner: object,
-    sharding: str,
+def make_config(
     num_samples: int,
-    ranks: Ranks,
-    policy: Any,
+    keep: Keep | None,
+    policy: str | AnyPolicy | Callable[..., Tensor],
     *,
-    layout: str,
-    surplus: str,
-    device: torch.device | str | int,
+    period: int | None,
+    warmup_epochs: int,
+    anneal_epochs: int | None,
+    epochs: int | None,
+    groups: Any,
+    group_floor: float,
+    score: str,
+    alpha: float | None,
     track_forgetting: bool,
-    **options: Any,
-) -> ScoreTable:
-    """Returns the table of a new pruner: whole, or this process's rows. Collective.
-
-    What fails in one process is an error in all of them.
+    seed: int,
+    device: torch.device | str | int,
+    sharding: str,
+    shard_layout: str,
+    surplus: str,
+) -> Config:
+    """Checks the arguments of `Pruner`, and fills in the policy's own defaults.
 
     Raises:
-        RuntimeError: Another process failed.
-        TypeError: `pruner` is of a user's own class, and shall be sharded.
-        ValueError: As of `shard_of`, or it shall track forgetting events, too; or the table is
-            whole, and an option is of shards.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or does not fit another one.
     """
-    made: list[ScoreTable] = []
+    num_samples = as_int("num_samples", num_samples, minimum=1)
+    if epochs is not None:
+        epochs = as_int("epochs", epochs, minimum=1)
+    given = policies.resolve(policy)
+    if groups is not None:
+        given = policies.Balanced(given, groups, group_floor)
+    checked = adapt(given)
+    checked.check_size(num_samples)
+    defaults = checked.settings(epochs)
+    schedule = Schedule(
+        num_samples,
+        resolve_count(checked, keep, num_samples),
+        period=defaults["period"] if period is None else period,
+        warmup_epochs=warmup_epochs,
+        anneal_epochs=defaults["anneal_epochs"] if anneal_epochs is None else anneal_epochs,
+        epochs=epochs,
+    )
+    for count in schedule.known_counts():
+        checked.check_count(count)
+    as_choice("score", score, SCORES)
+    if score == "margin" and not checked.takes_negative_scores:
+        raise ValueError(
+            f"score='margin' does not fit policy={fingerprint(checked)}, which needs scores >= 0: "
+            "the margins of correct samples count as negative, and would all weigh nothing"
+        )
+    alpha = defaults["alpha"] if alpha is None else alpha
+    config = Config(
+        num_samples,
+        given,
+        checked,
+        schedule,
+        score,
+        as_float("alpha", alpha, low=0.0, high=1.0, above_low=True),
+        as_bool("track_forgetting", track_forgetting),
+        as_int("seed", seed) % 2**64,
+        torch.empty(0, device=device).device,
+        as_choice("sharding", sharding, SHARDINGS),
+        as_choice("shard_layout", shard_layout, LAYOUTS),
+        as_choice("surplus", surplus, SURPLUS),
+    )
+    _check_sharding(config)
+    return config
 
-    def make() -> dict[str, int]:
-        if sharding == "replicate":
-            for name, value in (("shard_layout", layout), ("surplus", surplus)):
-                if value not in ("contiguous", "move"):
-                    raise ValueError(
-                        f"{name}={value!r} needs sharding='shard', got sharding='replicate'"
-                    )
-            table = ScoreTable(
-                num_samples, device=device, track_forgetting=track_forgetting, **options
-            )
-        else:
-            if track_forgetting:
+
+def _check_sharding(config: Config) -> None:
+    if config.sharding == "replicate":
+        for name, default in (("shard_layout", "contiguous"), ("surplus", "move")):
+            if getattr(config, name) != default:
                 raise ValueError(
-                    "track_forgetting needs sharding='replicate', got sharding='shard'"
+                    f"{name}={getattr(config, name)!r} needs sharding='shard', got "
+                    "sharding='replicate'"
                 )
-            if not isinstance(pruner, ShardedEpochs):
-                kind = type(pruner).__name__
-                raise TypeError(f"sharding='shard' needs Pruner itself, not its subclass {kind}")
-            shard = shard_of(num_samples, ranks, policy, layout)
-            table = ShardedScoreTable(shard, ranks, device=device, **options)
-        made.append(table)
-        return {}
-
-    ranks.check_device(torch.device(device))
-    ranks.meet("making the pruner", torch.device(device), make, False)
-    return made[0]
+        return
+    if config.track_forgetting:
+        raise ValueError("track_forgetting needs sharding='replicate', got sharding='shard'")
+    if not config.policy.selects_by_ranking:
+        raise ValueError(
+            "sharding must be 'replicate' for groups, InfoBatch and policies with a select of "
+            "their own: only policies that rank select from shards, got 'shard' and "
+            f"{config.policy!r}"
+        )

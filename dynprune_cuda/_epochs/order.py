@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process that holds a part of the samples trains on in an epoch, and in which order.
+"""What a process trains on in an epoch, and in which order.
 
-By default the order is the one that every process would draw alone, over the canonical rank of the
-selected samples, which is their place in ascending order. The owner of a sample finds its position
-in the order by the inverse of the permutation, and sends id and position to the process that trains
-there: 8 bytes. Nobody holds the whole order.
+Replicated scores: every process draws the same order and takes its part. Sharded scores: the order
+is the same one, over the selected samples in ascending order. The owner of a sample finds its place
+in the order by the inverse permutation, and sends id and place to the process that trains there: 8
+bytes. No process holds the whole order.
 
-Where the surplus stays local, each process draws an order of what it holds, and nothing is sent.
+With surplus="local", each process draws an order of the samples that it holds; nothing is sent.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._ops import ops
+from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.sharded.digit_search import signed
 
 
 class Share(NamedTuple):
@@ -30,6 +30,31 @@ class Share(NamedTuple):
 
     ids: Tensor  # in the order of their visits, int64 [as many as in every other process]
     own: int  # how many come before the padding; 0: all are padding, which changes no score
+
+
+# Ids put into their order at a time: what this needs beside the order itself stays small.
+ORDER_IDS = 1 << 18
+
+
+def replicated_share(
+    ids: Tensor | None, count: int, seed: int, ranks: Ranks, like: Tensor
+) -> Share:
+    """Returns the part of the common order that this process trains on.
+
+    Args:
+        ids: The selected ids, ascending, int64 [count]; None if all are selected.
+        count: How many samples are selected.
+        seed: Of the epoch's order.
+        ranks: The processes.
+        like: A tensor on the device.
+    """
+    order = functional.permutation(count, seed=seed, device=like.device)
+    order = ranks.share(order)
+    if ids is not None:
+        for piece in torch.split(order, ORDER_IDS):
+            piece.copy_(ids.index_select(0, piece))
+    padded = ranks.rank >= count % ranks.size > 0
+    return Share(order, len(order) - padded)
 
 
 def moved_share(
@@ -53,7 +78,7 @@ def moved_share(
         sizes = ranks.gather(ids.new_full((1,), len(ids))).flatten().tolist()
     total = shard.num_samples if ids is None else sum(sizes)
     before = sum(sizes[:rank])
-    seed = signed(seed)
+    seed = as_int64(seed)
     if total < size:  # some process repeats an id of another one
         order = functional.permutation(total, seed=seed, device=like.device)
         if ids is not None:
@@ -95,48 +120,3 @@ def local_share(ids: Tensor, sizes: Sequence[int], seed: int, shard: Shard) -> S
     if length != len(order):
         order = order[torch.arange(length, device=order.device) % len(order)]
     return Share(order, len(ids))
-
-
-class Repeats:
-    """The ids of a share that come again, as padding: in the scores only the first visit counts."""
-
-    def __init__(self, share: Share) -> None:
-        """Finds them, none visited yet; if all is padding, every visit is a repetition."""
-        padding = len(share.ids) - share.own
-        again = share.ids[: min(padding, share.own)] if share.own else share.ids
-        self._ids = again.sort().values
-        # And a place for the marks of all other ids, which nobody reads.
-        self._visited = self._ids.new_full((len(again) + 1,), share.own == 0, dtype=torch.bool)
-
-    def __len__(self) -> int:
-        """Returns how many there are."""
-        return len(self._ids)
-
-    def without(self, ids: Tensor) -> Tensor:
-        """Returns `ids`, int64 [batch], with -1 in place of visits that count for nothing."""
-        places, found = self._find(ids)
-        in_order, order = ids.sort(stable=True)
-        again = torch.zeros_like(found)
-        again[order[1:]] = in_order[1:] == in_order[:-1]
-        return torch.where(found & (again | self._visited[places]), -1, ids)
-
-    def note(self, ids: Tensor) -> None:
-        """Marks ids, int64, as visited; those that do not come again are left alone."""
-        places, found = self._find(ids)
-        self._visited.index_fill_(0, torch.where(found, places, len(self._ids)), True)
-
-    def visited(self) -> Tensor:
-        """Returns the ids that are marked, ascending. Waits."""
-        return self._ids[self._visited[:-1]]
-
-    def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        places = torch.searchsorted(self._ids, ids).clamp_(max=len(self._ids) - 1)
-        return places, self._ids[places] == ids
-
-
-def repeats_of(share: Share, visited: Tensor | None) -> Repeats:
-    """Returns the repeats of a share, of which the ids in `visited` were visited already."""
-    repeats = Repeats(share)
-    if visited is not None and repeats:
-        repeats.note(visited)
-    return repeats

@@ -26,6 +26,11 @@ def derive_seed(seed: int, *path: int | str) -> int:
     return state
 
 
+def as_int64(seed: int) -> int:
+    """Returns a seed modulo 2**64 as an int64 holds it."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def _words(part: int | str) -> list[int]:
     """Returns a path element as 64-bit words, led by its kind and length."""
     if isinstance(part, str):

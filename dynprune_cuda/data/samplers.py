@@ -25,7 +25,10 @@ _Iterator = TypeVar("_Iterator", bound="EpochIterator[Any]")
 class EpochSource(Protocol):
     """What a sampler needs to know of a `Pruner`."""
 
-    num_samples: int  # size of the training set
+    @property
+    def num_samples(self) -> int:
+        """Size of the training set."""
+        ...
 
     @property
     def device(self) -> torch.device:

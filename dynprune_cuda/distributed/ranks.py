@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dynprune_cuda._schedule.seeds import as_int64
+
 SETTING_BYTES = 96  # of each setting's text, when all ranks compare theirs
 # In place of a process group:
 _LOST = "left behind"  # of an object that was unpickled
 _EARLY = "not initialised"  # of one that was made before torch.distributed was
-NUMBERS = 8  # that ranks compare at most when they meet
+NUMBERS = 8  # that ranks compare at most in `agree`
 
 
 @contextmanager
@@ -152,14 +154,14 @@ class Ranks:
                 f"'{device}': the scores are exchanged where they live"
             )
 
-    def meet(
+    def agree(
         self,
         what: str,
         device: torch.device,
         prepare: Callable[[], Mapping[str, int]],
-        vote: bool,
+        vote: bool = False,
     ) -> bool:
-        """Lets all ranks compare where they are. One small collective; waits.
+        """Checks that all ranks are in the same place. One small collective; waits.
 
         Args:
             what: What the ranks are about to do together.
@@ -182,7 +184,7 @@ class Ranks:
         compared: list[int] = []
         try:
             numbers = prepare()
-            compared = [_signed(int(number)) for number in numbers.values()]
+            compared = [as_int64(int(number)) for number in numbers.values()]
         except Exception as caught:
             error = caught
         words = [int(error is not None), int(vote), *compared]
@@ -278,11 +280,6 @@ def checksum(ids: Tensor, weights: Tensor | None) -> Tensor:
         keys.mul_(multiplier)
         keys.bitwise_xor_(keys >> 29)
     return keys.sum()
-
-
-def _signed(number: int) -> int:
-    """Returns an int modulo 2**64 as int64 holds it."""
-    return (number + 2**63) % 2**64 - 2**63
 
 
 def _text(value: Any) -> bytes:

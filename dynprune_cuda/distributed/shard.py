@@ -90,3 +90,8 @@ class Shard:
     def owner_of(self, ids: Tensor) -> Tensor:
         """Returns the ranks that hold samples, int64."""
         return ids % self.size if self.layout == "strided" else ids // max(self.piece, 1)
+
+    def counts(self, ids: Tensor) -> list[int]:
+        """Returns how many of `ids`, int64 on the CPU, each rank holds."""
+        counts: list[int] = torch.bincount(self.owner_of(ids), minlength=self.size).tolist()
+        return counts

@@ -25,9 +25,11 @@ from dynprune_cuda.functional.cross_entropy import (
     scored_cross_entropy_step_,
 )
 from dynprune_cuda.functional.errors import check_errors
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
 from dynprune_cuda.functional.score_updates import update_scores_
 from dynprune_cuda.functional.selection import (
     permutation,
+    select,
     select_epsilon_greedy,
     select_top_k,
     select_ucb,
@@ -37,12 +39,16 @@ from dynprune_cuda.functional.selection import (
 )
 
 __all__ = [
+    "FixedIds",
+    "Ranking",
     "ScoredLoss",
+    "Uniform",
     "check_errors",
     "last_layer_grand",
     "permutation",
     "scored_cross_entropy",
     "scored_cross_entropy_step_",
+    "select",
     "select_epsilon_greedy",
     "select_top_k",
     "select_ucb",

@@ -19,7 +19,12 @@ from dynprune_cuda._checks.arguments import (
 )
 from dynprune_cuda._ops import StepLoss, ops
 from dynprune_cuda._ops.contract import Reduction, Score, StepArguments, StepColumn
-from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, check_columns
+from dynprune_cuda.functional.score_updates import (
+    FIRST_VISITS,
+    FirstVisit,
+    ScoreColumns,
+    check_columns,
+)
 
 ReductionName = Literal["none", "mean", "sum"]
 ScoreName = Literal["loss", "el2n", "entropy", "margin"]
@@ -196,7 +201,7 @@ def scored_cross_entropy_step_(
         target,
         sample_ids,
         columns,
-        (ticket, alpha, first_visit == "published", SCORES.index(score)),
+        TableOptions(ticket, alpha, first_visit == "published", SCORES.index(score)),
         loss_only=False,
         sample_weight=sample_weight,
         reduction=reduction,
@@ -211,12 +216,21 @@ def scored_cross_entropy_step_(
     return ScoredLoss(loss, by_column[_EL2N], by_column[_ENTROPY], by_column[_MARGIN], correct)
 
 
+class TableOptions(NamedTuple):
+    """How a step updates the table, in the order of `StepArguments`."""
+
+    ticket: Tensor | None
+    alpha: float
+    published_first_visit: bool
+    score: int  # a `Score`
+
+
 def step_loss(
     logits: Tensor,
     target: Tensor,
     sample_ids: Tensor,
-    columns: tuple[Tensor | None, ...],
-    table_options: tuple[Tensor | None, float, bool, int],
+    columns: ScoreColumns,
+    options: TableOptions,
     *,
     loss_only: bool,
     sample_weight: Tensor | None,
@@ -230,8 +244,6 @@ def step_loss(
 ) -> Any:
     """The step with a table that was checked already.
 
-    columns: mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count.
-    table_options: ticket, alpha, published_first_visit, score (a `Score`).
     Returns the loss, or without `loss_only` loss, scores [5 or more, B] and correct.
     """
     # By _make: StepArguments(...) takes three times as long. _check_step makes a tensor of lam.
@@ -240,7 +252,7 @@ def step_loss(
             target,
             sample_ids,
             *columns,
-            *table_options,
+            *options,
             REDUCTIONS.index(as_choice("reduction", reduction, REDUCTIONS)),
             sample_weight,
             weight,
@@ -280,11 +292,11 @@ def step_loss(
 
 
 def _apply_step(
-    logits: Tensor, arguments: StepArguments, columns: tuple[Tensor | None, ...], loss_only: bool
+    logits: Tensor, arguments: StepArguments, columns: ScoreColumns, loss_only: bool
 ) -> Any:
     result = StepLoss.apply(logits, arguments, loss_only)
     if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version([c for c in columns if c is not None])
+        torch.autograd.graph.increment_version(columns.present())
     return result
 
 

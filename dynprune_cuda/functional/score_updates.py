@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,22 @@ from dynprune_cuda._ops import ops
 
 FirstVisit = Literal["zero", "published"]
 FIRST_VISITS = ("zero", "published")
+
+
+class ScoreColumns(NamedTuple):
+    """The columns of a score table, in the order of the operators; N samples."""
+
+    mean: Tensor  # float32 [N]
+    variance: Tensor  # float32 [N]
+    count: Tensor  # type: ignore[assignment]  # int32 or int64 [N]; hides the method of tuple
+    non_finite_count: Tensor | None = None  # int32 [N]
+    last_non_finite: Tensor | None = None  # bool [N]
+    last_correct: Tensor | None = None  # bool [N]
+    forget_count: Tensor | None = None  # int32 [N]
+
+    def present(self) -> list[Tensor]:
+        """Returns the columns that there are."""
+        return [column for column in self if column is not None]
 
 
 def update_scores_(
@@ -91,7 +107,7 @@ def update_scores_(
         forget_count,
     )
     if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version([c for c in columns if c is not None])
+        torch.autograd.graph.increment_version(columns.present())
 
 
 def check_columns(
@@ -102,8 +118,8 @@ def check_columns(
     last_non_finite: Tensor | None,
     last_correct: Tensor | None,
     forget_count: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """The columns of a score table, checked, in the order of the ops."""
+) -> ScoreColumns:
+    """Returns the columns of a score table, checked."""
     check_vector("mean", mean, (torch.float32,))
     columns = {
         "mean": (mean, (torch.float32,)),
@@ -126,4 +142,6 @@ def check_columns(
     if forget_count is not None and last_correct is None:
         raise ValueError("forget_count needs last_correct beside it")
     check_num_samples("mean", mean.numel())
-    return mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count
+    return ScoreColumns(
+        mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count
+    )

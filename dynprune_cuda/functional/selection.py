@@ -3,29 +3,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import (
-    COUNT_DTYPES,
-    FLOATING,
-    as_choice,
-    as_float,
-    as_int,
-    check_num_samples,
-    check_vector,
-)
+from dynprune_cuda._checks.arguments import as_choice, as_float, as_int, check_num_samples
+from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
+from dynprune_cuda._schedule.seeds import as_int64
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
 
 Order = Literal["random", "ascending"]
-
-# RankingKind of csrc/shared/ranking_spec.h.
-_SCORE, _UCB_VARIANCE, _UCB_STD, _UCB1, _WEIGHT = range(5)
-_UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def select_top_k(
@@ -35,17 +24,14 @@ def select_top_k(
 
     Args:
         scores: [N] float32, float16, bfloat16 or float64; any strides.
-        k: See the module.
-        seed: See the module; it breaks ties and draws the order.
-        order: See the module.
+        k: See `functional`.
+        seed: See `functional`; it breaks ties and draws the order.
+        order: See `functional`.
 
     Returns:
         [k] int64 sample ids.
     """
-    check_vector("scores", scores, FLOATING)
-    k = _check_k(k, scores.numel())
-    common = _seed_and_order(seed, order, scores.device)
-    return _ids(ops.select_ranked(scores.detach(), None, _SCORE, 0.0, 0.0, k, 0, *common))
+    return _select_ranked(Ranking.by_score(scores), k, seed, order)
 
 
 def select_epsilon_greedy(
@@ -59,20 +45,17 @@ def select_epsilon_greedy(
 
     Args:
         scores: [N] float32, float16, bfloat16 or float64; any strides.
-        k: See the module.
+        k: See `functional`.
         epsilon: Share of random samples, in [0, 1].
-        seed: See the module.
-        order: See the module.
+        seed: See `functional`.
+        order: See `functional`.
 
     Returns:
         [k] int64 sample ids.
     """
-    check_vector("scores", scores, FLOATING)
-    k = _check_k(k, scores.numel())
     epsilon = as_float("epsilon", epsilon, low=0.0, high=1.0)
-    num_random = math.floor(epsilon * k + 0.5)
-    common = _seed_and_order(seed, order, scores.device)
-    return _ids(ops.select_ranked(scores.detach(), None, _SCORE, 0.0, 0.0, k, num_random, *common))
+    ranking = Ranking.by_score(scores, random_share=epsilon)
+    return _select_ranked(ranking, k, seed, order)
 
 
 def select_ucb(
@@ -94,23 +77,16 @@ def select_ucb(
     Args:
         mean: [N] float32, float16 or bfloat16; NaN ranks first.
         variance: [N], dtype and device of mean.
-        k: See the module.
+        k: See `functional`.
         c: Weight of the bonus, finite.
         bonus: "variance" or "std".
-        seed: See the module.
-        order: See the module.
+        seed: See `functional`.
+        order: See `functional`.
 
     Returns:
         [k] int64 sample ids.
     """
-    check_vector("mean", mean, _UCB_DTYPES)
-    check_vector("variance", variance, (mean.dtype,), mean)
-    k = _check_k(k, mean.numel())
-    c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
-    std = as_choice("bonus", bonus, ("variance", "std")) == "std"
-    ranking = (_UCB_STD if std else _UCB_VARIANCE, c, 0.0)
-    common = _seed_and_order(seed, order, mean.device)
-    return _ids(ops.select_ranked(mean.detach(), variance.detach(), *ranking, k, 0, *common))
+    return _select_ranked(Ranking.by_ucb(mean, variance, c=c, bonus=bonus), k, seed, order)
 
 
 def select_ucb1(
@@ -131,22 +107,16 @@ def select_ucb1(
     Args:
         mean: [N] float32.
         count: [N] int32 or int64, visits of each sample.
-        k: See the module.
+        k: See `functional`.
         c: Weight of the bonus, finite.
         step: Number of visits of all samples so far, at least 1.
-        seed: See the module.
-        order: See the module.
+        seed: See `functional`.
+        order: See `functional`.
 
     Returns:
         [k] int64 sample ids.
     """
-    check_vector("mean", mean, (torch.float32,))
-    check_vector("count", count, COUNT_DTYPES, mean)
-    k = _check_k(k, mean.numel())
-    c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
-    log_step = math.log(as_float("step", step, low=1.0))
-    common = _seed_and_order(seed, order, mean.device)
-    return _ids(ops.select_ranked(mean.detach(), count, _UCB1, c, log_step, k, 0, *common))
+    return _select_ranked(Ranking.by_ucb1(mean, count, c=c, step=step), k, seed, order)
 
 
 def select_uniform(
@@ -163,10 +133,10 @@ def select_uniform(
 
     Args:
         num_samples: N.
-        k: See the module.
-        seed: See the module.
+        k: See `functional`.
+        seed: See `functional`.
         device: Where the ids go.
-        order: See the module.
+        order: See `functional`.
 
     Returns:
         [k] int64 sample ids.
@@ -192,17 +162,14 @@ def select_weighted(
     Args:
         weights: [N] float32, float16, bfloat16 or float64, >= 0. A negative or NaN weight is a
             ValueError on the CPU; on CUDA it counts as zero and `check_errors` raises.
-        k: See the module.
-        seed: See the module.
-        order: See the module.
+        k: See `functional`.
+        seed: See `functional`.
+        order: See `functional`.
 
     Returns:
         [k] int64 sample ids.
     """
-    check_vector("weights", weights, FLOATING)
-    k = _check_k(k, weights.numel())
-    common = _seed_and_order(seed, order, weights.device)
-    return _ids(ops.select_ranked(weights.detach(), None, _WEIGHT, 0.0, 0.0, k, 0, *common))
+    return _select_ranked(Ranking.by_weight(weights), k, seed, order)
 
 
 def permutation(
@@ -215,13 +182,63 @@ def permutation(
 
     Args:
         num_samples: N.
-        seed: See the module.
+        seed: See `functional`.
         device: Where the ids go.
 
     Returns:
         [N] int64.
     """
     return select_uniform(num_samples, num_samples, seed=seed, device=device)
+
+
+def select(
+    rule: SelectionRule,
+    num_samples: int,
+    k: int,
+    *,
+    seed: int | Tensor = 0,
+    device: torch.device | str | int = "cpu",
+    order: Order = "ascending",
+) -> Tensor:
+    """Selects from a whole table by any rule.
+
+    Args:
+        rule: A `Ranking` of all samples, `Uniform()`, or `FixedIds`.
+        num_samples: N.
+        k: See `functional`.
+        seed: See `functional`.
+        device: Where the ids go; a ranking's values are there already.
+        order: See `functional`; fixed ids are ascending, whatever it is.
+
+    Returns:
+        [k] int64 sample ids.
+
+    Raises:
+        TypeError: `rule` is none.
+        ValueError: The rule does not fit the number of samples or `k`.
+    """
+    if isinstance(rule, Ranking):
+        if len(rule.values) != num_samples:
+            raise ValueError(
+                f"{rule.name} must have {num_samples} elements, one per sample, got "
+                f"{len(rule.values)}"
+            )
+        return _select_ranked(rule, k, seed, order)
+    if isinstance(rule, Uniform):
+        if k == num_samples and order == "ascending":
+            return torch.arange(num_samples, device=device)
+        return select_uniform(num_samples, k, seed=seed, device=device, order=order)
+    if isinstance(rule, FixedIds):
+        if k != rule.count(num_samples):
+            raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
+        return move_without_waiting("ids", rule.tensor, torch.device(device))
+    raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
+
+
+def _select_ranked(ranking: Ranking, k: int, seed: int | Tensor, order: Order) -> Tensor:
+    k = _check_k(k, ranking.values.numel())
+    common = _seed_and_order(seed, order, ranking.values.device)
+    return _ids(ops.select_ranked(*ranking.arguments(), k, ranking.num_random(k), *common))
 
 
 def _check_k(k: Any, num_samples: int) -> int:
@@ -243,8 +260,7 @@ def _seed_and_order(seed: Any, order: Any, device: torch.device) -> tuple[Tensor
         if seed.device != device:
             raise ValueError(f"seed must be on {device}, got {seed.device}")
         return seed, 0, ascending
-    signed = (as_int("seed", seed) + (1 << 63)) % (1 << 64) - (1 << 63)
-    return None, signed, ascending
+    return None, as_int64(as_int("seed", seed)), ascending
 
 
 def _ids(ids: Tensor) -> Tensor:

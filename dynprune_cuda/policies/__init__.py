@@ -6,7 +6,7 @@ from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
-from dynprune_cuda.policies.registry import names, resolve
+from dynprune_cuda.policies.registry import names, register, resolve
 from dynprune_cuda.policies.static_subset import StaticSubset
 from dynprune_cuda.policies.ucb import UCB
 from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
@@ -25,5 +25,6 @@ __all__ = [
     "WeighingPolicy",
     "Weighted",
     "names",
+    "register",
     "resolve",
 ]

@@ -11,23 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_float, as_int
+from dynprune_cuda._checks.arguments import as_float, as_int, digest
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._schedule.seeds import derive_seed
-from dynprune_cuda.policies.protocol import (
-    Policy,
-    WeighingPolicy,
-    believed,
-    checked_select,
-    checked_weigh,
-)
-from dynprune_cuda.policies.static_subset import digest
+from dynprune_cuda.functional.score_updates import FirstVisit
+from dynprune_cuda.policies.adapter import adapt
+from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, trusted
 from dynprune_cuda.scores.table import ScoreTable
 
 
-@believed
+@trusted
 @dataclass(frozen=True, eq=False, repr=False)
-class Balanced:
+class Balanced(WeighingPolicy):
     """Another policy, held to keep at least a floor of every group; still exactly k samples.
 
     `Pruner(groups=labels, group_floor=...)` makes one. First the policy fills the floor of each
@@ -64,41 +59,50 @@ class Balanced:
         else:
             floor = as_float("group_floor", self.floor, low=0.0, high=1.0)
         object.__setattr__(self, "floor", floor)
-        if hasattr(self.policy, "fixed_count"):
+        if self._inside.fixes_count:
             raise ValueError(
                 f"groups do not fit {self.policy!r}, which knows its samples from the beginning"
             )
         object.__setattr__(self, "groups", _checked_groups(self.groups))
 
-    @property
-    def static(self) -> bool:
-        """As of the policy inside."""
-        return getattr(self.policy, "static", False)
+    @cached_property
+    def _inside(self) -> Policy:
+        """The policy inside, whose results need no check."""
+        return adapt(self.policy)
 
     @property
-    def weighs(self) -> bool:
+    def static(self) -> bool:  # type: ignore[override]
         """As of the policy inside."""
-        return getattr(self.policy, "weighs", False)
+        return self._inside.static
 
     @property
-    def uses_scores(self) -> bool:
+    def weighs(self) -> bool:  # type: ignore[override]
         """As of the policy inside."""
-        return getattr(self.policy, "uses_scores", False)
+        return self._inside.weighs
 
     @property
-    def first_visit(self) -> str:
+    def uses_scores(self) -> bool:  # type: ignore[override]
         """As of the policy inside."""
-        return getattr(self.policy, "first_visit", "zero")
+        return self._inside.uses_scores
+
+    @property
+    def takes_negative_scores(self) -> bool:  # type: ignore[override]
+        """As of the policy inside."""
+        return self._inside.takes_negative_scores
+
+    @property
+    def first_visit(self) -> FirstVisit:  # type: ignore[override]
+        """As of the policy inside."""
+        return self._inside.first_visit
 
     def settings(self, epochs: int | None) -> dict[str, Any]:
         """As of the policy inside."""
-        settings = getattr(self.policy, "settings", None)
-        return settings(epochs) if settings else {}
+        return self._inside.settings(epochs)
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells one grouping from another in a saved state."""
-        inside = getattr(self.policy, "fingerprint", repr(self.policy))
+        inside = self._inside.fingerprint
         return f"Balanced({inside}, groups={digest(self.groups)}, floor={self.floor})"
 
     @cached_property
@@ -123,6 +127,15 @@ class Balanced:
                 f"groups must have one label per sample, {num_samples}, got {len(self.groups)}"
             )
 
+    def check_count(self, k: int) -> None:
+        """Checks that the floors fit into a selection of `k` samples.
+
+        Raises:
+            ValueError: They add up to more than `k`.
+        """
+        if not self.weighs:
+            self.floors(k)
+
     def floors(self, k: int) -> list[int]:
         """Returns how many samples of each group, by rising label, any selection of `k` holds.
 
@@ -143,28 +156,27 @@ class Balanced:
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
-        inside: Any = self.policy
-        floors = self.floors(k)
+        inside, floors = self._inside, self.floors(k)
         chosen = [
-            ids[checked_select(inside, table.part(ids), floor, derive_seed(seed, "group", number))]
+            ids[inside.select(table.part(ids), floor, seed=derive_seed(seed, "group", number))]
             for number, (ids, floor) in enumerate(zip(self._parts(table), floors, strict=True))
             if floor
         ]
         if sum(floors) < k:
             ids = _others(chosen, sum(floors), table)
-            positions = checked_select(
-                inside, table.part(ids), k - sum(floors), derive_seed(seed, "rest")
-            )
+            rest, seed = k - sum(floors), derive_seed(seed, "rest")
+            positions = inside.select(table.part(ids), rest, seed=seed)
             chosen.append(ids[positions])
         return torch.cat(chosen).sort().values
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
         """Returns the weights that the policy inside gives in each group, float32 [num_samples]."""
-        inside: Any = self.policy
+        inside = self._inside
+        assert isinstance(inside, WeighingPolicy)
         weights = torch.empty_like(table.mean)
         for number, ids in enumerate(self._parts(table)):
-            seed_here = derive_seed(seed, "group", number)
-            weights.index_copy_(0, ids, checked_weigh(inside, table.part(ids), seed_here))
+            group_seed = derive_seed(seed, "group", number)
+            weights.index_copy_(0, ids, inside.weigh(table.part(ids), seed=group_seed))
         return weights
 
     def _parts(self, table: ScoreTable) -> tuple[Tensor, ...]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,16 +11,16 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_float
 from dynprune_cuda._schedule.seeds import derive_seed
-from dynprune_cuda.policies.protocol import believed
+from dynprune_cuda.policies.protocol import WeighingPolicy, trusted
 from dynprune_cuda.scores.table import ScoreTable
 
 # A score becomes an integer of so many bits: with up to 2^32 of them, no sum overflows 63 bits.
 _SCORE_BITS = 30
 
 
-@believed
+@trusted
 @dataclass(frozen=True)
-class InfoBatch:
+class InfoBatch(WeighingPolicy):
     """Everything at or above the mean score, and a random share of what is below, rescaled.
 
     The rule of Qin et al. (https://arxiv.org/abs/2303.04947, section 3; released at
@@ -48,8 +47,10 @@ class InfoBatch:
 
     prune_ratio: float = 0.5
 
-    weighs: ClassVar[bool] = True
-    uses_scores: ClassVar[bool] = True
+    uses_scores = True
+    period = 1
+    alpha = 1.0
+    anneal_share = 1 / 8
 
     def __post_init__(self) -> None:
         """Checks the parameter."""
@@ -57,10 +58,6 @@ class InfoBatch:
         if ratio == 1.0:
             raise ValueError(f"prune_ratio must be below 1, got {self.prune_ratio!r}")
         object.__setattr__(self, "prune_ratio", ratio)
-
-    def settings(self, epochs: int | None) -> dict[str, Any]:
-        """Returns the published defaults for a run of `epochs` epochs."""
-        return {"period": 1, "alpha": 1.0, "anneal_epochs": -(-(epochs or 0) // 8)}
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
         """Returns 0, 1 or `1 / (1 - prune_ratio)` for each sample, without waiting.

@@ -1,34 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy is, and the check of what a user's own policy returns."""
+"""What a policy is: what to rank samples by, and what its run needs to know."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+import math
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
+from dynprune_cuda import functional
+from dynprune_cuda.functional.ranking import FixedIds, SelectionRule
+from dynprune_cuda.functional.score_updates import FirstVisit
 from dynprune_cuda.scores.table import ScoreTable
 
-_BELIEVED: set[type] = set()
 _Class = TypeVar("_Class", bound=type)
 
 
-class Policy(Protocol):
-    """What a policy of your own has to offer: this one method. A function like it will do, too.
+class Policy:
+    """The base class of policies. A subclass says what to rank by; selectors do the rest.
 
-        def least_visited(table, k, *, seed):
-            return table.count.argsort(stable=True)[:k]
+        @dataclass(frozen=True)
+        class SmallestMargin(Policy):
+            uses_scores = True
 
-        pruner = Pruner(len(train_set), keep=0.3, policy=least_visited)
+            def ranking(self, table):
+                return Ranking.by_score(table.ranking_mean(), random_share=0.1)
 
-    Optional attributes of a class tell the `Pruner` more. `static = True`: one selection serves the
-    whole run. `fixed_count(num_samples) -> int`: the policy, not `keep`, decides how many samples
-    are selected. `first_visit = "published"`: the score table's rule for first visits.
-    `uses_scores = True`: selecting before any score was observed earns a warning.
-    `settings(epochs) -> dict`: its own defaults of `period`, `alpha` and `anneal_epochs`.
-    `fingerprint`: a str that tells it from other policies in a saved state (default: its `repr`).
+        pruner = Pruner(len(train_set), keep=0.3, policy=SmallestMargin(), score="margin")
+
+    Such a policy selects from whole tables and from shards. Its `repr` tells it from other policies
+    in a saved state, so make it a dataclass, or define `fingerprint`.
+
+    A policy of your own need not be a subclass. Any object with the method `select` will do, or a
+    function like it; then its result is checked, which waits for the device, and it cannot select
+    from shards. Such an object may have the attributes below; what it lacks has the default.
+
+    Attributes:
+        static: One selection serves the whole run.
+        uses_scores: Selecting before any score was observed earns a warning.
+        weighs: The policy decides itself how many samples it keeps; see `WeighingPolicy`.
+        first_visit: The score table's rule for first visits; see `ScoreTable`.
+        period: Epochs between selections, if the `Pruner` is not told.
+        alpha: Weight of the newest value in a moving average, if the `Pruner` is not told.
+        anneal_share: Share of the run, at its end, that trains on everything, if the `Pruner` is
+            not told; rounded up to whole epochs.
+        takes_negative_scores: Whether scores below 0 are ranked like others.
     """
+
+    static: bool = False
+    uses_scores: bool = False
+    weighs: bool = False
+    first_visit: FirstVisit = "zero"
+    period: int = 10
+    alpha: float = 0.8
+    anneal_share: float = 0.0
+    takes_negative_scores: bool = True
+
+    def ranking(self, table: ScoreTable) -> SelectionRule:
+        """Returns what to rank by, without waiting for the device.
+
+        Args:
+            table: The scores: of all samples, of one group, or of one rank's shard.
+
+        Returns:
+            A `functional.Ranking` of the table's rows, `functional.Uniform()`, or the same
+            `functional.FixedIds` every time.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define ranking(table)")
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Selects `k` of `table.num_samples` samples.
@@ -39,24 +77,59 @@ class Policy(Protocol):
             seed: Decides everything random: the same table, `k` and seed give the same samples.
 
         Returns:
-            `k` distinct positions in the table, int64 [k], on the table's device. They are the
-            sample ids, unless `groups` are balanced: then `table.sample_ids` tells the ids.
+            `k` distinct positions in the table, int64 [k], on the table's device; ascending if this
+            is not overridden. They are the sample ids, unless `groups` are balanced: then
+            `table.sample_ids` tells the ids.
         """
-        ...
+        rule, num_samples = self.ranking(table), table.num_samples
+        fixed = None if isinstance(rule, FixedIds) else self.fixed_count(num_samples)
+        if fixed is not None and k != fixed:
+            raise ValueError(f"k must be {fixed} for {self!r}, got {k}")
+        return functional.select(rule, num_samples, k, seed=seed, device=table.device)
 
+    def fixed_count(self, num_samples: int) -> int | None:
+        """Returns how many samples are selected, if the policy decides that; None: `keep` does."""
+        return None
 
-class WeighingPolicy(Protocol):
-    """A policy that decides itself how many samples it keeps, and rescales their losses.
+    def check_size(self, num_samples: int) -> None:
+        """Raises ValueError if the policy does not fit a training set of this size."""
 
-    How many these are is known once they are selected: `Pruner` takes no `keep` then, and tells the
-    length of a pruned epoch only after `set_epoch` has begun it or one of the same selection. The
-    attributes of `Policy` are understood here too.
-    """
+    def check_count(self, k: int) -> None:
+        """Raises ValueError if the policy cannot select `k` samples."""
 
     @property
-    def weighs(self) -> bool:
-        """True. A class attribute will do."""
-        ...
+    def fixes_count(self) -> bool:
+        """Whether the policy, not `keep`, decides how many samples are selected."""
+        return type(self).fixed_count is not Policy.fixed_count
+
+    @property
+    def selects_by_ranking(self) -> bool:
+        """Whether `ranking` says everything, so that the policy can select from shards."""
+        return type(self).select is Policy.select and not self.weighs
+
+    def settings(self, epochs: int | None) -> dict[str, Any]:
+        """Returns its own defaults of `period`, `alpha` and `anneal_epochs`.
+
+        Args:
+            epochs: Length of the run, None if it is open.
+        """
+        anneal_epochs = math.ceil(self.anneal_share * (epochs or 0))
+        return {"period": self.period, "alpha": self.alpha, "anneal_epochs": anneal_epochs}
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells the policy from others in a saved state, the same in every process."""
+        return repr(self)
+
+
+class WeighingPolicy(Policy):
+    """A policy that decides itself how many samples it keeps, and rescales their losses.
+
+    How many these are is known once they are selected. `Pruner` takes no `keep` then, and tells the
+    length of a pruned epoch only after `set_epoch` has begun it or one of the same selection.
+    """
+
+    weighs: bool = True
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
         """Weighs all `table.num_samples` samples, without waiting for the device.
@@ -69,81 +142,21 @@ class WeighingPolicy(Protocol):
             What each sample's loss is multiplied by, finite and >= 0, float32 [num_samples], on the
             table's device. Samples of weight 0 are left out.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} must define weigh(table, *, seed)")
 
 
-def believed(policy: _Class) -> _Class:
-    """Marks a class whose results are right by construction, so that nobody has to wait for them.
+_TRUSTED: set[type] = {Policy, WeighingPolicy}
 
-    Its subclasses are not believed.
-    """
-    _BELIEVED.add(policy)
+
+def trusted(policy: _Class) -> _Class:
+    """Marks a class whose own `select` and `weigh` are right by construction, at no cost."""
+    _TRUSTED.add(policy)
     return policy
 
 
-def is_believed(policy: object) -> bool:
-    """Returns whether `policy` is of a class whose results are right by construction."""
-    return type(policy) in _BELIEVED
-
-
-def checked_select(policy: Policy, table: ScoreTable, k: int, seed: int) -> Tensor:
-    """Lets `policy` select, and checks what it returns.
-
-    A policy of this package is believed, at no cost. What a user's own policy returns is sorted and
-    checked, which waits for the device.
-
-    Args:
-        policy: The policy.
-        table: The scores so far.
-        k: How many samples to select.
-        seed: Decides everything random.
-
-    Returns:
-        `k` distinct positions in the table in ascending order, int64 [k], on the table's device.
-
-    Raises:
-        TypeError: The policy returned no tensor.
-        ValueError: The policy returned something other than `k` distinct sample ids, int64.
-    """
-    ids = policy.select(table, k, seed=seed)
-    if is_believed(policy):
-        return ids
-    _check_tensor(policy, ids, torch.int64)
-    if ids.shape != (k,):
-        raise ValueError(
-            f"{policy!r} must return {k} sample ids as int64, got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}"
-        )
-    ids = ids.to(table.device).sort().values
-    valid = (ids[0] >= 0) & (ids[-1] < table.num_samples) & (ids[1:] > ids[:-1]).all()
-    if not bool(valid):
-        raise ValueError(
-            f"{policy!r} must return distinct sample ids from 0 to {table.num_samples - 1}, "
-            "got repeated ids or ids out of range"
-        )
-    return ids
-
-
-def checked_weigh(policy: WeighingPolicy, table: ScoreTable, seed: int) -> Tensor:
-    """Lets `policy` weigh all samples, and checks what it returns as `checked_select` does."""
-    weights = policy.weigh(table, seed=seed)
-    if is_believed(policy):
-        return weights
-    _check_tensor(policy, weights, torch.float32)
-    if weights.shape != (table.num_samples,):
-        raise ValueError(
-            f"{policy!r} must return {table.num_samples} weights as float32, got shape "
-            f"{tuple(weights.shape)}"
-        )
-    weights = weights.detach().to(table.device)
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
-        raise ValueError(f"{policy!r} must return finite weights >= 0, got others")
-    return weights
-
-
-def _check_tensor(policy: Any, result: Any, dtype: torch.dtype) -> None:
-    name = str(dtype).removeprefix("torch.")
-    if not isinstance(result, Tensor):
-        raise TypeError(f"{policy!r} must return an {name} tensor, got {type(result).__name__}")
-    if result.dtype != dtype:
-        raise ValueError(f"{policy!r} must return its result as {name}, got {result.dtype}")
+def is_trusted(policy: object) -> bool:
+    """Returns whether what a policy returns needs no check: every `select` and `weigh` is ours."""
+    return isinstance(policy, Policy) and all(
+        base in _TRUSTED or {"select", "weigh"}.isdisjoint(vars(base))
+        for base in type(policy).__mro__
+    )

@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from dynprune_cuda._schedule.keep import resolve_plan
+from dynprune_cuda.policies.adapter import as_object
 from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
-from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
+from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.policies.ucb import UCB
 from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
 from dynprune_cuda.policies.weighted import Weighted
-from dynprune_cuda.scores.table import ScoreTable
 
-AnyPolicy = Policy | WeighingPolicy
+AnyPolicy: TypeAlias = Any  # a `Policy`, or an object with the same methods
 
 _REGISTRY: dict[str, Callable[[], AnyPolicy]] = {
     "full": Full,
@@ -33,15 +32,22 @@ _REGISTRY: dict[str, Callable[[], AnyPolicy]] = {
 }
 
 
-@dataclass(frozen=True)
-class FunctionPolicy:
-    """A function `(table, k, *, seed) -> ids` as a policy."""
+def register(name: str, make: Callable[[], AnyPolicy]) -> None:
+    """Makes `Pruner` understand a name.
 
-    function: Callable[..., Tensor]
+    Args:
+        name: The name, not registered yet.
+        make: Returns the policy, without arguments: a class whose parameters have defaults.
 
-    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
-        """Calls the function."""
-        return self.function(table, k, seed=seed)
+    Raises:
+        TypeError: `name` is no str, or `make` not callable.
+        ValueError: The name is taken.
+    """
+    if not isinstance(name, str) or not callable(make):
+        raise TypeError(f"name must be a str and make callable, got {name!r} and {make!r}")
+    if name in names():
+        raise ValueError(f"name must be a new one, got {name!r}")
+    _REGISTRY[name] = make
 
 
 def names() -> tuple[str, ...]:
@@ -72,20 +78,11 @@ def resolve(policy: str | AnyPolicy | Callable[..., Tensor]) -> AnyPolicy:
             known = ", ".join(map(repr, names()))
             raise ValueError(f"policy must be one of {known}, got {policy!r}")
         return _REGISTRY[policy]()
-    if not isinstance(policy, type):
-        method = "weigh" if getattr(policy, "weighs", False) else "select"
-        if callable(getattr(policy, method, None)):
-            return policy  # type: ignore[return-value]
-        if callable(policy):
-            return FunctionPolicy(policy)
-    raise TypeError(
-        "policy must be a name or an object with a method select(table, k, *, seed), or a function "
-        f"like it, got {policy!r}"
-    )
+    return as_object(policy)
 
 
 def resolve_count(
-    policy: AnyPolicy, keep: Any, num_samples: int
+    policy: Policy, keep: Any, num_samples: int
 ) -> int | tuple[int, ...] | Callable[[int], float] | None:
     """Returns how many samples `policy` selects: as many as it knows itself, or as `keep` says.
 
@@ -101,24 +98,23 @@ def resolve_count(
         TypeError: `keep` is no number.
         ValueError: `keep` is missing, out of range, or not what the policy knows.
     """
-    if getattr(policy, "weighs", False):
+    if policy.weighs:
         if keep is not None:
             raise ValueError(
                 f"keep must be left out: {policy!r} decides how many samples it keeps, got {keep!r}"
             )
         return None
-    fixed_count = getattr(policy, "fixed_count", None)
-    if fixed_count is None:
+    count = policy.fixed_count(num_samples)
+    if count is None:
         if keep is None:
             raise ValueError(
                 f"keep is needed: {policy!r} does not decide how many samples to keep; pass a "
                 "fraction such as keep=0.3, or a count such as keep=30_000"
             )
         plan = resolve_plan(keep, num_samples)
-        if getattr(policy, "static", False) and not isinstance(plan, int):
+        if policy.static and not isinstance(plan, int):
             raise ValueError(f"keep must be one number for {policy!r}, which selects only once")
         return plan
-    count: int = fixed_count(num_samples)
     if keep is not None and resolve_plan(keep, num_samples) != count:
         raise ValueError(
             f"keep must agree with {policy!r}, which keeps {count} of {num_samples} samples, "
@@ -127,8 +123,6 @@ def resolve_count(
     return count
 
 
-def fingerprint(policy: AnyPolicy) -> str:
+def fingerprint(policy: Policy) -> str:
     """Returns what tells `policy` from others in a saved state, the same in every process."""
-    own = getattr(policy, "fingerprint", None)
-    shown = own if isinstance(own, str) else repr(policy)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", shown)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", policy.fingerprint)

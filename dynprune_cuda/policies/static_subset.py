@@ -3,25 +3,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.batches import move_without_waiting
-from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.policies.protocol import believed
-from dynprune_cuda.scores.sharded_table import ShardedScoreTable
+from dynprune_cuda._checks.arguments import digest
+from dynprune_cuda.functional.ranking import FixedIds
+from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
 
 
-@believed
 @dataclass(frozen=True, eq=False, repr=False)
-class StaticSubset:
+class StaticSubset(Policy):
     """A subset that was chosen before training, for example by EL2N or a coreset method.
 
     Attributes:
@@ -35,73 +30,29 @@ class StaticSubset:
 
     ids: Tensor | Sequence[int]
 
-    static: ClassVar[bool] = True
+    static = True
+
+    _fixed: FixedIds = field(init=False)
 
     def __post_init__(self) -> None:
         """Checks and sorts the ids."""
-        object.__setattr__(self, "ids", _sorted_ids(self.ids))
+        fixed = FixedIds(self.ids)
+        object.__setattr__(self, "_fixed", fixed)
+        object.__setattr__(self, "ids", fixed.tensor)
 
     def fixed_count(self, num_samples: int) -> int:
         """Returns how many ids there are, once they are known to fit the training set."""
-        largest = int(self._tensor[-1])
-        if largest >= num_samples:
-            raise ValueError(f"ids must be below num_samples={num_samples}, got {largest}")
-        return len(self._tensor)
+        return self._fixed.count(num_samples)
 
-    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
-        """Returns the ids in ascending order on the table's device, int64 [num_ids]."""
-        if k != self.fixed_count(table.num_samples):
-            raise ValueError(f"k must be the number of ids, {len(self._tensor)}, got {k}")
-        return move_without_waiting("ids", self._tensor, table.device)
-
-    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
-        """Returns those of the ids that this process holds, ascending, int64."""
-        own = table.shard.owner_of(self._tensor) == table.shard.rank
-        return move_without_waiting("ids", self._tensor[own], table.device)
-
-    def sizes_in(self, shard: Shard) -> list[int]:
-        """Returns how many of the ids each process holds."""
-        counts: list[int] = torch.bincount(
-            shard.owner_of(self._tensor), minlength=shard.size
-        ).tolist()
-        return counts
-
-    @property
-    def _tensor(self) -> Tensor:
-        assert isinstance(self.ids, Tensor)
-        return self.ids
+    def ranking(self, table: ScoreTable) -> FixedIds:
+        """Returns the ids."""
+        return self._fixed
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells one subset from another in a saved state."""
-        return f"StaticSubset({digest(self._tensor)})"
+        return f"StaticSubset({digest(self._fixed.tensor)})"
 
     def __repr__(self) -> str:
         """Tells how many ids there are."""
-        return f"StaticSubset(<{len(self._tensor)} ids>)"
-
-
-def _sorted_ids(ids: Any) -> Tensor:
-    """Returns the ids of a static subset, checked, on the CPU, int64, ascending."""
-    try:
-        tensor = torch.as_tensor(ids).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"ids must be a 1-D sequence of ints: {error}") from None
-    if tensor.dim() != 1:
-        raise ValueError(f"ids must be 1-D, got shape {tuple(tensor.shape)}")
-    if len(tensor) == 0:
-        raise ValueError("ids must hold at least one sample id, got none")
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        raise ValueError(f"ids must have an integer dtype, got {tensor.dtype}")
-    ordered = tensor.to(torch.int64).sort().values
-    if int(ordered[0]) < 0:
-        raise ValueError(f"ids must not be negative, got {int(ordered[0])}")
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise ValueError(f"ids must be distinct, got {int(repeated[0])} more than once")
-    return ordered
-
-
-def digest(tensor: Tensor) -> str:
-    """Returns a short hash of what a CPU tensor holds."""
-    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()[:16]
+        return f"StaticSubset(<{len(self._fixed.tensor)} ids>)"

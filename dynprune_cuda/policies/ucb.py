@@ -4,22 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor
-
-from dynprune_cuda import functional, sharded
 from dynprune_cuda._checks.arguments import as_choice, as_float
-from dynprune_cuda.policies.protocol import believed
-from dynprune_cuda.scores.sharded_table import ShardedScoreTable
-from dynprune_cuda.scores.table import FIRST_VISITS, FirstVisit, ScoreTable
+from dynprune_cuda.functional.ranking import BONUSES, Ranking
+from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit
+from dynprune_cuda.policies.protocol import Policy
+from dynprune_cuda.scores.table import ScoreTable
 
-BONUSES = ("variance", "std")
 
-
-@believed
 @dataclass(frozen=True)
-class UCB:
+class UCB(Policy):
     """The highest upper confidence bounds: the mean score plus a bonus for uncertainty.
 
     Samples that were never visited, or whose newest value was not finite, rank first.
@@ -38,7 +33,7 @@ class UCB:
     bonus: Literal["variance", "std"] = "variance"
     first_visit: FirstVisit = "zero"
 
-    uses_scores: ClassVar[bool] = True
+    uses_scores = True
 
     def __post_init__(self) -> None:
         """Checks the parameters."""
@@ -57,20 +52,7 @@ class UCB:
         """
         return cls(c=1.0, bonus="variance", first_visit="published")
 
-    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
-        """Returns `k` ids in ascending order, int64 [k]."""
-        return functional.select_ucb(
-            table.ranking_mean(),
-            table.variance,
-            k,
-            c=self.c,
-            bonus=self.bonus,
-            seed=seed,
-            order="ascending",
-        )
-
-    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
-        """Returns this process's ids of the same subset, ascending, int64. Collective."""
-        mean, bonus = table.ranking_mean(), self.bonus
-        options = table.selection(seed)
-        return sharded.select_ucb(mean, table.variance, k, c=self.c, bonus=bonus, **options)
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the ranking by the upper confidence bound."""
+        mean = table.ranking_mean()
+        return Ranking.by_ucb(mean, table.variance, c=self.c, bonus=self.bonus)

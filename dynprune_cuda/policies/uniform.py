@@ -4,35 +4,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
-from dynprune_cuda import functional, sharded
-from dynprune_cuda.policies.protocol import believed
-from dynprune_cuda.scores.sharded_table import ShardedScoreTable
+from dynprune_cuda.functional.ranking import Uniform
+from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
 
 
-@believed
 @dataclass(frozen=True)
-class UniformRandom:
+class UniformRandom(Policy):
     """A new uniformly random subset at every selection: the baseline that is hard to beat."""
 
-    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
-        """Returns `k` ids in ascending order, int64 [k]."""
-        return functional.select_uniform(
-            table.num_samples, k, seed=seed, device=table.device, order="ascending"
-        )
-
-    def select_shard(self, table: ShardedScoreTable, k: int, *, seed: int) -> Tensor:
-        """Returns this process's ids of the same subset, ascending, int64."""
-        return sharded.select_uniform(k, shard=table.shard, seed=seed, device=table.device)
+    def ranking(self, table: ScoreTable) -> Uniform:
+        """Returns the uniform rule."""
+        return Uniform()
 
 
-@believed
 @dataclass(frozen=True)
 class RandomStatic(UniformRandom):
     """One uniformly random subset, drawn once and kept for the whole run."""
 
-    static: ClassVar[bool] = True
+    static = True

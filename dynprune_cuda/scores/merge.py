@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes that train one model: shares of the same subset, and one table of scores.
+"""One table of scores for several processes that train one model.
 
-Every process holds the whole table and enters what it sees itself. When an epoch begins, `merge`
-makes all tables equal: of each sample the record with the most visits wins, on the lowest rank if
-several have as many. In an epoch a sample belongs to one rank, so that what wins is what that rank
-saw, and the table is the one that a single process would have. If two ranks did visit a sample, as
-with the padding of `torch.utils.data.DistributedSampler`, the rule decides for all alike.
+Every process holds the whole table and enters what it observes itself. When an epoch begins,
+`merge_tables` makes all tables equal. Of each sample, the record with the most visits wins; on a
+tie, that of the lowest rank. Within an epoch a sample belongs to one rank, so the merged table is
+the one that a single process would have. If two ranks visited a sample, as with the padding of
+`torch.utils.data.DistributedSampler`, the rule decides the same on all ranks.
 
-Why an all-reduce over the table, not a gathering of the records that changed: it needs no list of
-what changed, which a saved run would have to carry along, no sizes, and no waiting. It may be
-repeated, or follow any loss of state, and always ends with equal tables. It moves 28 bytes per
-sample and epoch, 36 with forgetting events; for a million samples that is less than the gradients
-of one training step of a ResNet-50.
+Why all-reduce the table instead of gathering the records that changed: there is no list of changes
+to save with a run, no sizes to exchange, and no waiting. The merge may be repeated, or follow any
+loss of state, and always ends with equal tables. It moves 28 bytes per sample and epoch, 36 with
+forgetting events. For a million samples that is less than the gradients of one training step of a
+ResNet-50.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MERGED_SAMPLES = 1 << 22  # rows per collective: at most about 200 MB of buffers
 
 
 @torch.no_grad()
-def merge(table: ScoreTable, ranks: Ranks) -> None:
+def merge_tables(table: ScoreTable, ranks: Ranks) -> None:
     """Makes the tables of all ranks equal, bit for bit, without waiting for the device."""
     for start in range(0, table.num_samples, MERGED_SAMPLES):
         columns = [getattr(table, name) for name in table.column_types]
@@ -46,35 +46,6 @@ def merge(table: ScoreTable, ranks: Ranks) -> None:
 def visits_of(table: ScoreTable, rows: slice | Tensor) -> Tensor:
     """Returns how often samples were visited, finite or not: every visit adds one. int64."""
     return table.count[rows].long() + table.non_finite_count[rows]
-
-
-def note_repeat(repeat: Tensor, share: Tensor, padded: bool, own: int, table: ScoreTable) -> None:
-    """Remembers which id of `share` is there a second time, and its visits before the epoch.
-
-    Args:
-        repeat: int64 [2]: the id and the visits, -1 if no id is repeated. Filled in place, so that
-            a compiled or captured step may go on reading it. What it knows of the same id stays:
-            the order may be drawn again in mid-epoch, as in a run that was resumed.
-        share: As `Ranks.share` returns it.
-        padded: Whether the last id is a repetition.
-        own: How many ids come before it.
-        table: The scores.
-    """
-    if not padded:
-        repeat.fill_(-1)
-        return
-    sample_id = share[-1:]
-    # An id of another rank is a repetition already when it comes first.
-    visits = visits_of(table, sample_id) if own else torch.full_like(sample_id, -1)
-    visits = torch.where(repeat[:1] == sample_id, repeat[1:], visits)
-    repeat.copy_(torch.cat([sample_id, visits]))
-
-
-def without_repeat(ids: Tensor, repeat: Tensor, table: ScoreTable) -> Tensor:
-    """Returns `ids`, int64 [batch], with -1 in place of second visits of the repeated id."""
-    visited = visits_of(table, repeat[:1].clamp(min=0)) > repeat[1:]
-    found = ids == repeat[:1]
-    return torch.where(found & (found.cumsum(0) + visited > 1), -1, ids)
 
 
 def _as_int32(column: Tensor) -> Tensor:

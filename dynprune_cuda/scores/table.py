@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_choice, as_float, as_int
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
 from dynprune_cuda.stats import Stats, score_summary
 
 __all__ = ["ScoreTable"]
 
-FIRST_VISITS = ("zero", "published")
 COLUMNS = {
     "mean": torch.float32,
     "variance": torch.float32,
@@ -28,7 +28,28 @@ COLUMNS = {
     "last_non_finite": torch.bool,
 }
 FORGETTING = {"last_correct": torch.bool, "forget_count": torch.int32}
-FirstVisit = Literal["zero", "published"]
+
+
+class CheckedIds(NamedTuple):
+    """Sample ids that are known to be in range."""
+
+    ids: Tensor  # int64 [batch]; -1 for rows without a sample, and where the id was out of range
+    num_wrong: Tensor | None = None  # on a GPU: how many ids were out of range, 0-d int64
+    example: Tensor | None = None  # on a GPU: one of them, 0-d int64
+
+
+class UpdateTarget(NamedTuple):
+    """Where a scored step writes the scores of a batch.
+
+    Attributes:
+        rows: The row of each sample of the batch, int64 [batch]; -1 belongs to no sample.
+        columns: The columns that have these rows.
+        batch: The ids of the batch, if the columns are for this batch alone.
+    """
+
+    rows: Tensor
+    columns: ScoreColumns
+    batch: CheckedIds | None = None
 
 
 class ScoreTable:
@@ -115,9 +136,9 @@ class ScoreTable:
         """Where the table lives."""
         return self.mean.device
 
-    def columns(self) -> tuple[Tensor | None, ...]:
-        """Returns the columns in the order in which the scoring operators take them."""
-        return (
+    def columns(self) -> ScoreColumns:
+        """Returns the columns, as the scoring operators take them."""
+        return ScoreColumns(
             self.mean,
             self.variance,
             self.count,
@@ -127,13 +148,16 @@ class ScoreTable:
             self.forget_count,
         )
 
-    def visits(self, ids: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Returns where a batch is entered: the rows of its ids, and the columns of `columns`.
+    def update_target(self, ids: Tensor) -> UpdateTarget:
+        """Returns where the scored step writes the scores of a batch; nothing changes.
 
         Args:
-            ids: Sample ids, int64 [batch], on the table's device.
+            ids: Sample ids, int64 [batch], on the table's device; -1 belongs to no sample.
         """
-        return ids, self.columns()
+        return UpdateTarget(ids, self.columns())
+
+    def commit(self, target: UpdateTarget) -> None:
+        """Accepts what a scored step wrote into `target`; here the step has done it all."""
 
     @torch.no_grad()
     def update(self, ids: Tensor, values: Tensor, correct: Tensor | None = None) -> None:

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selections that many processes make together, each from the scores of its own samples.
 
-No process ever holds all scores, and no score moves. The total order of `functional` ranks samples
-by a composite key of 64 bits: the score's 32, then 32 of a hash of (seed, sample id). The processes
-add up histograms of its digits, from the top, until the k-th greatest key is known; each then takes
-what it has at or above it. All ranks together select exactly what one process would, as a set,
-however many there are and whichever samples each holds, ties and all-equal scores included.
+No process holds all scores, and no score is sent. All ranks together select exactly what one
+process would select. The set depends neither on the number of ranks nor on who holds which sample.
 
-One digit is 11, 11 or 10 bits, a histogram int64: 40,960 bytes per rank are reduced if the scores
-decide, 81,920 if the hash of equal scores must, whatever the number of samples. Thresholds stay on
-the device: on a GPU all six rounds are reduced, since nobody waits to learn that three were enough.
-At the end one small exchange tells how many ids each rank has, and waits.
+The order of `functional` ranks a sample by a composite key of 64 bits: 32 of the score, then 32 of
+a hash of (seed, sample id). The ranks all-reduce histograms of the key's digits, from the top,
+until the k-th greatest key is known. Each rank then takes its samples that have at least this key.
 
-On the CPU, with 2^18 samples or more per rank, the scores are read once instead (`_one_read`): a
-random sample of them, at most 524,288 bytes that are reduced, brackets the threshold, one pass
-leaves a few percent of the samples open, and only these are searched, in histograms of 16,384
-bytes, two or three of them as a rule. Where the sample misleads, all ranks make the plain search
-after all: that costs time and changes nothing.
+Traffic: a digit has 11, 11 or 10 bits, and a histogram is int64. Each rank reduces 40,960 bytes if
+the scores decide, and 81,920 bytes if the hash of equal scores decides. On a GPU all six rounds are
+reduced, because learning that three were enough would wait for the device. At the end one small
+exchange tells how many ids each rank has; it waits.
+
+On the CPU, from 2^18 samples per rank on, `bracket_search` reads the scores only once. It reduces a
+random sample of at most 524,288 bytes, and two or three histograms of 16,384 bytes as a rule.
 
 Every rank of the group calls the same function with the same k, seed and options, on scores of the
-same dtype. A call that differs, or scores that are wrong, are an error on all ranks. Gradients do
-not flow.
+same dtype. A call that differs, or wrong scores, are an error on all ranks. Gradients do not flow.
 """
 
 from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.sharded.selection import (
+    select,
     select_epsilon_greedy,
     select_top_k,
     select_ucb,
@@ -35,6 +33,7 @@ from dynprune_cuda.sharded.selection import (
 
 __all__ = [
     "Shard",
+    "select",
     "select_epsilon_greedy",
     "select_top_k",
     "select_ucb",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search that all processes make together, in one read of the scores on the CPU.
+"""The search in one read of the scores, on the CPU, by all ranks together.
 
-A random sample of all processes' scores brackets the threshold. Each process reads its scores once,
-marks those above the bracket, and keeps the few percent that lie in it; only these are searched
-by the digits of their composite keys. The sample decides how long it takes, never what is found:
-if the threshold is not in the bracket, or more scores are than there is room for, all processes
-learn it alike and make the plain search instead.
+A random sample of all scores brackets the threshold. Each rank reads its scores once. It marks
+those above the bracket and keeps the few percent inside it, the candidates. Only these are
+searched, by the digits of their composite keys. The sample decides the time, never the result: if
+the threshold is outside the bracket, or a rank has too many candidates, all ranks learn it alike
+and search by digits of all keys instead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._ops import ops
+from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.sharded.digit_search import EXPLORE, Ranking, advance, signed
+from dynprune_cuda.functional.ranking import Ranking
+from dynprune_cuda.sharded.digit_search import advance
+from dynprune_cuda.sharded.ranking import explore_like
 
 MIN_SAMPLES = 1 << 18  # of a process: the plain search among fewer takes no longer
 MAX_DRAWS = 1 << 16
@@ -28,7 +31,7 @@ ROOM = 4
 
 
 @dataclass(frozen=True)
-class SortedOut:
+class Bracketed:
     """What one read tells of this process's samples.
 
     Attributes:
@@ -53,19 +56,19 @@ class SortedOut:
     total: Tensor
 
 
-def pays(ranking: Ranking, shard: Shard) -> bool:
+def is_faster(ranking: Ranking, shard: Shard) -> bool:
     """Whether this search is faster than the plain one; the same on all ranks."""
     return ranking.values.device.type == "cpu" and shard.piece >= MIN_SAMPLES
 
 
-def draw(ranking: Ranking, shard: Shard, seed: int) -> Tensor:
+def draw_sample(ranking: Ranking, shard: Shard, seed: int) -> Tensor:
     """Returns this process's part of a sample of composite keys, int64; all parts add up to it.
 
     It is the sample that a single process would take. Raises ValueError for wrong weights.
     """
     size = min(MAX_DRAWS, int(shard.num_samples ** (2 / 3)))
-    place = (shard.first, shard.stride, signed(seed))
-    sample: Tensor = ops.shard_sample(*ranking, shard.num_samples, size, *place)
+    place = (shard.first, shard.stride, as_int64(seed))
+    sample: Tensor = ops.shard_sample(*ranking.arguments(), shard.num_samples, size, *place)
     return sample
 
 
@@ -98,22 +101,22 @@ def select(
     num_greedy = k - num_random
     if num_greedy:
         ranks.add_up_(sample)
-        greedy = sort_out(ranking, sample, None, num_greedy, shard, seed, ranks)
+        greedy = find_bracketed(ranking, sample, None, num_greedy, shard, seed, ranks)
         if greedy is None:
             return None
-        bits, count = greedy.bits, settle(greedy, ranks)[0]
+        bits, count = greedy.bits, search_candidates(greedy, ranks)[0]
     if num_random:
-        hashes = Ranking(ranking.values, None, EXPLORE)
-        random = sort_out(hashes, None, bits, num_random, shard, seed, ranks, num_greedy)
+        hashes = explore_like(ranking)
+        random = find_bracketed(hashes, None, bits, num_random, shard, seed, ranks, num_greedy)
         if random is None:
             return None
-        count += settle(random, ranks)[0]
+        count += search_candidates(random, ranks)[0]
         bits = random.bits if bits is None else bits.bitwise_or_(random.bits)
     assert bits is not None
-    return list_chosen(bits, count, shard)
+    return list_marked(bits, count, shard)
 
 
-def sort_out(
+def find_bracketed(
     ranking: Ranking,
     sample: Tensor | None,
     excluded: Tensor | None,
@@ -122,7 +125,7 @@ def sort_out(
     seed: int,
     ranks: Ranks,
     num_excluded: int = 0,
-) -> SortedOut | None:
+) -> Bracketed | None:
     """Reads this process's scores. Collective.
 
     Args:
@@ -140,24 +143,26 @@ def sort_out(
     """
     capacity = len(shard) // ROOM
     numbers = (shard.num_samples - num_excluded, wanted, capacity)
-    place = (shard.first, shard.stride, signed(seed))
-    bits, words, positions, facts = ops.shard_bracket(*ranking, sample, excluded, *numbers, *place)
-    above, found, low, high = facts.tolist()
+    place = (shard.first, shard.stride, as_int64(seed))
+    bits, words, positions, info = ops.shard_bracket(
+        *ranking.arguments(), sample, excluded, *numbers, *place
+    )
+    above, found, low, high = info.tolist()
     words, positions = words[:found], positions[:found]
     width = max(1, ((high - low) % (1 << 64)).bit_length())
     fits = found <= capacity
     # The first digit does not depend on what is missing: one message tells both.
     own = ops.shard_candidate_counts(words[: found * fits], torch.tensor([0, 1]), *digits(width)[0])
     mine = torch.cat([torch.tensor([above, found, int(not fits)]), own])
-    facts, total = ranks.add_up_(mine).tensor_split([3])
-    all_above, candidates, too_many = facts.tolist()
+    info, total = ranks.add_up_(mine).tensor_split([3])
+    all_above, candidates, too_many = info.tolist()
     missing = wanted - all_above
     if too_many or not 0 <= missing <= candidates:
         return None
-    return SortedOut(bits, words, positions, above, missing, width, own, total)
+    return Bracketed(bits, words, positions, above, missing, width, own, total)
 
 
-def settle(part: SortedOut, ranks: Ranks) -> tuple[int, int]:
+def search_candidates(part: Bracketed, ranks: Ranks) -> tuple[int, int]:
     """Selects among the candidates, and sets their bits. Collective.
 
     Returns:
@@ -186,7 +191,7 @@ def digits(width: int) -> list[tuple[int, int]]:
     return [(max(0, top - DIGIT_BITS), min(top, DIGIT_BITS)) for top in tops]
 
 
-def list_chosen(bits: Tensor, count: int, shard: Shard) -> Tensor:
+def list_marked(bits: Tensor, count: int, shard: Shard) -> Tensor:
     """Returns the ids of this rank's samples whose bits are set, ascending, int64 [count]."""
     ids: Tensor = ops.shard_list(bits, count, len(shard), shard.first, shard.stride)
     return ids

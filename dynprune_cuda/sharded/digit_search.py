@@ -1,50 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples a process holds, and the search that all processes make together."""
+"""The search for a selection's thresholds, by digits of the composite keys of all ranks."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dynprune_cuda._ops import ops
+from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.shard import Shard
 
 KEY_ROUNDS, ALL_ROUNDS = 3, 6
-# RankingKind of csrc/shared/ranking_spec.h.
-SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
-
-
-class Ranking(NamedTuple):
-    """What a rank's samples are ranked by.
-
-    Attributes:
-        values: Scores, means or weights, [samples of this rank].
-        second: Their variances or counts, if it takes these.
-        kind: SCORE, ..., or EXPLORE: by a hash, whatever the values are.
-        c: Weight of a bonus.
-        log_step: Of UCB1.
-    """
-
-    values: Tensor
-    second: Tensor | None = None
-    kind: int = SCORE
-    c: float = 0.0
-    log_step: float = 0.0
-
-    def keys(self, shard: Shard, seed: int) -> Tensor:
-        """Returns the keys that `find` takes, int32; ValueError for wrong weights on the CPU."""
-        place = (shard.first, shard.stride, None, signed(seed))
-        keys: Tensor = ops.shard_keys(*self, *place)
-        return keys
 
 
 @dataclass(frozen=True)
-class Found:
+class Thresholds:
     """The thresholds of a selection, on every rank alike, and how much of it this rank has.
 
     Attributes:
@@ -61,18 +34,20 @@ class Found:
 
 
 @torch.no_grad()
-def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: Ranks) -> Found:
+def find_thresholds(
+    keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: Ranks
+) -> Thresholds:
     """Finds the thresholds of a selection, without waiting for a GPU. Collective.
 
     Args:
-        keys: From `Ranking.keys`, int32 [len(shard)].
+        keys: From `keys_of`, int32 [len(shard)].
         k: How many samples to select, from 1 to `shard.num_samples`.
         num_random: How many of them at random, from 0 to `k`.
         shard: Which samples this rank holds.
         seed: The seed.
         ranks: The processes.
     """
-    place = (shard.first, shard.stride, None, signed(seed))
+    place = (shard.first, shard.stride, None, as_int64(seed))
     greedy = random = None
     count = torch.zeros((), dtype=torch.int64, device=keys.device)
     rounds = 0
@@ -95,7 +70,7 @@ def find(keys: Tensor, k: int, num_random: int, shard: Shard, seed: int, ranks: 
         greedy = search(k - num_random, explore=False)
     if num_random:
         random = search(num_random, explore=True)
-    return Found(greedy, random, count, rounds)
+    return Thresholds(greedy, random, count, rounds)
 
 
 def advance(state: Tensor, total: Tensor, own: Tensor, shift: int) -> tuple[Tensor, Tensor]:
@@ -134,20 +109,10 @@ def digit(number: int) -> int:
     return (32 if number < KEY_ROUNDS else 0) + (21, 10, 0)[number % 3]
 
 
-def list_found(keys: Tensor, found: Found, count: int, shard: Shard, seed: int) -> Tensor:
+def list_selected(keys: Tensor, found: Thresholds, count: int, shard: Shard, seed: int) -> Tensor:
     """Returns this rank's ids of a selection, ascending, int64 [count]; `count` is found.count."""
-    place = (shard.first, shard.stride, None, signed(seed))
+    place = (shard.first, shard.stride, None, as_int64(seed))
     positions: Tensor = ops.shard_positions(keys, found.greedy, found.random, count, *place)
     if shard.stride != 1:
         positions.mul_(shard.stride)
     return positions.add_(shard.first) if shard.first else positions
-
-
-def split(k: int, epsilon: float) -> int:
-    """Returns how many of `k` samples epsilon-greedy draws at random."""
-    return math.floor(epsilon * k + 0.5)
-
-
-def signed(seed: int) -> int:
-    """Returns a seed modulo 2^64 as an int64 holds it."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

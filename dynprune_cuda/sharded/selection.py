@@ -3,43 +3,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import (
-    COUNT_DTYPES,
-    as_choice,
-    as_float,
-    as_int,
-    check_vector,
-)
+from dynprune_cuda._checks.arguments import as_float, as_int
+from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
-from dynprune_cuda.distributed import resolve
+from dynprune_cuda._schedule.seeds import as_int64
+from dynprune_cuda.distributed.ranks import resolve
 from dynprune_cuda.distributed.shard import LAYOUTS, Shard
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
 from dynprune_cuda.sharded import bracket_search
-from dynprune_cuda.sharded.digit_search import (
-    UCB1,
-    UCB_STD,
-    UCB_VARIANCE,
-    WEIGHT,
-    Ranking,
-    find,
-    list_found,
-    signed,
-    split,
-)
-
-# float64 has composite keys of 96 bits, which take no place in an int64.
-SCORES = (torch.float32, torch.float16, torch.bfloat16)
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-
-# What this rank's samples are ranked by, and which call asks for it.
-Asked = tuple[Ranking, tuple[Any, ...]]
+from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
+from dynprune_cuda.sharded.ranking import check_rows, checksum, keys_of
 
 
 def select_top_k(
@@ -62,12 +41,7 @@ def select_top_k(
         ValueError: An argument is wrong, or differs between ranks.
         RuntimeError: Another rank's arguments are wrong.
     """
-
-    def asked() -> Asked:
-        _check("scores", scores, SCORES, shard)
-        return Ranking(scores.detach()), ("top_k",)
-
-    return _select(asked, k, 0.0, shard, seed, process_group, scores)
+    return _select(lambda: Ranking.by_score(scores), k, shard, seed, process_group, scores)
 
 
 def select_epsilon_greedy(
@@ -93,11 +67,11 @@ def select_epsilon_greedy(
         process_group: As in `select_top_k`.
     """
 
-    def asked() -> Asked:
-        _check("scores", scores, SCORES, shard)
-        return Ranking(scores.detach()), ("epsilon_greedy",)
+    def ranking() -> Ranking:
+        share = as_float("epsilon", epsilon, low=0.0, high=1.0)
+        return Ranking.by_score(scores, random_share=share)
 
-    return _select(asked, k, epsilon, shard, seed, process_group, scores)
+    return _select(ranking, k, shard, seed, process_group, scores)
 
 
 def select_ucb(
@@ -124,16 +98,10 @@ def select_ucb(
         process_group: As in `select_top_k`.
     """
 
-    def asked() -> Asked:
-        _check("mean", mean, SCORES, shard)
-        check_vector("variance", variance, (mean.dtype,), mean)
-        weight = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
-        sqrt_bonus = as_choice("bonus", bonus, ("variance", "std")) == "std"
-        kind = UCB_STD if sqrt_bonus else UCB_VARIANCE
-        ranking = Ranking(mean.detach(), variance.detach(), kind, weight)
-        return ranking, ("ucb", weight, sqrt_bonus)
+    def ranking() -> Ranking:
+        return Ranking.by_ucb(mean, variance, c=c, bonus=bonus)
 
-    return _select(asked, k, 0.0, shard, seed, process_group, mean)
+    return _select(ranking, k, shard, seed, process_group, mean)
 
 
 def select_ucb1(
@@ -160,15 +128,10 @@ def select_ucb1(
         process_group: As in `select_top_k`.
     """
 
-    def asked() -> Asked:
-        _check("mean", mean, (torch.float32,), shard)
-        check_vector("count", count, COUNT_DTYPES, mean)
-        weight = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
-        log_step = math.log(as_float("step", step, low=1.0))
-        ranking = Ranking(mean.detach(), count, UCB1, weight, log_step)
-        return ranking, ("ucb1", weight, log_step)
+    def ranking() -> Ranking:
+        return Ranking.by_ucb1(mean, count, c=c, step=step)
 
-    return _select(asked, k, 0.0, shard, seed, process_group, mean)
+    return _select(ranking, k, shard, seed, process_group, mean)
 
 
 def select_weighted(
@@ -184,12 +147,7 @@ def select_weighted(
         seed: As in `select_top_k`.
         process_group: As in `select_top_k`.
     """
-
-    def asked() -> Asked:
-        _check("weights", weights, SCORES, shard)
-        return Ranking(weights.detach(), None, WEIGHT), ("weighted",)
-
-    return _select(asked, k, 0.0, shard, seed, process_group, weights)
+    return _select(lambda: Ranking.by_weight(weights), k, shard, seed, process_group, weights)
 
 
 def select_uniform(
@@ -209,28 +167,70 @@ def select_uniform(
     k = as_int("k", k, minimum=0, maximum=shard.num_samples)
     like = torch.empty((0,), device=device)
     part = (shard.num_samples, shard.first, shard.stride, len(shard))
-    places = ops.permutation_part(like, *part, True, None, signed(as_int("seed", seed)))
+    places = ops.permutation_part(like, *part, True, None, as_int64(as_int("seed", seed)))
     return shard.ids_at((places < k).nonzero().flatten())
 
 
-def _select(
-    asked: Callable[[], Asked],
+def select(
+    rule: SelectionRule,
     k: int,
-    epsilon: float,
+    *,
+    shard: Shard,
+    seed: int = 0,
+    process_group: Any = None,
+    device: torch.device | str | int = "cpu",
+) -> Tensor:
+    """This rank's part of `functional.select`, by any rule. Collective for a `Ranking`.
+
+    Args:
+        rule: A `Ranking` of this rank's samples, `Uniform()`, or `FixedIds` of all ranks.
+        k: As in `select_top_k`.
+        shard: As in `select_top_k`.
+        seed: As in `select_top_k`.
+        process_group: As in `select_top_k`.
+        device: Where the ids go; a ranking's values are there already.
+
+    Returns:
+        As `select_top_k`.
+
+    Raises:
+        TypeError: `rule` is none, or as of `select_top_k`.
+        ValueError: As of `select_top_k`, or fixed ids do not fit `k`.
+        RuntimeError: Another rank's arguments are wrong.
+    """
+    if isinstance(rule, Ranking):
+        return _select(lambda: rule, k, shard, seed, process_group, rule.values)
+    if isinstance(rule, Uniform):
+        if k == shard.num_samples:
+            return shard.ids(torch.device(device))
+        return select_uniform(k, shard=shard, seed=seed, device=device)
+    if isinstance(rule, FixedIds):
+        if k != rule.count(shard.num_samples):
+            raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
+        own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
+        return move_without_waiting("ids", own, torch.device(device))
+    raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
+
+
+def _select(
+    make_ranking: Callable[[], Ranking],
+    k: int,
     shard: Shard,
     seed: int,
     process_group: Any,
     like: Tensor,
 ) -> Tensor:
-    """Agrees with all ranks about the arguments, then selects together."""
+    """Agrees with all ranks about the arguments, then selects together.
+
+    `make_ranking` is called where its errors reach the other ranks.
+    """
     ranks = resolve(process_group)
-    ranking = Ranking(torch.empty(0))
+    ranking: Ranking | None = None
     keys: Tensor | None = None
     sample: Tensor | None = None
-    random = 0
 
     def prepare() -> dict[str, int]:
-        nonlocal ranking, keys, sample, k, seed, random
+        nonlocal ranking, keys, sample, k, seed
         if (shard.rank, shard.size) != (ranks.rank, ranks.size):
             raise ValueError(
                 f"shard must be that of rank {ranks.rank} of {ranks.size}, got rank {shard.rank} "
@@ -238,49 +238,32 @@ def _select(
             )
         k = as_int("k", k, minimum=0, maximum=shard.num_samples)
         seed = as_int("seed", seed)
-        random = split(k, as_float("epsilon", epsilon, low=0.0, high=1.0))
-        ranking, call = asked()
-        if bracket_search.pays(ranking, shard):
-            sample = bracket_search.draw(ranking, shard, seed)
+        ranking = make_ranking()
+        check_rows(ranking, shard)
+        if bracket_search.is_faster(ranking, shard):
+            sample = bracket_search.draw_sample(ranking, shard, seed)
         else:
-            keys = ranking.keys(shard, seed)
+            keys = keys_of(ranking, shard, seed)
         return {
             "num_samples": shard.num_samples,
             "layout": LAYOUTS.index(shard.layout),
             "k": k,
             "seed": seed,
-            "the number of random samples": random,
-            "the function, with its options and dtype (here a hash of them),": _hash(
-                (*call, like.dtype)
-            ),
+            "the number of random samples": ranking.num_random(k),
+            "the function, with its options and dtype (here a hash of them),": checksum(ranking),
         }
 
-    if ranks.size == 1:
-        prepare()
-    else:
-        device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-        ranks.meet("the selection", device, prepare, False)
+    device = like.device if isinstance(like, Tensor) else torch.device("cpu")
+    ranks.agree("the selection", device, prepare)
+    assert ranking is not None
     if k == 0:
-        return torch.empty(0, dtype=torch.int64, device=like.device)
+        return torch.empty(0, dtype=torch.int64, device=device)
+    num_random = ranking.num_random(k)
     if sample is not None:
-        ids = bracket_search.select(ranking, sample, k, random, shard, seed, ranks)
+        ids = bracket_search.select(ranking, sample, k, num_random, shard, seed, ranks)
         if ids is not None:
             return ids
     if keys is None:
-        keys = ranking.keys(shard, seed)
-    found = find(keys, k, random, shard, seed, ranks)
-    return list_found(keys, found, int(found.count), shard, seed)
-
-
-def _check(name: str, value: Any, dtypes: tuple[torch.dtype, ...], shard: Shard) -> None:
-    check_vector(name, value, dtypes)
-    if len(value) != len(shard):
-        raise ValueError(
-            f"{name} must have one element for each of this rank's {len(shard)} samples, got "
-            f"{len(value)}"
-        )
-
-
-def _hash(call: tuple[Any, ...]) -> int:
-    """Returns 63 bits that are the same for equal calls in every process, unlike hash()."""
-    return int.from_bytes(hashlib.sha256(repr(call).encode()).digest()[:8], "big") >> 1
+        keys = keys_of(ranking, shard, seed)
+    found = find_thresholds(keys, k, num_random, shard, seed, ranks)
+    return list_selected(keys, found, int(found.count), shard, seed)

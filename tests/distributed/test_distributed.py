@@ -16,8 +16,9 @@ from ranks import BATCH, EPOCHS, KEEP, MAKERS, N
 from states import assert_same, joined
 
 from dynprune_cuda import Pruner, distributed
+from dynprune_cuda._epochs.order import Share
+from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda._schedule.schedule import num_batches
-from dynprune_cuda.scores import ScoreTable, merge
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
@@ -296,21 +297,28 @@ def test_shares_of_any_count(size, count):
 
 
 def test_a_repeated_id_counts_once_within_one_batch_and_across_batches(device):
-    table = ScoreTable(9, device=device, alpha=1.0)
-    table.update(torch.tensor([4]), torch.tensor([1.0]))
-    repeat = torch.full((2,), -1, dtype=torch.int64, device=device)
     share = torch.tensor([4, 2, 7, 4], device=device)
-    merge.note_repeat(repeat, share, True, 3, table)
-    once = merge.without_repeat(share, repeat, table)
-    assert once.tolist() == [4, 2, 7, -1]
-    table.update(once, torch.tensor([5.0, 6.0, 7.0, 8.0]))
-    assert merge.without_repeat(share, repeat, table).tolist() == [-1, 2, 7, -1]
-    merge.note_repeat(repeat, share, True, 3, table)  # drawn again: still the old visits
-    assert merge.without_repeat(share, repeat, table).tolist() == [-1, 2, 7, -1]
-    merge.note_repeat(repeat, share[1:2], True, 0, table)  # of another rank: never counts
-    assert merge.without_repeat(share, repeat, table).tolist() == [4, -1, 7, 4]
-    merge.note_repeat(repeat, share, False, 4, table)
-    assert merge.without_repeat(share, repeat, table).tolist() == share.tolist()
+    repeats = Repeats(share.new_full((1,), -1))
+    ids, visited = repeats.marks()
+    assert repeats.without(share).tolist() == share.tolist()
+    repeats.note(share)
+    repeats.refill_(Share(share, 3))
+    assert repeats.without(share).tolist() == [4, 2, 7, -1]
+    repeats.note(share)
+    assert repeats.without(share).tolist() == [-1, 2, 7, -1]
+    repeats.refill_(Share(share, 3))  # drawn again: still the old visits
+    assert repeats.without(share).tolist() == [-1, 2, 7, -1]
+    repeats.refill_(Share(share[1:2], 0))  # of another rank: never counts
+    assert repeats.without(share).tolist() == [4, -1, 7, 4]
+    repeats.refill_(Share(share, 4))
+    assert repeats.without(share).tolist() == share.tolist()
+    repeats.refill_(Share(share, 3))  # another epoch's: not visited there
+    assert repeats.without(share).tolist() == [4, 2, 7, -1]
+    repeats.clear_()
+    assert repeats.without(share).tolist() == share.tolist()
+    # A captured step goes on reading the same memory.
+    assert repeats.marks()[0].data_ptr() == ids.data_ptr()
+    assert repeats.marks()[1].data_ptr() == visited.data_ptr()
 
 
 def test_checksums_tell_selections_apart():

@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 from waiting import WAITING
 
 from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
-from dynprune_cuda.scores import merge, sharded_table
-from dynprune_cuda.sharded.digit_search import Ranking, find
+from dynprune_cuda.functional.ranking import Ranking
+from dynprune_cuda.scores import merge, outbox
+from dynprune_cuda.sharded.digit_search import find_thresholds
+from dynprune_cuda.sharded.ranking import keys_of
 
 N, B, C = 1000, 32, 10
 
@@ -91,11 +93,11 @@ def test_a_step_brings_nothing_to_the_host(fake_device, monkeypatch, policy, sco
 def test_a_selection_brings_nothing_to_the_host(fake_device, policy):
     pruner = Pruner(N, 0.3, policy, device="cuda", warmup_epochs=0)
     with on_device() as trace:
-        subset = pruner._select(0, 0)
-        pruner._keep(subset)
+        state, _ = pruner._run._next_state(0)
+        pruner._run._begin(state)
         order = pruner.epoch_order()
         pruner.is_selected(order)
-    assert subset.ids.shape == order.shape == (300,) and order.device.type == "cuda"
+    assert state.subset.ids.shape == order.shape == (300,) and order.device.type == "cuda"
     assert trace.operations > 5
 
 
@@ -103,9 +105,12 @@ def make_without_asking(monkeypatch):
     """Lets pruners be made without the other processes, which compare their settings then."""
     for name in ("check_device", "check_settings"):
         monkeypatch.setattr(distributed.Ranks, name, lambda *_: None)
-    monkeypatch.setattr(
-        distributed.Ranks, "meet", lambda ranks, what, device, prepare, _: prepare()
-    )
+
+    def agree(ranks, what, device, prepare, vote=False):
+        prepare()
+        return vote
+
+    monkeypatch.setattr(distributed.Ranks, "agree", agree)
 
 
 def test_several_ranks_bring_nothing_to_the_host(fake_device, monkeypatch):
@@ -120,7 +125,7 @@ def test_several_ranks_bring_nothing_to_the_host(fake_device, monkeypatch):
     with on_device() as trace:
         share = pruner.epoch_order()
         pruner.cross_entropy(logits, labels, ids)
-        merge.merge(pruner.table, pruner.ranks)
+        merge.merge_tables(pruner.table, pruner.ranks)
         distributed.checksum(share, None)
     assert share.shape == (250,)
     assert reduced == [(600,), (5, 600), (397,), (5, 397)]
@@ -134,7 +139,7 @@ def test_sharded_scores_bring_nothing_to_the_host(fake_device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # asks no tensor
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, *_: reduced.append(tensor.nbytes))
     make_without_asking(monkeypatch)
-    monkeypatch.setattr(sharded_table, "LOOSE_BATCHES", 8)
+    monkeypatch.setattr(outbox, "LOOSE_BATCHES", 8)
     ranks = distributed.Ranks(None, 3, 4)
     monkeypatch.setattr(distributed, "resolve", lambda *_: ranks)
     pruner = Pruner(N - 3, 0.3, device="cuda", sharding="shard")
@@ -146,8 +151,8 @@ def test_sharded_scores_bring_nothing_to_the_host(fake_device, monkeypatch):
             pruner.observe(ids, logits[:, 0])
         pruner.observe(torch.arange(B), logits[:, 0])
         shard = pruner.table.shard
-        keys = Ranking(pruner.table.ranking_mean()).keys(shard, 7)
-        found = find(keys, 300, 30, shard, 7, ranks)
+        keys = keys_of(Ranking.by_score(pruner.table.ranking_mean()), shard, 7)
+        found = find_thresholds(keys, 300, 30, shard, 7, ranks)
     assert len(pruner.table.mean) == 247
     assert found.rounds == 9 and sum(reduced) == 81_920 + 40_960
     assert trace.operations > 500

@@ -21,7 +21,7 @@ from dynprune_cuda.policies import (
     UniformRandom,
     Weighted,
 )
-from dynprune_cuda.policies.protocol import checked_select
+from dynprune_cuda.policies.adapter import adapt
 from dynprune_cuda.policies.registry import resolve_count
 from dynprune_cuda.scores import ScoreTable
 
@@ -257,7 +257,7 @@ def test_policies_are_frozen_and_survive_copies(device, policy):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(policy, field.name, 0)
     table = scored_table(device)
-    k = resolve_count(policy, None if hasattr(policy, "fixed_count") else 9, N)
+    k = resolve_count(policy, None if policy.fixes_count else 9, N)
     for clone in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
         assert repr(clone) == repr(policy)
         assert torch.equal(clone.select(table, k, seed=1), policy.select(table, k, seed=1))
@@ -276,7 +276,7 @@ class Chosen:
 def test_a_policy_of_ones_own_is_one_method(device):
     table = ScoreTable(5, device=device)
     policy = policies.resolve(Chosen(torch.tensor([4, 0, 2])))
-    ids = checked_select(policy, table, 3, 0)
+    ids = adapt(policy).select(table, 3, seed=0)
     assert ids.tolist() == [0, 2, 4] and ids.device == table.device
 
 
@@ -294,7 +294,7 @@ def test_a_policy_of_ones_own_is_one_method(device):
 )
 def test_a_policy_of_ones_own_is_checked(device, ids, error, message):
     with pytest.raises(error, match=message):
-        checked_select(Chosen(ids), ScoreTable(5, device=device), 3, 0)
+        adapt(Chosen(ids)).select(ScoreTable(5, device=device), 3, seed=0)
 
 
 def test_a_plain_function_is_a_policy(device):
@@ -303,7 +303,7 @@ def test_a_plain_function_is_a_policy(device):
 
     policy = policies.resolve(newest_ids)
     assert policies.resolve(policy) is policy and "newest_ids" in repr(policy)
-    ids = checked_select(policy, ScoreTable(9, device=device), 3, 0)
+    ids = adapt(policy).select(ScoreTable(9, device=device), 3, seed=0)
     assert ids.tolist() == [6, 7, 8]
 
 

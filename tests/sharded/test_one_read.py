@@ -10,16 +10,9 @@ from shard_ranks import SAMPLE, SEED, scores_of
 from dynprune_cuda import functional, sharded
 from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.distributed.shard import LAYOUTS
-from dynprune_cuda.sharded import bracket_search
-from dynprune_cuda.sharded.digit_search import (
-    EXPLORE,
-    UCB1,
-    UCB_STD,
-    UCB_VARIANCE,
-    WEIGHT,
-    Ranking,
-    Shard,
-)
+from dynprune_cuda.functional.ranking import Ranking, RankingKind
+from dynprune_cuda.sharded import Shard, bracket_search
+from dynprune_cuda.sharded.ranking import explore_like, keys_of
 
 N, SIZE = 6000, 3
 ops = torch.ops.dynprune_cuda
@@ -29,14 +22,14 @@ def rankings(kind, n=N):
     """One of each kind, of all samples."""
     x, variance = scores_of(kind, n), scores_of("levels", n).abs()
     count = torch.arange(n) % 5
-    yield Ranking(x)
-    yield Ranking(x.half())
-    yield Ranking(x, variance, UCB_VARIANCE, 0.7)
-    yield Ranking(x.bfloat16(), variance.bfloat16(), UCB_STD, 0.7)
-    yield Ranking(x, count, UCB1, 0.7, 3.0)
-    yield Ranking(x, count.int(), UCB1, 0.7, 3.0)
-    yield Ranking(x.abs().nan_to_num(1.0), None, WEIGHT)
-    yield Ranking(x, None, EXPLORE)
+    yield Ranking.by_score(x)
+    yield Ranking.by_score(x.half())
+    yield Ranking.by_ucb(x, variance, c=0.7)
+    yield Ranking.by_ucb(x.bfloat16(), variance.bfloat16(), c=0.7, bonus="std")
+    yield Ranking.by_ucb1(x, count, c=0.7, step=20.0)
+    yield Ranking.by_ucb1(x, count.int(), c=0.7, step=20.0)
+    yield Ranking.by_weight(x.abs().nan_to_num(1.0))
+    yield explore_like(Ranking.by_score(x))
 
 
 def part_of(ranking, shard):
@@ -48,11 +41,11 @@ def part_of(ranking, shard):
 
 def composites(ranking, ids):
     """Composite keys of samples that a ranking holds, by the plain search's keys, uint64."""
-    if ranking.kind == EXPLORE:
+    if ranking.kind == RankingKind.EXPLORE:
         keys = reference.listed_id_hash(SEED, reference.EXPLORE, ids)
     else:
         whole = Shard(len(ranking.values), 0, 1)
-        keys = ranking.keys(whole, SEED).numpy().view(np.uint32).astype(np.uint64)[ids]
+        keys = keys_of(ranking, whole, SEED).numpy().view(np.uint32).astype(np.uint64)[ids]
     return (keys << np.uint64(32)) | reference.listed_id_hash(SEED, reference.TIE, ids)
 
 
@@ -79,10 +72,10 @@ def test_the_parts_of_a_sample_add_up_to_that_of_one_process(kind, layout):
     draws = int(N ** (2 / 3))
     drawn = reference.listed_id_hash(SEED, SAMPLE, np.arange(draws)) * np.uint64(N) >> np.uint64(32)
     for ranking in rankings(kind):
-        if ranking.kind == EXPLORE:
+        if ranking.kind == RankingKind.EXPLORE:
             continue
         shards = [Shard(N, rank, SIZE, layout) for rank in range(SIZE)]
-        parts = [bracket_search.draw(part_of(ranking, s), s, SEED) for s in shards]
+        parts = [bracket_search.draw_sample(part_of(ranking, s), s, SEED) for s in shards]
         assert all((part == 0).sum() > draws / 2 for part in parts)
         expected = composites(ranking, drawn.astype(np.int64))
         np.testing.assert_array_equal(sum(parts).numpy().view(np.uint64), expected)
@@ -96,7 +89,9 @@ def test_samples_are_sorted_out_by_one_bracket(kind, layout):
     for ranking in rankings(kind):
         keys = composites(ranking, np.arange(N))
         draws = (
-            None if ranking.kind == EXPLORE else bracket_search.draw(ranking, Shard(N, 0, 1), SEED)
+            None
+            if ranking.kind == RankingKind.EXPLORE
+            else bracket_search.draw_sample(ranking, Shard(N, 0, 1), SEED)
         )
         brackets = set()
         for excluded in (np.zeros(N, dtype=bool), np.arange(N) % 7 == 0):
@@ -107,7 +102,13 @@ def test_samples_are_sorted_out_by_one_bracket(kind, layout):
                 bits[: len(rows)] = excluded[rows]
                 packed = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int64))
                 found = ops.shard_bracket(
-                    *part_of(ranking, shard), draws, packed, N, wanted, len(rows), *place
+                    *part_of(ranking, shard).arguments(),
+                    draws,
+                    packed,
+                    N,
+                    wanted,
+                    len(rows),
+                    *place,
                 )
                 brackets.add(check_sorted_out(found, keys[rows], excluded[rows]))
         ((low, high),) = brackets
@@ -125,10 +126,12 @@ def test_ids_up_to_the_last_of_32_bits(layout):
     keys = np.uint64(2**63) | reference.listed_id_hash(SEED, reference.TIE, ids)
     draws = torch.from_numpy(keys[::20].view(np.int64).copy())
     place = (shard.first, shard.stride, SEED - 2**64)
-    found = ops.shard_bracket(*Ranking(x), draws, None, 1 << 32, 1 << 31, len(x), *place)
+    found = ops.shard_bracket(
+        *Ranking.by_score(x).arguments(), draws, None, 1 << 32, 1 << 31, len(x), *place
+    )
     low, high = check_sorted_out(found, keys, np.zeros(len(keys), dtype=bool))
     assert 0 < found[3][0] < 8192 and low < high
-    listed = bracket_search.list_chosen(found[0], int(found[3][0]), shard)
+    listed = bracket_search.list_marked(found[0], int(found[3][0]), shard)
     np.testing.assert_array_equal(listed.numpy(), ids[keys > high])
 
 
@@ -152,8 +155,8 @@ def test_histograms_of_candidates_lead_to_the_threshold():
         own = torch.from_numpy(first[: 1 << min(width, 11)])
         for missing in {0, 1, len(words) // 3 + 1, len(words)}:
             bits, positions = torch.zeros(8, dtype=torch.int64), torch.arange(len(words)).int()
-            part = bracket_search.SortedOut(bits, tensor, positions, 5, missing, width, own, own)
-            count, rounds = bracket_search.settle(part, Ranks())
+            part = bracket_search.Bracketed(bits, tensor, positions, 5, missing, width, own, own)
+            count, rounds = bracket_search.search_candidates(part, Ranks())
             assert count == 5 + missing and (rounds > 0) == (missing > 0)
             chosen = np.argsort(as_bools(bits, len(words)), kind="stable")[len(words) - missing :]
             assert as_bools(bits, 512).sum() == missing
@@ -190,12 +193,12 @@ def test_small_shards_and_gpus_make_the_plain_search():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     least = bracket_search.MIN_SAMPLES
-    on_cpu = Ranking(torch.empty(0))
-    assert bracket_search.pays(on_cpu, Shard(2 * least, 0, 2))
-    assert not bracket_search.pays(on_cpu, Shard(2 * least - 2, 0, 2))
+    on_cpu = Ranking.by_score(torch.empty(0))
+    assert bracket_search.is_faster(on_cpu, Shard(2 * least, 0, 2))
+    assert not bracket_search.is_faster(on_cpu, Shard(2 * least - 2, 0, 2))
     with FakeTensorMode():
-        assert not bracket_search.pays(
-            Ranking(torch.empty(0, device="cuda")), Shard(2 * least, 0, 2)
+        assert not bracket_search.is_faster(
+            Ranking.by_score(torch.empty(0, device="cuda")), Shard(2 * least, 0, 2)
         )
 
 

@@ -11,7 +11,7 @@ from dynprune_cuda import functional, sharded
 from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.sharded import Shard
-from dynprune_cuda.sharded.digit_search import find
+from dynprune_cuda.sharded.digit_search import find_thresholds
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
 
@@ -143,6 +143,6 @@ def test_a_search_waits_for_no_gpu():
 
     with FakeTensorMode():
         keys = torch.empty(100, dtype=torch.int32, device="cuda")
-        found = find(keys, 30, 10, Shard(100, 0, 1), 0, Ranks())
+        found = find_thresholds(keys, 30, 10, Shard(100, 0, 1), 0, Ranks())
         assert found.rounds == 9 and found.count.is_cuda
         assert found.greedy is not None and found.greedy.is_cuda and found.random is not None

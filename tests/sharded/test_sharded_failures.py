@@ -149,7 +149,7 @@ def test_a_step_in_a_cuda_graph_is_refused(monkeypatch):
     with FakeTensorMode():
         ids = torch.zeros(3, dtype=torch.int64, device="cuda")
         with pytest.raises(RuntimeError, match="must not be captured in a CUDA graph"):
-            table._wait_with(ids, ids.float())
+            table.update_target(ids)
     table.update(torch.tensor([1]), torch.tensor([1.0]))  # on the CPU there is nothing to capture
 
 
@@ -170,7 +170,7 @@ def test_lack_of_memory_is_no_lost_process(monkeypatch):
 def spread():
     """A pruner of one of two processes."""
     pruner = Pruner(6, 3, sharding="shard")
-    pruner.ranks = Ranks(None, 0, 2)
+    pruner._run.ranks = Ranks(None, 0, 2)
     return pruner
 
 
@@ -227,7 +227,7 @@ def test_an_epoch_that_cannot_be_begun_can_be_begun_again(surplus, monkeypatch):
     pruner, other = begun(), begun()
     before = seen(pruner)
     with monkeypatch.context() as patch:
-        patch.setattr(sharded_epochs, "repeats_of", lack_memory)
+        patch.setattr(sharded_epochs.Repeats, "of", lack_memory)
         with pytest.raises(torch.OutOfMemoryError):
             pruner.set_epoch(1)
     assert seen(pruner) == before

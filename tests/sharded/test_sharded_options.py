@@ -15,7 +15,8 @@ from shard_pruner_ranks import KEEP, make
 from states import assert_same_as_whole, joined
 
 from dynprune_cuda import Pruner
-from dynprune_cuda._epochs.order import Repeats, Share
+from dynprune_cuda._epochs.order import Share
+from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.distributed.routing import moved_rows
 from dynprune_cuda.sharded import Shard
@@ -246,14 +247,14 @@ def test_options_of_shards_need_shards():
 
 def test_only_first_visits_of_repeated_samples_count(device):
     share = Share(torch.tensor([5, 2, 9, 5, 2], device=device), 3)
-    repeats = Repeats(share)
+    repeats = Repeats.of(share)
     batch = torch.tensor([9, 2, 5, -1, 2, 7], device=device)
     assert repeats.without(batch).tolist() == [9, 2, 5, -1, -1, 7]
     assert repeats.without(batch).tolist() == [9, 2, 5, -1, -1, 7]  # nothing was entered yet
     repeats.note(batch[:2])
     assert repeats.without(batch).tolist() == [9, -1, 5, -1, -1, 7]
     assert repeats.visited().tolist() == [2]
-    strangers = Repeats(Share(share.ids, 0))
+    strangers = Repeats.of(Share(share.ids, 0))
     assert strangers.without(batch).tolist() == [-1, -1, -1, -1, -1, 7]
 
 

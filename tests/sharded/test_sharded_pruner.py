@@ -14,7 +14,7 @@ from shard_pruner_ranks import KEEP, POLICIES, make
 from states import assert_same_as_whole, joined
 
 from dynprune_cuda import Pruner
-from dynprune_cuda.scores import sharded_table
+from dynprune_cuda.scores import outbox
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
@@ -239,7 +239,7 @@ def test_a_failed_step_enters_nothing():
 
 
 def test_no_visit_is_lost_when_waiting_batches_are_put_together(monkeypatch):
-    monkeypatch.setattr(sharded_table, "LOOSE_BATCHES", 2)
+    monkeypatch.setattr(outbox, "LOOSE_BATCHES", 2)
     tables = {}
     for sharding in ("shard", "replicate"):
         pruner = Pruner(24, 0.5, sharding=sharding, process_group=False)

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows the epochs of a run, whoever holds the scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda import functional
+from dynprune_cuda._checks.batches import move_without_waiting
+from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda._epochs.config import Config
+from dynprune_cuda._epochs.order import Share
+from dynprune_cuda._epochs.repeats import Repeats
+from dynprune_cuda._epochs.state import ENTRIES, EpochState, SavedState, Subset
+from dynprune_cuda._schedule.seeds import derive_seed
+from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.scores.table import ScoreTable, UpdateTarget
+
+
+class Run(ABC):
+    """Selections, orders, lengths, visits and states of a run.
+
+    `ReplicatedRun` and `ShardedRun` differ in who holds the scores.
+
+    Attributes:
+        config: What the pruner was made with.
+        ranks: The processes that train together.
+        table: The scores that this process holds.
+        state: Where the run is.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, table: ScoreTable) -> None:
+        """Begins before the first epoch."""
+        self.config, self.ranks, self.table = config, ranks, table
+        self.state = EpochState.initial(config.seed, table.count)
+        self._share: Share | None = None  # of the current epoch, once it was drawn
+        self._repeats: Repeats | None = None  # of that share
+        self._observed = False  # any score at all
+        self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: enough said
+
+    # ---- epochs
+
+    @abstractmethod
+    def entering(self, epoch: int) -> AbstractContextManager[list[str]]:
+        """Prepares an epoch, and begins it if the block ends without an error. Collective.
+
+        Yields:
+            What to warn of, before anything changes.
+        """
+
+    def scheduled(self) -> None:
+        """Notes that the epochs are set, so that no warning is needed."""
+        self._unscheduled = None
+
+    def current(self) -> Subset | None:
+        """Returns the subset of the current epoch, None for all samples; changes nothing.
+
+        Before the first epoch it is what epoch 0 would select now.
+
+        Raises:
+            RuntimeError: Epoch 0 begins with a selection of several processes.
+        """
+        state = self.state
+        if self.config.schedule.phase(state.epoch or 0) != "pruned":
+            return None
+        if state.epoch is None:
+            self._check_first()
+            state, _ = self._next_state(0)
+        return state.subset
+
+    def order(self) -> Tensor:
+        """Returns this process's ids of the current epoch, in order; see `Pruner.epoch_order`.
+
+        Begins epoch 0 if no epoch has begun.
+        """
+        if self.state.epoch is None:
+            if self.ranks.size == 1:
+                self._begin(self._next_state(0)[0])
+            elif self.config.schedule.phase(0) == "pruned":
+                self._check_first()
+        if self._share is None:
+            self._share = self._draw_share()
+        return self._share.ids
+
+    def count(self, epoch: int) -> int:
+        """Returns how many samples `epoch` trains on, in all processes together.
+
+        Raises:
+            ValueError: It is not known before the selection is made.
+        """
+        schedule, subset = self.config.schedule, self.state.subset
+        if schedule.phase(epoch) != "pruned":
+            return self.config.num_samples
+        start = schedule.period_start(epoch)
+        if subset is not None and subset.epoch == start:
+            return subset.total
+        count = schedule.kept(start)
+        if count is None:
+            raise ValueError(
+                f"epoch must be one whose selection was made, got {epoch}: {self.config.policy!r} "
+                "decides at set_epoch how many samples it keeps, so schedule the learning rate by "
+                "epochs"
+            )
+        return count
+
+    def num_selected(self) -> int:
+        """Returns how many samples the current epoch trains on; changes nothing."""
+        if self.state.epoch is None and self.config.schedule.keep is None:
+            subset = self.current()
+            return self.config.num_samples if subset is None else subset.total
+        return self.count(self.state.epoch or 0)
+
+    def share_length(self, epoch: int | None, drop_last: bool) -> int:
+        """Returns how many ids of an epoch each process gets; None is the current epoch."""
+        count = self.num_selected() if epoch is None else self.count(epoch)
+        return self.ranks.share_length(count, drop_last)
+
+    # ---- visits
+
+    def factors(self, ids: Tensor) -> Tensor | None:
+        """Returns what a policy that weighs multiplies the losses of `ids` by; None: nothing."""
+        return None
+
+    def update_target(self, ids: Tensor) -> UpdateTarget:
+        """Returns where a scored step writes the scores of a batch; nothing changes."""
+        return self.table.update_target(self._scored(ids))
+
+    def commit(self, target: UpdateTarget, ids: Tensor) -> str | None:
+        """Accepts what a scored step wrote; returns what to warn of."""
+        self.table.commit(target)
+        return self._note(ids)
+
+    def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
+        """Enters values; returns what to warn of."""
+        self.table.update(self._scored(ids), values, correct)
+        return self._note(ids)
+
+    def _scored(self, ids: Tensor) -> Tensor:
+        """Returns the ids whose scores count; visits of padding are -1."""
+        if not self._repeats:
+            return ids
+        return self._repeats.without(self._on_device(ids))
+
+    def _note(self, ids: Tensor) -> str | None:
+        if self._repeats:
+            self._repeats.note(self._on_device(ids))
+        self._observed = True
+        if self._unscheduled is not None:
+            self._unscheduled += ids.shape[0]
+            if self._unscheduled > 2 * self.config.num_samples:
+                self._unscheduled = None
+                return (
+                    "more than two epochs of samples were observed and set_epoch was never "
+                    "called: nothing is being pruned or reshuffled; call "
+                    "pruner.set_epoch(epoch) at the start of each epoch"
+                )
+        return None
+
+    def _on_device(self, ids: Tensor) -> Tensor:
+        return move_without_waiting("ids", ids.to(torch.int64), self.table.device)
+
+    # ---- saved states
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that decides how the run goes on."""
+
+    @abstractmethod
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned; on an error, nothing changes."""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the entries of a state that a loaded one must share, and the seed."""
+        return self.config.settings(self.state.seed)
+
+    def _reader(self, state: Any) -> StateReader:
+        """Returns a reader of a state that has all entries, and is of a run like this one."""
+        settings = self.settings()
+        read = StateReader("state_dict", state)
+        for name, mine in settings.items():
+            if name != "seed":
+                read.same(name, mine)
+        weights = ("weights",) if self.config.policy.weighs else ()
+        read.has([*settings, "table", *ENTRIES, *weights])
+        return read
+
+    def _check_total(self, saved: SavedState, total: int) -> None:
+        """Checks that the subset of a state, of `total` samples in all processes, fits the run."""
+        start, schedule = saved.subset_epoch, self.config.schedule
+        if (start >= 0) != (total > 0):
+            raise ValueError("state_dict['subset'] is damaged: it contradicts 'subset_epoch'")
+        if saved.epoch is not None and schedule.phase(saved.epoch) == "pruned":
+            wanted = schedule.period_start(saved.epoch)
+            if start != wanted:
+                raise ValueError(
+                    f"state_dict is damaged, or of a run with another end: epoch {saved.epoch} is "
+                    f"pruned here and trains on the selection of epoch {wanted}, not {start}"
+                )
+        kept = schedule.kept(start) if start >= 0 else None
+        if kept is not None and kept != total:
+            raise ValueError(
+                f"state_dict is of another run: it kept {total} samples in epoch {start}, and "
+                f"here keep gives {kept}"
+            )
+
+    def _adopt(self, columns: dict[str, Tensor], state: EpochState) -> None:
+        """Takes over a loaded table and state, both checked."""
+        self.table.take(columns)
+        self.state, self._share = state, None
+        seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
+        self._observed = bool(seen.any())
+        self._unscheduled = 0 if state.epoch is None else None
+
+    # ---- what the two kinds of run have in common, and what they do in their own way
+
+    def _check_first(self) -> None:
+        if self.ranks.size > 1:
+            raise RuntimeError(
+                "set_epoch must be called first, by every process: epoch 0 begins with a "
+                "selection, which they make together"
+            )
+
+    def _place(self, epoch: int) -> dict[str, int]:
+        """Returns what all processes must agree about before they begin `epoch` together."""
+        functional.check_errors(self.table.device)
+        state, schedule = self.state, self.config.schedule
+        start = schedule.period_start(epoch)
+        kept = schedule.kept(start) if schedule.phase(epoch) == "pruned" else None
+        return {
+            "epoch": epoch,
+            "the epoch before it": -1 if state.epoch is None else state.epoch,
+            "keep": -1 if kept is None else kept,
+            "the epoch of the last selection": -1 if state.subset is None else state.subset.epoch,
+            "num_selections": state.num_selections,
+            "seed": state.seed,
+        }
+
+    def _next_state(self, epoch: int) -> tuple[EpochState, list[str]]:
+        """Returns the state of an epoch, and what to warn of; selects if due. Changes nothing."""
+        state, schedule = self.state, self.config.schedule
+        messages: list[str] = []
+        if schedule.phase(epoch) == "pruned":
+            start = schedule.period_start(epoch)
+            if state.subset is None or self._is_due(epoch, start, state.subset):
+                subset = self._select(start, self._selection_seed(start))
+                messages = [*self._unobserved(start), *self._lacking(subset)]
+                chosen = self._mask_of(subset.ids)
+                again = None
+                if state.subset is not None:
+                    again = self._overlap(chosen & self._mask_of(state.subset.ids))
+                state = state.selected(subset, chosen, again)
+            else:
+                state = replace(state, subset=state.subset._replace(epoch=start))
+        return replace(state, epoch=epoch), messages
+
+    def _is_due(self, epoch: int, start: int, subset: Subset) -> bool:
+        """Whether an epoch of the period from `start` needs another selection than `subset`."""
+        return not self.config.policy.static and (epoch == start or start != subset.epoch)
+
+    def _selection_seed(self, start: int) -> int:
+        number = 0 if self.config.policy.static else start
+        return derive_seed(self.state.seed, "select", number)
+
+    def _unobserved(self, start: int) -> list[str]:
+        """Returns a warning if the policy needs scores and there are none."""
+        if start == 0 or self._observed or not self.config.policy.uses_scores:
+            return []
+        return [
+            f"no score was observed before epoch {start}, so {self.config.policy!r} selects "
+            "at random; compute the loss with pruner.cross_entropy(...), or call "
+            "pruner.observe(ids, values), in the training loop"
+        ]
+
+    def _lacking(self, subset: Subset) -> list[str]:
+        """Returns a warning if a process has nothing of its own to train on."""
+        return []
+
+    def _overlap(self, both: Tensor) -> Tensor:
+        """Returns how many samples are set in all processes together, 0-d."""
+        return both.sum()
+
+    @abstractmethod
+    def all_ids(self) -> Tensor:
+        """Returns the ids of all samples that this process knows of, ascending, int64."""
+
+    @abstractmethod
+    def _select(self, start: int, seed: int) -> Subset:
+        """Selects for the period from `start`."""
+
+    @abstractmethod
+    def _begin(self, state: EpochState) -> None:
+        """Makes a prepared state the current one; must not fail."""
+
+    @abstractmethod
+    def _draw_share(self) -> Share:
+        """Draws what this process trains on in the current epoch."""
+
+    @abstractmethod
+    def _mask_of(self, ids: Tensor) -> Tensor:
+        """Returns which rows of the table are in `ids`, bool [rows]."""

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run is: one frozen object, replaced as a whole, and its saved form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._checks.saved_state import StateReader
+
+STATE_VERSION = 2  # grows with every change of what a state holds
+ENTRIES = (
+    "epoch",
+    "subset_epoch",
+    "subset",
+    "num_selections",
+    "times_selected",
+    "turnover",
+    "repeat",
+)
+
+
+class Subset(NamedTuple):
+    """What one selection gave.
+
+    Attributes:
+        epoch: First epoch of the period that it serves.
+        ids: Ascending sample ids that this process knows of, int64.
+        weights: Factors of the losses, float32 [num_samples], of a policy that weighs; or None.
+        sizes: How many samples each holder has: one entry for replicated scores, one per rank for
+            sharded ones.
+    """
+
+    epoch: int
+    ids: Tensor
+    weights: Tensor | None
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """How many samples are selected, in all processes together."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class EpochState:
+    """Where a run is, and what its selections were so far.
+
+    Attributes:
+        seed: The seed of the run, in [0, 2**64).
+        epoch: The current epoch; None before the first one began.
+        subset: The last selection; None before the first.
+        num_selections: How many selections there were.
+        times_selected: How many selections chose each sample, int32 [rows].
+        turnover: Share of the last selection that the one before had not chosen, 0-d float64; NaN
+            before the second selection.
+    """
+
+    seed: int
+    epoch: int | None
+    subset: Subset | None
+    num_selections: int
+    times_selected: Tensor
+    turnover: Tensor
+
+    @classmethod
+    def initial(cls, seed: int, like: Tensor) -> EpochState:
+        """Returns the state before the first epoch of a table with rows like those of `like`."""
+        nothing = torch.full((), float("nan"), dtype=torch.float64, device=like.device)
+        return cls(seed, None, None, 0, torch.zeros_like(like, dtype=torch.int32), nothing)
+
+    def selected(self, subset: Subset, chosen: Tensor, again: Tensor | None) -> EpochState:
+        """Returns the state after one more selection.
+
+        Args:
+            subset: What it gave.
+            chosen: Which rows it chose, bool [rows].
+            again: How many samples the selection before chose, too, 0-d; None if it is the first.
+        """
+        return replace(
+            self,
+            subset=subset,
+            num_selections=self.num_selections + 1,
+            times_selected=self.times_selected + chosen,
+            turnover=self.turnover if again is None else 1.0 - again.double() / subset.total,
+        )
+
+    def saved(self, chosen: Tensor, repeat: Tensor, weighs: bool) -> dict[str, Any]:
+        """Returns the entries of a saved state.
+
+        Their keys and shapes are those of every run made alike, whatever it has selected so far:
+        `torch.distributed.checkpoint` loads into a state of the same shape.
+
+        Args:
+            chosen: Which rows the subset has, bool [rows].
+            repeat: What tells which repeated ids were visited.
+            weighs: Whether the policy weighs.
+        """
+        subset = self.subset
+        state = {
+            "epoch": -1 if self.epoch is None else self.epoch,
+            "subset_epoch": -1 if subset is None else subset.epoch,
+            "subset": chosen,
+            "num_selections": self.num_selections,
+            "times_selected": self.times_selected.clone(),
+            "turnover": self.turnover.clone(),
+            "repeat": repeat,
+        }
+        if weighs:
+            weights = chosen.float() if subset is None else subset.weights
+            assert weights is not None
+            state["weights"] = weights.clone()
+        return state
+
+
+class SavedState(NamedTuple):
+    """What the entries of a saved state say, checked; the sizes of the subset are not known yet."""
+
+    epoch: int | None
+    subset_epoch: int  # -1 without a subset
+    chosen: Tensor
+    weights: Tensor | None
+    num_selections: int
+    times_selected: Tensor
+    turnover: Tensor
+    seed: int
+
+    def restored(self, ids: Tensor, sizes: tuple[int, ...]) -> EpochState:
+        """Returns the state, with the ids of the chosen rows and the sizes of their holders."""
+        subset = None
+        if sum(sizes):
+            subset = Subset(self.subset_epoch, ids, self.weights, sizes)
+        return EpochState(
+            self.seed,
+            self.epoch,
+            subset,
+            self.num_selections,
+            self.times_selected,
+            self.turnover,
+        )
+
+
+def read_state(read: StateReader, rows: int, device: torch.device, weighs: bool) -> SavedState:
+    """Reads the entries of `EpochState.saved`, but for "repeat".
+
+    Args:
+        read: A reader of a state that has all entries.
+        rows: How many samples this process knows of.
+        device: Where the tensors go.
+        weighs: Whether the policy weighs.
+
+    Raises:
+        TypeError: An entry has the wrong type.
+        ValueError: An entry is damaged.
+    """
+    seed = read.integer("seed", 0, 2**64 - 1)
+    epoch = read.integer("epoch", -1)
+    start = read.integer("subset_epoch", -1)
+    chosen = read.tensor("subset", torch.bool, (rows,), device)
+    selections = read.integer("num_selections", 0)
+    times = read.tensor("times_selected", torch.int32, (rows,), device)
+    turnover = read.tensor("turnover", torch.float64, (), device)
+    weights = None
+    if weighs:
+        weights = read.tensor("weights", torch.float32, (rows,), device)
+        fits = weights.isfinite() & (weights >= 0) & ((weights > 0) == chosen)
+        read.sound("weights", fits.all(), "it contradicts the subset")
+    read.sound("times_selected", ((times >= 0) & (times <= selections)).all(), "out of range")
+    read.sound("turnover", ~((turnover < 0) | (turnover > 1)), "it is outside [0, 1]")
+    return SavedState(
+        epoch if epoch >= 0 else None, start, chosen, weights, selections, times, turnover, seed
+    )

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a selection ranks by, as data: the same description serves whole tables and shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._checks.arguments import (
+    COUNT_DTYPES,
+    FLOATING,
+    as_choice,
+    as_float,
+    check_vector,
+)
+
+BONUSES = ("variance", "std")
+
+_UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
+
+class RankingKind(IntEnum):
+    """How a key is computed; the order is that of `RankingKind` in csrc/shared/ranking.h."""
+
+    SCORE = 0
+    UCB_VARIANCE = 1
+    UCB_STD = 2
+    UCB1 = 3
+    WEIGHT = 4
+    EXPLORE = 5  # a hash of the sample id; the random part of epsilon-greedy
+
+
+class Ranking(NamedTuple):
+    """Samples by the greatest key; make one with the `by_` functions, which check it.
+
+    Attributes:
+        kind: How the key is computed.
+        values: Scores, means or weights, floating point [N].
+        second: Variances or counts [N], or None.
+        c: Weight of the bonus.
+        log_step: Logarithm of the number of visits, for UCB1.
+        random_share: Share of the samples that is drawn uniformly from what is left over.
+    """
+
+    kind: RankingKind
+    values: Tensor
+    second: Tensor | None = None
+    c: float = 0.0
+    log_step: float = 0.0
+    random_share: float = 0.0
+
+    @classmethod
+    def by_score(cls, scores: Tensor, *, random_share: float = 0.0) -> Ranking:
+        """Ranks by the scores themselves, greatest first.
+
+        Args:
+            scores: [N] float32, float16, bfloat16 or float64; any strides. NaN ranks first.
+            random_share: Epsilon of epsilon-greedy, in [0, 1]: of k samples,
+                floor(random_share * k + 0.5) are drawn uniformly from what is left over.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A dtype, a shape or the share is wrong.
+        """
+        check_vector("scores", scores, FLOATING)
+        share = as_float("random_share", random_share, low=0.0, high=1.0)
+        return cls(RankingKind.SCORE, scores.detach(), random_share=share)
+
+    @classmethod
+    def by_ucb(
+        cls,
+        mean: Tensor,
+        variance: Tensor,
+        *,
+        c: float = 1.0,
+        bonus: Literal["variance", "std"] = "variance",
+    ) -> Ranking:
+        """Ranks by mean + c * variance, or mean + c * sqrt(variance), computed when selecting.
+
+        Args:
+            mean: [N] float32, float16 or bfloat16; NaN ranks first.
+            variance: [N], dtype and device of mean.
+            c: Weight of the bonus, finite.
+            bonus: "variance" or "std".
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A dtype, a shape or a value is wrong.
+        """
+        check_vector("mean", mean, _UCB_DTYPES)
+        check_vector("variance", variance, (mean.dtype,), mean)
+        c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
+        std = as_choice("bonus", bonus, BONUSES) == "std"
+        kind = RankingKind.UCB_STD if std else RankingKind.UCB_VARIANCE
+        return cls(kind, mean.detach(), variance.detach(), c)
+
+    @classmethod
+    def by_ucb1(cls, mean: Tensor, count: Tensor, *, c: float = 1.0, step: float) -> Ranking:
+        """Ranks by mean + c * sqrt(log(step) / count); count 0 ranks first.
+
+        Args:
+            mean: [N] float32.
+            count: [N] int32 or int64, visits of each sample.
+            c: Weight of the bonus, finite.
+            step: Number of visits of all samples so far, at least 1.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A dtype, a shape or a value is wrong.
+        """
+        check_vector("mean", mean, (torch.float32,))
+        check_vector("count", count, COUNT_DTYPES, mean)
+        c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
+        log_step = math.log(as_float("step", step, low=1.0))
+        return cls(RankingKind.UCB1, mean.detach(), count, c, log_step)
+
+    @classmethod
+    def by_weight(cls, weights: Tensor) -> Ranking:
+        """Draws without replacement, in proportion to the weights (Efraimidis & Spirakis 2006).
+
+        Args:
+            weights: [N] float32, float16, bfloat16 or float64, >= 0. A negative or NaN weight is a
+                ValueError on the CPU; on CUDA it counts as zero and `check_errors` raises.
+
+        Raises:
+            TypeError: `weights` is no tensor.
+            ValueError: The dtype or the shape is wrong.
+        """
+        check_vector("weights", weights, FLOATING)
+        return cls(RankingKind.WEIGHT, weights.detach())
+
+    @property
+    def name(self) -> str:
+        """What errors call the values."""
+        if self.kind == RankingKind.WEIGHT:
+            return "weights"
+        return "scores" if self.kind == RankingKind.SCORE else "mean"
+
+    def num_random(self, k: int) -> int:
+        """Returns how many of `k` samples are drawn at random."""
+        return math.floor(self.random_share * k + 0.5)
+
+    def arguments(self) -> tuple[Tensor, Tensor | None, int, float, float]:
+        """Returns values, second, ranking, c and log_step, as the operators take them first."""
+        return self.values, self.second, int(self.kind), self.c, self.log_step
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Samples drawn uniformly, whatever their scores are."""
+
+
+@dataclass(frozen=True, eq=False)
+class FixedIds:
+    """Samples that are known from the beginning.
+
+    Attributes:
+        ids: Ascending sample ids, int64 [num_ids], on the CPU. Given as any integer sequence,
+            array or tensor, in any order.
+
+    Raises:
+        TypeError: `ids` cannot become a tensor.
+        ValueError: `ids` is empty, not 1-D or not of integers, or an id is negative or repeated.
+    """
+
+    ids: Tensor | Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Checks and sorts the ids."""
+        object.__setattr__(self, "ids", _sorted_ids(self.ids))
+
+    @property
+    def tensor(self) -> Tensor:
+        """The ids."""
+        assert isinstance(self.ids, Tensor)
+        return self.ids
+
+    def count(self, num_samples: int) -> int:
+        """Returns how many ids there are, if all are below `num_samples`; else ValueError."""
+        largest = int(self.tensor[-1])
+        if largest >= num_samples:
+            raise ValueError(f"ids must be below num_samples={num_samples}, got {largest}")
+        return len(self.tensor)
+
+
+SelectionRule: TypeAlias = Ranking | Uniform | FixedIds
+
+
+def _sorted_ids(ids: Any) -> Tensor:
+    """Returns sample ids, checked, on the CPU, int64, ascending."""
+    try:
+        tensor = torch.as_tensor(ids).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"ids must be a 1-D sequence of ints: {error}") from None
+    if tensor.dim() != 1:
+        raise ValueError(f"ids must be 1-D, got shape {tuple(tensor.shape)}")
+    if len(tensor) == 0:
+        raise ValueError("ids must hold at least one sample id, got none")
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise ValueError(f"ids must have an integer dtype, got {tensor.dtype}")
+    ordered = tensor.to(torch.int64).sort().values
+    if int(ordered[0]) < 0:
+        raise ValueError(f"ids must not be negative, got {int(ordered[0])}")
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ValueError(f"ids must be distinct, got {int(repeated[0])} more than once")
+    return ordered

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies of a user's own behind the interface of `Policy`; what they return is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, is_trusted, trusted
+from dynprune_cuda.scores.table import ScoreTable
+
+
+@dataclass(frozen=True)
+class FunctionPolicy(Policy):
+    """A function `(table, k, *, seed) -> ids` as a policy."""
+
+    function: Callable[..., Tensor]
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """Calls the function."""
+        return self.function(table, k, seed=seed)
+
+
+@trusted
+class AdaptedPolicy(WeighingPolicy):
+    """A user's own policy; its results are checked, and attributes that it lacks are filled in.
+
+    Attributes:
+        own: The user's object, with a method `select`, or `weigh` if it has `weighs = True`.
+    """
+
+    def __init__(self, own: Any) -> None:
+        """Reads the attributes of `own` that `Policy` names."""
+        self.own = own
+        self.static = bool(getattr(own, "static", Policy.static))
+        self.uses_scores = bool(getattr(own, "uses_scores", Policy.uses_scores))
+        self.weighs = bool(getattr(own, "weighs", Policy.weighs))
+        self.first_visit = getattr(own, "first_visit", Policy.first_visit)
+        for name in ("period", "alpha", "anneal_share", "takes_negative_scores"):
+            setattr(self, name, getattr(own, name, getattr(Policy, name)))
+
+    @property
+    def fixes_count(self) -> bool:
+        """As of the user's policy: whether it has a `fixed_count`."""
+        if isinstance(self.own, Policy):
+            return self.own.fixes_count
+        return hasattr(self.own, "fixed_count")
+
+    def fixed_count(self, num_samples: int) -> int | None:
+        """As of the user's policy."""
+        return self.own.fixed_count(num_samples) if self.fixes_count else None
+
+    def check_size(self, num_samples: int) -> None:
+        """As of the user's policy, if it has one."""
+        if isinstance(self.own, Policy):
+            self.own.check_size(num_samples)
+
+    def check_count(self, k: int) -> None:
+        """As of the user's policy, if it has one."""
+        if isinstance(self.own, Policy):
+            self.own.check_count(k)
+
+    def settings(self, epochs: int | None) -> dict[str, Any]:
+        """As of the user's policy, with the defaults of `Policy` for what it leaves out."""
+        own = getattr(self.own, "settings", None)
+        return {**super().settings(epochs), **(own(epochs) if own else {})}
+
+    @property
+    def fingerprint(self) -> str:
+        """As of the user's policy; its `repr` if it has none."""
+        own = getattr(self.own, "fingerprint", None)
+        return own if isinstance(own, str) else repr(self.own)
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """Lets the user's policy select, and checks the result; waits for the device.
+
+        Returns:
+            `k` distinct positions in the table in ascending order, int64 [k], on its device.
+
+        Raises:
+            TypeError: The policy returned no tensor.
+            ValueError: The policy returned something other than `k` distinct sample ids, int64.
+        """
+        ids = self._tensor(self.own.select(table, k, seed=seed), torch.int64)
+        if ids.shape != (k,):
+            raise ValueError(
+                f"{self.own!r} must return {k} sample ids as int64, got {ids.dtype} of shape "
+                f"{tuple(ids.shape)}"
+            )
+        ids = ids.to(table.device).sort().values
+        valid = (ids[0] >= 0) & (ids[-1] < table.num_samples) & (ids[1:] > ids[:-1]).all()
+        if not bool(valid):
+            raise ValueError(
+                f"{self.own!r} must return distinct sample ids from 0 to {table.num_samples - 1}, "
+                "got repeated ids or ids out of range"
+            )
+        return ids
+
+    def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
+        """Lets the user's policy weigh all samples, and checks the result as `select` does."""
+        weights = self._tensor(self.own.weigh(table, seed=seed), torch.float32)
+        if weights.shape != (table.num_samples,):
+            raise ValueError(
+                f"{self.own!r} must return {table.num_samples} weights as float32, got shape "
+                f"{tuple(weights.shape)}"
+            )
+        weights = weights.detach().to(table.device)
+        if not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ValueError(f"{self.own!r} must return finite weights >= 0, got others")
+        return weights
+
+    def _tensor(self, result: Any, dtype: torch.dtype) -> Tensor:
+        name = str(dtype).removeprefix("torch.")
+        if not isinstance(result, Tensor):
+            raise TypeError(
+                f"{self.own!r} must return an {name} tensor, got {type(result).__name__}"
+            )
+        if result.dtype != dtype:
+            raise ValueError(f"{self.own!r} must return its result as {name}, got {result.dtype}")
+        return result
+
+    def __repr__(self) -> str:
+        """Tells the user's policy."""
+        return repr(self.own)
+
+
+def as_object(policy: Any) -> Any:
+    """Returns a policy as an object that selects or weighs; a function becomes a `FunctionPolicy`.
+
+    Raises:
+        TypeError: `policy` is neither.
+    """
+    if not isinstance(policy, type):
+        method = "weigh" if getattr(policy, "weighs", False) else "select"
+        if callable(getattr(policy, method, None)):
+            return policy
+        if callable(policy):
+            return FunctionPolicy(policy)
+    raise TypeError(
+        "policy must be a name or an object with a method select(table, k, *, seed), or a function "
+        f"like it, got {policy!r}"
+    )
+
+
+def adapt(policy: Any) -> Policy:
+    """Returns a policy whose results need no further check: `policy` itself if it is trusted."""
+    if is_trusted(policy):
+        trusted_policy: Policy = policy
+        return trusted_policy
+    return AdaptedPolicy(as_object(policy))
