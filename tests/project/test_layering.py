@@ -104,9 +104,6 @@ def test_imports_of_the_package_go_downwards_only():
     assert violations(uses, PACKAGE, PACKAGE_RESERVED) == []
 
 
-@pytest.mark.skipif(
-    not (ROOT / "benchmarks" / "common").is_dir(), reason="benchmarks/ has no folders yet"
-)
 def test_imports_of_the_benchmarks_go_downwards_only():
     assert violations(python_uses(ROOT / "benchmarks"), BENCHMARKS) == []
 
