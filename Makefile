@@ -21,7 +21,7 @@ MODULE := dynprune_cuda/_C.abi3.so
 SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-emulator lint format kernels bench clean
+.PHONY: help build demo test test-fast test-emulator lint format kernels bench clean
 ifeq ($(wildcard $(MODULE)),)
 .PHONY: $(BUILT)
 endif
@@ -36,6 +36,9 @@ demo: $(BUILT) ## Train on real data with and without pruning and compare (under
 
 test: $(BUILT) ## Run all tests: CPU, emulated CUDA, and CUDA where a GPU is visible
 	@$(BIN)/python -m pytest
+
+test-fast: $(BUILT) ## Run the tests that take seconds: no processes, no statistics, no emulator (below 90 s)
+	@$(BIN)/python -m pytest -q -m "not slow" --ignore=tests/emulator --durations=5
 
 test-emulator: $(BUILT) ## Run the CUDA kernels on the CPU, with race and bounds checks
 	@$(BIN)/python -m pytest tests/emulator

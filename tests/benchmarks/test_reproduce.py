@@ -24,7 +24,7 @@ from benchmarks.sweep.config import read_config
 from benchmarks.sweep.reproduce import main
 from benchmarks.training.methods import METHODS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CONFIGS = ROOT / "benchmarks" / "sweep" / "configs"
 COMPARED = [name for name, method in METHODS.items() if method.kind != "host"]

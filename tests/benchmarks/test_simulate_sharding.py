@@ -172,6 +172,7 @@ def test_latency_and_bandwidth_come_back_out_of_a_ring():
     assert found == pytest.approx({"latency": 3e-5, "bandwidth": 1e9})
 
 
+@pytest.mark.slow
 def test_the_programs_run_and_their_selections_are_exact(tmp_path):
     series, out = tmp_path / "series.json", tmp_path / "model"
     options = ["--samples", "100_000", "--keep", "30_000", "--ranks", "1", "2", "--rounds", "1"]

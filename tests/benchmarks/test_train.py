@@ -24,7 +24,7 @@ from benchmarks.training.plans import short_epochs
 from benchmarks.training.source import Settings, Source
 from benchmarks.training.train import CHOICES, train_one
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

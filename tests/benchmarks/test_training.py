@@ -23,7 +23,7 @@ from benchmarks.training.source import Settings, Source
 from benchmarks.training.trainer import Trainer, evenly
 from dynprune_cuda.static_scores import random_scores
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NUM, EPOCHS, BATCH = 60, 5, 8
 

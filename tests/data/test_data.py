@@ -201,7 +201,7 @@ def test_only_map_style_datasets_can_be_indexed():
             IndexedDataset(wrong)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", [None, as_dict, as_list, as_image])
 def test_a_loader_delivers_every_sample_with_its_id(num_workers, form):
     inner = Squares(23) if form is None else Squares(23, form)

@@ -68,17 +68,23 @@ def check_epochs(pruner, loader, drop_last=False, epochs=4):
         assert seen == expected and len(seen) == promised
 
 
+def with_workers(*options):
+    return [pytest.param(one, marks=pytest.mark.slow) for one in options]
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        {"num_workers": 1},
-        {"num_workers": 2, "prefetch_factor": 5},
-        {"num_workers": 2, "persistent_workers": True},
-        {"num_workers": 2, "multiprocessing_context": "fork", "pin_memory": True},
-        {"num_workers": 2, "in_order": True, "pin_memory": True, "persistent_workers": True},
+        *with_workers(
+            {"num_workers": 1},
+            {"num_workers": 2, "prefetch_factor": 5},
+            {"num_workers": 2, "persistent_workers": True},
+            {"num_workers": 2, "multiprocessing_context": "fork", "pin_memory": True},
+            {"num_workers": 2, "in_order": True, "pin_memory": True, "persistent_workers": True},
+        ),
     ],
     ids=lambda options: "-".join(f"{name}={value}" for name, value in options.items()) or "none",
 )
@@ -102,6 +108,7 @@ def test_loaders_deliver_each_epoch_in_full(options, drop_last):
     )
 
 
+@pytest.mark.slow
 def test_infobatch_deepcopy_recursion_so_spawn_workers_crash():
     """Datasets that hand attributes through often recurse in a process that unpickles them."""
     pruner = Pruner(N, 0.4, "uniform", period=2)
@@ -145,7 +152,7 @@ def test_infobatch_drop_last_switches_pruning_off(drop_last):
     assert sizes == ([8, 3, 3, 3, 3, 8] if drop_last else [9, 4, 4, 4, 4, 9])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_accelerate_one_batch_ahead_mis_attribution(num_workers):
     """Loaders that hold one batch back wrote 10 of 10 batches of scores to the wrong samples."""
     pruner = Pruner(N, 0.4, "ucb", period=1, alpha=1.0)
@@ -188,7 +195,7 @@ def test_infobatch_concat_and_subset_disable_pruning():
     assert [float(image) for image, *_ in subset.__getitems__([2, 0])] == [90.0, 50.0]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_dataclass_samples(num_workers):
     pruner = Pruner(N, 0.4, "uniform")
     loader = DataLoader(
@@ -263,6 +270,7 @@ def test_datacull_a_rate_that_is_inverted():
     assert Pruner(1000, 0.2, "uniform").steps_per_epoch(1, epoch=1) == 200
 
 
+@pytest.mark.slow
 def test_the_sampler_adds_eight_bytes_per_id():
     """One int64 per id is on the host, in a tensor; as Python ints in a list it would be 40."""
     command = [sys.executable, "-m", "benchmarks.loading.bench_samplers"]

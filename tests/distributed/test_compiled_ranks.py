@@ -9,7 +9,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from states import assert_same
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed"),
+]
 
 
 @pytest.fixture(scope="module")

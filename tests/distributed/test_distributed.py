@@ -26,7 +26,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+@pytest.fixture(
+    scope="module", params=[pytest.param(size, marks=pytest.mark.slow) for size in (1, 2, 3, 4)]
+)
 def world(request, tmp_path_factory):
     """What each rank of a world found: one dict per rank, by scenario."""
     return ranks.run_world(request.param, tmp_path_factory.mktemp(f"world{request.param}"))
@@ -244,6 +246,7 @@ def test_torchrun_restarts_a_killed_rank_and_all_go_on_bit_for_bit(world, tmp_pa
         assert history == results["checkpointed"]
 
 
+@pytest.mark.slow
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
 def test_scores_on_gpus_are_exchanged_there(alone, tmp_path, backend):

@@ -21,6 +21,8 @@ from dynprune_cuda import Pruner
 from dynprune_cuda import functional as F
 from dynprune_cuda._schedule.seeds import derive_seed
 
+pytestmark = pytest.mark.slow
+
 N, K = 4096, 1365
 DRAWS = {
     "ties": lambda seed: F.select_top_k(torch.zeros(N), K, seed=seed),

@@ -188,7 +188,7 @@ def test_steps_are_known_in_advance(device):
     assert taken == {False: 33, True: 27}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batched", [True, False])
 def test_loaders_deliver_the_subset_epoch_after_epoch(device, num_workers, batched):
     pruner = Pruner(N, 25, "uniform", period=2, device=device)
@@ -213,7 +213,7 @@ def test_loaders_deliver_the_subset_epoch_after_epoch(device, num_workers, batch
         assert seen == epoch_ids(pruner) and sorted(seen) == pruner.selected.tolist()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_epoch_left_early_is_whole_the_next_time(device, num_workers):
     pruner = Pruner(N, 40, "ucb", device=device)
     loader = DataLoader(

@@ -269,7 +269,7 @@ def one_ahead(loader):
         current = upcoming
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_loaders_that_fetch_ahead_score_the_right_samples(device, num_workers):
     truth = torch.arange(50.0) * 3 + 1
     pruner = Pruner(50, 20, "uniform", period=1, alpha=1.0, device=device)

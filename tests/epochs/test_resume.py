@@ -64,6 +64,7 @@ def test_a_run_goes_on_on_another_device(device):
         assert train(second, resumed) == expected[stop:]
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     """SIGKILL at a random step of a training with model, optimiser and checkpoints on disk."""
     expected = killed_run.run(tmp_path / "whole")
@@ -125,6 +126,7 @@ def test_copies_in_mid_epoch_go_on_alike(device, clone, name):
     assert_same_state(pruner, other)
 
 
+@pytest.mark.slow
 def test_a_pruner_reaches_a_spawned_process(tmp_path):
     pruner = MAKERS["groups"]("cpu")
     sampler = pruner.batch_sampler(BATCH)
@@ -157,7 +159,7 @@ def test_saving_and_loading_leave_the_global_generators_alone(device, name):
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_stateful_loader_goes_on_where_training_stopped(num_workers, batched):
     """With workers, torchdata's loader has asked for more batches than were trained on."""
@@ -195,6 +197,7 @@ def test_a_stateful_loader_goes_on_where_training_stopped(num_workers, batched):
         assert go_on(second, resumed) == expected[stop:], stop
 
 
+@pytest.mark.slow
 def test_a_loader_with_workers_can_be_told_where_it_was():
     """Without torchdata: the number of ids that were trained on is all that has to be kept."""
     pruner = MAKERS["uniform"]("cpu")

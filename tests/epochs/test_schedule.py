@@ -118,6 +118,7 @@ def test_drop_last_that_is_no_bool_is_named(drop_last):
             call()
 
 
+@pytest.mark.slow
 def test_seeds_are_64_bit_and_the_same_in_every_process():
     code = (
         "from dynprune_cuda._schedule.seeds import derive_seed; print(derive_seed(5, 'select', 3))"

@@ -18,6 +18,8 @@ from judges import assert_plausible, judge_permutation, order_counts
 
 from dynprune_cuda import functional as F
 
+pytestmark = pytest.mark.slow
+
 # Seeds one after the other, and seeds that differ in their upper half only.
 SEEDS = {"small": range(24_000), "high": range(0, 24_000 << 40, 1 << 40)}
 

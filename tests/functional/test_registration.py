@@ -353,12 +353,13 @@ def test_compiles_into_one_graph(device, dynamic):
         assert_same_step(compiled, device, rows)
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor(device):
     torch.compiler.reset()
     assert_same_step(torch.compile(training_step, fullgraph=True), device, 8)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_fused_step_compiles_into_one_graph(device, backend):
     torch.compiler.reset()
     compiled = torch.compile(fused_step, fullgraph=True, backend=backend)
@@ -571,6 +572,7 @@ print(len(calls), "refused")
 """
 
 
+@pytest.mark.slow
 def test_direct_calls_with_wrong_arguments_raise_and_do_not_crash():
     """In another process, so that a crash fails this test only."""
     done = subprocess.run(

@@ -66,7 +66,7 @@ def assert_gradient(got, exact, quantity="gradient"):
 
 
 @every_dtype
-@pytest.mark.parametrize("classes", [1, 2, 10, 100, 1025])
+@pytest.mark.parametrize("classes", [1, 2, 10, 100, pytest.param(1025, marks=pytest.mark.slow)])
 def test_loss_and_gradient_with_every_option_are_torch_s(device, classes, dtype):
     rows = 48
     logits, target = batch(rows, classes, dtype)

@@ -136,7 +136,7 @@ def test_every_size_and_dtype(device, rows, classes, dtype):
         assert_step_is_its_parts(batch, reduction=reduction)
 
 
-@pytest.mark.parametrize("classes", [7, 50, 1100])
+@pytest.mark.parametrize("classes", [7, 50, pytest.param(1100, marks=pytest.mark.slow)])
 def test_every_option(device, classes):
     rows = 37
     generator = torch.Generator().manual_seed(2)

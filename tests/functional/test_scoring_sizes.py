@@ -6,6 +6,8 @@ import torch
 
 from dynprune_cuda import functional as F
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("shape", [(1_000_000, 10), (2, 262_144)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -201,6 +201,7 @@ def test_a_large_permutation_is_the_reference_s(device):
     np.testing.assert_array_equal(ids, reference.uniform(200_003, 200_003, 6))
 
 
+@pytest.mark.slow
 def test_draws_that_only_the_last_bits_of_a_hash_decide(device):
     """The k-th and the next hash share 24 bits and more, so a boundary off by one shows."""
     n = 200_003

@@ -19,6 +19,8 @@ from judges import assert_plausible, chosen, judge_positions
 
 from dynprune_cuda import functional as F
 
+pytestmark = pytest.mark.slow
+
 # Seeds that differ in their lower, upper, and all bits.
 SEEDS = (0, 1, 2, 1 << 33, 1 << 63, -1)
 

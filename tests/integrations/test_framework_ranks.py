@@ -14,7 +14,10 @@ from dynprune_cuda import Pruner
 
 for name in ("lightning", "transformers", "accelerate"):
     pytest.importorskip(name)
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed"),
+]
 N, BATCH, EPOCHS = 61, 4, 4
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ALONE = """
 import importlib, sys
 import dynprune_cuda.integrations

@@ -105,6 +105,7 @@ def test_a_fit_is_the_plain_loop(options):
     assert sorted(set(model.validated)) == list(enumerate(ends))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "saving",
     [

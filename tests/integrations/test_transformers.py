@@ -112,7 +112,7 @@ def recorder(trainer):
     return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Recorder))
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("kind", ["shrinks", "grows"])
 def test_a_training_is_the_plain_loop(tmp_path, accumulate, exact, kind):
@@ -146,6 +146,7 @@ def test_the_learning_rate_reaches_its_end(tmp_path):
     assert set(trainer.lr_scheduler.get_last_lr()) == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_resumed_from_any_checkpoint_goes_on_bit_for_bit(tmp_path, accumulate):
     options = {

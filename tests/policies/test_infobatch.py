@@ -67,6 +67,7 @@ def test_the_expected_weight_of_every_sample_is_one(device):
     assert abs(float(mean.sum()) - 37) < 5 * 0.5 / 0.3 / math.sqrt(rounds)
 
 
+@pytest.mark.slow
 def test_the_expected_gradient_is_that_of_the_full_data(device):
     """A rate other than the published one would show: the gradient is compared over many seeds."""
     torch.manual_seed(0)

@@ -15,6 +15,8 @@ from paths import ROOT
 import dynprune_cuda
 from dynprune_cuda import _C
 
+pytestmark = pytest.mark.slow  # nvcc is a script here, but a process
+
 
 def make_toolkit(root, version="13.0", archs="75 80 86 87 89 90 100 120", include="include"):
     """A directory that looks like a toolkit, with an nvcc that answers what is asked of it."""

@@ -59,6 +59,7 @@ def results(tmp_path_factory):
         return dict(zip(paths, done, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_learns(path, results):
     lines = path.read_text().splitlines()

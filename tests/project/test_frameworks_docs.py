@@ -24,6 +24,7 @@ def test_its_python_is_python():
         ast.parse(block.replace("False, ...)", "False)"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("patch") is None, reason="needs patch")
 def test_the_change_of_timms_script_is_a_patch_of_about_ten_lines(tmp_path):
     """Applied to a file that has the lines which it names, where it names them."""

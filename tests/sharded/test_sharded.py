@@ -16,7 +16,9 @@ from dynprune_cuda.sharded.digit_search import find_thresholds
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed")
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4, 8])
+@pytest.fixture(
+    scope="module", params=[pytest.param(size, marks=pytest.mark.slow) for size in (1, 2, 3, 4, 8)]
+)
 def world(request, tmp_path_factory):
     """What each rank of a world found: one dict per rank, by scenario."""
     folder = tmp_path_factory.mktemp(f"shards{request.param}")

@@ -27,6 +27,7 @@ def assert_same(columns, expected):
         torch.testing.assert_close(columns[name], column, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_rank_is_refused_by_the_others(world):
     for rank, results in enumerate(world):
         found, _, _, unknown = results["torch_saved"]
@@ -41,10 +42,12 @@ def test_a_checkpoint_of_one_rank_is_refused_by_the_others(world):
         assert "got nobody knows whose" in unknown
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_every_rank_is_loaded(world):
     assert [rank["torch_saved"][1] for rank in world] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_pruner_of_another_rank_is_refused(world):
     for call, name in enumerate(("set_epoch", "state_dict")):
         texts = [rank["torch_saved"][2][call] for rank in world]
@@ -52,6 +55,7 @@ def test_a_pruner_of_another_rank_is_refused(world):
         assert texts[1].startswith("RuntimeError: this pruner holds the scores of rank 0 of 2")
 
 
+@pytest.mark.slow
 def test_visits_are_entered_on_all_ranks_or_on_none(world):
     for rank, results in enumerate(world):
         calls, visits = results["failed_entry"]
@@ -66,6 +70,7 @@ def test_visits_are_entered_on_all_ranks_or_on_none(world):
         assert visits[9 if rank else 1] == 6 and sum(visits) == 6
 
 
+@pytest.mark.slow
 def test_numbers_of_other_libraries_are_numbers(world):
     plain = torch.arange(20.0)
     expected = [
@@ -78,6 +83,7 @@ def test_numbers_of_other_libraries_are_numbers(world):
     assert world[1]["converted"][1:] == (int, int, int)
 
 
+@pytest.mark.slow
 def test_calls_that_differ_are_errors(world):
     for rank in world:
         *wrong, right = rank["differing_calls"]
@@ -86,6 +92,7 @@ def test_calls_that_differ_are_errors(world):
         assert right == "no error"
 
 
+@pytest.mark.slow
 def test_states_that_differ_are_errors(world):
     for rank in world:
         found, *after = rank["differing_states"]
@@ -97,6 +104,7 @@ def test_states_that_differ_are_errors(world):
         assert after == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_constructor_that_fails_on_one_rank_fails_on_all(world):
     texts = [rank["constructors"][0] for rank in world]
     assert texts[0].startswith("RuntimeError: making the pruner failed on rank [1]")

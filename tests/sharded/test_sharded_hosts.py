@@ -62,6 +62,7 @@ def hosts():
             ip("netns", "del", name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.filterwarnings("ignore:no score was observed:RuntimeWarning")
 def test_two_hosts_of_two_ranks_train_as_one_process(hosts, tmp_path):

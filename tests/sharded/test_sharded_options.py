@@ -27,7 +27,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4, 8])
+@pytest.fixture(
+    scope="module", params=[pytest.param(size, marks=pytest.mark.slow) for size in (2, 3, 4, 8)]
+)
 def world(request, tmp_path_factory):
     """What each rank of a world found: one dict per rank, by scenario."""
     folder = tmp_path_factory.mktemp(f"options{request.param}")
@@ -208,6 +210,7 @@ def test_errors_are_raised_on_every_rank(world):
         assert (count == size).all()  # every rank visited every sample: nothing was lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "loaded"), [({**STRIDED, **LOCAL}, {}), (LOCAL, STRIDED)], ids=["both", "local"]
 )

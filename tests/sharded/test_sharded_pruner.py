@@ -22,7 +22,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4, 8])
+@pytest.fixture(
+    scope="module", params=[pytest.param(size, marks=pytest.mark.slow) for size in (1, 2, 3, 4, 8)]
+)
 def world(request, tmp_path_factory):
     """What each rank of a world found: one dict per rank, by scenario."""
     folder = tmp_path_factory.mktemp(f"sharded{request.param}")
@@ -150,6 +152,7 @@ def test_errors_are_raised_on_every_rank(world):
         assert epoch == 1 and length == -(-KEEP[1] // len(world))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 1, 5])
 def test_a_checkpoint_of_four_ranks_is_loaded_by_others(tmp_path, alone, size):
     ranks.run_world(4, tmp_path, shard_ranks.saving)
@@ -166,6 +169,7 @@ def test_a_checkpoint_of_four_ranks_is_loaded_by_others(tmp_path, alone, size):
             assert ids[: len(own)] == own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collective", ["all_gather", "all_to_all_single", "all_reduce"])
 def test_a_rank_killed_in_a_selection_is_a_clear_error_on_the_others(tmp_path, alone, collective):
     """Within the timeout, with nothing half written; the last checkpoint goes on, here by two."""

@@ -95,7 +95,7 @@ MEASURES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("epochs", [0, 2])
+@pytest.mark.parametrize("epochs", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_scores_are_the_mean_of_exact_ones(data: TensorDataset, measure: str, epochs: int) -> None:
     # 23 samples in batches of 5: a mean over the batch anywhere would lift the last, short one.

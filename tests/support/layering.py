@@ -42,7 +42,7 @@ def unnamed(uses: Uses, levels: Levels) -> list[str]:
 
 
 def not_downwards(uses: Uses, levels: Levels) -> list[str]:
-    """Every use of another place that is not on a lower level; places without a level count not."""
+    """Every use of another place that is not on a lower level. Unnamed places are skipped."""
     found = []
     for file, used in uses.items():
         for other in used:
