@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dynamic data pruning: train on the samples worth it, chosen anew every few epochs."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 import torch
 
 from dynprune_cuda import functional, policies, sharded, static_scores
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule.schedule import same_steps
+from dynprune_cuda._version import __version__
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.hooks import track_gradient_norm
@@ -27,11 +26,6 @@ from dynprune_cuda.pruner import Pruner
 from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.static_scores import StaticScores
 from dynprune_cuda.stats import Stats
-
-try:
-    __version__ = version("dynprune_cuda")
-except PackageNotFoundError:  # run from a source tree that was built but not installed
-    __version__ = "unknown"
 
 
 def build_info() -> dict[str, str]:

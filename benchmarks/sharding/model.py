@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one epoch of pruning takes on R ranks: replicated or sharded scores, counted stage by stage.
+"""A model of the time of one epoch on R ranks, with replicated or sharded scores, stage by stage.
 
-A rank's own work is a cost per item, of each pass, times its items; a message takes
-`latency + bytes / bandwidth` (the alpha-beta model; Hockney 1994), and bytes that are added up
-`reduce` seconds each on top. Nothing overlaps: neither messages with each other, nor work with
-messages, nor either with training. Fixed costs of calls are left out at the beginning of an epoch,
-and counted in the steps, where batches are small. Shares are equal, and shards contiguous.
+The work of a rank is a cost per item and pass, times its items. A message takes
+`latency + bytes / bandwidth` (the alpha-beta model; Hockney 1994). Each byte that is reduced takes
+`reduce` seconds more. Nothing overlaps: messages, work and training run one after the other. The
+fixed costs of calls count in the steps, where batches are small, and not elsewhere. Shares are
+equal and shards contiguous.
 
-The messages are those that the package and the backends send: gloo adds up around a ring, NCCL
-around a ring or in a tree, whichever is faster; both gather small things around a ring (NCCL may
-do better); and both send an all-to-all as R - 1 messages. They post all of these at once, so
-counting one latency each is the most that it can take; `at_once` counts one latency in all.
+The messages are those of the package and of the backends. gloo reduces around a ring; NCCL uses a
+ring or a tree, whichever is faster. Both gather around a ring, where NCCL may do better. Both send
+an all-to-all as R - 1 messages, which they post at once. One latency for each of them therefore is
+an upper bound; `at_once` counts one latency in all.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ BATCH = 512
 LAUNCH = 4e-6  # of a small kernel, on a GPU
 DIGIT_BYTES = (16384, 16384, 8192)  # of the histograms of three rounds
 MAX_DRAWS = 1 << 16
-ONE_READ_FROM = 1 << 18  # samples of a rank; among fewer the plain search takes no longer
+ONE_READ_FROM = 1 << 18  # samples of a rank; for fewer the plain search is as fast
 MERGED = 1 << 22  # rows of a replicated table in one collective
-MEET_BYTES = 80  # that each rank sends where they compare notes
+MEET_BYTES = 80  # that each rank sends to compare its state with the others
 RECORD_BYTES = 17 + 4  # a row of the table, and how often the sample was selected
-VISIT_BYTES = 16 + 175  # a visit that waits, and what it takes while it is entered: measured
-# Of each sample, when two selections are compared: three masks, and int64 to sum one up on a CPU.
+VISIT_BYTES = 16 + 175  # a visit that waits, and its memory while it is recorded: measured
+# Per sample, to compare two selections: three masks, and int64 to sum one up on a CPU.
 COMPARE_BYTES = 3 + 8
-MERGE_BYTES = 68  # of each row in a collective
-WAYS = ("replicate", "plain", "one-read")
-# Of `Machine`, by epoch_costs.py:
-MEASURED = ("update", "repeat", "buffer", "pack", "enter", "merge", "ranking", "history")
-MEASURED += ("checksum", "walk", "look_up", "reduce")
+MERGE_BYTES = 68  # per row in a collective
+METHODS = ("replicate", "plain", "one-read")
+# Fields of `Machine` that epoch_costs.py measures.
+MEASURED = (
+    *("update", "repeat", "buffer", "pack", "enter", "merge", "ranking", "history"),
+    *("checksum", "walk", "look_up", "reduce"),
+)
 STAGES = ("steps", "exchange", "enter", "selection", "order")
 
 
@@ -46,33 +48,33 @@ class Machine:
     Attributes:
         name: What the tables call it.
         origin: Where the numbers are from.
-        update: In a step, replicated: a visit enters the table.
-        repeat: In a step, replicated, with several ranks: a visit is compared with the padding.
-        buffer: In a step, sharded: a visit is kept.
-        pack: The visits that wait are sorted for sending, per visit.
-        enter: At the owner, a visit enters the table.
-        merge: A rank's own work when replicated tables are made equal, per sample.
-        keys: Scores become keys.
+        update: In a step, replicated: the table is updated by a visit.
+        repeat: In a step, replicated, on several ranks: a visit is compared with the padding.
+        buffer: In a step, sharded: a visit is stored.
+        pack: The stored visits are sorted for sending, per visit.
+        enter: At the owner, the table is updated by a visit.
+        merge: The work of a rank to make replicated tables equal, per sample.
+        keys: A score becomes a key.
         digit: One pass of a search, over keys.
-        listing: The selected ids are written.
-        sample: Of one read: a draw, which every rank makes, and looks up if the sample is its own.
+        listing: The selected ids are written, per sample.
+        sample: Of one read: a draw, by every rank, and a look-up by the owner.
         sort_out: Of one read: the pass over the scores.
-        candidates: Of one read: the search among what is left, per sample.
-        chosen: Of one read: the selected ids are written.
+        candidates: Of one read: the search among the candidates, per sample.
+        chosen: Of one read: the selected ids are written, per sample.
         alone: A whole selection by one rank alone, per sample.
-        ranking: The scores to rank by are made from the table, per sample.
-        history: A selection is entered into the history, per sample.
-        checksum: A selected id goes into the sum that replicated ranks compare.
+        ranking: The table yields the scores to rank by, per sample.
+        history: The history is updated by a selection, per sample.
+        checksum: A selected id is added to the sum that replicated ranks compare.
         walk: One position of a permutation.
-        look_up: Replicated: one place of a rank's order becomes an id.
+        look_up: Replicated: one position of a rank's order becomes an id.
         place: One id of a shared order: a walk, a sort by rank, a scattered write.
         rounds: All-reduces of a search.
-        reduce: A byte is added to another one.
+        reduce: One byte is added to another.
         latency: Seconds until a message begins to arrive.
         bandwidth: Bytes per second, of one rank.
         tree: Whether an all-reduce may go by a tree.
         at_once: Whether the messages of an all-to-all share one latency.
-        cores: That all ranks share, one thread each; 0: every rank has its own.
+        cores: Cores that all ranks share, one thread each; 0 if each rank has its own.
     """
 
     name: str
@@ -106,16 +108,16 @@ class Machine:
     cores: int = 0
 
     def sharing(self, ranks: int) -> float:
-        """How many times as long everything takes because ranks share cores."""
+        """The factor by which everything takes longer because ranks share cores."""
         return max(1.0, ranks / self.cores) if self.cores else 1.0
 
 
 def assumed_gpu() -> Machine:
-    """Counted bytes over an assumed rate, and small kernels in the steps: nothing was measured.
+    """Bytes per item over an assumed rate, and the small kernels of the steps; not measured.
 
     The kernels are those of `Pruner.observe`; `with_cross_entropy` has more. A random access counts
-    as 32 bytes. `merge`, `pack` and `enter` are the torch calls of `Ranks.merge`,
-    `ShardedScoreTable._outgoing` and `.enter`, a sort of 8-byte keys as 256 bytes.
+    as 32 bytes. `merge`, `pack` and `enter` count the torch calls that merge replicated tables,
+    pack the visits of a sharded one, and record them. A sort of 8-byte keys counts as 256 bytes.
     """
     rate, launch = 3.0e12, LAUNCH
     return Machine(
@@ -151,12 +153,12 @@ def assumed_gpu() -> Machine:
 
 
 def with_cross_entropy(gpu: Machine) -> Machine:
-    """The same if visits are kept by `Pruner.cross_entropy`: 25 kernels a batch, not 14."""
+    """The same with visits stored by `Pruner.cross_entropy`: 25 kernels per batch, not 14."""
     return replace(gpu, buffer=gpu.buffer + 11 * LAUNCH / BATCH)
 
 
 def measured_cpu(row: dict[str, Any], network: dict[str, float], cores: int = 0) -> Machine:
-    """From the one-rank row of billion.py.
+    """A machine from the one-rank row of billion.py.
 
     Args:
         row: The row.
@@ -188,7 +190,7 @@ def measured_cpu(row: dict[str, Any], network: dict[str, float], cores: int = 0)
 
 
 def all_reduce(size: float, ranks: int, m: Machine) -> float:
-    """Seconds to add up `size` bytes: around a ring, or up and down a tree."""
+    """Seconds of an all-reduce of `size` bytes: around a ring, or up and down a tree."""
     if ranks == 1:
         return 0.0
     added = m.reduce * size
@@ -198,23 +200,23 @@ def all_reduce(size: float, ranks: int, m: Machine) -> float:
 
 
 def gather(size: float, ranks: int, m: Machine) -> float:
-    """Seconds for every rank to get `size` bytes of every other one."""
+    """Seconds until every rank has `size` bytes of every other one."""
     return (ranks - 1) * (m.latency + size / m.bandwidth)
 
 
 def all_to_all(size: float, ranks: int, m: Machine) -> float:
-    """Seconds for every rank to send `size` bytes, in equal parts to all."""
+    """Seconds until every rank has sent `size` bytes, in equal parts to all."""
     waits = min(1, ranks - 1) if m.at_once else ranks - 1
     return waits * m.latency + (ranks - 1) * size / ranks / m.bandwidth
 
 
 def routed(sizes: tuple[float, ...], ranks: int, m: Machine) -> float:
-    """Seconds of all-to-alls of these bytes, and of the counts that go first."""
+    """Seconds of all-to-alls of these bytes, and of the counts before them."""
     return sum(all_to_all(size, ranks, m) for size in (8 * ranks, *sizes))
 
 
 def merged(samples: int, ranks: int, m: Machine) -> float:
-    """Seconds to make replicated tables equal: messages and own work."""
+    """Seconds to make replicated tables equal: messages and work."""
     if ranks == 1:
         return 0.0
     whole, rest = divmod(samples, MERGED)
@@ -227,29 +229,29 @@ def merged(samples: int, ranks: int, m: Machine) -> float:
 
 
 def draws(samples: int) -> int:
-    """Scores in the sample that one read begins with."""
+    """Size of the sample that brackets the threshold of one read."""
     return min(MAX_DRAWS, int(samples ** (2 / 3)))
 
 
-def search(way: str, samples: int, ranks: int, m: Machine) -> float:
+def search(method: str, samples: int, ranks: int, m: Machine) -> float:
     """Seconds of a sharded search and its list."""
     own = samples / ranks
-    if way == "one-read" and own >= ONE_READ_FROM:
+    if method == "one-read" and own >= ONE_READ_FROM:
         sent = all_reduce(8 * draws(samples), ranks, m)
         sent += 3 * all_reduce(DIGIT_BYTES[0] + 8, ranks, m)
         return sent + m.sample * draws(samples) + (m.sort_out + m.candidates + m.chosen) * own
     sent = sum(all_reduce(size, ranks, m) for size in DIGIT_BYTES) * m.rounds / 3
-    # A round that has nothing to find reads nothing.
+    # Rounds beyond the third read no keys, because they have nothing to find.
     return sent + (m.keys + 3 * m.digit + m.listing) * own
 
 
 def stages(
-    way: str, samples: int, ranks: int, m: Machine, *, visited: float = KEEP, period: int = 1
+    method: str, samples: int, ranks: int, m: Machine, *, visited: float = KEEP, period: int = 1
 ) -> dict[str, float]:
     """Seconds per rank of one epoch's scores and of the beginning of the next, by stage.
 
     Args:
-        way: One of WAYS.
+        method: One of METHODS.
         samples: Of all ranks.
         ranks: How many.
         m: The machine.
@@ -257,7 +259,7 @@ def stages(
         period: Epochs between selections, over which their time is spread.
     """
     kept, visits = KEEP * samples, visited * samples / ranks
-    if way == "replicate":
+    if method == "replicate":
         several = ranks > 1
         selection = (m.alone + m.ranking + m.history) * samples
         selection += several * m.checksum * kept + gather(MEET_BYTES, ranks, m)
@@ -269,7 +271,7 @@ def stages(
             "order": m.walk * kept + m.look_up * kept / ranks,
         }
     else:
-        selection = search(way, samples, ranks, m) + (m.ranking + m.history) * samples / ranks
+        selection = search(method, samples, ranks, m) + (m.ranking + m.history) * samples / ranks
         selection += gather(MEET_BYTES, ranks, m) + gather(8, ranks, m) + all_reduce(8, ranks, m)
         sent = routed((8 * visits, 4 * visits), ranks, m)
         found = {
@@ -283,17 +285,17 @@ def stages(
 
 
 def epoch(
-    way: str, samples: int, ranks: int, m: Machine, *, steps: bool = True, **options: Any
+    method: str, samples: int, ranks: int, m: Machine, *, steps: bool = True, **options: Any
 ) -> float:
     """Seconds per rank of all stages, or of those after the steps."""
-    found = stages(way, samples, ranks, m, **options)
+    found = stages(method, samples, ranks, m, **options)
     return sum(found.values()) - (0.0 if steps else found["steps"])
 
 
-def memory(way: str, samples: int, ranks: int, visited: float = KEEP) -> float:
-    """Bytes per rank at the most, for scores and selections, when an epoch begins."""
+def memory(method: str, samples: int, ranks: int, visited: float = KEEP) -> float:
+    """Greatest number of bytes per rank, for scores and selections, when an epoch begins."""
     kept, visits = KEEP * samples, visited * samples / ranks
-    if way == "replicate":  # the old subset, the new one, the old order
+    if method == "replicate":  # the old subset, the new one, the old order
         merging = MERGE_BYTES * min(samples, MERGED) * (ranks > 1)
         table = RECORD_BYTES * samples + 8 * kept + 8 * kept / ranks
         return table + max(merging, COMPARE_BYTES * samples + 8 * kept)

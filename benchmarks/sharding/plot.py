@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figure of `simulate_sharding.py`: lines of the model, and what was measured beside them."""
+"""The figure of simulate_sharding.py: lines of the model, and measured points."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
+from benchmarks.common.plots import plt
 from benchmarks.sharding.model import Machine, epoch
 
 SHOWN = (10**7, 10**9, 10**11)
@@ -14,12 +17,12 @@ SIZES = [2**power for power in range(13)]
 COLOURS = {"replicate": "C1", "plain": "C0", "one-read": "C0"}
 
 
-def draw_model(axis: Any, m: Machine) -> None:
-    """Seconds over ranks, two lines for each N, each with its N at the left end."""
-    way = "plain" if m.tree else "one-read"
+def draw_model(axis: Axes, m: Machine) -> None:
+    """Seconds over ranks, two lines for each N, labelled with N at the left end."""
+    method = "plain" if m.tree else "one-read"
     for samples in SHOWN:
         name = f"$10^{{{len(str(samples)) - 1}}}$"
-        for line in ("replicate", way):
+        for line in ("replicate", method):
             values = [epoch(line, samples, size, m) for size in SIZES]
             axis.loglog(SIZES, values, color=COLOURS[line], lw=1.8)
             axis.annotate(
@@ -40,16 +43,16 @@ def draw_model(axis: Any, m: Machine) -> None:
     axis.grid(alpha=0.3)
 
 
-def draw_measured(axis: Any, rows: Sequence[dict[str, Any]], m: Machine | None) -> None:
+def draw_measured(axis: Axes, rows: Sequence[dict[str, Any]], m: Machine | None) -> None:
     """Points of whole epochs, and the model's lines for the same cores."""
     ranks = [row["ranks"] for row in rows]
-    for name, way in (("replicate", "replicate"), ("shard", "one-read")):
+    for name, method in (("replicate", "replicate"), ("shard", "one-read")):
         seconds = [row["epochs"][name]["seconds"] for row in rows]
-        axis.plot(ranks, seconds, "o", color=COLOURS[way], ms=7)
+        axis.plot(ranks, seconds, "o", color=COLOURS[method], ms=7)
         if m is not None:
             sizes = range(1, max(ranks) + 1)
-            values = [epoch(way, rows[0]["samples"], size, m) for size in sizes]
-            axis.plot(sizes, values, color=COLOURS[way], lw=1.8)
+            values = [epoch(method, rows[0]["samples"], size, m) for size in sizes]
+            axis.plot(sizes, values, color=COLOURS[method], lw=1.8)
     axis.set_title(f"Measured (points) and model, N = {rows[0]['samples']:,}", fontsize=11)
     axis.set_xlabel(
         "processes on " + (f"{m.cores} core{'s' * (m.cores > 1)}" if m else "one machine")
@@ -66,22 +69,20 @@ def draw(
 
     Args:
         machines: Of the model's panels.
-        rows: What was measured.
-        here: The machine of these rows, if the model has one.
+        rows: The measured rows.
+        here: The model's machine for these rows, if there is one.
         path: Of a PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, axes = plt.subplots(1, len(machines) + 1, figsize=(4.6 * (len(machines) + 1), 4.4))
     for axis, m in zip(axes, machines, strict=False):
         draw_model(axis, m)
     axes[0].set_ylabel("seconds per epoch, of scores and selection")
     draw_measured(axes[-1], rows, here)
     names = {"replicate": "replicated scores", "plain": "sharded scores"}
-    lines = [axes[0].plot([], [], color=COLOURS[way], lw=1.8, label=names[way])[0] for way in names]
+    lines = [
+        axes[0].plot([], [], color=COLOURS[method], lw=1.8, label=names[method])[0]
+        for method in names
+    ]
     figure.legend(handles=lines, loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)

@@ -35,7 +35,7 @@ def write_report(out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
             figures.append(f"![Accuracy against {name}](accuracy_{name}.png)")
         plot_keeps(compared, out / "accuracy_keep.png", title=title)
         figures.append("![Accuracy against keep](accuracy_keep.png)")
-    keeps = sorted({run.keep for run in compared if run.keep is not None})
+    keeps: list[float | None] = [*sorted({r.keep for r in compared if r.keep is not None})]
     parts = [f"# {title}", setting(entries)]
     num_test = last["data"]["test"]
     for keep in keeps or ([None] if compared else []):
@@ -111,7 +111,7 @@ def overhead_table(runs: Sequence[Run]) -> str:
     """The parts of training time, one row per method and keep."""
     unscored = [run for run in runs if not METHODS[run.method].scores_samples]
     plain = mean(run.part("loss") / run.samples for run in unscored) if unscored else None
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "method",
             "keep",

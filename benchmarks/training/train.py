@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torchvision
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.common.arguments import positive_int, share
 from benchmarks.common.machine_info import machine_info

@@ -125,7 +125,7 @@ def make_config(
     as_choice("score", score, SCORES)
     if score == "margin" and not checked.takes_negative_scores:
         raise ValueError(
-            f"score='margin' does not fit policy={fingerprint(checked)}, which needs scores >= 0: "
+            f"score='margin' does not fit policy={checked!r}, which needs scores >= 0: "
             "the margins of correct samples count as negative, and would all weigh nothing"
         )
     alpha = defaults["alpha"] if alpha is None else alpha

@@ -9,7 +9,7 @@ import sys
 import pytest
 from paths import ROOT
 
-from benchmarks.sharding import model
+from benchmarks.sharding import model, tables
 from benchmarks.sharding import simulate_sharding as program
 
 GPU = model.assumed_gpu()
@@ -24,8 +24,8 @@ N = 10**9
 def test_one_rank_sends_nothing():
     assert model.all_reduce(1e9, 1, GPU) == model.all_to_all(1e9, 1, GPU) == 0
     silent = dataclasses.replace(GPU, latency=1e9, bandwidth=1e-9)
-    for way in model.WAYS:
-        assert model.stages(way, N, 1, silent) == model.stages(way, N, 1, GPU)
+    for method in model.METHODS:
+        assert model.stages(method, N, 1, silent) == model.stages(method, N, 1, GPU)
 
 
 def test_messages_by_hand():
@@ -72,21 +72,21 @@ def test_replicated_tables_meet_in_two_collectives_for_each_piece():
     assert found["exchange"] == 3 * 2 * 4 + 2  # pieces, collectives, messages; a gathering
 
 
-@pytest.mark.parametrize("way", ["plain", "one-read"])
-def test_visits_move_12_bytes_and_ids_8(way):
-    found = model.stages(way, N, 2, BYTES)
+@pytest.mark.parametrize("method", ["plain", "one-read"])
+def test_visits_move_12_bytes_and_ids_8(method):
+    found = model.stages(method, N, 2, BYTES)
     counts, kept = 8 * 2 / 2, model.KEEP * N / 2
     assert found["exchange"] == pytest.approx(2 * 80 + counts + 12 * kept / 2)
     assert found["order"] == pytest.approx(counts + 8 * kept / 2)
     assert found["steps"] == found["enter"] == 0
 
 
-@pytest.mark.parametrize("way", ["plain", "one-read"])
-def test_a_sharded_epoch_waits_for_five_all_to_alls(way):
+@pytest.mark.parametrize("method", ["plain", "one-read"])
+def test_a_sharded_epoch_waits_for_five_all_to_alls(method):
     m = dataclasses.replace(FREE, latency=1.0)
-    found = model.stages(way, N, 8, m)
+    found = model.stages(method, N, 8, m)
     assert found["exchange"] + found["order"] == 5 * 7 + 2 * 7  # and two gatherings
-    at_once = model.stages(way, N, 8, dataclasses.replace(m, at_once=True))
+    at_once = model.stages(method, N, 8, dataclasses.replace(m, at_once=True))
     assert at_once["exchange"] + at_once["order"] == 5 + 2 * 7
 
 
@@ -117,15 +117,15 @@ def test_every_cost_counts_as_often_as_it_is_paid(cost, replicated, sharded):
     assert model.epoch("plain", N, 8, m) == pytest.approx(sharded)
 
 
-@pytest.mark.parametrize("way", model.WAYS)
-def test_what_an_epoch_is_made_of(way):
-    once, seldom = (model.stages(way, N, 8, GPU, period=period) for period in (1, 10))
+@pytest.mark.parametrize("method", model.METHODS)
+def test_what_an_epoch_is_made_of(method):
+    once, seldom = (model.stages(method, N, 8, GPU, period=period) for period in (1, 10))
     assert tuple(once) == model.STAGES
     assert once.pop("selection") == pytest.approx(10 * seldom.pop("selection"))
     assert once == seldom
-    with_steps, without = (model.epoch(way, N, 8, GPU, steps=steps) for steps in (True, False))
+    with_steps, without = (model.epoch(method, N, 8, GPU, steps=steps) for steps in (True, False))
     assert with_steps - without == pytest.approx(once["steps"])
-    everything = model.stages(way, N, 8, GPU, visited=1.0)
+    everything = model.stages(method, N, 8, GPU, visited=1.0)
     assert everything["steps"] == pytest.approx(once["steps"] / model.KEEP)
 
 
@@ -135,33 +135,33 @@ def test_ranks_that_share_cores_take_longer():
     assert model.epoch("plain", N, 8, shared) == pytest.approx(4 * model.epoch("plain", N, 8, GPU))
 
 
-@pytest.mark.parametrize("way", ["plain", "one-read"])
-def test_memory_falls_with_the_ranks_and_a_replicated_table_does_not(way):
-    sizes = [model.memory(way, 10**10, ranks) for ranks in (1, 8, 64)]
+@pytest.mark.parametrize("method", ["plain", "one-read"])
+def test_memory_falls_with_the_ranks_and_a_replicated_table_does_not(method):
+    sizes = [model.memory(method, 10**10, ranks) for ranks in (1, 8, 64)]
     assert sizes[0] == pytest.approx(8 * sizes[1]) == pytest.approx(64 * sizes[2])
     assert model.memory("replicate", N, 4096) > (17 + 4 + 16 * model.KEEP) * N
-    assert model.memory(way, N, 1, visited=1.0) == pytest.approx((21 + 191 + 4.8) * N)
+    assert model.memory(method, N, 1, visited=1.0) == pytest.approx((21 + 191 + 4.8) * N)
 
 
 def test_where_says_which_ranks():
-    assert program.where(lambda ranks: ranks > 1) == "from 2"
-    assert program.where(lambda ranks: ranks > 4096) == "never"
-    assert program.where(lambda ranks: ranks >= 8) == "from 8"
-    assert program.where(lambda ranks: 8 <= ranks <= 64) == "8 to 64"
-    assert program.where(lambda ranks: ranks == 2) == "at 2"
-    assert program.where(lambda ranks: ranks in (2, 8)) == "2, 8"
+    assert tables.where(lambda ranks: ranks > 1) == "from 2"
+    assert tables.where(lambda ranks: ranks > 4096) == "never"
+    assert tables.where(lambda ranks: ranks >= 8) == "from 8"
+    assert tables.where(lambda ranks: 8 <= ranks <= 64) == "8 to 64"
+    assert tables.where(lambda ranks: ranks == 2) == "at 2"
+    assert tables.where(lambda ranks: ranks in (2, 8)) == "2, 8"
 
 
 def test_the_cheaper_way_wins():
-    assert program.sharding_wins(N, dataclasses.replace(FREE, merge=1.0)) == "from 2"
-    assert program.sharding_wins(N, dataclasses.replace(FREE, enter=1.0)) == "never"
+    assert tables.sharding_wins(N, dataclasses.replace(FREE, merge=1.0)) == "from 2"
+    assert tables.sharding_wins(N, dataclasses.replace(FREE, enter=1.0)) == "never"
     # Entering k / R visits takes 300 / R times as long as walking through k places.
     m = dataclasses.replace(FREE, enter=300.0, walk=1.0)
-    assert program.sharding_wins(N, m) == "from 512"
+    assert tables.sharding_wins(N, m) == "from 512"
     m = dataclasses.replace(FREE, keys=1.0, sort_out=0.5)
-    assert program.one_read_wins(2**20, m) == "2 to 4, up to 2.0x"
-    assert program.ranks_that_fit(10**9, 1e12) == "1"
-    assert program.ranks_that_fit(10**9, 24e9) == "16"  # 216.8 GB of all ranks
+    assert tables.one_read_wins(2**20, m) == "2 to 4, up to 2.0x"
+    assert tables.ranks_that_fit(10**9, 1e12) == "1"
+    assert tables.ranks_that_fit(10**9, 24e9) == "16"  # 216.8 GB of all ranks
 
 
 def test_latency_and_bandwidth_come_back_out_of_a_ring():

@@ -2,6 +2,7 @@
 """A run that is stopped anywhere and resumed goes on bit for bit."""
 
 import copy
+import dataclasses
 import os
 import pickle
 import random
@@ -35,7 +36,8 @@ def test_a_run_goes_on_bit_for_bit_from_any_step(device, name):
         assert train(first, sampler, stop) == expected[:stop]
         state, position = save(first, sampler)
         second = MAKERS[name](device)
-        second.seed = 99  # the saved one wins
+        run = second._run
+        run.state = dataclasses.replace(run.state, seed=99)  # the saved one wins
         second.load_state_dict(state)
         resumed = second.batch_sampler(BATCH)
         resumed.load_state_dict(position)

@@ -22,14 +22,14 @@ from paths import ROOT
 
 # Each row is one level, the lowest first. A file may use its own folder and all rows above its own.
 PACKAGE = numbered(
-    "_C _checks stats",
+    "_C _checks _version stats",
     "_ops _schedule",
     "distributed functional",
     "data scores sharded",
     "policies",
     "_epochs static_scores",
-    "plotting pruner",
-    "hooks integrations",
+    "pruner",
+    "hooks integrations plotting",
     "__init__",
 )
 PACKAGE_RESERVED = {"_C.pyi": ["_ops"]}

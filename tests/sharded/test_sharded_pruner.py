@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ranks import BATCH, EPOCHS, N
 from shard_pruner_ranks import KEEP, POLICIES, make
-from states import assert_same_as_whole, joined
+from states import assert_same, assert_same_as_whole, joined
 
 from dynprune_cuda import Pruner
 from dynprune_cuda.scores import outbox
@@ -213,13 +213,30 @@ def test_one_process_without_a_group_shards_into_one_piece():
         Pruner(N, 0.3, sharding="split")
 
 
-def test_a_subclass_of_pruner_cannot_be_sharded():
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_a_subclass_of_pruner_may_be_sharded(sharding):
     class Own(Pruner):
-        pass
+        """Counts its epochs, and observes twice the values."""
 
-    assert type(Own(N, 0.3)) is Own
-    with pytest.raises(TypeError, match="needs Pruner itself, not its subclass Own"):
-        Own(N, 0.3, sharding="shard")
+        begun = 0
+
+        def set_epoch(self, epoch):
+            super().set_epoch(epoch)
+            self.begun += 1
+
+        def observe(self, ids, values, correct=None):
+            super().observe(ids, 2 * values, correct)
+
+    own, plain = Own(N, 0.3, sharding=sharding), Pruner(N, 0.3, sharding=sharding)
+    assert type(own) is Own
+    for pruner, factor in ((own, 1.0), (plain, 2.0)):
+        pruner.set_epoch(0)
+        pruner.observe(torch.arange(N), factor * torch.arange(float(N)))
+        pruner.set_epoch(1)
+    assert own.begun == 2
+    assert torch.equal(own.table.mean, plain.table.mean)
+    assert torch.equal(own.epoch_order(), plain.epoch_order())
+    assert_same(own.state_dict(), plain.state_dict())
 
 
 def test_what_waits_does_not_change_with_the_callers_tensors(device):
