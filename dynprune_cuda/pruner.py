@@ -192,6 +192,11 @@ class Pruner:
         return self._config.given_policy
 
     @property
+    def weighs(self) -> bool:
+        """Whether the policy decides how many samples it keeps, and rescales their losses."""
+        return self._config.policy.weighs
+
+    @property
     def schedule(self) -> Schedule:
         """When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`."""
         return self._config.schedule

@@ -115,16 +115,6 @@ def respread(state: dict[str, Any], source: Shard, target: Shard, ranks: Ranks) 
     return {**state, "table": rows, **by_sample}
 
 
-def check_saved_by_all(pruner: Any) -> None:
-    """Raises ValueError if `pruner` needs checkpoints of every process: frameworks save one's."""
-    if getattr(pruner.table, "shard", None) is not None and pruner.ranks.size > 1:
-        raise ValueError(
-            "sharding must be 'replicate' here, got a pruner with sharding='shard' and "
-            f"{pruner.ranks.size} processes: the framework's checkpoints keep what one process "
-            "holds"
-        )
-
-
 def _rows(name: Any, column: Any, shard: Shard) -> Any:
     if not isinstance(column, Tensor) or tuple(column.shape) != (shard.num_samples,):
         return column

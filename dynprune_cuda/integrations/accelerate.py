@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from dynprune_cuda._epochs.pieces import check_saved_by_all
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.integrations.batches import check_saved_by_all
 
 try:
     from accelerate import Accelerator

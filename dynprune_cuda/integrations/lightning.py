@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
-from dynprune_cuda._epochs.pieces import check_saved_by_all
 from dynprune_cuda.data.samplers import EpochBatchSampler
+from dynprune_cuda.integrations.batches import BatchCounter
 from dynprune_cuda.pruner import Pruner
 
 try:
@@ -81,9 +81,8 @@ class PrunerCallback(Callback):  # type: ignore[misc]
             )
         self.sampler = sampler
         self.pruner: Pruner = sampler.source
-        check_saved_by_all(self.pruner)
         self.log_stats = log_stats
-        self._batches = 0  # of the pruner's epoch, trained on by this process
+        self._batches = BatchCounter(self.pruner)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the trainer, and begins the first epoch before any loader is asked for it.
@@ -129,7 +128,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         batch_idx: int,
     ) -> None:
         """Counts the batches of the epoch."""
-        self._batches = batch_idx + 1
+        self._batches.count = batch_idx + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the epoch's statistics, and begins the next one, if there is one."""
@@ -144,11 +143,10 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the pruner's state, the epoch to go on with, and the position in the pruner's."""
-        length = self.pruner.share_length(self.sampler.drop_last)
         checkpoint[KEY] = {
             "pruner": self.pruner.state_dict(),
             "epoch": self._next(trainer),
-            "ids": min(self._batches * self.sampler.batch_size, length),
+            "ids": self._batches.ids(self.sampler.batch_size, self.sampler.drop_last),
         }
 
     def on_load_checkpoint(
@@ -165,9 +163,9 @@ class PrunerCallback(Callback):  # type: ignore[misc]
             raise ValueError("the checkpoint is of a run without PrunerCallback")
         state = checkpoint[KEY]
         self.pruner.load_state_dict(state["pruner"])
-        self._batches = -(-state["ids"] // self.sampler.batch_size)
+        self._batches.count = -(-state["ids"] // self.sampler.batch_size)
         self.sampler.load_state_dict({"epoch": self.pruner.epoch, "ids": state["ids"]})
-        self._enter(state["epoch"])
+        self._batches.begin(state["epoch"])
 
     def _next(self, trainer: Trainer) -> int:
         """Returns the epoch that is under way, or between two epochs the one that comes."""
@@ -176,9 +174,4 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         return epoch
 
     def _begin(self, trainer: Trainer) -> None:
-        self._enter(self._next(trainer))
-
-    def _enter(self, epoch: int) -> None:
-        if epoch != self.pruner.epoch:
-            self._batches = 0
-        self.pruner.set_epoch(epoch)
+        self._batches.begin(self._next(trainer))

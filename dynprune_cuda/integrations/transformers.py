@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dynprune_cuda._epochs.pieces import check_saved_by_all
 from dynprune_cuda.data.indexed import ID_KEY, IndexedDataset
 from dynprune_cuda.integrations.accelerate import prepare_loader
+from dynprune_cuda.integrations.batches import BatchCounter
 from dynprune_cuda.pruner import Pruner
 
 try:
@@ -92,7 +92,7 @@ class PrunedTrainerMixin:
         """
         if not isinstance(pruner, Pruner):
             raise TypeError(f"pruner must be a Pruner, got {type(pruner).__name__}")
-        check_saved_by_all(pruner)
+        batches = BatchCounter(pruner)
         super().__init__(*args, **more)
         trainer: Any = self
         if trainer.compute_loss_func is not None:
@@ -104,7 +104,7 @@ class PrunedTrainerMixin:
             )
         self.pruner = pruner
         self.log_stats = log_stats
-        self._batches = 0  # of the pruner's epoch, trained on by this process
+        self._batches = batches
         trainer.add_callback(_Follower(self))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -190,7 +190,7 @@ class PrunedTrainerMixin:
         epochs_trained, batches = super()._init_training_state(*args, **more)  # type: ignore[misc]
         bound = inspect.signature(Trainer._init_training_state).bind(self, *args, **more)
         folder = bound.arguments["resume_from_checkpoint"]
-        self._batches = 0
+        self._batches.count = 0
         if folder is None:
             return epochs_trained, batches
         trainer: Any = self
@@ -204,16 +204,14 @@ class PrunedTrainerMixin:
             return epoch + 1, 0
         if trainer.args.ignore_data_skip:
             return epoch, 0
-        self._batches = state["batches"]
+        self._batches.count = state["batches"]
         return epoch, state["batches"]
 
     def _run_epoch(self, **values: Any) -> None:
         """Runs an epoch of the pruner's length."""
         trainer: Any = self
         epoch = values["epoch"]
-        if epoch != self.pruner.epoch:
-            self._batches = 0
-        self.pruner.set_epoch(epoch)
+        self._batches.begin(epoch)
         values["steps_in_epoch"] = self._steps(epoch)
         values["num_update_steps_per_epoch"] = self._updates(epoch)
         super()._run_epoch(**values)  # type: ignore[misc]
@@ -223,14 +221,14 @@ class PrunedTrainerMixin:
     def _save_pruner(self) -> None:
         """Adds the pruner to the checkpoint that the Trainer has just written."""
         trainer: Any = self
-        state = {"pruner": self.pruner.state_dict(), "batches": self._batches}
+        state = {"pruner": self.pruner.state_dict(), "batches": self._batches.count}
         if trainer.args.should_save:
             folder = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
             torch.save(state, Path(trainer.args.output_dir, folder, STATE_FILE))
 
     def _observe_batch(self, ids: Tensor, loss: Tensor) -> None:
         """Credits a loss of the batch to its samples."""
-        if getattr(self.pruner.policy, "weighs", False):
+        if self.pruner.weighs:
             raise ValueError(
                 f"{self.pruner.policy!r} weighs the losses of single samples, and this model gives "
                 "one of the whole batch: override compute_loss"
@@ -269,11 +267,11 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """After the last batch of an optimiser's step."""
-        self._trainer._batches += 1
+        self._trainer._batches.add()
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
         """After any other batch."""
-        self._trainer._batches += 1
+        self._trainer._batches.add()
 
     def on_save(self, *_: Any, **__: Any) -> None:
         """After a checkpoint."""

@@ -16,6 +16,7 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._schedule.keep import resolve_keep
+from dynprune_cuda._version import __version__
 from dynprune_cuda.policies import StaticSubset
 
 _FORMAT = 1  # grows with every change of what a file holds
@@ -23,9 +24,7 @@ _ENTRIES = ("format", "values", "method", "seeds", "epochs", "about", "versions"
 
 
 def _versions() -> dict[str, str]:
-    import dynprune_cuda
-
-    return {"dynprune_cuda": dynprune_cuda.__version__, "torch": str(torch.__version__)}
+    return {"dynprune_cuda": __version__, "torch": str(torch.__version__)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -33,8 +33,6 @@ PACKAGE = numbered(
     "__init__",
 )
 PACKAGE_RESERVED = {"_C.pyi": ["_ops"]}
-# Not imported when the package runs: an annotation names the Pruner.
-FOR_TYPES_ONLY = [("static_scores/result.py", "__init__.py")]
 
 CSRC = numbered(
     "shared",
@@ -102,10 +100,7 @@ def test_includes_go_downwards_only():
 
 
 def test_imports_of_the_package_go_downwards_only():
-    uses = python_uses(ROOT / "dynprune_cuda")
-    for file, other in FOR_TYPES_ONLY:
-        uses[file].remove(other)
-    assert violations(uses, PACKAGE, PACKAGE_RESERVED) == []
+    assert violations(python_uses(ROOT / "dynprune_cuda"), PACKAGE, PACKAGE_RESERVED) == []
 
 
 def test_imports_of_the_benchmarks_go_downwards_only():

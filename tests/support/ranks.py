@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner, distributed, functional, policies
+from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner, functional, policies
+from dynprune_cuda.scores import merge
 
 N, EPOCHS, BATCH = 61, 7, 4
 
@@ -318,7 +319,7 @@ def work(rank, size, folder):
     """One process of a world."""
     torch.set_num_threads(1)
     if size > 2:
-        distributed.MERGED_SAMPLES = 16  # several pieces, the last one smaller
+        merge.MERGED_SAMPLES = 16  # several pieces, the last one smaller
     warnings.filterwarnings("ignore", "no score was observed", RuntimeWarning)
     store = dist.FileStore(str(Path(folder) / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)

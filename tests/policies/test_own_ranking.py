@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy that says what to rank by is one file and one registry line, and selects everywhere."""
+
+import dataclasses
+import math
+
+import own_policy_ranks
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+from smallest_margin import SmallestMargin
+
+from dynprune_cuda import Pruner, functional, policies
+from dynprune_cuda.functional import FixedIds, Ranking, Uniform
+from dynprune_cuda.policies import Policy
+from dynprune_cuda.policies.adapter import adapt
+from dynprune_cuda.scores import ScoreTable
+
+N = 200
+
+
+def test_the_smallest_margins_come_first_and_a_tenth_is_random():
+    table = ScoreTable(N)
+    margins = torch.randperm(N, generator=torch.Generator().manual_seed(1)) / 10.0 - 7
+    table.update(torch.arange(N), -margins)
+    best = set(margins.argsort()[:36].tolist())
+    drawn = set()
+    for seed in range(50):
+        ids = set(SmallestMargin().select(table, 40, seed=seed).tolist())
+        assert len(ids) == 40 and best <= ids
+        drawn |= ids - best
+    assert len(drawn) > 100  # 4 of 164, 50 times
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+def test_one_process_and_three_ranks_select_the_same(tmp_path):
+    subsets, _ = own_policy_ranks.train()
+    world = ranks.run_world(3, tmp_path, own_policy_ranks.work)
+    assert len(subsets[0]) == N * 5 and all(len(subset) == N * 1.5 for subset in subsets[1:])
+    assert not torch.equal(subsets[1], subsets[2])
+    for epoch, subset in enumerate(subsets):
+        for rank in world:
+            assert torch.equal(rank["replicate"][0][epoch], subset)
+        pieces = [rank["shard"][0][epoch] for rank in world]
+        assert torch.equal(torch.cat(pieces), subset)
+    for rank in world:
+        assert rank["replicate"][1] == rank["shard"][1]  # the batches
+
+
+def test_registered_names_are_understood():
+    assert "smallest_margin" in policies.names()
+    assert policies.resolve("smallest_margin") == SmallestMargin()
+    assert Pruner(9, 0.5, "smallest_margin").policy == SmallestMargin()
+    for name in ("ucb", "static", "smallest_margin"):
+        with pytest.raises(ValueError, match=f"name must be a new one, got '{name}'"):
+            policies.register(name, SmallestMargin)
+    with pytest.raises(TypeError, match="make callable"):
+        policies.register("other", SmallestMargin())
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Policy):
+    """Ranks by what it is given."""
+
+    rule: object = None
+
+    def ranking(self, table):
+        return self.rule
+
+
+SCORES = torch.arange(9.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Ranking.by_score(SCORES), [6, 7, 8]),
+        (Ranking.by_score(-SCORES.half()), [0, 1, 2]),
+        (Ranking.by_ucb(SCORES, -2 * SCORES), [0, 1, 2]),
+        (Ranking.by_ucb1(SCORES, torch.tensor([0, *[1] * 8]), step=math.e), [0, 7, 8]),
+        (Ranking.by_weight(torch.where(SCORES < 6, 0.0, math.inf)), [6, 7, 8]),
+        (FixedIds([5, 1, 3]), [1, 3, 5]),
+    ],
+)
+def test_every_rule_is_one_that_a_policy_may_return(rule, expected):
+    policy = Given(rule)
+    assert adapt(policy) is policy and policy.selects_by_ranking
+    assert policy.select(ScoreTable(9), 3, seed=1).tolist() == expected
+    if not isinstance(rule, FixedIds):
+        assert functional.select(rule, 9, 3, seed=1).tolist() == expected
+    for sharding in ("replicate", "shard"):
+        pruner = Pruner(9, 3, policy, warmup_epochs=0, sharding=sharding)
+        pruner.set_epoch(0)
+        assert pruner.selected.tolist() == expected
+
+
+def test_a_uniform_rule_is_select_uniform():
+    expected = functional.select_uniform(9, 4, seed=3, order="ascending")
+    assert torch.equal(Given(Uniform()).select(ScoreTable(9), 4, seed=3), expected)
+    assert functional.select(Uniform(), 9, 9, seed=3).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        (None, TypeError, "rule must be a Ranking, Uniform or FixedIds, got NoneType"),
+        (SCORES, TypeError, "rule must be a Ranking, Uniform or FixedIds, got Tensor"),
+        (Ranking.by_score(SCORES[:8]), ValueError, "scores must have 9 elements.*got 8"),
+        (Ranking.by_weight(torch.ones(10)), ValueError, "weights must have 9 elements.*got 10"),
+        (FixedIds([1, 2]), ValueError, "k must be the number of ids, 2, got 3"),
+        (FixedIds([1, 2, 9]), ValueError, "ids must be below num_samples=9, got 9"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(rule, error, message):
+    with pytest.raises(error, match=message):
+        Given(rule).select(ScoreTable(9), 3, seed=0)
+    pruner = Pruner(9, 3, Given(rule), warmup_epochs=0)
+    with pytest.raises(error, match=message):
+        pruner.set_epoch(0)
+    assert pruner.num_selections == 0
+
+
+def test_a_policy_without_ranking_says_what_it_lacks():
+    with pytest.raises(NotImplementedError, match=r"Policy must define ranking\(table\)"):
+        Policy().select(ScoreTable(3), 1, seed=0)
+    with pytest.raises(NotImplementedError, match="must define weigh"):
+        policies.WeighingPolicy().weigh(ScoreTable(3), seed=0)
+
+
+def test_a_subclass_that_selects_itself_is_checked_and_holds_no_shards():
+    class Broken(policies.UCB):
+        def select(self, table, k, *, seed):
+            return torch.zeros(k, dtype=torch.int64)
+
+    pruner = Pruner(9, 3, Broken(), warmup_epochs=0)
+    with pytest.raises(ValueError, match="must return distinct sample ids"):
+        pruner.set_epoch(0)
+    with pytest.raises(ValueError, match="sharding must be 'replicate' for groups, InfoBatch and"):
+        Pruner(9, 3, Broken(), sharding="shard")
+
+
+def test_a_subclass_that_ranks_itself_is_trusted():
+    class Lowest(policies.EpsilonGreedy):
+        def ranking(self, table):
+            return Ranking.by_score(-table.mean)
+
+    pruner = Pruner(9, 3, Lowest(), sharding="shard")
+    pruner.set_epoch(0)
+    pruner.observe(torch.arange(9), SCORES)
+    pruner.set_epoch(1)
+    assert pruner.selected.tolist() == [0, 1, 2]
