@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dynamic data pruning: train on the samples worth it, chosen anew every few epochs."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import torch
 
-from dynprune_cuda import functional, policies, sharded, static_scores
+from dynprune_cuda import functional, policies
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule.schedule import same_steps
 from dynprune_cuda._version import __version__
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.hooks import track_gradient_norm
-from dynprune_cuda.plotting import KeptHistory, plot_kept
 from dynprune_cuda.policies import (
     UCB,
     Balanced,
@@ -24,8 +28,29 @@ from dynprune_cuda.policies import (
 )
 from dynprune_cuda.pruner import Pruner
 from dynprune_cuda.scores.table import ScoreTable
-from dynprune_cuda.static_scores import StaticScores
 from dynprune_cuda.stats import Stats
+
+if TYPE_CHECKING:
+    from dynprune_cuda import sharded, static_scores
+    from dynprune_cuda.plotting import KeptHistory, plot_kept
+    from dynprune_cuda.static_scores import StaticScores
+
+# Imported at their first use, so that importing the package stays fast.
+_LAZY = {
+    "sharded": "sharded",
+    "static_scores": "static_scores",
+    "StaticScores": "static_scores",
+    "KeptHistory": "plotting",
+    "plot_kept": "plotting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what `_LAZY` names."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+    return module if name == _LAZY[name] else getattr(module, name)
 
 
 def build_info() -> dict[str, str]:

@@ -13,10 +13,9 @@ from torch import Tensor
 from dynprune_cuda import distributed, functional
 from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
+from dynprune_cuda._epochs import make_run
 from dynprune_cuda._epochs.config import Config, make_config
-from dynprune_cuda._epochs.replicated import ReplicatedRun
 from dynprune_cuda._epochs.run import Run
-from dynprune_cuda._epochs.sharded import ShardedRun
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
@@ -157,8 +156,7 @@ class Pruner:
                 shard_layout=shard_layout,
                 surplus=surplus,
             )
-            kind = ShardedRun if config.sharding == "shard" else ReplicatedRun
-            made.append(kind(config, ranks))
+            made.append(make_run(config, ranks))
             return {}
 
         place = torch.device(device)
@@ -570,22 +568,7 @@ class Pruner:
             `always_selected` and `sometimes_selected` (samples that none, all or some of the
             selections chose), and everything from `ScoreTable.stats`.
         """
-        never = (self.times_selected == 0).sum()
-        always = ((self.times_selected == self.num_selections) & (self.times_selected > 0)).sum()
-        known = {
-            "epoch": self.epoch,
-            "phase": self.schedule.phase(self.epoch),
-            "num_selected": self.num_selected,
-            "selected_fraction": self.num_selected / self.num_samples,
-            "num_selections": self.num_selections,
-        }
-        tensors = {
-            "turnover": self.turnover,
-            "never_selected": never,
-            "sometimes_selected": len(self.times_selected) - never - always,
-            "always_selected": always,
-        }
-        return self.table.stats().merged(known, tensors)
+        return self.table.stats().merged(*self._run.describe())
 
     # ---- saved states
 

@@ -122,6 +122,27 @@ class Run(ABC):
         count = self.num_selected() if epoch is None else self.count(epoch)
         return self.ranks.share_length(count, drop_last)
 
+    def describe(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Returns what the host and what the device knows of the epoch and the selections."""
+        state, epoch, num_selected = self.state, self.state.epoch or 0, self.num_selected()
+        times = state.times_selected
+        never = (times == 0).sum()
+        always = ((times == state.num_selections) & (times > 0)).sum()
+        known = {
+            "epoch": epoch,
+            "phase": self.config.schedule.phase(epoch),
+            "num_selected": num_selected,
+            "selected_fraction": num_selected / self.config.num_samples,
+            "num_selections": state.num_selections,
+        }
+        tensors = {
+            "turnover": state.turnover,
+            "never_selected": never,
+            "sometimes_selected": len(times) - never - always,
+            "always_selected": always,
+        }
+        return known, tensors
+
     # ---- visits
 
     def factors(self, ids: Tensor) -> Tensor | None:

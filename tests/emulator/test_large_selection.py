@@ -130,7 +130,7 @@ def test_a_sample_that_misleads_costs_time_only(way: str, epsilon: float) -> Non
 @pytest.mark.parametrize("seed", [12506, 15690])
 def test_a_hash_outside_its_bracket_costs_time_only(seed: int) -> None:
     """Of 3000 hashes the 1000th greatest is 3.5 deviations off, below for one seed, above for the
-    other (searched for with tests/reference.py)."""
+    other (searched for with tests/support/reference.py)."""
     n, k = 3000, 1000
     x = torch.zeros(n)
     kernels = streaming_kernels()

@@ -13,11 +13,18 @@ from smallest_margin import SmallestMargin
 
 from dynprune_cuda import Pruner, functional, policies
 from dynprune_cuda.functional import FixedIds, Ranking, Uniform
-from dynprune_cuda.policies import Policy
+from dynprune_cuda.policies import Policy, registry
 from dynprune_cuda.policies.adapter import adapt
 from dynprune_cuda.scores import ScoreTable
 
 N = 200
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The name smallest_margin, for one test."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    policies.register("smallest_margin", SmallestMargin)
 
 
 def test_the_smallest_margins_come_first_and_a_tenth_is_random():
@@ -35,7 +42,7 @@ def test_the_smallest_margins_come_first_and_a_tenth_is_random():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
-def test_one_process_and_three_ranks_select_the_same(tmp_path):
+def test_one_process_and_three_ranks_select_the_same(tmp_path, registered):
     subsets, _ = own_policy_ranks.train()
     world = ranks.run_world(3, tmp_path, own_policy_ranks.work)
     assert len(subsets[0]) == N * 5 and all(len(subset) == N * 1.5 for subset in subsets[1:])
@@ -49,7 +56,7 @@ def test_one_process_and_three_ranks_select_the_same(tmp_path):
         assert rank["replicate"][1] == rank["shard"][1]  # the batches
 
 
-def test_registered_names_are_understood():
+def test_registered_names_are_understood(registered):
     assert "smallest_margin" in policies.names()
     assert policies.resolve("smallest_margin") == SmallestMargin()
     assert Pruner(9, 0.5, "smallest_margin").policy == SmallestMargin()

@@ -11,7 +11,6 @@ from smallest_margin import SmallestMargin
 from dynprune_cuda import Pruner, policies
 
 N, EPOCHS, KEEP = 1000, 4, 0.3
-policies.register("smallest_margin", SmallestMargin)
 
 
 def train(sharding="replicate"):
@@ -32,6 +31,7 @@ def train(sharding="replicate"):
 def work(rank, size, folder):
     """One process: the run with replicated and with sharded scores."""
     start(rank, size, folder)
+    policies.register("smallest_margin", SmallestMargin)
     runs = {sharding: train(sharding) for sharding in ("replicate", "shard")}
     torch.save(runs, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
