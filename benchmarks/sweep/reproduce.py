@@ -134,16 +134,12 @@ class Sweep:
             assert cell.keep is not None
             scores, cost = self.static.scores(method.scores, cell.seed)
             ids = scores.top(cell.keep, seed=cell.seed)
-        settings = self.settings
         plan = make_plan(
             cell.method,
             self.source.num_samples,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            rules=settings.rules,
+            self.settings,
             keep=cell.keep,
             seed=cell.seed,
-            device=settings.device,
             static_ids=ids,
         )
         run = Run(cell.method, plan.label, cell.seed, cell.keep, static=cost)

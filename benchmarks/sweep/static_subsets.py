@@ -136,17 +136,8 @@ class _TrainedOnce:
         self.waited += time.perf_counter() - start
 
     def _train(self, model: nn.Module, epochs: int, seed: int, loss: Loss | None) -> float:
-        source, settings = self._subsets.source, self._subsets.source.settings
-        plan = make_plan(
-            "full",
-            source.num_samples,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            rules=settings.rules,
-            keep=None,
-            seed=seed,
-            device=settings.device,
-        )
+        source = self._subsets.source
+        plan = make_plan("full", source.num_samples, source.settings, keep=None, seed=seed)
         if loss is not None:
             plan.loss = loss
         trainer = Trainer(source, plan, Run("full", "", seed), model=model, evaluate=False)

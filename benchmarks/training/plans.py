@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.training.host_baselines import HostPolicy, PublishedInfoBatch
 from benchmarks.training.methods import METHODS, Method, Rules
+from benchmarks.training.source import Settings
 from dynprune_cuda import Pruner, ScoreTable, StaticSubset, functional, policies
 
 __all__ = ["Loss", "Plan", "make_plan", "planned_samples", "short_epochs"]
@@ -77,13 +78,10 @@ def plain_loss(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
 def make_plan(
     name: str,
     num_samples: int,
+    settings: Settings,
     *,
-    epochs: int,
-    batch_size: int,
-    rules: Rules,
     keep: float | None,
     seed: int,
-    device: torch.device,
     static_ids: Tensor | None = None,
 ) -> Plan:
     """Plans a run of METHODS[name].
@@ -93,7 +91,8 @@ def make_plan(
     part.
     """
     method = METHODS[name]
-    common: dict[str, Any] = {"seed": seed, "device": device}
+    epochs, batch_size, rules = settings.epochs, settings.batch_size, settings.rules
+    common: dict[str, Any] = {"seed": seed, "device": settings.device}
     if method.kind == "full":
         return _plan(method.label, Pruner(num_samples, policy="full", **common), epochs)
     samples = planned_samples(num_samples, epochs, rules, keep if method.takes_keep else None)
@@ -108,7 +107,7 @@ def make_plan(
         counts = short_epochs(samples, len(static_ids), batch_size)
         # Two selections: the whole subset in the first epoch, a part of it in the last one.
         common |= {"period": max(1, len(counts) - 1), "warmup_epochs": 0}
-        pruner = Pruner(num_samples, counts, PartOfSubset(static_ids, device), **common)
+        pruner = Pruner(num_samples, counts, PartOfSubset(static_ids, settings.device), **common)
         return _plan(method.label, pruner, len(counts))
     common |= {"warmup_epochs": rules.warmup_epochs, "epochs": epochs}
     if method.kind == "infobatch":

@@ -43,21 +43,17 @@ OTHER_DEFAULTS = {"model": "resnet8", "epochs": 21, "batch_size": 128, "lr": 0.4
 
 def train_one(source: Source, name: str, keep: float, seed: int) -> Run:
     """Trains a fresh model, and shows its progress."""
-    settings, num_samples = source.settings, source.num_samples
-    method = METHODS[name]
+    method, num_samples = METHODS[name], source.num_samples
     plan = make_plan(
         name,
         num_samples,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        rules=settings.rules,
+        source.settings,
         keep=keep if method.takes_keep else None,
         seed=seed,
-        device=settings.device,
         static_ids=random_scores(num_samples, seed=seed).top(keep) if method.scores else None,
     )
     trainer = Trainer(source, plan, Run(name, plan.label, seed, keep))
-    samples = plan.total_steps(1) if plan.total_steps else settings.epochs * num_samples
+    samples = plan.total_steps(1) if plan.total_steps else plan.epochs * num_samples
     with progress_bar(f"{plan.label}, seed {seed}", samples) as bar:
 
         def show() -> None:

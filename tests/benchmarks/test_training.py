@@ -63,12 +63,9 @@ def plan_of(name: str, chosen: Settings, seed: int = 0) -> Plan:
     return make_plan(
         name,
         NUM,
-        epochs=chosen.epochs,
-        batch_size=chosen.batch_size,
-        rules=chosen.rules,
+        chosen,
         keep=0.3 if method.takes_keep else None,
         seed=seed,
-        device=chosen.device,
         static_ids=random_scores(NUM).top(0.3) if method.kind == "static" else None,
     )
 
@@ -181,10 +178,8 @@ def test_a_static_subset_ends_with_a_random_part_of_it(
     task: ImageTask, keep: float, epochs: list[int]
 ) -> None:
     rules, scores = Rules(), random_scores(NUM)
-    subset = scores.top(keep)
-    options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "rules": rules, "seed": 0}
-    options |= {"keep": keep, "device": torch.device("cpu"), "static_ids": subset}
-    plan = make_plan("static_random", NUM, **options)
+    chosen, subset = settings(rules=rules), scores.top(keep)
+    plan = make_plan("static_random", NUM, chosen, keep=keep, seed=0, static_ids=subset)
     assert sum(epochs) == planned_samples(NUM, EPOCHS, rules, keep) and plan.epochs == len(epochs)
     assert plan.total_steps is not None
     assert plan.total_steps(BATCH) == sum(-(-count // BATCH) for count in epochs)
@@ -192,7 +187,7 @@ def test_a_static_subset_ends_with_a_random_part_of_it(
         plan.pruner.set_epoch(epoch)
         ids = set(plan.pruner.selected.tolist())
         assert len(ids) == count and ids <= set(subset.tolist())
-    others = make_plan("static_random", NUM, **{**options, "seed": 1})
+    others = make_plan("static_random", NUM, chosen, keep=keep, seed=1, static_ids=subset)
     others.pruner.set_epoch(len(epochs) - 1)
     assert set(others.pruner.selected.tolist()) != ids
 
