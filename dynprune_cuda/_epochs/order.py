@@ -106,7 +106,7 @@ def local_share(ids: Tensor, sizes: Sequence[int], seed: int, shard: Shard) -> S
     """Returns this process's own ids in a random order, filled up to the longest share.
 
     It goes on from the beginning as often as it takes. A process that holds none of the selection
-    fills up with others of its samples, so that nobody waits for it in the backward pass.
+    fills up with others of its samples: every process must take part in the backward pass.
 
     Args:
         ids: The selected ids that this process holds, ascending.

@@ -67,7 +67,7 @@ def local_state(state: Any, shard: Shard) -> dict[str, Any]:
 
     Raises:
         TypeError: `state` is no mapping.
-        ValueError: Its pieces are another rank's, or nobody knows whose.
+        ValueError: Its pieces are another rank's, or do not tell the rank.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state_dict must be a mapping, got {type(state).__name__}")
@@ -122,7 +122,7 @@ def _rows(name: Any, column: Any, shard: Shard) -> Any:
     if local is not None:
         rank = getattr(column, ROWS_OF, None)
         if rank != shard.rank:
-            whose = "nobody knows whose" if rank is None else f"those of rank {rank}"
+            whose = "rows without a rank" if rank is None else f"those of rank {rank}"
             raise ValueError(
                 f"state_dict's {name!r} must hold the rows of rank {shard.rank}, got {whose}: save "
                 "and load with torch.distributed.checkpoint, or let every rank save its state and "

@@ -300,8 +300,8 @@ def _pinned(order: Tensor, chunk_size: int) -> Iterator[Tensor]:
     with torch.cuda.device(order.device):
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        # An iterator may be dropped with a copy under way: until that is done, nobody else may be
-        # given the memory of `order`.
+        # An iterator may be dropped during a copy. Until the copy is done, the allocator must not
+        # give the memory of `order` to others.
         order.record_stream(stream)
     pieces = torch.split(order, chunk_size)
     width = min(chunk_size, len(order))

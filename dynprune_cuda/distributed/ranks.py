@@ -17,7 +17,7 @@ from dynprune_cuda._schedule.seeds import as_int64
 
 SETTING_BYTES = 96  # of each setting's text, when all ranks compare theirs
 # In place of a process group:
-_LOST = "left behind"  # of an object that was unpickled
+_LOST = "lost"  # of an object that was unpickled
 _EARLY = "not initialised"  # of one that was made before torch.distributed was
 NUMBERS = 8  # that ranks compare at most in `agree`
 
@@ -203,7 +203,7 @@ class Ranks:
         """Returns the tensors of all ranks, [size, ...]."""
         if self._group == _LOST:
             raise RuntimeError(
-                "this pruner was unpickled, and its process group stayed behind: make a new pruner "
+                "this pruner was unpickled, and a process group is not pickled: make a new pruner "
                 "with process_group=, and load this one's state_dict into it"
             )
         everyone = [torch.empty_like(mine) for _ in range(self.size)]

@@ -153,7 +153,7 @@ def select_weighted(
 def select_uniform(
     k: int, *, shard: Shard, seed: int = 0, device: torch.device | str | int = "cpu"
 ) -> Tensor:
-    """This rank's part of `functional.select_uniform`. Not collective: nobody is asked.
+    """This rank's part of `functional.select_uniform`. Not collective.
 
     Args:
         k: As in `select_top_k`.

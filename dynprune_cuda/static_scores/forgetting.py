@@ -110,11 +110,11 @@ def forgetting_scores(
         make_model: As in `el2n_scores`, as for the other arguments.
         loader: As there; it must know the size of the training set, as a `DataLoader` does.
         epochs: As there, at least 1 here.
-        seeds: As there.
+        seeds: See `el2n_scores`.
         train: As there: its losses, computed by `loss(logits, labels, ids)`, are what counts.
-        optimizer: As there.
-        about: As there.
-        progress: As there.
+        optimizer: See `el2n_scores`.
+        about: See `el2n_scores`.
+        progress: See `el2n_scores`.
 
     Returns:
         The scores: the mean number of events.

@@ -93,18 +93,18 @@ def grand_scores(
 
     Args:
         make_model: As in `el2n_scores`, as for the other arguments that are not here.
-        loader: As there.
+        loader: See `el2n_scores`.
         layers: "all": over all parameters that require a gradient, exactly, by torch.func; costs
             several times a training pass. "last": over weight and bias of the last layer only, an
             `nn.Linear` whose output must be the model's, in closed form; costs a forward pass.
-        epochs: As there.
-        seeds: As there.
-        train: As there.
-        optimizer: As there.
+        epochs: See `el2n_scores`.
+        seeds: See `el2n_scores`.
+        train: See `el2n_scores`.
+        optimizer: See `el2n_scores`.
         chunk_size: Samples whose gradients are held at a time, for "all". None: as many as fit
             into 1 GiB.
-        about: As there.
-        progress: As there.
+        about: See `el2n_scores`.
+        progress: See `el2n_scores`.
 
     Returns:
         The scores, with the method "grand" or "grand_last".
