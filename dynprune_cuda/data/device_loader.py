@@ -149,7 +149,7 @@ def _one_ahead(
     """Yields the batches; the next one is already on its way on another stream."""
     device = order.device
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    # The iterator, or the loader, may be dropped while a batch is prepared. Until the batch is done,
+    # The iterator or the loader may be dropped while a batch is prepared. Until the batch is done,
     # the allocator must not give the memory that it reads to others.
     for tensor in (order, *loader.tensors):
         tensor.record_stream(stream)
