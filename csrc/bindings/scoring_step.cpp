@@ -42,42 +42,43 @@ std::optional<Tensor> checked_sample_weight(const std::optional<Tensor>& sample_
   return dense(*sample_weight);
 }
 
-// The tensors that a step returns, uninitialised.
+// The tensors that a step returns, uninitialised, and where their parts lie.
 struct StepResult {
   Tensor loss, scores, correct, grad_logits;
-  GradientTime gradient;
+  bool* correct_flags;
+  void* saved;  // [B, kNumSavedColumns], or null
 
-  StepResult(const Tensor& logits, Dtype compute_dtype, Reduction reduction, GradientTime time)
-      : gradient(time) {
+  StepResult(const Tensor& logits, Dtype compute_dtype, Reduction reduction, GradientTime time) {
     const int64_t rows = logits.size(0), classes = logits.size(1);
-    const bool later = gradient == GradientTime::kLater;
+    const bool now = time == GradientTime::kNow, later = time == GradientTime::kLater;
     loss = reduction == Reduction::kNone ? allocate(logits, {rows}, compute_dtype)
                                          : allocate(logits, {}, compute_dtype);
     scores =
         allocate(logits, {kNumStepColumns + (later ? kNumSavedColumns : 0), rows}, compute_dtype);
     correct = allocate(logits, {rows}, Dtype::Bool);
-    grad_logits = gradient == GradientTime::kNow
-                      ? allocate(logits, {rows, classes}, logits.scalar_type())
+    grad_logits = now ? allocate(logits, {rows, classes}, logits.scalar_type())
                       : allocate(logits, {0}, logits.scalar_type());
+    correct_flags = static_cast<bool*>(correct.mutable_data_ptr());
+    first_column_ = static_cast<char*>(scores.mutable_data_ptr());
+    column_bytes_ = rows * (compute_dtype == Dtype::Double ? 8 : 4);
+    saved = later ? first_column_ + kNumStepColumns * column_bytes_ : nullptr;
   }
 
-  void* column(StepColumn column) const { return row_of_scores(static_cast<int>(column)); }
-  // SavedRow of every row, [B, kNumSavedColumns], behind the columns.
-  void* saved() const {
-    return gradient == GradientTime::kLater ? row_of_scores(kNumStepColumns) : nullptr;
+  void* column(StepColumn column) const {
+    return first_column_ + static_cast<int>(column) * column_bytes_;
   }
-  bool* correct_flags() const { return static_cast<bool*>(correct.mutable_data_ptr()); }
-
   CrossEntropyOutput output() const {
-    return {column(StepColumn::kLoss),   column(StepColumn::kEl2n), column(StepColumn::kEntropy),
-            column(StepColumn::kMargin), correct_flags(),           saved()};
+    return {column(StepColumn::kLoss),
+            column(StepColumn::kEl2n),
+            column(StepColumn::kEntropy),
+            column(StepColumn::kMargin),
+            correct_flags,
+            saved};
   }
 
  private:
-  void* row_of_scores(int row) const {
-    const int64_t element_bytes = scores.scalar_type() == Dtype::Double ? 8 : 4;
-    return static_cast<char*>(scores.mutable_data_ptr()) + row * scores.size(1) * element_bytes;
-  }
+  char* first_column_;
+  int64_t column_bytes_;
 };
 
 void run_on_cpu(const CrossEntropyInput& input, const CrossEntropyOutput& output,
@@ -142,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
   step.loss = result.loss.mutable_data_ptr();
   step.row_weight = result.column(StepColumn::kRowWeight);
   if (time == GradientTime::kNow) step.grad_logits = result.grad_logits.mutable_data_ptr();
-  if (last_correct.has_value()) table.update.correct = result.correct_flags();
+  if (last_correct.has_value()) table.update.correct = result.correct_flags;
   if (!on_cuda(logits)) {
     run_on_cpu(call.input, result.output(), step, table.update);
   } else {

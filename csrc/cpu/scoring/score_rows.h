@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Statistics and scores of rows in vector code. A row is read in chunks that stay in the first
 // cache: the chunk's maximum, then its exponentials and their sums in independent lanes. Short rows
-// are turned round, so that every lane holds a row. In every case the exponentials can be kept, and
-// the gradient is then one multiplication per class.
+// are transposed, so that every lane holds a row. In every case the exponentials can be kept. The
+// gradient is then one multiplication per class.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace dynprune {
 namespace cpu {
 
 constexpr int kChunk = 1024;       // classes
-constexpr int kShortClasses = 32;  // at most: rows are turned round
+constexpr int kShortClasses = 32;  // at most: rows are transposed
 
 // One number per row of a group.
 template <class A>
@@ -85,11 +85,15 @@ DYNPRUNE_INLINE void finish_rows(RowLanes<A>* r, int count) {
 
 // ---- a row in chunks
 
-// Statistics of a chunk without the class at `target`, if that lies in it, relative to the chunk's
-// maximum and at least `least`. e: [count rounded up to kLanes], becomes the exponentials.
+// The classes behind the last whole group of kLanes are read together with some before them.
+DYNPRUNE_INLINE int first_of_rest(int count) { return count > kLanes ? count - kLanes : 0; }
+
+// Loads a chunk, with -inf in place of the class at `target`, and returns its maximum, at least
+// `least`. e: [count rounded up to kLanes], gets whole groups of kLanes classes. rest: the other
+// classes, from first_of_rest(count) on.
 template <class T, int kBytes>
-DYNPRUNE_INLINE void chunk_stats(const T* x, int count, int64_t target, compute_t<T> least,
-                                 compute_t<T>* e, RowStats<compute_t<T>>* stats) {
+DYNPRUNE_INLINE compute_t<T> load_chunk(const T* x, int count, int64_t target, compute_t<T> least,
+                                        compute_t<T>* e, Lanes<compute_t<T>, kBytes>* rest) {
   using A = compute_t<T>;
   using L = Lanes<A, kBytes>;
   constexpr A kNothing = -__builtin_inf();
@@ -106,42 +110,58 @@ DYNPRUNE_INLINE void chunk_stats(const T* x, int count, int64_t target, compute_
     greatest.raise_to(v);
     index.advance();
   }
-  // The rest is read together with some classes before it, which must not count twice.
-  const int last = count > kLanes ? count - kLanes : 0;
-  L rest;
-  rest.fill(0);
+  rest->fill(0);
   if (whole < count) {
     if (count > kLanes) {
-      rest.load(x + last);
+      rest->load(x + count - kLanes);
     } else {
       A few[kLanes];
       for (int i = 0; i < kLanes; i++) few[i] = i < count ? static_cast<A>(widen(x[i])) : kNothing;
-      rest.load(few);
+      rest->load(few);
     }
-    index.count_from(static_cast<A>(last));
-    rest.replace(index, y, kNothing);
-    greatest.raise_to(rest);
+    index.count_from(static_cast<A>(first_of_rest(count)));
+    rest->replace(index, y, kNothing);
+    greatest.raise_to(*rest);
   }
-  L m;
-  stats->m = greatest.greatest();
+  return greatest.greatest();
+}
+
+// Replaces a chunk's logits by their exponentials relative to stats->m, and sums these. e and rest:
+// as load_chunk leaves them.
+template <class A, int kBytes>
+DYNPRUNE_INLINE void sum_chunk(int count, A* e, Lanes<A, kBytes>* rest, RowStats<A>* stats) {
+  using L = Lanes<A, kBytes>;
+  const int whole = count / kLanes * kLanes;
+  L m, below;
   m.fill(stats->m);
   LaneSums<A, kBytes> sums;
   sums.clear();
   for (int i = 0; i < whole; i += kLanes) {
-    L v, below;
+    L v;
     v.load(e + i);
     v.to_exponentials(m, &below);
     v.store(e + i);
     sums.add(v, below);
   }
   if (whole < count) {
-    L below;
-    rest.to_exponentials(m, &below);
-    rest.store(e + last);  // of the classes before, the same again
-    rest.clear_below(index, static_cast<A>(whole));
-    sums.add(rest, below);
+    rest->to_exponentials(m, &below);
+    rest->store(e + first_of_rest(count));  // for the classes before the rest, the same again
+    L index;
+    index.count_from(static_cast<A>(first_of_rest(count)));
+    rest->clear_below(index, static_cast<A>(whole));  // these must not count twice
+    sums.add(*rest, below);
   }
   stats->s = sums.s.sum(), stats->q = sums.q.sum(), stats->t = sums.t.sum();
+}
+
+// Statistics of a chunk without the class at `target`, if that lies in it, relative to the chunk's
+// maximum and at least `least`. e: as for load_chunk, becomes the exponentials.
+template <class T, int kBytes>
+DYNPRUNE_INLINE void chunk_stats(const T* x, int count, int64_t target, compute_t<T> least,
+                                 compute_t<T>* e, RowStats<compute_t<T>>* stats) {
+  Lanes<compute_t<T>, kBytes> rest;
+  stats->m = load_chunk<T, kBytes>(x, count, target, least, e, &rest);
+  sum_chunk(count, e, &rest, stats);
 }
 
 template <class T>
@@ -230,13 +250,13 @@ struct ScaleRows {
 
 // ---- short rows, a row per lane
 
-// Turns four rows of four numbers round, in vectors of four.
-struct Turned4 {
+// Four rows of four numbers.
+struct Block4 {
   typedef float Four __attribute__((vector_size(16)));
   typedef int32_t Places __attribute__((vector_size(16)));
   Four v[4];
 
-  DYNPRUNE_INLINE void turn() {
+  DYNPRUNE_INLINE void transpose() {
     constexpr Places kLow{0, 4, 1, 5}, kHigh{2, 6, 3, 7}, kFirst{0, 1, 4, 5}, kLast{2, 3, 6, 7};
     const Four a = __builtin_shuffle(v[0], v[1], kLow), b = __builtin_shuffle(v[2], v[3], kLow);
     const Four c = __builtin_shuffle(v[0], v[1], kHigh), d = __builtin_shuffle(v[2], v[3], kHigh);
@@ -252,9 +272,9 @@ DYNPRUNE_INLINE void rows_to_columns(const T* const* x, int classes, compute_t<T
     for (int c = 0; c < classes && classes >= 4; c += 4) {
       const int from = std::min(c, classes - 4);  // the last ones overlap
       for (int l = 0; l < kLanes; l += 4) {
-        Turned4 block;
+        Block4 block;
         for (int i = 0; i < 4; i++) memcpy(&block.v[i], x[l + i] + from, 16);
-        block.turn();
+        block.transpose();
         for (int i = 0; i < 4; i++) memcpy(columns + (from + i) * kLanes + l, &block.v[i], 16);
       }
     }
@@ -271,9 +291,9 @@ DYNPRUNE_INLINE void columns_to_rows(const compute_t<T>* columns, int classes, i
     for (int l = 0; l < count && count == kLanes && classes >= 4; l += 4) {
       for (int c = 0; c < classes; c += 4) {
         const int from = std::min(c, classes - 4);
-        Turned4 block;
+        Block4 block;
         for (int i = 0; i < 4; i++) memcpy(&block.v[i], columns + (from + i) * kLanes + l, 16);
-        block.turn();
+        block.transpose();
         for (int i = 0; i < 4; i++) memcpy(out[l + i] + from, &block.v[i], 16);
       }
     }

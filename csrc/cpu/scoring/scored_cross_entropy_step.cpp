@@ -125,7 +125,7 @@ DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEnt
     ScoreUpdate scored = update;
     scored.sample_ids = row_ids;
     scored.values = values;
-    enter_scores(scored, parallel);
+    update_scores_unchecked(scored, parallel);
     return status;
   });
 }

@@ -57,11 +57,11 @@ DataStatus update_scores(const ScoreUpdate& u, const Parallel& parallel) {
     const int64_t id = u.sample_ids[row];
     if (!is_sample_or_none(id, u.num_samples)) return {false, DataError::kSampleId, row, id};
   }
-  enter_scores(u, parallel);
+  update_scores_unchecked(u, parallel);
   return DataStatus{};
 }
 
-void enter_scores(const ScoreUpdate& u, const Parallel& parallel) {
+void update_scores_unchecked(const ScoreUpdate& u, const Parallel& parallel) {
   if (u.count_type == IndexType::kInt32) {
     apply<int32_t>(u, parallel);
   } else {

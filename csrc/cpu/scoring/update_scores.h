@@ -17,7 +17,7 @@ inline bool is_sample_or_none(int64_t id, int64_t num_samples) {
 DataStatus update_scores(const ScoreUpdate& update, const Parallel& parallel);
 
 // The same for ids that are known to be in range.
-void enter_scores(const ScoreUpdate& update, const Parallel& parallel);
+void update_scores_unchecked(const ScoreUpdate& update, const Parallel& parallel);
 
 }  // namespace cpu
 }  // namespace dynprune

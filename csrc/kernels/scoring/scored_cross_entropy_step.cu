@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The row's team reads it once, into shared memory, and writes the gradient from there. A row that
-// no block's shared memory holds is shared by several blocks (step_wide.cuh); where they cannot
-// meet, or no gradient is wanted, by one block, which reads it again. The last block to finish sums
-// the losses and updates the table, since only then are all rows known. What a mean divides by
-// every block adds up for itself from the targets: waiting for other blocks could deadlock, and
-// scaling afterwards would read and write the gradient again. With too many rows for that, the sums
-// are made by launches of their own, and so is the update. No sum depends on timing.
+// The team of a row reads it once, into shared memory, and writes the gradient from there. A row
+// that no block's shared memory holds is shared by several blocks (step_wide.cuh). Where these
+// cannot be resident together, or no gradient is wanted, one block reads the row again.
+// The last block to finish sums the losses and updates the table: only then are all rows known.
+// Every block adds up the divisor of a mean from the targets. Waiting for other blocks could
+// deadlock; scaling afterwards would read and write the gradient again. With too many rows for
+// that, launches of their own make the sums and the update. No sum depends on timing.
 #include "kernels/scoring/scored_cross_entropy_step.h"
 
 #include "kernels/scoring/step_task.cuh"
@@ -16,66 +16,17 @@ namespace dynprune {
 namespace cuda {
 namespace {
 
-template <class T, int kTeam>
+template <class Row>
 __global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
-    step_kernel(StepArguments<compute_t<T>> a) {
-  using A = compute_t<T>;
+    step_kernel(StepTask<typename Row::A> task) {
+  using A = typename Row::A;
   DYNPRUNE_DYNAMIC_SHARED(unsigned char, staged_rows);
-  const CrossEntropyInput& in = a.in;
-  const LossOptions<A> options(in);
-  const A divisor = divisor_of(a);
-  const int member = threadIdx.x % kTeam;
-  const int64_t row = row_of_team<kTeam>();
-  const bool exists = row < in.batch_size;
-  RowTarget<A> y;
-  y.kind = RowKind::kIgnored;
-  if (exists) y = RowTarget<A>(in, row);
-  const bool scored = y.kind == RowKind::kScored;
-  const T* x = static_cast<const T*>(in.logits) + (scored ? row * in.row_stride : 0);
-  const int64_t classes = scored ? in.num_classes : 0;
-  // As far past a 16-byte boundary as the row itself, so that vectors stay vectors.
-  T* staged = reinterpret_cast<T*>(staged_rows + threadIdx.x / kTeam * a.staged_bytes) +
-              elements_past_boundary(x);
-  RowSums<A> sums = RowSums<A>::none();
-  const bool keep = a.staged_bytes > 0;
-  add_row<kTeam>(x, 0, classes, member, y.first, options, &sums, [&](int64_t c, const auto& value) {
-    if (keep) stage(staged + c, value);
-  });
-  team_merge<kTeam>(&sums, options.label_smoothing > 0);
-
-  // In a block, thread 0 alone knows the sums; what the others need goes through shared memory.
-  RowResult<A> result{};
-  if (scored && (kTeam <= kWarpSize || member == 0)) {
-    result = finish_row(sums.stats, static_cast<A>(widen(x[y.first])));
-  }
-  if (exists && member == 0) {
-    const A x_second = y.second >= 0 && scored ? static_cast<A>(widen(x[y.second])) : A{0};
-    write_scores(a, row, y, sums, result, x_second, divisor);
-  }
-  SavedRow<A> saved{result.max, result.log_normaliser, result.miss, sums.weight};
-  if constexpr (kTeam > kWarpSize) {
-    DYNPRUNE_SHARED(SavedRow<A>, shared_saved, );
-    if (member == 0) shared_saved = saved;
-    __syncthreads();  // the staged row too
-    saved = shared_saved;
-  } else {
-    __syncwarp();
-  }
-  if (exists && a.grad_logits != nullptr) {
-    T* out = static_cast<T*>(a.grad_logits) + row * in.num_classes;
-    const A scale = scored ? gradient_scale(a, row, divisor) : A{0};
-    if (scale == 0) {
-      write_zeros<kTeam>(out, in.num_classes, member);
-    } else {
-      const RowGradient<A> gradient(options, saved, y, in.num_classes, scale);
-      write_gradient<kTeam>(keep ? static_cast<const T*>(staged) : x, out, 0, in.num_classes,
-                            member, gradient);
-    }
-  }
-  if (a.finish_here && last_block_here(a.ticket)) {
-    finish_batch(a, divisor);
-    if (threadIdx.x == 0) *a.ticket = 0;
-  }
+  const LossOptions<A> options(task.in);
+  const A divisor = divisor_of(task);
+  const Row row(task.in, static_cast<typename Row::Element*>(task.grad_logits), staged_rows,
+                task.staged_bytes);
+  step_row(task, options, row, divisor);
+  finish_in_last_block(task, divisor);
 }
 
 // partials[block]: sums of the rows' mean weights, or of their weighted losses.
@@ -93,9 +44,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) loss_kernel(StepArguments<A> a, int64_t num_partials) {
-  const A divisor = divisor_of(a);
-  write_loss(a, block_sum<A>(num_partials, [&](int64_t i) { return a.work.loss_partials[i]; }),
+__global__ void __launch_bounds__(kThreads) loss_kernel(StepTask<A> task, int64_t num_partials) {
+  const A divisor = divisor_of(task);
+  write_loss(task,
+             block_sum<A>(num_partials, [&](int64_t i) { return task.work.loss_partials[i]; }),
              divisor);
 }
 
@@ -121,58 +73,86 @@ __global__ void __launch_bounds__(kThreads)
       });
 }
 
+// What of a step's launches depends on its size and on the device.
+struct StepPlan {
+  unsigned blocks;       // of step_kernel
+  unsigned partials;     // of a sum over all rows that has launches of its own
+  bool finish_here;      // by the last block; else by launches of their own
+  bool divisor_first;    // the divisor of a mean by a launch of its own
+  bool wide;             // several blocks share a row, if the device can
+  int64_t staged_bytes;  // of shared memory per row; 0: a row is read again
+  int64_t block_bytes;   // of dynamic shared memory that a block may have
+};
+
 template <class T, int kTeam>
-cudaError_t launch_by_row(const StepArguments<compute_t<T>>& a, unsigned blocks,
-                          cudaStream_t stream, int64_t block_bytes) {
-  const int64_t bytes = a.staged_bytes * (kThreads / kTeam);
-  if (bytes > kBytesWithoutOptIn) {
-    // Always the same allowance: it belongs to the kernel, and another thread may be launching it.
-    const int64_t most = block_bytes < kMaxStagedBytes ? block_bytes : kMaxStagedBytes;
-    const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<T, kTeam>), most);
-    if (error != cudaSuccess) return error;
-  }
-  DYNPRUNE_LAUNCH((step_kernel<T, kTeam>), blocks, kThreads, static_cast<size_t>(bytes), stream, a);
-  return cudaGetLastError();
+StepPlan plan_step(const StepTask<compute_t<T>>& task) {
+  const int64_t rows = task.in.batch_size;
+  const bool with_gradient = task.grad_logits != nullptr;
+  StepPlan plan{};
+  plan.blocks = rows == 0 ? 1 : blocks_for(rows, kTeam);
+  plan.partials = static_cast<unsigned>(rows / kThreads < kMaxPartialSums ? rows / kThreads + 1
+                                                                          : kMaxPartialSums);
+  plan.finish_here = rows <= kMaxRowsPerLaunch;
+  plan.block_bytes = static_cast<int64_t>(shared_memory_limit()) - kStaticBytes;
+  // 16 bytes for where the row begins after a boundary.
+  const int64_t row_bytes = (task.in.num_classes * static_cast<int64_t>(sizeof(T)) + 31) / 16 * 16;
+  const int64_t bytes = row_bytes * (kThreads / kTeam);
+  const bool fits = bytes <= kMaxStagedBytes && bytes <= plan.block_bytes;
+  plan.wide = !fits && may_be_wide(task.in) && with_gradient && rows > 0;
+  plan.staged_bytes = fits && with_gradient ? row_bytes : 0;
+  // The few blocks that share long rows may read all targets.
+  const bool many = plan.wide ? !plan.finish_here : plan.blocks * rows > kMaxTargetsRead;
+  plan.divisor_first = task.reduction == Reduction::kMean && many;
+  return plan;
 }
 
 template <class T, int kTeam>
-cudaError_t launch_step(StepArguments<compute_t<T>> a, cudaStream_t stream) {
+cudaError_t launch_by_row(const StepTask<compute_t<T>>& task, const StepPlan& plan,
+                          cudaStream_t stream) {
+  using Row = StagedTeamRow<T, kTeam>;
+  const int64_t bytes = plan.staged_bytes * (kThreads / kTeam);
+  if (bytes > kBytesWithoutOptIn) {
+    // Always the same allowance: it belongs to the kernel, and another thread may be launching it.
+    const int64_t most = plan.block_bytes < kMaxStagedBytes ? plan.block_bytes : kMaxStagedBytes;
+    const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<Row>), most);
+    if (error != cudaSuccess) return error;
+  }
+  DYNPRUNE_LAUNCH((step_kernel<Row>), plan.blocks, kThreads, static_cast<size_t>(bytes), stream,
+                  task);
+  return cudaGetLastError();
+}
+
+// The reduced loss and the update of the table, where the last block does not finish the batch.
+template <class A>
+cudaError_t launch_finish(const StepTask<A>& task, const StepPlan& plan, cudaStream_t stream) {
+  if (task.reduction != Reduction::kNone) {
+    DYNPRUNE_LAUNCH((partial_sums_kernel<A>), plan.partials, kThreads, 0, stream, task.in,
+                    static_cast<const A*>(task.work.weighted), task.work.loss_partials);
+    DYNPRUNE_LAUNCH((loss_kernel<A>), 1, kThreads, 0, stream, task, int64_t{plan.partials});
+  }
+  ScoreUpdate update = task.update;
+  update.sample_ids = task.work.row_ids;
+  return launch_update_scores(update, task.work.slots, task.errors, stream);
+}
+
+template <class T, int kTeam>
+cudaError_t launch_step(StepTask<compute_t<T>> task, cudaStream_t stream) {
   using A = compute_t<T>;
-  const int64_t rows = a.in.batch_size;
-  const unsigned blocks = rows == 0 ? 1 : blocks_for(rows, kTeam);
-  const unsigned partials = static_cast<unsigned>(
-      rows / kThreads < kMaxPartialSums ? rows / kThreads + 1 : kMaxPartialSums);
-  a.finish_here = rows <= kMaxRowsPerLaunch;
-  const int64_t block_bytes = static_cast<int64_t>(shared_memory_limit()) - kStaticBytes;
-  // 16 bytes for where the row begins after a boundary.
-  const int64_t row_bytes = (a.in.num_classes * static_cast<int64_t>(sizeof(T)) + 31) / 16 * 16;
-  const int64_t bytes = row_bytes * (kThreads / kTeam);
-  const bool fits = bytes <= kMaxStagedBytes && bytes <= block_bytes;
-  const bool wide = !fits && may_be_wide(a.in) && a.grad_logits != nullptr && rows > 0;
-  a.staged_bytes = fits && a.grad_logits != nullptr ? row_bytes : 0;
-  // The few blocks that share long rows may read all targets.
-  const bool many = wide ? !a.finish_here : blocks * rows > kMaxTargetsRead;
-  if (a.reduction == Reduction::kMean && many) {
-    a.num_mean_partials = partials;
-    DYNPRUNE_LAUNCH((partial_sums_kernel<A>), partials, kThreads, 0, stream, a.in,
-                    static_cast<const A*>(nullptr), a.work.mean_partials);
+  const StepPlan plan = plan_step<T, kTeam>(task);
+  task.finish_here = plan.finish_here;
+  task.staged_bytes = plan.staged_bytes;
+  if (plan.divisor_first) {
+    task.num_mean_partials = plan.partials;
+    DYNPRUNE_LAUNCH((partial_sums_kernel<A>), plan.partials, kThreads, 0, stream, task.in,
+                    static_cast<const A*>(nullptr), task.work.mean_partials);
   }
   bool launched = false;
   if constexpr (kTeam == kThreads && !std::is_same<T, double>::value) {
-    launched = wide && launch_wide<T>(a, block_bytes, stream);
+    launched = plan.wide && launch_wide<T>(task, plan.block_bytes, stream);
   }
-  const cudaError_t error =
-      launched ? cudaSuccess : launch_by_row<T, kTeam>(a, blocks, stream, block_bytes);
+  const cudaError_t error = launched ? cudaSuccess : launch_by_row<T, kTeam>(task, plan, stream);
   if (error != cudaSuccess) return error;
-  if (a.finish_here) return cudaGetLastError();
-  if (a.reduction != Reduction::kNone) {
-    DYNPRUNE_LAUNCH((partial_sums_kernel<A>), partials, kThreads, 0, stream, a.in,
-                    static_cast<const A*>(a.work.weighted), a.work.loss_partials);
-    DYNPRUNE_LAUNCH((loss_kernel<A>), 1, kThreads, 0, stream, a, int64_t{partials});
-  }
-  ScoreUpdate update = a.update;
-  update.sample_ids = a.work.row_ids;
-  return launch_update_scores(update, a.work.slots, a.errors, stream);
+  return plan.finish_here ? cudaGetLastError() : launch_finish(task, plan, stream);
 }
 
 }  // namespace
@@ -193,25 +173,25 @@ cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& in,
       using T = decltype(tag);
       using A = compute_t<T>;
       const Workspace<A> work(workspace, in);
-      StepArguments<A> a{in,
-                         Outputs<A>(output),
-                         static_cast<const A*>(step.sample_weight),
-                         static_cast<const A*>(step.grad_scale),
-                         step.reduction,
-                         step.score,
-                         static_cast<A*>(step.loss),
-                         static_cast<A*>(step.row_weight),
-                         step.grad_logits,
-                         update,
-                         work,
-                         num_slots(in.batch_size),
-                         /*num_mean_partials=*/0,
-                         /*finish_here=*/false,
-                         /*staged_bytes=*/0,
-                         ticket,
-                         errors};
-      a.update.values = work.values;
-      return launch_step<T, decltype(team)::value>(a, stream);
+      StepTask<A> task{in,
+                       Outputs<A>(output),
+                       static_cast<const A*>(step.sample_weight),
+                       static_cast<const A*>(step.grad_scale),
+                       step.reduction,
+                       step.score,
+                       static_cast<A*>(step.loss),
+                       static_cast<A*>(step.row_weight),
+                       step.grad_logits,
+                       update,
+                       work,
+                       num_slots(in.batch_size),
+                       /*num_mean_partials=*/0,
+                       /*finish_here=*/false,
+                       /*staged_bytes=*/0,
+                       ticket,
+                       errors};
+      task.update.values = work.values;
+      return launch_step<T, decltype(team)::value>(task, stream);
     });
   });
 }

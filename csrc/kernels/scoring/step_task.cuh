@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What all kernels of scored_cross_entropy_step_ share: their arguments, the workspace, what a row
-// leaves behind, and the end of a batch.
+// What all kernels of scored_cross_entropy_step_ share: their arguments, the workspace, the step of
+// one row, and the end of a batch.
 #pragma once
 
-#include "kernels/scoring/logit_rows.cuh"
+#include "kernels/scoring/row_policy.cuh"
 #include "kernels/scoring/update_scores.cuh"
 
 namespace dynprune {
@@ -55,8 +55,9 @@ struct Workspace {
   }
 };
 
+// The arguments of the step's kernels.
 template <class A>
-struct StepArguments {
+struct StepTask {
   CrossEntropyInput in;
   Outputs<A> out;
   const A *sample_weight, *grad_scale;
@@ -98,72 +99,116 @@ __device__ A mean_weight_of(const CrossEntropyInput& in, int64_t row) {
 
 // What the summed loss is divided by.
 template <class A>
-__device__ A divisor_of(const StepArguments<A>& a) {
-  if (a.reduction != Reduction::kMean) return 1;
-  if (a.num_mean_partials > 0) {
-    return block_sum<A>(a.num_mean_partials, [&](int64_t i) { return a.work.mean_partials[i]; });
+__device__ A divisor_of(const StepTask<A>& task) {
+  if (task.reduction != Reduction::kMean) return 1;
+  if (task.num_mean_partials > 0) {
+    return block_sum<A>(task.num_mean_partials,
+                        [&](int64_t i) { return task.work.mean_partials[i]; });
   }
-  return block_sum<A>(a.in.batch_size, [&](int64_t row) { return mean_weight_of<A>(a.in, row); });
+  return block_sum<A>(task.in.batch_size,
+                      [&](int64_t row) { return mean_weight_of<A>(task.in, row); });
 }
 
 template <class A>
-__device__ void write_loss(const StepArguments<A>& a, A sum, A divisor) {
-  if (threadIdx.x == 0 && a.reduction != Reduction::kNone) *a.loss = sum / divisor;
+__device__ void write_loss(const StepTask<A>& task, A sum, A divisor) {
+  if (threadIdx.x == 0 && task.reduction != Reduction::kNone) *task.loss = sum / divisor;
 }
 
-// All of what is left when every row is scored, by one block.
+// The reduced loss and the update of the table, when every row is scored; by one block.
 template <class A>
-__device__ void finish_batch(const StepArguments<A>& a, A divisor) {
-  const int64_t rows = a.in.batch_size;
-  if (a.reduction != Reduction::kNone) {
-    write_loss(a, block_sum<A>(rows, [&](int64_t row) { return a.work.weighted[row]; }), divisor);
+__device__ void finish_batch(const StepTask<A>& task, A divisor) {
+  const int64_t rows = task.in.batch_size;
+  if (task.reduction != Reduction::kNone) {
+    write_loss(task, block_sum<A>(rows, [&](int64_t row) { return task.work.weighted[row]; }),
+               divisor);
   }
-  ScoreUpdate update = a.update;
-  update.sample_ids = a.work.row_ids;
-  Slot* slots = a.work.slots;
-  for (int64_t s = threadIdx.x; s < a.slots; s += kThreads) slots[s] = Slot{0, 0, 0};
+  ScoreUpdate update = task.update;
+  update.sample_ids = task.work.row_ids;
+  Slot* slots = task.work.slots;
+  for (int64_t s = threadIdx.x; s < task.slots; s += kThreads) slots[s] = Slot{0, 0, 0};
   __syncthreads();
   for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
-    claim_row(update, row, slots, a.slots, a.errors);
+    claim_row(update, row, slots, task.slots, task.errors);
   }
   __syncthreads();
   for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
     if (update.count_type == IndexType::kInt32) {
-      apply_row<int32_t>(update, row, slots, a.slots);
+      apply_row<int32_t>(update, row, slots, task.slots);
     } else {
-      apply_row<int64_t>(update, row, slots, a.slots);
+      apply_row<int64_t>(update, row, slots, task.slots);
     }
+  }
+}
+
+// The last block to get here finishes the batch, unless other launches do.
+template <class A>
+__device__ __forceinline__ void finish_in_last_block(const StepTask<A>& task, A divisor) {
+  if (task.finish_here && last_block_here(task.ticket)) {
+    finish_batch(task, divisor);
+    if (threadIdx.x == 0) *task.ticket = 0;
   }
 }
 
 // The factor of a scored row's gradient.
 template <class A>
-__device__ A gradient_scale(const StepArguments<A>& a, int64_t row, A divisor) {
-  const A weight = a.sample_weight != nullptr ? a.sample_weight[row] : A{1};
-  return weight / divisor * (a.grad_scale != nullptr ? *a.grad_scale : A{1});
+__device__ A gradient_scale(const StepTask<A>& task, int64_t row, A divisor) {
+  const A weight = task.sample_weight != nullptr ? task.sample_weight[row] : A{1};
+  return weight / divisor * (task.grad_scale != nullptr ? *task.grad_scale : A{1});
 }
 
-// The scores of a row and what later steps need of it; by one thread.
+// Writes the scores of a row and what later phases read of it; by one thread.
 template <class A>
-__device__ void write_scores(const StepArguments<A>& a, int64_t row, const RowTarget<A>& y,
+__device__ void write_scores(const StepTask<A>& task, int64_t row, const RowTarget<A>& y,
                              const RowSums<A>& sums, const RowResult<A>& result, A x_second,
                              A divisor) {
   const bool scored = y.kind == RowKind::kScored;
   A weight = 0, weighted = 0;
   if (scored) {
-    const A loss = row_loss(LossOptions<A>(a.in), y, result, x_second, a.in.num_classes,
+    const A loss = row_loss(LossOptions<A>(task.in), y, result, x_second, task.in.num_classes,
                             sums.weight, sums.distance);
-    weight = a.sample_weight != nullptr ? a.sample_weight[row] : A{1};
+    weight = task.sample_weight != nullptr ? task.sample_weight[row] : A{1};
     weighted = weight * loss;
-    a.out.write(row, loss, result, sums.weight);
-    a.work.values[row] = table_value(a.score, loss, result);
+    task.out.write(row, loss, result, sums.weight);
+    task.work.values[row] = table_value(task.score, loss, result);
   } else {
-    a.out.write_skipped(row, y, a.errors);
+    task.out.write_skipped(row, y, task.errors);
   }
-  a.row_weight[row] = scored ? weight / divisor : A{0};
-  a.work.row_ids[row] = scored ? a.update.sample_ids[row] : kNoSample;
-  a.work.weighted[row] = weighted;
-  if (a.reduction == Reduction::kNone) a.loss[row] = weighted;
+  task.row_weight[row] = scored ? weight / divisor : A{0};
+  task.work.row_ids[row] = scored ? task.update.sample_ids[row] : kNoSample;
+  task.work.weighted[row] = weighted;
+  if (task.reduction == Reduction::kNone) task.loss[row] = weighted;
+}
+
+// One row of the step, by all threads that share it (row_policy.cuh).
+template <class Row>
+__device__ __forceinline__ void step_row(const StepTask<typename Row::A>& task,
+                                         const LossOptions<typename Row::A>& options,
+                                         const Row& row, typename Row::A divisor) {
+  using A = typename Row::A;
+  const RowTarget<A>& y = row.target;
+  const bool smooth = options.label_smoothing > 0;
+  RowSums<A> sums = row.load(options);
+  row.reduce(&sums, smooth);
+  // Read before the exchange, so that memory answers during it.
+  const A scale = row.scored() ? gradient_scale(task, row.index, divisor) : A{0};
+  const A x_first = row.scored() ? row.logit(y.first) : A{0};
+  row.exchange(&sums, smooth);
+  RowResult<A> result{};
+  if (row.has_sums()) {
+    if (row.scored()) result = finish_row(sums.stats, x_first);
+    if (row.exists && row.leads()) {
+      const A x_second = row.scored() && y.second >= 0 ? row.logit(y.second) : A{0};
+      write_scores(task, row.index, y, sums, result, x_second, divisor);
+    }
+  }
+  const SavedRow<A> saved =
+      row.share({result.max, result.log_normaliser, result.miss, sums.weight});
+  if (!row.has_gradient) return;
+  if (scale == 0) {
+    row.write_zeros();
+  } else {
+    row.write_gradient(RowGradient<A>(options, saved, y, task.in.num_classes, scale));
+  }
 }
 
 // Left to itself, ptxas aims at more resident blocks than the registers allow, and spills.

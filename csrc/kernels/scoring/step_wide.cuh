@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fused step on rows that no block's shared memory holds. A team of blocks shares a row: each
-// reads one slice into its shared memory, the blocks bring the slices' sums together, and each
-// writes the gradient of its slice from there. Teams are persistent and meet once per row, in one
-// of two ways: as a cluster, through shared memory, or anywhere on the machine, through global
-// memory, in a cooperative launch. Sums are merged in the order of the slices, and how a row is
-// sliced depends on its length, the element type and the way of meeting alone: no result depends on
-// how many teams there are. Not for float64 (may_be_wide).
+// The fused step on rows that no block's shared memory holds. A team of blocks shares a row. Each
+// block reads one slice into its shared memory, the blocks exchange the sums of their slices, and
+// each writes the gradient of its slice from there. A team keeps its blocks from row to row and
+// exchanges once per row: as a cluster through shared memory, or through global memory in a
+// cooperative launch. Sums are merged in the order of the slices. How a row is sliced depends on
+// its length, the element type and the kind of team, so no result depends on the number of teams.
+// Not for float64 (may_be_wide).
 #pragma once
 
 #include "device/grid.h"
@@ -39,14 +39,15 @@ struct WidePlan {
   }
 };
 
-// Every block of a grid has the place blockIdx.x % members in the team blockIdx.x / members.
+// Block b of a grid is member b % members of team b / members.
 
+// A team in a cooperative launch: exchanges through global memory.
 template <class A>
-class TeamInGrid {
+class GridTeam {
  public:
   static constexpr bool kInCluster = false;
 
-  __device__ TeamInGrid(const Workspace<A>& work, int members)
+  __device__ GridTeam(const Workspace<A>& work, int members)
       : members_(members),
         member_(static_cast<int>(blockIdx.x) % members),
         records_(work.records + static_cast<int>(blockIdx.x) - member_),
@@ -56,9 +57,9 @@ class TeamInGrid {
     grid_sync();
   }
 
-  // Thread 0 of every block brings its sums; the first lanes of its first warp get those of all.
-  // Every thread calls. A record is written again two rounds later: by then all have read it,
-  // because they have arrived at the round between.
+  // Thread 0 of every block passes its sums; the first lanes of its first warp get those of all.
+  // Every thread calls. A record is written again two rounds later. By then all blocks have read
+  // it, because they have arrived at the round between.
   __device__ RowSums<A> exchange(const RowSums<A>& sums) {
     RowSums<A>* records = records_ + round_ % 2 * kMaxWideBlocks;
     round_++;
@@ -83,12 +84,13 @@ class TeamInGrid {
   unsigned round_;
 };
 
+// A team that is a cluster: exchanges through shared memory.
 template <class A>
-class TeamInCluster {
+class ClusterTeam {
  public:
   static constexpr bool kInCluster = true;
 
-  __device__ TeamInCluster(const Workspace<A>&, int members) : members_(members), round_(0) {}
+  __device__ ClusterTeam(const Workspace<A>&, int members) : members_(members), round_(0) {}
 
   // As above.
   __device__ RowSums<A> exchange(const RowSums<A>& sums) {
@@ -102,7 +104,7 @@ class TeamInCluster {
                            : RowSums<A>::none();
   }
 
-  // A block stays until nobody reads its record any more.
+  // A block stays until no other block reads its record any more.
   __device__ void leave() { cluster_sync(); }
 
  private:
@@ -110,65 +112,111 @@ class TeamInCluster {
   unsigned round_;
 };
 
-template <class T, class Team>
-__global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
-    wide_step_kernel(StepArguments<compute_t<T>> a, int members, int64_t slice) {
+// The slice of every row that a block of a team has.
+struct BlockSlice {
+  const CrossEntropyInput& in;
+  const int member;        // of the team
+  int64_t first, classes;  // of a row
+  unsigned char* const staged;
+
+  // slice: classes of all slices but perhaps the last.
+  __device__ __forceinline__ BlockSlice(const CrossEntropyInput& input, int members, int64_t slice,
+                                        unsigned char* staged_slice)
+      : in(input), member(static_cast<int>(blockIdx.x) % members), staged(staged_slice) {
+    first = member * slice < in.num_classes ? member * slice : in.num_classes;
+    classes = in.num_classes - first < slice ? in.num_classes - first : slice;
+  }
+};
+
+// The policy of a row that the blocks of a team share, a slice each: see row_policy.cuh.
+template <class T, template <class> class TeamOf>
+class SlicedRow {
+ public:
+  using Element = T;
   using A = compute_t<T>;
-  if constexpr (Team::kInCluster && !kHasClusters) return;
+  using Team = TeamOf<A>;
+  static constexpr bool exists = true, has_gradient = true;
+
+  const int64_t index;
+  const RowTarget<A> target;
+
+  __device__ __forceinline__ SlicedRow(const BlockSlice& slice, Team* team, int64_t row,
+                                       T* grad_logits)
+      : index(row),
+        target(slice.in, row),
+        out_(grad_logits + row * slice.in.num_classes + slice.first),
+        slice_(slice),
+        team_(team),
+        x_(static_cast<const T*>(slice.in.logits) + row * slice.in.row_stride),
+        staged_(reinterpret_cast<T*>(slice.staged) + elements_past_boundary(x_ + slice.first)) {}
+
+  __device__ __forceinline__ bool scored() const { return target.kind == RowKind::kScored; }
+  __device__ __forceinline__ bool leads() const { return slice_.member == 0 && threadIdx.x == 0; }
+  __device__ __forceinline__ bool has_sums() const { return threadIdx.x == 0; }
+  __device__ __forceinline__ A logit(int64_t c) const { return widen(x_[c]); }
+
+  __device__ __forceinline__ RowSums<A> load(const LossOptions<A>& options) const {
+    RowSums<A> sums = RowSums<A>::none();
+    const int64_t first = slice_.first;
+    add_row<kThreads>(x_, first, slice_.classes, threadIdx.x, target.first, options, &sums,
+                      [&](int64_t c, const auto& value) { stage(staged_ + (c - first), value); });
+    return sums;
+  }
+  __device__ __forceinline__ void reduce(RowSums<A>* sums, bool smooth) const {
+    team_merge<kThreads>(sums, smooth);
+  }
+  __device__ __forceinline__ void exchange(RowSums<A>* sums, bool smooth) const {
+    *sums = team_->exchange(*sums);
+    if (threadIdx.x < kWarpSize) lanes_merge<kWarpSize>(sums, smooth);
+  }
+  __device__ __forceinline__ SavedRow<A> share(const SavedRow<A>& saved) const {
+    DYNPRUNE_SHARED(SavedRow<A>, shared_saved, );
+    if (threadIdx.x == 0) shared_saved = saved;
+    __syncthreads();
+    return shared_saved;
+  }
+  __device__ __forceinline__ void write_gradient(const RowGradient<A>& gradient) const {
+    cuda::write_gradient<kThreads>(static_cast<const T*>(staged_), out_, slice_.first,
+                                   slice_.classes, threadIdx.x, gradient);
+  }
+  __device__ __forceinline__ void write_zeros() const {
+    cuda::write_zeros<kThreads>(out_, slice_.classes, threadIdx.x);
+  }
+
+ private:
+  T* const out_;
+  const BlockSlice& slice_;
+  Team* const team_;
+  const T* const x_;  // the whole row
+  T* const staged_;   // the slice
+};
+
+template <class Row>
+__global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
+    wide_step_kernel(StepTask<typename Row::A> task, int members, int64_t slice_classes) {
+  using A = typename Row::A;
+  if constexpr (Row::Team::kInCluster && !kHasClusters) return;
   DYNPRUNE_DYNAMIC_SHARED(unsigned char, staged_slice);
-  DYNPRUNE_SHARED(SavedRow<A>, saved, );
-  Team team(a.work, members);
-  const CrossEntropyInput& in = a.in;
-  const LossOptions<A> options(in);
-  const bool smooth = options.label_smoothing > 0;
-  const A divisor = divisor_of(a);
-  const int thread = threadIdx.x, member = static_cast<int>(blockIdx.x) % members;
-  const int64_t first = member * slice < in.num_classes ? member * slice : in.num_classes;
-  const int64_t classes = in.num_classes - first < slice ? in.num_classes - first : slice;
+  typename Row::Team team(task.work, members);
+  const LossOptions<A> options(task.in);
+  const A divisor = divisor_of(task);
+  const BlockSlice slice(task.in, members, slice_classes, staged_slice);
   const int64_t num_teams = gridDim.x / static_cast<unsigned>(members);
-  for (int64_t row = blockIdx.x / static_cast<unsigned>(members); row < in.batch_size;
-       row += num_teams) {
-    const RowTarget<A> y(in, row);
-    T* out = static_cast<T*>(a.grad_logits) + row * in.num_classes + first;
-    if (y.kind != RowKind::kScored) {  // for the whole team
-      if (member == 0 && thread == 0) {
-        write_scores(a, row, y, RowSums<A>::none(), RowResult<A>{}, A{0}, divisor);
+  for (int64_t i = blockIdx.x / static_cast<unsigned>(members); i < task.in.batch_size;
+       i += num_teams) {
+    const Row row(slice, &team, i, static_cast<typename Row::Element*>(task.grad_logits));
+    if (!row.scored()) {  // the same for the whole team: none of its blocks exchanges
+      if (row.leads()) {
+        write_scores(task, i, row.target, RowSums<A>::none(), RowResult<A>{}, A{0}, divisor);
       }
-      write_zeros<kThreads>(out, classes, thread);
+      row.write_zeros();
       continue;
     }
-    const T* x = static_cast<const T*>(in.logits) + row * in.row_stride;
-    T* staged = reinterpret_cast<T*>(staged_slice) + elements_past_boundary(x + first);
-    RowSums<A> sums = RowSums<A>::none();
-    add_row<kThreads>(x, first, classes, thread, y.first, options, &sums,
-                      [&](int64_t c, const auto& value) { stage(staged + (c - first), value); });
-    team_merge<kThreads>(&sums, smooth);
-    // Asked for before the team meets: memory answers meanwhile.
-    const A scale = gradient_scale(a, row, divisor), x_first = widen(x[y.first]);
-    sums = team.exchange(sums);
-    if (thread < kWarpSize) lanes_merge<kWarpSize>(&sums, smooth);
-    if (thread == 0) {
-      const RowResult<A> result = finish_row(sums.stats, x_first);
-      saved = {result.max, result.log_normaliser, result.miss, sums.weight};
-      if (member == 0) {
-        const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second])) : A{0};
-        write_scores(a, row, y, sums, result, x_second, divisor);
-      }
-    }
-    __syncthreads();
-    if (scale == 0) {
-      write_zeros<kThreads>(out, classes, thread);
-    } else {
-      const RowGradient<A> gradient(options, saved, y, in.num_classes, scale);
-      write_gradient<kThreads>(staged, out, first, classes, thread, gradient);
-    }
-    __syncthreads();  // before the next row takes the place of this one
+    step_row(task, options, row, divisor);
+    __syncthreads();  // the next row overwrites the staged slice
   }
   team.leave();
-  if (a.finish_here && last_block_here(a.ticket)) {
-    finish_batch(a, divisor);
-    if (thread == 0) *a.ticket = 0;
-  }
+  finish_in_last_block(task, divisor);
 }
 
 inline unsigned wide_grid(int64_t rows, int64_t teams, int members) {
@@ -176,49 +224,48 @@ inline unsigned wide_grid(int64_t rows, int64_t teams, int members) {
   return static_cast<unsigned>((rows < teams ? rows : teams) * members);
 }
 
-// Both launch a step on rows that no single block holds, or return an error and leave nothing
-// behind: a device may lack what it takes, or own less of itself than its attributes say.
+// Both launch a step on rows that no single block holds, or return an error and launch nothing. A
+// device may lack clusters or cooperative launches, or own fewer multiprocessors than it reports.
 
 template <class T>
-cudaError_t launch_clusters_of_blocks(const StepArguments<compute_t<T>>& a, int64_t block_bytes,
+cudaError_t launch_clusters_of_blocks(const StepTask<compute_t<T>>& task, int64_t block_bytes,
                                       cudaStream_t stream) {
-  using Team = TeamInCluster<compute_t<T>>;
-  const int64_t classes = a.in.num_classes, size = sizeof(T);
+  using Row = SlicedRow<T, ClusterTeam>;
+  const int64_t classes = task.in.num_classes, size = sizeof(T);
   const int64_t most = block_bytes < kMaxStagedBytes ? block_bytes : kMaxStagedBytes;
   WidePlan plan = WidePlan::smallest(classes, size, kMaxCluster, most);
   if (plan.members == 0) plan = WidePlan::of(classes, size, kMaxCluster);
   if (plan.shared_bytes > block_bytes) return cudaErrorInvalidValue;
   const auto bytes = static_cast<size_t>(plan.shared_bytes);
   const auto members = static_cast<unsigned>(plan.members);
-  const int teams =
-      DYNPRUNE_RESIDENT_CLUSTERS((wide_step_kernel<T, Team>), members, kThreads, bytes);
+  const int teams = DYNPRUNE_RESIDENT_CLUSTERS((wide_step_kernel<Row>), members, kThreads, bytes);
   if (teams == 0) return cudaErrorInvalidValue;
-  return DYNPRUNE_LAUNCH_CLUSTERS((wide_step_kernel<T, Team>),
-                                  wide_grid(a.in.batch_size, teams, plan.members), members,
-                                  kThreads, bytes, stream, a, plan.members, plan.slice);
+  return DYNPRUNE_LAUNCH_CLUSTERS((wide_step_kernel<Row>),
+                                  wide_grid(task.in.batch_size, teams, plan.members), members,
+                                  kThreads, bytes, stream, task, plan.members, plan.slice);
 }
 
 template <class T>
-cudaError_t launch_grid_of_blocks(const StepArguments<compute_t<T>>& a, int64_t block_bytes,
+cudaError_t launch_grid_of_blocks(const StepTask<compute_t<T>>& task, int64_t block_bytes,
                                   cudaStream_t stream) {
-  using Team = TeamInGrid<compute_t<T>>;
+  using Row = SlicedRow<T, GridTeam>;
   const int64_t most = block_bytes < kMaxStagedBytes ? block_bytes : kMaxStagedBytes;
-  const WidePlan plan = WidePlan::smallest(a.in.num_classes, sizeof(T), kMaxTeam, most);
+  const WidePlan plan = WidePlan::smallest(task.in.num_classes, sizeof(T), kMaxTeam, most);
   if (plan.members == 0) return cudaErrorInvalidValue;
   const auto bytes = static_cast<size_t>(plan.shared_bytes);
   const int teams =
-      DYNPRUNE_RESIDENT_BLOCKS((wide_step_kernel<T, Team>), kThreads, bytes) / plan.members;
+      DYNPRUNE_RESIDENT_BLOCKS((wide_step_kernel<Row>), kThreads, bytes) / plan.members;
   if (teams == 0) return cudaErrorInvalidValue;
-  return DYNPRUNE_LAUNCH_COOPERATIVE((wide_step_kernel<T, Team>),
-                                     wide_grid(a.in.batch_size, teams, plan.members), kThreads,
-                                     bytes, stream, a, plan.members, plan.slice);
+  return DYNPRUNE_LAUNCH_COOPERATIVE((wide_step_kernel<Row>),
+                                     wide_grid(task.in.batch_size, teams, plan.members), kThreads,
+                                     bytes, stream, task, plan.members, plan.slice);
 }
 
 template <class T>
-bool launch_wide(const StepArguments<compute_t<T>>& a, int64_t block_bytes, cudaStream_t stream) {
-  if (launch_clusters_of_blocks<T>(a, block_bytes, stream) == cudaSuccess) return true;
-  (void)cudaGetLastError();  // a refused launch is no error: another way follows
-  if (launch_grid_of_blocks<T>(a, block_bytes, stream) == cudaSuccess) return true;
+bool launch_wide(const StepTask<compute_t<T>>& task, int64_t block_bytes, cudaStream_t stream) {
+  if (launch_clusters_of_blocks<T>(task, block_bytes, stream) == cudaSuccess) return true;
+  (void)cudaGetLastError();  // a refused launch is no error: another kind follows
+  if (launch_grid_of_blocks<T>(task, block_bytes, stream) == cudaSuccess) return true;
   (void)cudaGetLastError();
   return false;
 }
