@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module dynprune_cuda._C. Importing it loads this library and with it the operator
-// registrations of the other files here; the module itself only says what was built, and which
-// rankings there are. Limited API: one binary for Python >= 3.10.
+// The Python module dynprune_cuda._C. Importing it loads this library, which registers the
+// operators of the other files here. The module itself holds constants: what was built, and the
+// names of the rankings. Limited API: one binary for Python >= 3.10.
 #include <Python.h>
 
 #include <string>
