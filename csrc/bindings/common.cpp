@@ -88,8 +88,8 @@ int32_t aoti_dtype(Dtype dtype) {
 
 }  // namespace
 
-// Not by torch::stable::new_empty, which asks the dispatcher for the operator by its name: a small
-// step would spend more time there than in its arithmetic.
+// torch::stable::new_empty looks the operator up by its name on every call. A small step would
+// spend more time there than in its arithmetic.
 Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Dtype dtype) {
   int64_t strides[4], stride = 1;
   check(sizes.size() <= std::size(strides), "too many dimensions");
@@ -104,7 +104,7 @@ Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Dtype 
       cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
       cuda ? like.get_device_index() : 0, &handle);
   if (error == TORCH_SUCCESS) return Tensor(handle);
-  // Out of memory, most likely; this one says so.
+  // Most likely out of memory: new_empty raises an error that says so.
   return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
 }
 
@@ -148,8 +148,8 @@ bool on_cuda(const Tensor& t) {
 #if defined(DYNPRUNE_WITH_CUDA)
 namespace {
 
-// Changes how this thread's calls are treated while any stream is being captured, for its lifetime:
-// the one-time set-up below is no part of a graph.
+// For its lifetime, this thread may make calls that are forbidden while a stream is captured. The
+// one-time set-up below is not part of a graph.
 class RelaxedCapture {
  public:
   RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -162,8 +162,8 @@ class RelaxedCapture {
 constexpr int kMaxDevices = 128;
 constexpr size_t kErrorBytes = kNumDataErrors * sizeof(ErrorRecord);
 
-// The device's error records: plain device memory that lives as long as the process, because
-// kernels of any stream or replayed graph may write to it. The first call per device waits once.
+// The device's error records. They live as long as the process, because kernels of any stream or
+// replayed graph may write to them. The first call per device waits once.
 ErrorRecord* error_records(int device) {
   static std::mutex mutex;
   static ErrorRecord* records[kMaxDevices] = {};
@@ -187,7 +187,7 @@ ErrorRecord* error_records(int device) {
 
 void cuda_check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  (void)cudaGetLastError();  // or the next launch of somebody else would report it again
+  (void)cudaGetLastError();  // otherwise the next launch would report it again
   fail<std::runtime_error>("CUDA error while ", what, ": ", cudaGetErrorString(error));
 }
 

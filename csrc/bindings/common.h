@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every binding does: check, guard the device, allocate, find the stream. Python checks
-// arguments first and names them (functional.py); the checks here keep a direct caller of torch.ops
-// inside its memory.
+// The steps of every binding: check, guard the device, allocate, find the stream. Python checks
+// arguments first, with messages for users (functional.py). The checks here keep a direct caller of
+// torch.ops inside its memory.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -61,14 +61,15 @@ Tensor allocate_bytes(const Tensor& like, size_t bytes);
 // torch's intra-op thread pool, as the CPU launchers take it.
 cpu::Parallel torch_threads();
 
-// Throws what a CPU launcher found: IndexError for targets and ids, ValueError for weights.
+// Throws the error that a CPU launcher found: IndexError for targets and ids, ValueError for
+// weights.
 void raise_if_bad(const DataStatus& status, int64_t limit);
 
 // True if the tensor lies on a GPU that this build has kernels for; throws if the build has none.
 bool on_cuda(const Tensor& t);
 
 #if defined(DYNPRUNE_WITH_CUDA)
-// Makes the tensor's device current, and knows its stream and its error records.
+// Makes the tensor's device current, and holds its stream and its error records.
 class CudaScope {
  public:
   explicit CudaScope(const Tensor& t);

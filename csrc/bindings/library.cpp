@@ -1,59 +1,68 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every schema on one page. Each op has one implementation for CPU and CUDA tensors, which branches
-// inside: the checks and allocations are the same. seed: the 64-bit seed as a signed integer,
-// unless seed_tensor (0-d int64 on the op's device) is given. Fake kernels and the autograd formula
-// are registered in dynprune_cuda/_ops.py.
+// Every schema on one page. Each op has one implementation for CPU and CUDA tensors, because the
+// checks and allocations are the same. seed: the 64-bit seed as a signed integer. It is not used if
+// seed_tensor (0-d int64 on the op's device) is given. Fake kernels and the autograd formula are
+// registered in dynprune_cuda/_ops/.
 #include "bindings/common.h"
 
 STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
-  // ranking: a RankingKind of shared/ranking_spec.h, whose names are _C.RANKINGS. values: scores,
-  // means or weights [n]; second: variances or counts [n], for the rankings by a bound. float64
-  // values are for the rankings by score and by weight. Returns k ids, int64, of which num_random
-  // (of the ranking by score only) are drawn uniformly from the rest.
+  // ranking: a RankingKind of shared/ranking_spec.h; _C.RANKINGS has the names in order.
+  // values: [n], scores, means or weights. float64 only for the rankings by score and by weight.
+  // second: [n], variances or counts, only for the rankings by a bound.
+  // num_random: of the k ids, drawn uniformly from the rest; only for the ranking by score.
+  // Returns int64 [k]. The ranking "explore" is refused.
   m.def(
       "select_ranked(Tensor values, Tensor? second, int ranking, float c, float log_step, int k, "
       "int num_random, Tensor? seed_tensor, int seed, bool ascending) -> Tensor");
-  // No tensor tells the device here: the result goes to the device of `like`, whose contents are
-  // not read.
+  // The result is on the device of `like`, whose contents are not read.
   m.def(
       "select_uniform(Tensor like, int num_samples, int k, Tensor? seed_tensor, int seed, "
       "bool ascending) -> Tensor");
-  // Parts of a selection that many processes make together (shared/shard.h). A process holds the
-  // samples first, first + stride, ...: as many as values. Their keys: int32 [n].
+  // The ops of a selection that many processes make together (shared/shard.h). A process holds n
+  // samples: first, first + stride, ...
+
+  // Returns the keys of these samples, int32 [n]. float64 and the ranking "explore" are refused.
   m.def(
       "shard_keys(Tensor values, Tensor? second, int ranking, float c, float log_step, int first, "
       "int stride, Tensor? seed_tensor, int seed) -> Tensor");
-  // state, greedy, random: int64 [2], how far a search has come: prefix or threshold, and how many
-  // are still wanted. Returns how many samples fall into each bin of the round's digit, int64.
+  // state, greedy, random: int64 [2], a SearchState of shared/shard.h. Returns how many samples
+  // fall into each bin of the round's digit, int64 [bins].
   m.def(
       "shard_digit_counts(Tensor keys, Tensor state, Tensor? greedy, bool explore, int round, "
       "int first, int stride, Tensor? seed_tensor, int seed) -> Tensor");
-  // The positions of the first k samples that are selected, int64 [k]: there must be as many.
+  // Returns the positions of the k selected samples, int64 [k]. k must be their number.
   m.def(
       "shard_positions(Tensor keys, Tensor? greedy, Tensor? random, int k, int first, int stride, "
       "Tensor? seed_tensor, int seed) -> Tensor");
-  // The same in one read, on the CPU, also by the ranking "explore", of which the values are not
-  // read. Composite keys, int64 [size], of draws from the num_samples of all processes, 0 where
-  // this one does not hold what was drawn.
+  // The ops of the search that reads the values once. They are for the CPU.
+
+  // Returns the composite keys of `size` random samples of all num_samples, int64 [size]: 0 where
+  // another process holds the sample. float64 and the ranking "explore" are refused.
   m.def(
       "shard_sample(Tensor values, Tensor? second, int ranking, float c, float log_step, int "
       "num_samples, int size, int first, int stride, int seed) -> Tensor");
-  // sample: the sum over all processes. Bits, 64 to an int64, [n / 64], also in excluded; composite
-  // keys less the lower end of the bracket, and positions, of the candidates, int64 and int32
-  // [capacity]; and int64 [4]: how many are above the bracket, how many candidates there are (if
-  // more than capacity, nothing else counts), its ends.
+  // sample: the sum over all processes of shard_sample; none for the ranking "explore", of which
+  // the values are not read. excluded: bits of samples that do not take part. Returns, of this
+  // process's samples:
+  // - bits: int64 [ceil(n / 64)], which are above the bracket;
+  // - words: int64 [capacity], composite keys of the candidates less the bracket's lower end;
+  // - positions: int32 [capacity], where the candidates are;
+  // - bracket_info: int64 [4], the number above, the number of candidates, the bracket's two ends.
+  // With more candidates than capacity, only bracket_info is valid.
   m.def(
       "shard_bracket(Tensor values, Tensor? second, int ranking, float c, float log_step, Tensor? "
       "sample, Tensor? excluded, int num_samples, int wanted, int capacity, int first, int stride, "
       "int seed) -> (Tensor bits, Tensor words, Tensor positions, Tensor bracket_info)");
-  // As shard_digit_counts, of words and a digit of 1 to 11 bits.
+  // As shard_digit_counts, for words and a digit of 1 to 11 bits.
   m.def("shard_candidate_counts(Tensor words, Tensor state, int shift, int bits) -> Tensor");
+  // Sets the bits of the candidates whose words are at or above the prefix of the state.
   m.def(
       "shard_add_candidates_(Tensor(a!) bits, Tensor words, Tensor positions, Tensor state) -> ()");
-  // The ids of the samples whose bits are set, int64 [k]: there must be as many.
+  // Returns the ids of the samples whose bits are set, int64 [k]. k must be their number.
   m.def("shard_list(Tensor bits, int k, int count, int first, int stride) -> Tensor");
-  // int64 [count]: the permutation that select_uniform draws, or its inverse, at the positions
-  // first, first + stride, ...
+  // Returns the permutation that select_uniform draws, or its inverse, at the positions first,
+  // first
+  // + stride, ...; int64 [count].
   m.def(
       "permutation_part(Tensor like, int num_samples, int first, int stride, int count, bool "
       "inverse, Tensor? seed_tensor, int seed) -> Tensor");

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module dynprune_cuda._C. Importing it loads this library and with it the operator
-// registrations of the other files here. The module itself says what was built, and by which names
-// the ops number their choices and result columns. Limited API: one binary for Python >= 3.10.
+// The Python module dynprune_cuda._C. Importing it loads this library, which registers the
+// operators of the other files here. The module itself holds constants: what was built, and by
+// which names the ops number their choices and result columns. Limited API: one binary for Python
+// >= 3.10.
 #include <Python.h>
 
 #include <string>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one conversion from the arguments of an op to what its samples are ranked by.
+// The one conversion from the arguments of an op to a RankingSpec.
 #pragma once
 
 #include "bindings/common.h"
@@ -21,7 +21,7 @@ CheckedRanking checked_ranking(RankingUse use, const Tensor& values,
                                double log_step);
 
 #if defined(DYNPRUNE_WITH_CUDA)
-// The device's records for the ranking whose values may be errors, null for the others.
+// The device's error records if the ranking can find errors in its values, null otherwise.
 inline ErrorRecord* error_records(const CheckedRanking& ranked, const CudaScope& scope) {
   return ranked.spec.kind == RankingKind::kWeight ? scope.errors() : nullptr;
 }

@@ -12,7 +12,7 @@ namespace dynprune {
 namespace bindings {
 namespace {
 
-// A checked request for k of num_samples ids; its ids come after.
+// A checked request for k of num_samples ids. The pointer to the ids is still null.
 Selection checked_selection(int64_t num_samples, int64_t k, int64_t num_random, const Seed& seed,
                             bool ascending) {
   check(num_samples >= 0 && num_samples <= kMaxSamples, "num_samples must be in [0, 2^32], got ",

@@ -34,10 +34,10 @@ __device__ __forceinline__ T block_exclusive_sum(T value, T* warp_totals) {
   return before;
 }
 
-// True in every thread of the block that is the last of the grid to get here; everything that the
-// other blocks wrote before is then visible. The ticket must be 0 before the launch. One thread
-// fences, takes the ticket and fences again: fences by other threads would not order this thread's
-// atomic.
+// True in every thread of the last block of the grid that calls it. Everything that the other
+// blocks wrote before their call is then visible. The ticket must be 0 before the launch. One
+// thread fences, takes the ticket and fences again: fences by other threads would not order this
+// thread's atomic.
 __device__ __forceinline__ bool last_block_here(unsigned* ticket) {
   DYNPRUNE_SHARED(int, is_last, );
   __syncthreads();

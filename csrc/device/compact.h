@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// From one bit per id to a list of ids, in one pass, whatever the grid. A tile of 4096 ids is one
-// block's work. Tiles are numbered in the order in which blocks start, each publishes its count,
-// and a tile's offset comes from looking back over its predecessors (Merrill & Garland 2016,
-// "decoupled look-back"). The list is either written, ascending, or described by a directory in
-// which the id of any rank is found by a few reads.
+// From one bit per id to a list of ids, in one pass, for any grid. A block processes a tile of 4096
+// ids. Tiles are numbered in the order in which blocks start. Each tile publishes its count and
+// finds its offset by decoupled look-back over its predecessors (Merrill & Garland 2016). The list
+// is either written, ascending, or described by a directory: a few reads find the id of any rank.
 #pragma once
 
 #include "device/block.h"
@@ -41,7 +40,7 @@ __device__ __forceinline__ unsigned long long look_back(unsigned long long* tile
                                                         unsigned long long count, int lane) {
   if (lane == 0) store_release(&tiles[tile], (tile == 0 ? kTilePrefixed : kTileCounted) | count);
   unsigned long long before = 0;
-  int64_t next = tile - 1 - lane;  // lane l looks l tiles further back
+  int64_t next = tile - 1 - lane;  // lane l reads the tile l before the nearest one
   bool searching = tile > 0;
   while (searching) {
     unsigned long long word = kTilePrefixed;  // in front of tile 0: nothing
@@ -66,10 +65,10 @@ __device__ __forceinline__ unsigned long long look_back(unsigned long long* tile
   return before;
 }
 
-// Where the id of a given rank is: a bitmap, how many bits are set before every group of 256 ids
-// (one sector of the bitmap), and the group of every 256th rank, between two of which the search
-// stays. 0.03 bytes per id and the bitmap's 0.125, where the list would take 8 per id kept; for 100
-// million ids all of it stays in the L2 cache of a large GPU.
+// Finds the id of a given rank. It has a bitmap, the number of bits set before every group of 256
+// ids (one sector of the bitmap), and the group of every 256th rank. The search is a bisection
+// between two of these groups. It takes 0.03 bytes per id beside the bitmap's 0.125; the list would
+// take 8 per id kept. For 100 million ids all of it stays in the L2 cache of a large GPU.
 constexpr int kGroup = 256;
 constexpr int kGroupsPerTile = static_cast<int>(kTile / kGroup);
 
@@ -145,8 +144,8 @@ __device__ __forceinline__ int64_t take_tile(CompactState* state, ListShared* sh
   return shared->tile;
 }
 
-// Counts the bits in shared->words, and the bits of the tiles before. All threads of the block call
-// it after the last of them has written a word.
+// Counts the bits in shared->words, and those of the tiles before. All threads of the block call
+// it, each after it has written its words.
 __device__ __forceinline__ void count_tile(int64_t tile, CompactState* state, ListShared* shared) {
   const int thread = threadIdx.x;
   __syncthreads();
@@ -162,9 +161,9 @@ __device__ __forceinline__ void count_tile(int64_t tile, CompactState* state, Li
   }
 }
 
-// Writes the tile's ids behind those of the tiles before, the first k of all. They are put together
-// in shared memory, so that neighbouring threads write neighbouring ids. k only guards the memory
-// behind ids: should somebody change the scores meanwhile, more than k may be found.
+// Writes the tile's ids behind those of the tiles before, at most k in all. They are gathered in
+// shared memory, so that neighbouring threads write neighbouring ids. k only protects the memory
+// behind ids: if another stream changes the scores meanwhile, more than k may be found.
 __device__ __forceinline__ void write_tile(int64_t tile, ListShared* shared, int64_t k,
                                            int64_t* ids) {
   const int thread = threadIdx.x;

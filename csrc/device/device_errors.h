@@ -7,8 +7,8 @@
 
 namespace dynprune {
 
-// errors: [kNumDataErrors] or null. The last offender to get here is kept as the example, which is
-// there before it is counted: who sees a count finds an example.
+// errors: [kNumDataErrors] or null. The last error is kept as the example. The example is written
+// before the count, so that a reader who sees a count finds an example.
 __device__ __forceinline__ void record_error(ErrorRecord* errors, DataError error,
                                              long long example) {
   if (errors == nullptr) return;

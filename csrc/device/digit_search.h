@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The m-th greatest of many unsigned words, by histograms of 11-bit digits from the top: each pass
-// finds the bin that holds it and looks only into that bin from then on. Done by one block, or by
-// all blocks of a cooperative grid that merge their histograms and meet once a pass. The number of
-// passes depends on the words, the cost of a pass does not: lanes with equal bins add once.
+// The m-th greatest of many unsigned words, by histograms of 11-bit digits from the top. Each pass
+// finds the bin that holds it; later passes count only the words in that bin. One block searches
+// alone, or all blocks of a cooperative grid merge their histograms, with one grid barrier per
+// pass. The number of passes depends on the words. The cost of a pass does not: lanes with equal
+// bins add once.
 #pragma once
 
 #include "device/block.h"
@@ -76,11 +77,10 @@ class DigitSearch {
   __device__ DigitSearch(SearchShared* shared, MergedBins* merged)
       : shared_(shared), merged_(merged), pass_(0) {}
 
-  // Narrows an interval around the wanted-th greatest of the items that lie in it, until no other
-  // item is left in it, or all that are left are wanted too, or at most `enough` are. With enough =
-  // 0 and no two words equal, exactly `wanted` items then lie between the interval's low and its
-  // former end. False, and the interval as it was, if `wanted` is 0 or fewer
-  // items lie in it.
+  // Narrows an interval around the wanted-th greatest of its items. Stops when all items that are
+  // left are wanted, or when at most `enough` are left. With enough = 0 and no two words equal,
+  // exactly `wanted` items then lie between the interval's low and its former end. Returns false,
+  // and leaves the interval as it was, if `wanted` is 0 or fewer items lie in it.
   //
   // items(visit) calls visit(valid, word) for every item of this block, all lanes of a warp
   // together. All blocks of the grid must call with the same interval and counts.
@@ -120,7 +120,7 @@ class DigitSearch {
     grid_sync();
   }
 
-  // Finds the bin that holds the wanted-th greatest; every block by itself.
+  // Finds the bin that holds the wanted-th greatest. Every block computes the same.
   __device__ void choose(unsigned long long wanted) {
     constexpr int kBinsPerThread = kNumBins / kSearchThreads;
     const int top = kNumBins - 1 - static_cast<int>(threadIdx.x) * kBinsPerThread;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels whose blocks meet: in a cooperative launch, where all blocks are on the machine at once,
-// or in clusters of neighbours that are, and see each other's shared memory (compute capability 9).
-// A file of its own because <cooperative_groups.h> costs seconds of compile time.
+// Launches whose blocks synchronise with each other. In a cooperative launch all blocks are
+// resident at once. In a cluster (compute capability 9) they also access each other's shared
+// memory. This is a separate file because <cooperative_groups.h> costs seconds of compile time.
 //
-// A context that owns a part of the multiprocessors only ("green") refuses a cooperative launch
-// that fills the machine, since the device's attribute counts them all: the launch returns
-// cudaErrorCooperativeLaunchTooLarge. MIG and MPS divide what the attribute says.
+// A green context owns a part of the multiprocessors, but the device's attribute counts them all. A
+// cooperative launch that fills the device then returns cudaErrorCooperativeLaunchTooLarge. Under
+// MIG and MPS the attribute counts the part.
 //
 //   cudaError_t DYNPRUNE_LAUNCH_COOPERATIVE((kernel<T>), grid, block, dynamic_shared_bytes, stream,
 //                                           args...)   grid <= DYNPRUNE_RESIDENT_BLOCKS(...)
@@ -34,7 +34,7 @@ namespace dynprune {
 
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
-// Of the current device. The runtime keeps these: asking costs a look-up.
+// Of the current device. The runtime caches these, so that a call costs a look-up.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
@@ -65,9 +65,9 @@ __device__ __forceinline__ T* cluster_shared(T* p, unsigned) {
 #endif
 constexpr int kFirstVersionWithClusters = 90;  // of PTX targets, as cudaFuncAttributes counts them
 
-// More than 48 KB of dynamic shared memory has to be allowed, which is not a stream operation and
-// may happen while a graph is captured. The most that is possible, whatever one launch needs: the
-// allowance belongs to the function, and other threads may be launching it too.
+// Allows a function more than 48 KB of dynamic shared memory. This is not a stream operation and
+// may happen while a graph is captured. It allows the maximum, because the setting belongs to the
+// function, which other threads may be launching too.
 inline cudaError_t allow_all_shared(const void* function, cudaFuncAttributes* attributes) {
   const cudaError_t error = cudaFuncGetAttributes(attributes, function);
   if (error != cudaSuccess) return error;
@@ -95,8 +95,8 @@ struct ClusterLaunch {
   ClusterLaunch(const ClusterLaunch&) = delete;
 };
 
-// Both count what an empty device would hold. An error is no answer, and not to be found by whoever
-// asks next: a device that cannot say runs none.
+// Both functions count what an idle device would hold. After an error they return 0 and clear it,
+// so that the next cudaGetLastError does not report it.
 inline int resident_blocks(const void* function, unsigned block, size_t shared_bytes) {
   cudaFuncAttributes attributes = {};
   int per_multiprocessor = 0;
@@ -147,7 +147,8 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), unsigned grid, uns
                             std::index_sequence_for<Parameters...>());
 }
 
-// Only for kernels that resident_clusters() has found room for, and allowed their shared memory.
+// Only for kernels for which resident_clusters() returned at least 1; it allows their shared
+// memory.
 template <class... Parameters, size_t... I>
 cudaError_t launch_clusters(void (*kernel)(Parameters...), const ClusterLaunch& launch,
                             std::tuple<Parameters...> arguments, std::index_sequence<I...>) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a kernel file talks to its target. One .cu source, two targets: nvcc turns these names into
-// plain CUDA; with DYNPRUNE_EMULATOR, simt.h (tests/emulator) gives the same names to g++, which
-// runs every CUDA thread as a fiber on the CPU. Kernels use nothing else for launches, shared
-// memory and ordered accesses:
+// The interface between a kernel file and its target. One .cu source has two targets: nvcc turns
+// these names into plain CUDA; with DYNPRUNE_EMULATOR, simt.h (tests/emulator) defines the same
+// names for g++. The emulator runs every CUDA thread as a fiber on the CPU. Kernels use nothing
+// else for launches, shared memory and ordered accesses:
 //
 //   DYNPRUNE_LAUNCH((kernel<T>), grid, block, dynamic_shared_bytes, stream, args...);
 //   DYNPRUNE_ALLOW_SHARED((kernel<T>), bytes);   before a launch with more than 48 KB of it
@@ -31,8 +31,8 @@
 
 namespace dynprune {
 
-// Inline PTX: the compiler's own __nv_atomic_load and _store would say the same, but only from
-// nvcc 12.8 on, and <cuda/atomic> costs seconds per file. T: a word of 4 or 8 bytes.
+// Inline PTX, because __nv_atomic_load and _store need nvcc 12.8, and <cuda/atomic> costs seconds
+// per file. T: a word of 4 or 8 bytes.
 #define DYNPRUNE_ORDERED_LOAD(name, order)                                             \
   template <class T>                                                                   \
   __device__ __forceinline__ T name(const T* p) {                                      \

@@ -9,8 +9,8 @@
 
 namespace dynprune {
 
-// One device's balance between the work on the sample, the candidates that the bracket leaves, and
-// the time that is lost when the bracket misses.
+// The tuning of one device. It balances the work on the sample, the number of candidates, and the
+// time lost to misses. A miss is a threshold that is not in its bracket.
 struct BracketTuning {
   double scale, exponent;                    // the sample has scale * n^exponent members
   int64_t min_sample_size, max_sample_size;  // fewer members than the least tell nothing
@@ -18,13 +18,13 @@ struct BracketTuning {
   int64_t many;                    // from so many samples on, many_sigmas
 };
 
-// n^(2/3) balances the work on the sample with that on the candidates. A miss costs a second pass:
-// 1 in 10^8 brackets of many samples, where it would take long; 1 in 200 of few, where a narrow
-// bracket saves more.
+// n^(2/3) balances the work on the sample with that on the candidates. A miss costs a second pass.
+// Of many samples, where that takes long, 1 bracket in 10^8 misses. Of few, 1 in 200 does, because
+// a narrow bracket saves more.
 constexpr BracketTuning kCpuBracket = {1, 2.0 / 3, 256, 1 << 16, 2.8, 6, 1 << 20};
 
-// A member of the sample costs a 32-byte sector. A miss costs a few reads of all scores: 1 in 2000
-// brackets of few samples, 1 in 150,000 of many.
+// A member of the sample costs a 32-byte sector. A miss costs a few reads of all scores. 1 bracket
+// in 2000 misses of few samples, 1 in 150,000 of many.
 constexpr BracketTuning kCudaBracket = {1.0 / 128, 1, 0, 1 << 15, 3.5, 4.5, 1 << 22};
 
 struct BracketPlan {
@@ -51,15 +51,17 @@ struct BracketRanks {
   }
 };
 
-// The bracket of a hash, whose distribution is known, so that it needs no sample. Both ends belong
-// to it.
+// The bracket of a hash. Its distribution is known, so that it needs no sample. Both ends belong to
+// it.
 struct HashBracket {
   uint32_t low, high;
 
-  // For the wanted-th greatest of `eligible` hashes, give or take `unknown` that may be above or
+  // For the wanted-th greatest of `eligible` hashes. unknown: how many hashes more may be above or
   // below them all.
-  static HashBracket of(int64_t eligible, int64_t wanted, double unknown, double sigmas) {
+  static HashBracket of(int64_t eligible, int64_t wanted, const BracketTuning& tuning,
+                        double unknown = 0) {
     if (wanted == 0) return {0, 0xffffffffu};
+    const double sigmas = BracketPlan::of(eligible, tuning).sigmas;
     const auto count = static_cast<double>(eligible);
     const double share = static_cast<double>(wanted) / count;
     const double sigma = std::sqrt(share * (1 - share) * count);

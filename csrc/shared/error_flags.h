@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Errors that only the data can show. A kernel must not stop the host to report one: it skips the
-// offender and leaves a record on the device, which the next call that may wait turns into an
-// exception.
+// Errors in the data. A kernel must not make the host wait to report one. It skips the offender and
+// leaves a record on the device. The next call that may wait turns the record into an exception.
 #pragma once
 
 #include <cstdint>

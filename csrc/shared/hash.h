@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Seeded randomness without state: what a sample draws depends on (seed, stream, sample id) alone,
-// so that any thread, device or rank computes the same number.
+// Seeded randomness without state. A draw depends on (seed, stream, sample id) alone, so that every
+// thread, device and rank computes the same number.
 #pragma once
 
 #include "shared/portable.h"
@@ -64,11 +64,11 @@ struct IdHash {
   }
 };
 
-// E = -log(u) for the hash h, u = (h + 1/2) / 2^32: an Exp(1) draw, always positive and finite.
-// Built from exactly rounded operations, since the CPU's and the GPU's logf differ, and without
-// branches or 64-bit words, for vector units; relative error below 3e-7. Near u = 1 small draws
-// compete for the first places: there the distance of u from 1 is what is computed with, and as
-// long as it is below 2^-9 no two hashes share a draw.
+// E = -log(u) for the hash h, u = (h + 1/2) / 2^32: an Exp(1) draw, always positive and finite. All
+// operations are exactly rounded, because the CPU's and the GPU's logf differ. There are no
+// branches and no 64-bit words, for vector units. The relative error is below 3e-7. Near u = 1
+// small draws compete for the first places. There E is computed from 1 - u, and no two hashes have
+// equal draws while 1 - u is below 2^-9.
 DYNPRUNE_HD float exponential(uint32_t h) {
   const bool near_one = h >= 0x80000000u;
   const int32_t steps = static_cast<int32_t>(near_one ? ~h : h);  // from 0 or from 1

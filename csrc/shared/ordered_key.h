@@ -29,8 +29,8 @@ DYNPRUNE_HD uint64_t ordered_key(double score) {
   return ordered_bits(bit_cast<uint64_t>(score), uint64_t{0x7ff} << 52);
 }
 
-// Ids are below 2^32, where the tie hash is a bijection: composite keys are unique, "at or above
-// the threshold" is exactly k samples, and the id itself is never needed as a third key.
+// Ids are below 2^32, where the tie hash is a bijection, so that composite keys are unique. Exactly
+// k samples are at or above the threshold, and the id itself is never needed as a third key.
 constexpr int64_t kMaxSamples = int64_t{1} << 32;
 
 template <class Key>
@@ -58,6 +58,9 @@ struct Threshold {
   Key key;
   uint32_t tie;
 
+  DYNPRUNE_HD static Threshold of(composite_t<Key> composite) {
+    return {static_cast<Key>(composite >> 32), static_cast<uint32_t>(composite)};
+  }
   // The hash is computed only where the scores are equal.
   DYNPRUNE_HD bool admits(Key k, int64_t id, const IdHash& tie_hash) const {
     return k > key || (k == key && tie_hash(id) >= tie);

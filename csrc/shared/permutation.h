@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A keyed permutation of {0, ..., n-1} evaluated one position at a time, forwards or backwards: an
-// alternating Feistel network on the smallest power of two that holds n, walked until it lands
-// below n (Black & Rogaway 2002; for shuffling: Mitchell et al. 2021, arXiv:2106.06161). No memory,
-// no sort, any subset of positions.
+// A keyed permutation of {0, ..., n-1}, evaluated one position at a time, forwards or backwards. It
+// is an alternating Feistel network on the smallest power of two that holds n, with cycle walking:
+// repeated until the result is below n (Black & Rogaway 2002; for shuffling: Mitchell et al. 2021,
+// arXiv:2106.06161). It needs no memory and no sort, and serves any subset of positions.
 #pragma once
 
 #include "shared/hash.h"
@@ -12,9 +12,9 @@ namespace dynprune {
 class Permutation {
  public:
   // At a million elements 2 rounds fail the tests of test_permutation_statistics.py, 4 pass
-  // all of them; 12 leave a wide margin. On a handful of elements a Feistel network mixes slowly
-  // whatever its round function (at n = 7, 12 rounds make some orders twice as likely as others),
-  // so there the 12 rounds are repeated, each time with other keys.
+  // all of them; 12 leave a wide margin. On few elements a Feistel network mixes slowly, for any
+  // round function: at n = 7, 12 rounds make some orders twice as likely as others. There the 12
+  // rounds are repeated, each time with other keys.
   static constexpr int kNumRounds = 12;
   static constexpr uint64_t kFewElements = 64;
   static constexpr int kFewElementsRepeats = 4;
@@ -33,7 +33,7 @@ class Permutation {
     }
   }
 
-  // The element at a position; both below n. Fewer than two walks are expected.
+  // The element at a position; both below n. The expected number of evaluations is below two.
   DYNPRUNE_HD uint64_t operator()(uint64_t position) const {
     uint64_t x = position;
     do {
@@ -51,9 +51,9 @@ class Permutation {
     return x;
   }
 
-  // One step of the walk on the power of two that holds n, in its parts: a word is split into two
-  // halves, of which even rounds change the high one and odd rounds the low one. Word: uint32_t if
-  // n <= 2^32, else uint64_t.
+  // The parts of one evaluation of the Feistel network. A word is split into two halves. Even
+  // rounds change the high half, odd rounds the low one. Word: uint32_t if n <= 2^32, else
+  // uint64_t.
   template <class Word>
   DYNPRUNE_HD uint32_t high_of(Word x) const {
     return static_cast<uint32_t>(x >> low_bits_);

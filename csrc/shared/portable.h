@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What lets one function body serve the GPU, the emulator and the CPU: the qualifier, and
-// arithmetic whose rounding no compiler may change. A selection must be the same set everywhere, so
-// every value that decides an order goes through these functions (nvcc would otherwise fuse a*b+c;
-// g++ is told -ffp-contract=off).
+// The qualifier and the arithmetic of functions that run on the GPU, the emulator and the CPU. A
+// selection must be the same set everywhere, so that no compiler may change the rounding of a value
+// that decides an order. All these values go through the functions below: nvcc would otherwise fuse
+// a*b+c. g++ compiles with -ffp-contract=off.
 #pragma once
 
 #include <cmath>

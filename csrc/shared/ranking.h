@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a selection ranks samples by. A ranking turns a sample id into an unsigned key, biggest
-// first, from the tensors it reads; nothing is stored. The same code runs on CPU and GPU, with
-// explicit rounding throughout.
+// What a selection ranks samples by. A ranking computes the unsigned key of a sample id from the
+// tensors that it reads; the greatest key ranks first. The keys are not stored. The same code runs
+// on CPU and GPU, with explicit rounding throughout.
 #pragma once
 
 #include <type_traits>
@@ -62,7 +62,7 @@ struct Ucb1Ranking {
   }
 };
 
-// The random part of epsilon-greedy: a hash of its own, without equals.
+// The random part of epsilon-greedy: a hash of its own stream, without ties.
 struct ExploreRanking {
   using Key = uint32_t;
   static constexpr bool kChecked = false;
@@ -93,19 +93,18 @@ DYNPRUNE_HD Scientific scientific(double w) {
     shift = 54;
   }
   const uint64_t u = bit_cast<uint64_t>(w);
-  // m in float: 24 bits of a weight are more than any draw can tell apart.
+  // m in float: 24 bits of a weight are more than a draw can distinguish.
   const double m = bit_cast<double>((u & 0xfffffffffffffull) | 0x3ff0000000000000ull);
   return {static_cast<float>(m), static_cast<int>(u >> 52) - 1023 - shift};
 }
 
-// Weighted sampling without replacement (Efraimidis & Spirakis 2006): the k greatest w / E, E ~
-// Exp(1). The quotient of any two floats overflows a float, so its exponent is added in the key,
-// which has room for it: the bits of m / E (between 2^-5 and 2^34) plus the weight's exponent above
-// the smallest possible one.
+// Weighted sampling without replacement (Efraimidis & Spirakis 2006): the k greatest w / E, with E
+// ~ Exp(1). w / E may overflow a float, so that w = m * 2^e is split. The key is the bits of m / E,
+// which is between 2^-5 and 2^34, plus e above its smallest value, added to the exponent.
 template <class T>
 struct WeightRanking {
   using Key = ranking_key_t<T>;
-  static constexpr bool kChecked = true;  // some values are errors: valid() tells
+  static constexpr bool kChecked = true;  // some values are errors: see valid()
   const T* weights;                       // [N]
   static constexpr int kMinExponent = std::is_same<T, double>::value ? -1074 : -149;
 
@@ -123,7 +122,7 @@ struct WeightRanking {
   }
 };
 
-// The hash that breaks ties, of the numbers that key() takes.
+// The hash that breaks ties. It takes the same numbers as key().
 template <class Ranking>
 DYNPRUNE_HD IdHash tie_hash_of(const Ranking&, uint64_t seed) {
   return {seed, Stream::kTie};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types as the launchers know them: a run-time tag, 16-bit storage types that need neither
-// torch nor the CUDA headers, and the conversions to and from the type that arithmetic happens in.
+// Element types of the launchers: a run-time tag, and 16-bit storage types that need neither torch
+// nor the CUDA headers. Also the conversions to and from the type of the arithmetic.
 #pragma once
 
 #include "shared/portable.h"

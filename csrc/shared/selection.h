@@ -8,9 +8,9 @@ namespace dynprune {
 
 enum class Order { kRandom, kAscending };
 
-// k = num_greedy + num_random distinct ids of 0 <= id < num_samples: the first num_greedy of the
-// total order, then num_random drawn uniformly from the rest. num_samples <= kMaxSamples, k <=
-// num_samples.
+// A request for k = num_greedy + num_random distinct ids, 0 <= id < num_samples: the first
+// num_greedy of the total order, and num_random drawn uniformly from the rest. num_samples <=
+// kMaxSamples, and k <= num_samples.
 struct Selection {
   int64_t num_samples;
   int64_t num_greedy;

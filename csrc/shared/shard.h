@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the processes of a sharded selection decide by: which samples a process holds, and the
-// digits of the composite keys that they count together.
+// The shared decisions of a sharded selection: which samples a process holds, and which digits of
+// the composite keys the processes count together.
 #pragma once
 
 #include "shared/ordered_key.h"
@@ -15,8 +15,8 @@ struct Shard {
   DYNPRUNE_HD int64_t operator[](int64_t i) const { return first + i * stride; }
 };
 
-// A digit of a 64-bit word. 11, 11 and 10 bits of the key, then 11, 11 and 10 of the tie hash: the
-// histograms of the first three rounds settle all but ties.
+// A digit of a 64-bit word. The digits have 11, 11 and 10 bits of the key, then 11, 11 and 10 of
+// the tie hash. The histograms of the first three rounds decide everything but ties.
 struct Digit {
   int shift, bits;
 
@@ -36,14 +36,14 @@ struct Digit {
   }
 };
 
-// How far a search for the wanted-th greatest word of all processes has come: digits that are not
-// found yet are 0 in the prefix. Nothing wanted any more: the prefix is the threshold.
+// The state of a search for the wanted-th greatest word of all processes. Digits that are not found
+// yet are 0 in the prefix. When `wanted` is 0, the prefix is the threshold.
 struct SearchState {
   uint64_t prefix, wanted;
 };
 
-// The words of one process's samples that a search looks at: composite keys; or for the random part
-// of epsilon-greedy the hashes of what the greedy part left over, without equals.
+// The words of one process's samples in a search. They are composite keys, or, for the random part
+// of epsilon-greedy, the hashes of the samples that the greedy part refused. Hashes have no ties.
 struct ShardWords {
   const uint32_t* keys;  // [shard.count]; not read if `explore` and there is no greedy part
   Shard shard;
@@ -56,7 +56,7 @@ struct ShardWords {
                                            static_cast<uint32_t>(*greedy)};
     return threshold.admits(keys[i], shard[i], tie_hash);
   }
-  // The bin of sample i in a round of the search, -1 if it is out of it.
+  // The bin of sample i in a round of the search, -1 if it does not take part.
   DYNPRUNE_HD int bin(int64_t i, const Digit& digit, uint64_t prefix, const IdHash& tie_hash,
                       const IdHash& explore_hash) const {
     uint64_t word;
@@ -65,7 +65,7 @@ struct ShardWords {
       word = static_cast<uint64_t>(explore_hash(shard[i])) << 32;
     } else {
       word = static_cast<uint64_t>(keys[i]) << 32;
-      if (digit.shift < 32) {  // most samples are out by their keys
+      if (digit.shift < 32) {  // the keys alone exclude most samples
         if ((word ^ prefix) >> 32 != 0) return -1;
         word |= tie_hash(shard[i]);
       }
@@ -74,7 +74,8 @@ struct ShardWords {
   }
 };
 
-// Is a sample of a process in the subset? random: the threshold of the random part, or null.
+// Whether a sample of a process is in the subset. random: the threshold of the random part, or
+// null.
 struct ShardSelected {
   ShardWords words;
   const uint64_t* random;

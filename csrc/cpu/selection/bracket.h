@@ -29,13 +29,12 @@ struct Bracket {
   bool many_equal;         // the keys alone leave many undecided
 
   static Bracket everything() { return {0, ~composite_t<Key>{0}, 1, false}; }
-  // Where else the threshold can be; how many candidates there are is learnt on the way.
+  // Where else the threshold can be. The number of candidates is not known in advance.
   Bracket above() const { return {high, ~composite_t<Key>{0}, 0, false}; }
   Bracket below() const { return {0, low, 0, false}; }
 };
 
-// Whether so many samples are undecided by their keys that all are better compared by their hashes
-// too.
+// Whether the keys leave so many samples undecided that comparing all by their hashes is faster.
 constexpr bool is_many(int64_t undecided, int64_t count) { return undecided > count / 8; }
 
 template <class Hash>
@@ -100,8 +99,7 @@ void draw_sample(const Ranking& ranking, int64_t n, uint64_t seed, int64_t size,
 
 // The bracket of hashes alone, as composite keys whose lower halves are free.
 inline Bracket<uint32_t> bracket_of_hashes(int64_t eligible, int64_t wanted) {
-  const double sigmas = BracketPlan::of(eligible, kCpuBracket).sigmas;
-  const auto hashes = HashBracket::of(eligible, wanted, 0, sigmas);
+  const auto hashes = HashBracket::of(eligible, wanted, kCpuBracket);
   return {compose(hashes.low, 0), compose(hashes.high, ~uint32_t{0}), hashes.share(), false};
 }
 
@@ -111,13 +109,13 @@ template <class Key>
 Bracket<Key> bracket_by_sample(composite_t<Key>* sample, int64_t size, int64_t n, int64_t wanted) {
   Bracket<Key> bracket = Bracket<Key>::everything();
   if (size < kCpuBracket.min_sample_size) return bracket;
-  const double sigmas = BracketPlan::of(n, kCpuBracket).sigmas;
   if (all_keys_equal<Key>(sample, size)) {
     const Key key = key_of<Key>(sample[0]);
-    const auto ties = HashBracket::of(n, wanted, 5.0 * n / size, sigmas);
+    const auto ties = HashBracket::of(n, wanted, kCpuBracket, 5.0 * n / size);
     return {compose(key, ties.low), compose(key, ties.high), ties.share(), true};
   }
 
+  const double sigmas = BracketPlan::of(n, kCpuBracket).sigmas;
   const auto [above, below] = BracketRanks::of(n, wanted, {size, sigmas});
   int64_t end = size;
   if (below < size) {

@@ -25,8 +25,8 @@ namespace {
 constexpr int kBlock = 2048;
 constexpr int kBlockWords = kBlock / kWordBits;
 
-// What is known of a sample: it is above the bracket, in it, or below it. In words as wide as most
-// keys, so that vector units need not change widths; saturation makes bytes 0xff, 0x7f, 0 of them.
+// The state of a sample: above the bracket, in it, or below it. States are as wide as most keys, so
+// that vector units need not change widths. Saturation makes bytes 0xff, 0x7f, 0 of them.
 constexpr int32_t kAbove = -1, kInside = 0x7f, kBelow = 0;
 
 // Vector units compare signed integers.
@@ -89,8 +89,8 @@ inline void pack_word(const int32_t* states, uint64_t* above, uint64_t* inside) 
   *inside = reaches & ~high;
 }
 
-// The states of a block as words: who is in, and who is undecided; not those whose bit is set in
-// excluded, which may be null. Returns how many are undecided.
+// Packs the states of a block into words: which samples are in, and which are undecided. Samples
+// whose bit is set in excluded, which may be null, are neither. Returns how many are undecided.
 DYNPRUNE_CLONES int pack_words(const int32_t* states, int num_words, const uint64_t* excluded,
                                uint64_t* chosen, uint64_t* undecided) {
   int count = 0;
@@ -113,8 +113,7 @@ DYNPRUNE_CLONES void list_undecided(const uint64_t* undecided, int num_words, in
   }
 }
 
-// What one task found in its range: the composite keys of its candidates, which are unique, and
-// their ids.
+// The result of one task: the composite keys of its candidates, which are unique, and their ids.
 template <class Key>
 struct Classified {
   int64_t num_in = 0;
@@ -148,9 +147,8 @@ class Classifier {
   Classifier(const Ranking& ranking, uint64_t seed, const Bracket<Key>& bracket)
       : ranking_(ranking), seed_(seed), tie_hash_(tie_hash_of(ranking, seed)), bracket_(bracket) {}
 
-  // Samples [first, first + count), count <= kBlock. excluded: their bits in another bitmap, or
-  // null; a sample whose bit is set there is left out. chosen: receives the bits of those that are
-  // in.
+  // Classifies samples [first, first + count), count <= kBlock. excluded: the bits of samples that
+  // do not take part, or null. chosen: out, the bits of those that are in.
   void block(int64_t first, int count, const uint64_t* excluded, uint64_t* chosen,
              Classified<Key>* found) {
     const int num_words = static_cast<int>((count + kWordBits - 1) / kWordBits);
@@ -204,12 +202,12 @@ class Classifier {
   uint64_t undecided_[kBlockWords];
 };
 
-// A second thread has to be woken and waited for, which takes as long as this many blocks.
+// Waking a second thread and waiting for it takes as long as this many blocks.
 constexpr int64_t kMinBlocksPerTask = 12;
 
-// Samples [0, n) against a bracket: what each task found, and the bits of those that are in.
-// excluded, chosen: [words of n bits], excluded may be null. A task that finds more candidates than
-// `enough` leaves the rest of its samples, and their bits, alone.
+// Compares samples [0, n) with a bracket. Returns the result of each task. chosen: out, the bits of
+// those that are in. excluded, chosen: [words of n bits], excluded may be null. A task that finds
+// more candidates than `enough` stops, and does not write the bits of its other samples.
 template <class Ranking>
 std::vector<Classified<typename Ranking::Key>> classify(
     const Ranking& ranking, int64_t n, uint64_t seed, const Bracket<typename Ranking::Key>& bracket,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the first weight is that no draw can be weighted by.
+// The position of the first invalid weight.
 #pragma once
 
 #include <atomic>
@@ -12,7 +12,7 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// To the end, without stopping at what is found: that is what vector units are good at.
+// Does not stop at an invalid weight: a loop without exits can be vectorised.
 template <class Ranking>
 DYNPRUNE_CLONES bool all_valid(const Ranking& ranking, Range range) {
   const Ranking local = ranking;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The value of a given rank in an unordered array. std::nth_element mispredicts a branch for every
-// second value; this moves values without branches, and picks pivots near the rank that is sought.
+// second value. This function moves values without branches, and picks pivots near the rank.
 #pragma once
 
 #include <algorithm>
@@ -25,14 +25,15 @@ int64_t partition_above(T* values, int64_t count, T pivot) {
   return above;
 }
 
-// Rearranges the values, most of them distinct, so that values[rank] is what it would be in
-// descending order, with none smaller before it and none greater after it. 0 <= rank < count.
+// Rearranges the values so that values[rank] is what it would be in descending order. No smaller
+// value is before it, no greater one after it. Most values are distinct. 0 <= rank < count.
 template <class T>
 void nth_greatest(T* values, int64_t count, int64_t rank) {
   constexpr int kSpread = 15, kFew = 64;
   constexpr int kMaxRounds = 24;  // enough unless the values are arranged against the pivots
   for (int round = 0; round < kMaxRounds && count > kFew; round++) {
-    // Of some values, one a step beyond the rank: it most likely leaves the smaller part.
+    // The pivot is one of some values, one step beyond the rank. The rank is then most likely in
+    // the smaller part.
     T spread[kSpread];
     for (int i = 0; i < kSpread; i++) spread[i] = values[count * i / kSpread];
     std::sort(spread, spread + kSpread, std::greater<T>());

@@ -12,7 +12,7 @@ namespace dynprune {
 namespace cpu {
 
 // The ranking must be supported for RankingUse::kSelect. Writes no ids if a weight is negative or
-// NaN, and tells which.
+// NaN, and returns which.
 DataStatus select(const RankingSpec& spec, const Selection& selection, const Parallel& parallel);
 
 void select_uniform(const Selection& selection, const Parallel& parallel);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection by the total order on the CPU, in one read of what the ranking reads. A random sample
-// of the scores brackets the threshold (bracket.h); one pass classifies each sample as in, out, or
-// candidate, of which there are a few percent (classify.h); an exact selection among the candidates
-// settles the rest. If the threshold is not in the bracket, a second pass looks on the side where
-// it is. Then the bitmap of what is in becomes a list. The subset is that of the CUDA kernels: both
-// are exact, and both use shared/ranking.h.
+// Selection by the total order on the CPU, in one read of the tensors that the ranking reads.
+// 1. A random sample of the scores brackets the threshold (bracket.h).
+// 2. One pass classifies each sample as in, out, or candidate (classify.h). A few percent are
+//    candidates.
+// 3. An exact selection among the candidates finds the threshold.
+// 4. The bitmap of the subset becomes a list.
+// If the threshold is not in the bracket, a second pass searches the side where it is. The subset
+// is that of the CUDA kernels: both are exact, and both use shared/ranking.h.
 #pragma once
 
 #include <algorithm>
@@ -69,7 +71,7 @@ inline Bitmap explore(int64_t n, int64_t eligible, int64_t wanted, uint64_t seed
                        bracket_of_hashes(eligible, wanted), parallel);
 }
 
-// The ids of a bitmap, which has s.k() bits set, in the order that is asked for.
+// Writes the ids of a bitmap, which has s.k() bits set, in the order of the request.
 inline void emit(const Selection& s, const Bitmap& chosen, const Parallel& parallel) {
   if (s.order == Order::kAscending) {
     chosen.list(s.ids, parallel);

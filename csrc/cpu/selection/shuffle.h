@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kPermuteBlock = 1024;
 
-// One step of the walk for `count` positions. A round over all of them before the next round: a
-// single position's rounds depend on each other, and would leave the vector units waiting.
+// One evaluation of the Feistel network for `count` positions, round by round. The rounds of a
+// single position depend on each other and would leave the vector units idle.
 template <bool kInverse>
 DYNPRUNE_CLONES void step_block(const Permutation& p, uint32_t* x, int count) {
   uint32_t high[kPermuteBlock], low[kPermuteBlock];
@@ -35,8 +35,8 @@ DYNPRUNE_CLONES void step_block(const Permutation& p, uint32_t* x, int count) {
   for (int i = 0; i < count; i++) x[i] = p.join<uint32_t>(high[i], low[i]);
 }
 
-// Replaces each x[i] < n by its image under the permutation of n elements, or under its inverse:
-// all are stepped together, then those that landed outside walk on.
+// Replaces each x[i] < n by its image under the permutation of n elements, or under its inverse.
+// All are evaluated together, then again those whose result is not below n.
 template <bool kInverse>
 void permute_block(const Permutation& p, uint64_t n, uint32_t* x, int count) {
   step_block<kInverse>(p, x, count);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One process's part of a selection that many make together in one read of what they rank by: its
-// share of a random sample, which brackets the threshold; its samples against that bracket; and the
-// search among the few candidates in it, by the digits of their composite keys.
+// One process's part of a selection that many make together, in one read of the values. A random
+// sample of all processes brackets the threshold. Each process compares its samples with the
+// bracket. All search among the few candidates in it, by the digits of their composite keys.
 #pragma once
 
 #include "cpu/parallel.h"
@@ -20,13 +20,13 @@ struct ShardTask {
   uint64_t seed;
 };
 
-// sample: [size] out: the composite keys of `size` draws from the num_samples of all processes, 0
-// where another process holds what was drawn. All processes' samples add up to the one that one
-// process would take. If a weight is negative or NaN, tells which.
+// sample: [size] out, the composite keys of `size` draws from the num_samples of all processes, 0
+// where another process holds what was drawn. The sum over all processes is the sample that a
+// single process would draw. If a weight is negative or NaN, returns which.
 DataStatus shard_sample(const ShardTask& task, int64_t num_samples, int64_t size, uint64_t* sample,
                         const Parallel& parallel);
 
-// Which samples of all processes are searched, and for how many.
+// The samples of all processes that take part in a search, and how many are wanted.
 struct SearchRange {
   int64_t num_samples, wanted;  // the `wanted` greatest of num_samples
   const uint64_t* sample;       // [sample_size], of all processes; not read for kExplore
@@ -34,7 +34,7 @@ struct SearchRange {
   const uint64_t* excluded;  // [words of shard.count bits]: what does not take part; or null
 };
 
-// What one read tells of a shard's samples. Out.
+// The samples of a shard, compared with the bracket. Out.
 struct Bracketed {
   uint64_t* bits;       // [words of shard.count bits]: which are above the bracket
   uint64_t* words;      // [capacity]: how far above `low` the composite keys of candidates are

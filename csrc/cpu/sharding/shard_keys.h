@@ -11,7 +11,7 @@ namespace dynprune {
 namespace cpu {
 
 // keys: [shard.count] out. The ranking must be supported for RankingUse::kKeys. If a weight is
-// negative or NaN, tells which: its position in the shard, and its id.
+// negative or NaN, returns its position in the shard, and its id.
 DataStatus shard_keys(const RankingSpec& spec, const Shard& shard, uint64_t seed, uint32_t* keys,
                       const Parallel& parallel);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one pass over the scores: a random sample, two of whose members bracket the threshold, then
-// every sample is in, out, or a candidate.
+// The first two steps of a streaming selection. Two members of a random sample bracket the
+// threshold; then every sample is in, out, or a candidate.
 #pragma once
 
 #include "device/device_errors.h"
@@ -9,8 +9,9 @@
 namespace dynprune {
 namespace cuda {
 
-// A random sample, written by all blocks and searched by the last: the two members that bracket the
-// threshold. sample: [sample_size], workspace. The bracket is open where a rank lies outside.
+// Finds the two members of a random sample that bracket the threshold. All blocks write the sample,
+// the last block searches it. sample: [sample_size], workspace. The bracket is open at an end whose
+// rank is outside of the sample.
 template <class Ranking>
 __global__ void __launch_bounds__(kSearchThreads, 1)
     bracket_kernel(SelectTask<Ranking> task, int64_t sample_size, BracketRanks ranks,
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
       visit(i < sample_size, i < sample_size ? sample[i] : Composite{0});
     }
   };
-  // A bin of so few members is narrow enough.
+  // The search stops at a bin of so few members.
   const unsigned long long enough = static_cast<unsigned long long>(sample_size / 512);
   DigitSearch search(&shared, nullptr);
   for (int end = 0; end < 2; end++) {
@@ -56,46 +57,47 @@ constexpr int kClassifyThreads = 256;
 constexpr int kClassifyRounds = static_cast<int>(kTile) / kClassifyThreads;
 constexpr int kClassifyWarps = kClassifyThreads / kWarpSize;
 
-// The keys of a tile stay in registers.
+// As many as fit beside the keys of a tile, which stay in registers.
 template <class Key>
 constexpr int kClassifyBlocksPerSm = sizeof(Key) == 8 ? 2 : 3;
 
-// One block per tile. Writes the tile's words of the bitmap, appends its candidates to the list and
-// says in tiles[] where, and counts. More candidates than there is room for are counted only.
-template <class Ranking>
-__global__ void __launch_bounds__(kClassifyThreads, kClassifyBlocksPerSm<typename Ranking::Key>)
-    classify_kernel(SelectTask<Ranking> task, int64_t capacity, uint32_t* bitmap,
-                    TileCandidates* tiles, typename Ranking::Key* candidate_keys,
-                    uint32_t* candidate_ids) {
-  using Key = typename Ranking::Key;
-  DYNPRUNE_SHARED(uint32_t, listed_words, [kWordsPerTile]);
-  DYNPRUNE_SHARED(uint32_t, chosen_words, [kWordsPerTile]);
-  DYNPRUNE_SHARED(unsigned, offsets, [kWordsPerTile]);
-  DYNPRUNE_SHARED(unsigned, warp_counts, [2][kClassifyWarps]);
-  DYNPRUNE_SHARED(unsigned long long, list_begin, );
-  SelectState* state = task.state;
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int64_t first = int64_t{blockIdx.x} * kTile + thread;
-  const int64_t n = task.num_samples;
-  const uint64_t seed = task.seed.get();
-  const bool has_greedy = task.has_greedy(), has_random = task.has_random();
+struct ClassifyShared {
+  uint32_t listed_words[kWordsPerTile];  // which samples of the tile are candidates
+  uint32_t chosen_words[kWordsPerTile];  // and which are selected
+  unsigned offsets[kWordsPerTile];       // candidates of the tile before a word
+  unsigned counts[2][kClassifyWarps];  // samples above the greedy bracket, and above the random one
+  unsigned long long list_begin;
+};
 
-  Key keys[kClassifyRounds];  // all loads are under way before the first key is looked at
+// Loads the keys of a tile. All loads are in flight before the first key is used.
+template <class Ranking, class Key>
+__device__ __forceinline__ void load_tile(const SelectTask<Ranking>& task, uint64_t seed,
+                                          int64_t first, Key (&keys)[kClassifyRounds]) {
+  const bool has_greedy = task.has_greedy();
 #pragma unroll
   for (int r = 0; r < kClassifyRounds; r++) {
     const int64_t id = first + r * kClassifyThreads;
-    keys[r] = has_greedy && id < n ? task.ranking.key(id, seed) : 0;
+    keys[r] = has_greedy && id < task.num_samples ? task.ranking.key(id, seed) : 0;
   }
-  if constexpr (Ranking::kChecked) {  // what is invalid has the smallest key
+  if constexpr (Ranking::kChecked) {  // an invalid sample has the smallest key
     for (int r = 0; r < kClassifyRounds; r++) {
       const int64_t id = first + r * kClassifyThreads;
-      if (keys[r] == 0 && id < n && !task.ranking.valid(id)) {
+      if (keys[r] == 0 && id < task.num_samples && !task.ranking.valid(id)) {
         record_error(task.errors, DataError::kWeight, id);
       }
     }
   }
+}
 
-  const StoredComposite low = state->low, high = state->high;
+// Compares the samples with the brackets. Writes the words of the tile and the counts of a warp.
+template <class Ranking, class Key>
+__device__ __forceinline__ void classify_tile(const SelectTask<Ranking>& task, uint64_t seed,
+                                              int64_t first, const Key (&keys)[kClassifyRounds],
+                                              ClassifyShared* shared) {
+  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
+  const int64_t n = task.num_samples;
+  const bool has_greedy = task.has_greedy(), has_random = task.has_random();
+  const StoredComposite low = task.state->low, high = task.state->high;
   const Key low_key = static_cast<Key>(low.key), high_key = static_cast<Key>(high.key);
   const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
   unsigned num_in = 0, num_in_random = 0;
@@ -122,58 +124,99 @@ __global__ void __launch_bounds__(kClassifyThreads, kClassifyBlocksPerSm<typenam
     const unsigned chosen_word = __ballot_sync(kFullWarp, in);
     const unsigned listed_word = __ballot_sync(kFullWarp, listed);
     if (lane == 0) {
-      chosen_words[r * kClassifyWarps + warp] = chosen_word;
-      listed_words[r * kClassifyWarps + warp] = listed_word;
+      shared->chosen_words[r * kClassifyWarps + warp] = chosen_word;
+      shared->listed_words[r * kClassifyWarps + warp] = listed_word;
     }
   }
   if (lane == 0) {
-    warp_counts[0][warp] = num_in;
-    warp_counts[1][warp] = num_in_random;
+    shared->counts[0][warp] = num_in;
+    shared->counts[1][warp] = num_in_random;
   }
-  __syncthreads();
+}
 
-  if (thread < kWordsPerTile) {
-    bitmap[int64_t{blockIdx.x} * kWordsPerTile + thread] = chosen_words[thread];
-  }
-  if (warp == 0) {
-    constexpr int kPerLane = kWordsPerTile / kWarpSize;
-    unsigned counts[kPerLane], sum = 0;
+// Reserves room in the list for the tile's candidates. Called by one whole warp.
+__device__ __forceinline__ void take_room(SelectState* state, int64_t capacity,
+                                          TileCandidates* tile, ClassifyShared* shared) {
+  constexpr int kPerLane = kWordsPerTile / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  unsigned counts[kPerLane], sum = 0;
 #pragma unroll
-    for (int j = 0; j < kPerLane; j++) {
-      counts[j] = __popc(listed_words[lane * kPerLane + j]);
-      sum += counts[j];
-    }
-    const unsigned inclusive = warp_inclusive_sum(sum, lane);
-    unsigned before = inclusive - sum;
-#pragma unroll
-    for (int j = 0; j < kPerLane; j++) {
-      offsets[lane * kPerLane + j] = before;
-      before += counts[j];
-    }
-    if (lane == kWarpSize - 1) {
-      const unsigned long long begin =
-          inclusive > 0 ? atomicAdd(&state->num_candidates, 0ull + inclusive) : 0;
-      list_begin = begin;
-      const bool fits = begin + inclusive <= static_cast<unsigned long long>(capacity);
-      tiles[blockIdx.x] = {static_cast<uint32_t>(begin), fits ? inclusive : 0};
-    }
-  } else if (warp == 1 && lane < 2) {
-    unsigned count = 0;
-    for (int w = 0; w < kClassifyWarps; w++) count += warp_counts[lane][w];
-    if (count > 0) atomicAdd(lane == 0 ? &state->num_in : &state->num_in_random, 0ull + count);
+  for (int j = 0; j < kPerLane; j++) {
+    counts[j] = __popc(shared->listed_words[lane * kPerLane + j]);
+    sum += counts[j];
   }
-  __syncthreads();
+  const unsigned inclusive = warp_inclusive_sum(sum, lane);
+  unsigned before = inclusive - sum;
+#pragma unroll
+  for (int j = 0; j < kPerLane; j++) {
+    shared->offsets[lane * kPerLane + j] = before;
+    before += counts[j];
+  }
+  if (lane == kWarpSize - 1) {
+    const unsigned long long begin =
+        inclusive > 0 ? atomicAdd(&state->num_candidates, 0ull + inclusive) : 0;
+    shared->list_begin = begin;
+    const bool fits = begin + inclusive <= static_cast<unsigned long long>(capacity);
+    *tile = {static_cast<uint32_t>(begin), fits ? inclusive : 0};
+  }
+}
 
+// Adds the counts of the tile's warps to those of the grid. Called by the first two lanes of a
+// warp.
+__device__ __forceinline__ void add_counts(const ClassifyShared& shared, int lane,
+                                           SelectState* state) {
+  unsigned count = 0;
+  for (int w = 0; w < kClassifyWarps; w++) count += shared.counts[lane][w];
+  if (count > 0) atomicAdd(lane == 0 ? &state->num_in : &state->num_in_random, 0ull + count);
+}
+
+template <class Key>
+__device__ __forceinline__ void write_candidates(const ClassifyShared& shared, int64_t first,
+                                                 const Key (&keys)[kClassifyRounds],
+                                                 int64_t capacity, Key* candidate_keys,
+                                                 uint32_t* candidate_ids) {
+  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
 #pragma unroll
   for (int r = 0; r < kClassifyRounds; r++) {
-    const unsigned word = listed_words[r * kClassifyWarps + warp];
-    const unsigned long long position =
-        list_begin + offsets[r * kClassifyWarps + warp] + __popc(word & ((1u << lane) - 1));
+    const unsigned word = shared.listed_words[r * kClassifyWarps + warp];
+    const unsigned long long position = shared.list_begin +
+                                        shared.offsets[r * kClassifyWarps + warp] +
+                                        __popc(word & ((1u << lane) - 1));
     if ((word >> lane & 1u) != 0 && position < static_cast<unsigned long long>(capacity)) {
       candidate_keys[position] = keys[r];
       candidate_ids[position] = static_cast<uint32_t>(first + r * kClassifyThreads);
     }
   }
+}
+
+// One block per tile. Writes the tile's words of the bitmap, and appends its candidates to the
+// list. tiles: [num_tiles] out, where they are in the list. Candidates that find no room are only
+// counted.
+template <class Ranking>
+__global__ void __launch_bounds__(kClassifyThreads, kClassifyBlocksPerSm<typename Ranking::Key>)
+    classify_kernel(SelectTask<Ranking> task, int64_t capacity, uint32_t* bitmap,
+                    TileCandidates* tiles, typename Ranking::Key* candidate_keys,
+                    uint32_t* candidate_ids) {
+  DYNPRUNE_SHARED(ClassifyShared, shared, );
+  SelectState* state = task.state;
+  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
+  const int64_t first = int64_t{blockIdx.x} * kTile + thread;
+  const uint64_t seed = task.seed.get();
+
+  typename Ranking::Key keys[kClassifyRounds];
+  load_tile(task, seed, first, keys);
+  classify_tile(task, seed, first, keys, &shared);
+  __syncthreads();
+  if (thread < kWordsPerTile) {
+    bitmap[int64_t{blockIdx.x} * kWordsPerTile + thread] = shared.chosen_words[thread];
+  }
+  if (warp == 0) {
+    take_room(state, capacity, &tiles[blockIdx.x], &shared);
+  } else if (warp == 1 && lane < 2) {
+    add_counts(shared, lane, state);
+  }
+  __syncthreads();
+  write_candidates(shared, first, keys, capacity, candidate_keys, candidate_ids);
 }
 
 }  // namespace cuda

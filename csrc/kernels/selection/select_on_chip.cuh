@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection from as many samples as the multiprocessors' shared memories hold (some 7 million
-// float32 scores on the largest GPUs): one launch, in which every block keeps the keys of its share
-// on chip. The scores are read once, the ids written once.
+// Selection from as many samples as the shared memories of the multiprocessors hold: some 7 million
+// float32 scores on the largest GPUs. It takes one launch, in which every block keeps the keys of
+// its share on chip. The scores are read once, the ids written once.
 #pragma once
 
 #include "device/device_errors.h"
@@ -14,7 +14,7 @@ namespace cuda {
 constexpr int kOnChipThreads = kSearchThreads;
 constexpr int kOnChipWarps = kOnChipThreads / kWarpSize;
 
-// Contiguous shares of the samples, one for every block, in it one for every warp.
+// The samples are cut into contiguous shares: one per block, and within it one per warp.
 struct OnChipShares {
   int64_t num_samples, per_warp;  // per_warp: a multiple of 32
 
@@ -25,80 +25,87 @@ struct OnChipShares {
   DYNPRUNE_HD int64_t per_block() const { return per_warp * kOnChipWarps; }
 };
 
-template <class Ranking>
-__global__ void __launch_bounds__(kOnChipThreads, 1)
-    select_on_chip_kernel(SelectTask<Ranking> task, OnChipShares shares, OnChipState* state,
-                          bool random_order, int64_t* ids) {
-  using Key = typename Ranking::Key;
-  using Composite = composite_t<Key>;
-  DYNPRUNE_SHARED(SearchShared, shared, );
-  DYNPRUNE_SHARED(unsigned, warp_counts, [kOnChipWarps]);
-  DYNPRUNE_SHARED(unsigned long long, base, );
-  DYNPRUNE_DYNAMIC_SHARED(Key, keys);
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int64_t n = task.num_samples;
-  const uint64_t seed = task.seed.get();
-  const bool has_greedy = task.has_greedy(), has_random = task.has_random();
-  const int64_t first = shares.per_block() * blockIdx.x;  // of the block
-  const int64_t end = first + shares.per_block() < n ? first + shares.per_block() : n;
+// One block's share of the samples.
+template <class Key>
+struct BlockShare {
+  int64_t first, end;
+  Key* keys;  // [end - first], in shared memory; not used without a greedy part
 
-  for (int b = blockIdx.x * kOnChipThreads + thread; b < 3 * kNumBins;
-       b += static_cast<int>(gridDim.x) * kOnChipThreads) {
-    state->merged.bins[b / kNumBins][b % kNumBins] = 0;
-  }
-  if (has_greedy) {
-    for (int64_t id = first + thread; id < end; id += kOnChipThreads) {
-      const Key key = task.ranking.key(id, seed);
-      if constexpr (Ranking::kChecked) {
-        if (key == 0 && !task.ranking.valid(id)) record_error(task.errors, DataError::kWeight, id);
-      }
-      keys[id - first] = key;
-    }
-  }
-  grid_sync();
-
-  const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
-  DigitSearch search(&shared, &state->merged);
-  // Calls f(id, valid) for the block's share, whole warps together.
-  const auto each = [&](const auto& f) {
+  // Calls f(id, valid) for the share, whole warps together.
+  template <class F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+    const int thread = threadIdx.x;
 #pragma unroll 1
     for (int64_t begin = first; begin < end; begin += kOnChipThreads) {
       f(begin + thread, begin + thread < end);
     }
-  };
-  Threshold<Key> greedy = {0, 0};
-  if (has_greedy) {
-    auto found = Interval<Composite>::whole();
-    search.narrow(&found, static_cast<unsigned long long>(task.num_greedy), 0,
-                  [&](const auto& visit) {
-                    each([&](int64_t id, bool valid) {
-                      visit(valid, valid ? compose(keys[id - first], tie_hash(id)) : Composite{0});
-                    });
-                  });
-    greedy = {static_cast<Key>(found.low >> 32), static_cast<uint32_t>(found.low)};
   }
-  uint32_t random = 0;
-  if (has_random) {
+};
+
+__device__ __forceinline__ void clear_bins(MergedBins* merged) {
+  for (int b = static_cast<int>(blockIdx.x) * kOnChipThreads + static_cast<int>(threadIdx.x);
+       b < 3 * kNumBins; b += static_cast<int>(gridDim.x) * kOnChipThreads) {
+    merged->bins[b / kNumBins][b % kNumBins] = 0;
+  }
+}
+
+template <class Ranking, class Key>
+__device__ __forceinline__ void load_keys(const SelectTask<Ranking>& task, uint64_t seed,
+                                          const BlockShare<Key>& share) {
+  const int thread = threadIdx.x;
+  for (int64_t id = share.first + thread; id < share.end; id += kOnChipThreads) {
+    const Key key = task.ranking.key(id, seed);
+    if constexpr (Ranking::kChecked) {
+      if (key == 0 && !task.ranking.valid(id)) record_error(task.errors, DataError::kWeight, id);
+    }
+    share.keys[id - share.first] = key;
+  }
+}
+
+// Finds the thresholds among the keys of all blocks.
+template <class Ranking, class Key>
+__device__ __forceinline__ Thresholds<Key> search_on_chip(const SelectTask<Ranking>& task,
+                                                          uint64_t seed,
+                                                          const BlockShare<Key>& share,
+                                                          DigitSearch search) {
+  using Composite = composite_t<Key>;
+  const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
+  Thresholds<Key> thresholds = {{0, 0}, 0};
+  if (task.has_greedy()) {
+    auto found = Interval<Composite>::whole();
+    search.narrow(
+        &found, static_cast<unsigned long long>(task.num_greedy), 0, [&](const auto& visit) {
+          share.for_each([&](int64_t id, bool valid) {
+            visit(valid,
+                  valid ? compose(share.keys[id - share.first], tie_hash(id)) : Composite{0});
+          });
+        });
+    thresholds.greedy = Threshold<Key>::of(found.low);
+  }
+  if (task.has_random()) {
     auto found = Interval<uint32_t>::whole();
     search.narrow(
         &found, static_cast<unsigned long long>(task.num_random), 0, [&](const auto& visit) {
-          each([&](int64_t id, bool valid) {
-            const bool taken = valid && has_greedy && greedy.admits(keys[id - first], id, tie_hash);
+          share.for_each([&](int64_t id, bool valid) {
+            const bool taken = valid && task.has_greedy() &&
+                               thresholds.greedy.admits(share.keys[id - share.first], id, tie_hash);
             visit(valid && !taken, explore_hash(id));
           });
         });
-    random = found.low;
+    thresholds.random = found.low;
   }
+  return thresholds;
+}
 
-  // Ids ascend with (block, warp, round, lane): count, then write behind what comes before.
-  const Selected<Ranking> selected(has_greedy, has_random, seed, greedy, random);
-  const int64_t warp_first = first + shares.per_warp * warp;
-  const auto keeps = [&](int64_t id) {
-    return id < end && selected(has_greedy ? keys[id - first] : 0, id);
-  };
+// Counts the ids that every warp keeps. warp_counts: [kOnChipWarps] out, how many ids the warps
+// before this one keep. *block_count: out, how many ids the block keeps.
+template <class Keeps>
+__device__ __forceinline__ void count_kept(const Keeps& keeps, int64_t first, int64_t end,
+                                           unsigned* warp_counts, unsigned* block_count) {
+  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   unsigned count = 0;
-  for (int64_t begin = warp_first; begin < warp_first + shares.per_warp && begin < end;
-       begin += kWarpSize) {
+#pragma unroll 1
+  for (int64_t begin = first; begin < end; begin += kWarpSize) {
     count += __popc(__ballot_sync(kFullWarp, keeps(begin + lane)));
   }
   if (lane == 0) warp_counts[warp] = count;
@@ -110,21 +117,31 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       warp_counts[w] = sum;
       sum += own;
     }
-    state->block_counts[blockIdx.x] = sum;
+    *block_count = sum;
   }
-  grid_sync();
+}
+
+// How many ids the blocks before this one keep. *total: shared memory.
+__device__ __forceinline__ unsigned long long kept_before(const unsigned* block_counts,
+                                                          unsigned long long* total) {
+  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   if (warp == 0) {
     unsigned long long before = 0;
-    for (unsigned b = lane; b < blockIdx.x; b += kWarpSize) before += state->block_counts[b];
+    for (unsigned b = lane; b < blockIdx.x; b += kWarpSize) before += block_counts[b];
     before = warp_inclusive_sum(before, lane);
-    if (lane == kWarpSize - 1) base = before;
+    if (lane == kWarpSize - 1) *total = before;
   }
   __syncthreads();
-  unsigned long long rank = base + warp_counts[warp];
-  const Permutation order(static_cast<uint64_t>(task.num_greedy + task.num_random), seed,
-                          Stream::kOrder);
-  for (int64_t begin = warp_first; begin < warp_first + shares.per_warp && begin < end;
-       begin += kWarpSize) {
+  return *total;
+}
+
+// Writes the ids that a warp keeps. rank: that of the first of them.
+template <class Keeps>
+__device__ __forceinline__ void write_kept(const Keeps& keeps, int64_t first, int64_t end,
+                                           unsigned long long rank, const Permutation& order,
+                                           bool random_order, int64_t* ids) {
+  const int thread = threadIdx.x, lane = thread % kWarpSize;
+  for (int64_t begin = first; begin < end; begin += kWarpSize) {
     const bool keep = keeps(begin + lane);
     const unsigned ballot = __ballot_sync(kFullWarp, keep);
     if (keep) {
@@ -133,6 +150,44 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     }
     rank += __popc(ballot);
   }
+}
+
+template <class Ranking>
+__global__ void __launch_bounds__(kOnChipThreads, 1)
+    select_on_chip_kernel(SelectTask<Ranking> task, OnChipShares shares, OnChipState* state,
+                          bool random_order, int64_t* ids) {
+  using Key = typename Ranking::Key;
+  DYNPRUNE_SHARED(SearchShared, shared, );
+  DYNPRUNE_SHARED(unsigned, warp_counts, [kOnChipWarps]);
+  DYNPRUNE_SHARED(unsigned long long, base, );
+  DYNPRUNE_DYNAMIC_SHARED(Key, keys);
+  const int thread = threadIdx.x, warp = thread / kWarpSize;
+  const uint64_t seed = task.seed.get();
+  const int64_t n = task.num_samples, first = shares.per_block() * blockIdx.x;
+  const int64_t end = first + shares.per_block() < n ? first + shares.per_block() : n;
+  const BlockShare<Key> share = {first, end, keys};
+
+  clear_bins(&state->merged);
+  if (task.has_greedy()) load_keys(task, seed, share);
+  grid_sync();
+  const Thresholds<Key> thresholds =
+      search_on_chip(task, seed, share, DigitSearch(&shared, &state->merged));
+
+  // Ids ascend with (block, warp, round, lane). They are counted first, which gives every warp the
+  // rank of its first id.
+  const Selected<Ranking> selected(task, seed, thresholds);
+  const bool has_greedy = task.has_greedy();
+  const auto keeps = [&](int64_t id) {
+    return id < end && selected(has_greedy ? keys[id - first] : 0, id);
+  };
+  const int64_t warp_first = first + shares.per_warp * warp;
+  const int64_t warp_end = warp_first + shares.per_warp < end ? warp_first + shares.per_warp : end;
+  count_kept(keeps, warp_first, warp_end, warp_counts, &state->block_counts[blockIdx.x]);
+  grid_sync();
+  const unsigned long long rank = kept_before(state->block_counts, &base) + warp_counts[warp];
+  const Permutation order(static_cast<uint64_t>(task.num_greedy + task.num_random), seed,
+                          Stream::kOrder);
+  write_kept(keeps, warp_first, warp_end, rank, order, random_order, ids);
 }
 
 // How many samples select_on_chip can take on this device.
@@ -150,7 +205,7 @@ int64_t on_chip_capacity() {
 template <class Ranking>
 cudaError_t select_on_chip(const Ranking& ranking, const Selection& s, void* workspace,
                            ErrorRecord* errors, cudaStream_t stream) {
-  // A block more makes each pass shorter and each barrier longer.
+  // One more block makes each pass shorter and each barrier longer.
   constexpr int64_t kWorthABlock = int64_t{kOnChipThreads} * 4;
   const int64_t wanted = (s.num_samples + kWorthABlock - 1) / kWorthABlock;
   const int64_t available = std::min(multiprocessor_count(), kMaxOnChipBlocks);

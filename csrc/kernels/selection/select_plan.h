@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a selection is laid out in device memory. The streaming path reads the scores once: a random
-// sample brackets the threshold, one pass over the scores sets a bit for every sample above the
-// bracket and lists the few candidates within it, an exact search among the candidates finds the
-// threshold, and the bits become ids. Should the bracket miss, the search goes over all scores
-// instead.
+// How a selection is laid out in device memory. The streaming path reads the scores once:
+// 1. A random sample of the scores brackets the threshold.
+// 2. One pass sets a bit for every sample above the bracket and lists the candidates within it.
+// 3. An exact search among the candidates finds the threshold.
+// 4. The bits become ids.
+// If the threshold is not in the bracket, the search in step 3 visits all scores.
 //
-// Bytes that move per sample, at 4-byte keys and k ids: 4 (the scores) + 0.25 (bitmap written and
-// read) + 24 f (candidates written once, read once by the search and once for the list; f is their
-// share, 2 to 4 %) + 8 k / N (ids). The search goes over the candidates 2 to 6 times; they stay in
-// the L2 cache of a large GPU up to some 200 million samples, above which each time costs 8 f.
+// Bytes moved per sample, at 4-byte keys and k ids: 4 + 0.25 + 24 f + 8 k / N.
+//   4        the scores
+//   0.25     the bitmap, written and read
+//   24 f     the candidates, a share f of 2 to 4 %, written once and read twice
+//   8 k / N  the ids
+// The search visits the candidates 2 to 6 times. Up to some 200 million samples they stay in the L2
+// cache of a large GPU; above that, each visit moves 8 f bytes.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +26,7 @@
 namespace dynprune {
 namespace cuda {
 
-// A threshold as it lies in device memory.
+// A composite key in device memory.
 struct StoredComposite {
   uint64_t key;
   uint32_t tie;
@@ -41,20 +45,20 @@ struct StoredComposite {
   }
 };
 
-// What the launches of one selection tell each other; all zero at the start.
+// State that the launches of one streaming selection share. All zero at the start.
 struct SelectState {
   MergedBins merged;
   StoredComposite low, high;  // bracket of the greedy threshold, both ends candidates
   StoredComposite greedy;     // thresholds
   uint32_t random;
-  unsigned missed;                    // a bracket missed: only the thresholds are right
+  unsigned missed;                    // a bracket missed: only the thresholds are valid
   unsigned long long num_in;          // samples above the greedy bracket
   unsigned long long num_in_random;   // samples below it whose explore hash is above its bracket
   unsigned long long num_candidates;  // of either bracket; above the capacity: not all are listed
   unsigned bracket_ticket, unused;
 };
 
-// What the blocks of a selection on the chip tell each other; in any state at the start.
+// State that the blocks of a selection on the chip share. It needs no initial value.
 constexpr int kMaxOnChipBlocks = 1024;
 struct OnChipState {
   MergedBins merged;
@@ -73,7 +77,7 @@ inline int64_t candidate_capacity(int64_t n) {
   return n < kFew ? n : share < kFew ? kFew : share;
 }
 
-// The workspace: what must be zero comes first.
+// The workspace. The part that must be zero comes first.
 template <class Key>
 struct SelectWorkspace {
   SelectState* state;

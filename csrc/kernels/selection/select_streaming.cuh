@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection from many samples, by any ranking: five launches, six for a random order. See
-// select_plan.h for the idea and the bytes.
+// Selection from many samples, by any ranking, in five launches, or six for a random order. See
+// select_plan.h for the steps and the bytes that they move.
 #pragma once
 
 #include "kernels/selection/select_classify.cuh"
@@ -10,7 +10,7 @@
 namespace dynprune {
 namespace cuda {
 
-// Left to itself, ptxas aims at 32 registers and spills for it on some architectures.
+// Without a bound, ptxas aims at 32 registers and spills on some architectures.
 constexpr int kListBlocksPerSm = 10;
 
 // One block per tile, in the order in which blocks start. ids: [k], or null for a directory.
@@ -24,9 +24,8 @@ __global__ void __launch_bounds__(kListThreads, kListBlocksPerSm)
   const int64_t tile = take_tile(compact, &shared);
   const int thread = threadIdx.x, lane = thread % kWarpSize;
   const uint64_t seed = task.seed.get();
-  const Selected<Ranking> selected(task.has_greedy(), task.has_random(), seed,
-                                   task.state->greedy.template threshold<Key>(),
-                                   task.state->random);
+  const Selected<Ranking> selected(
+      task, seed, {task.state->greedy.template threshold<Key>(), task.state->random});
   if (task.state->missed == 0) {
     shared.words[thread] = bitmap[tile * kWordsPerTile + thread];
     const TileCandidates candidates = tiles[tile];
@@ -65,12 +64,9 @@ cudaError_t select_streaming(const Ranking& ranking, const Selection& s, void* w
   const int64_t n = s.num_samples;
   cudaError_t error = cudaMemsetAsync(workspace, 0, w.zero_bytes, stream);
   if (error != cudaSuccess) return error;
-  const int64_t eligible = n - s.num_greedy;
-  const double sigmas = BracketPlan::of(eligible, kCudaBracket).sigmas;
-  const SelectTask<Ranking> task = {
-      ranking,      n,      s.num_greedy,
-      s.num_random, s.seed, HashBracket::of(eligible, s.num_random, 0, sigmas),
-      w.state,      errors};
+  const auto hash = HashBracket::of(n - s.num_greedy, s.num_random, kCudaBracket);
+  const SelectTask<Ranking> task = {ranking, n,    s.num_greedy, s.num_random,
+                                    s.seed,  hash, w.state,      errors};
   if (s.num_greedy > 0) {
     const BracketPlan plan = BracketPlan::of(n, kCudaBracket);
     const BracketRanks ranks = BracketRanks::of(n, s.num_greedy, plan);

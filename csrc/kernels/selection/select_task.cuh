@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of one selection are told, and what makes a sample a member of the subset.
+// The arguments that all kernels of a selection take, and the test for membership in the subset.
 #pragma once
 
 #include "device/launch.h"
@@ -9,13 +9,12 @@
 namespace dynprune {
 namespace cuda {
 
-// Epsilon-greedy ranks by the score; no other ranking has a random part, or no greedy one.
+// Only the ranking by score (epsilon-greedy) may have a random part, or no greedy part.
 template <class Ranking>
 constexpr bool kMayBeRandom = false;
 template <class T>
 constexpr bool kMayBeRandom<ScoreRanking<T>> = true;
 
-// What every kernel of one selection is told.
 template <class Ranking>
 struct SelectTask {
   Ranking ranking;
@@ -29,18 +28,25 @@ struct SelectTask {
   __device__ bool has_random() const { return kMayBeRandom<Ranking> && num_random > 0; }
 };
 
-// Is a sample in the subset, now that the thresholds are known?
+// The lowest composite key of the greedy part, and the lowest hash of the random part.
+template <class Key>
+struct Thresholds {
+  Threshold<Key> greedy;
+  uint32_t random;
+};
+
+// Whether a sample is in the subset, once the thresholds are known.
 template <class Ranking>
 class Selected {
  public:
   using Key = typename Ranking::Key;
 
-  __device__ Selected(bool has_greedy, bool has_random, uint64_t seed, Threshold<Key> greedy,
-                      uint32_t random)
-      : has_greedy_(has_greedy),
-        has_random_(has_random),
-        greedy_(greedy),
-        random_(random),
+  __device__ Selected(const SelectTask<Ranking>& task, uint64_t seed,
+                      const Thresholds<Key>& thresholds)
+      : has_greedy_(task.has_greedy()),
+        has_random_(task.has_random()),
+        greedy_(thresholds.greedy),
+        random_(thresholds.random),
         tie_hash_(seed, Stream::kTie),
         explore_hash_(seed, Stream::kExplore) {}
 
