@@ -81,6 +81,17 @@ struct StepResult {
   int64_t column_bytes_;
 };
 
+#if defined(DYNPRUNE_WITH_CUDA)
+// The counter of finished blocks, int32 [1], zero; a new one if none is given.
+Tensor checked_ticket(const std::optional<Tensor>& ticket, const Tensor& logits) {
+  if (!ticket.has_value()) return torch::stable::fill_(allocate(logits, {1}, Dtype::Int), 0);
+  check_dtype(*ticket, "ticket", Dtype::Int, "int32");
+  check_same_device(*ticket, "ticket", logits);
+  check(ticket->numel() == 1, "ticket must have one element");
+  return *ticket;
+}
+#endif
+
 void run_on_cpu(const CrossEntropyInput& input, const CrossEntropyOutput& output,
                 const CrossEntropyStep& step, const ScoreUpdate& update) {
   const std::unique_ptr<int64_t[]> row_ids(new int64_t[input.batch_size]);
@@ -89,28 +100,6 @@ void run_on_cpu(const CrossEntropyInput& input, const CrossEntropyOutput& output
       input, output, step, update, values.get(), row_ids.get(), torch_threads());
   raise_if_bad(status, status.error == DataError::kTarget ? input.num_classes : update.num_samples);
 }
-
-#if defined(DYNPRUNE_WITH_CUDA)
-void run_on_cuda(const Tensor& logits, const CrossEntropyInput& input,
-                 const CrossEntropyOutput& output, const CrossEntropyStep& step,
-                 const ScoreUpdate& update, const std::optional<Tensor>& ticket) {
-  const CudaScope scope(logits);
-  if (ticket.has_value()) {
-    check_dtype(*ticket, "ticket", Dtype::Int, "int32");
-    check_same_device(*ticket, "ticket", logits);
-    check(ticket->numel() == 1, "ticket must have one element");
-  }
-  const Tensor counter =
-      ticket.has_value() ? *ticket : torch::stable::fill_(allocate(logits, {1}, Dtype::Int), 0);
-  const Tensor workspace =
-      allocate_bytes(logits, cuda::scored_cross_entropy_step_workspace_bytes(input));
-  cuda_check(
-      cuda::launch_scored_cross_entropy_step(
-          input, output, step, update, workspace.mutable_data_ptr(),
-          static_cast<unsigned*>(counter.mutable_data_ptr()), scope.errors(), scope.stream()),
-      "computing the cross-entropy and its gradient");
-}
-#endif
 
 }  // namespace
 
@@ -144,13 +133,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
   step.row_weight = result.column(StepColumn::kRowWeight);
   if (time == GradientTime::kNow) step.grad_logits = result.grad_logits.mutable_data_ptr();
   if (last_correct.has_value()) table.update.correct = result.correct_flags;
-  if (!on_cuda(logits)) {
-    run_on_cpu(call.input, result.output(), step, table.update);
-  } else {
-#if defined(DYNPRUNE_WITH_CUDA)
-    run_on_cuda(logits, call.input, result.output(), step, table.update, ticket);
-#endif
-  }
+  run_on_device(
+      logits, "computing the cross-entropy and its gradient",
+      [&] { run_on_cpu(call.input, result.output(), step, table.update); }, DYNPRUNE_ON_CUDA({
+        const Tensor counter = checked_ticket(ticket, logits);
+        const Tensor workspace =
+            allocate_bytes(logits, cuda::scored_cross_entropy_step_workspace_bytes(call.input));
+        return cuda::launch_scored_cross_entropy_step(
+            call.input, result.output(), step, table.update, workspace.mutable_data_ptr(),
+            static_cast<unsigned*>(counter.mutable_data_ptr()), scope.errors(), scope.stream());
+      }));
   return {result.loss, result.scores, result.correct, result.grad_logits};
 }
 
@@ -166,18 +158,17 @@ void scale_gradient_(const Tensor& grad_logits, const Tensor& grad_loss,
   if (grad_loss.dim() != 0) check_vector(grad_loss, "grad_loss", rows);
   const int64_t stride = grad_loss.dim() == 0 || rows == 1 ? 0 : grad_loss.stride(0);
   const void* scale = scalar_pointer(grad_scale, "grad_scale", grad_logits, compute);
-  if (!on_cuda(grad_logits)) {
-    cpu::scale_gradient(grad_logits.mutable_data_ptr(), type, rows, classes,
-                        grad_loss.const_data_ptr(), stride, scale, torch_threads());
-  } else {
-#if defined(DYNPRUNE_WITH_CUDA)
-    const CudaScope scope(grad_logits);
-    cuda_check(
-        cuda::launch_scale_gradient(grad_logits.mutable_data_ptr(), type, rows, classes,
-                                    grad_loss.const_data_ptr(), stride, scale, scope.stream()),
-        "scaling the gradient of the cross-entropy");
-#endif
-  }
+  run_on_device(
+      grad_logits, "scaling the gradient of the cross-entropy",
+      [&] {
+        cpu::scale_gradient(grad_logits.mutable_data_ptr(), type, rows, classes,
+                            grad_loss.const_data_ptr(), stride, scale, torch_threads());
+      },
+      DYNPRUNE_ON_CUDA({
+        return cuda::launch_scale_gradient(grad_logits.mutable_data_ptr(), type, rows, classes,
+                                           grad_loss.const_data_ptr(), stride, scale,
+                                           scope.stream());
+      }));
 }
 
 template <class Library>
