@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dynprune_cuda._shard_search import KEY_ROUNDS, advance, digit
 from emulator import Array, EmulatorError
 from kernels import (
     EXPLORE,
@@ -28,6 +27,7 @@ from test_selection_kernels import make_scores
 from torch import Tensor
 
 from dynprune_cuda import functional as F
+from dynprune_cuda.sharded.digit_search import KEY_ROUNDS, advance, digit
 
 ops = torch.ops.dynprune_cuda
 SEED = -9
