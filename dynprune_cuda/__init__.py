@@ -53,6 +53,11 @@ def __getattr__(name: str) -> Any:
     return module if name == _LAZY[name] else getattr(module, name)
 
 
+def __dir__() -> list[str]:
+    """Names what is imported later, too."""
+    return sorted({*globals(), *_LAZY})
+
+
 def build_info() -> dict[str, str]:
     """What was built and what runs: versions, architectures, compiler.
 

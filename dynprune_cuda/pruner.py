@@ -20,7 +20,7 @@ from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
-from dynprune_cuda.policies.registry import AnyPolicy
+from dynprune_cuda.policies.adapter import AnyPolicy
 from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.stats import Stats
 
@@ -116,9 +116,9 @@ class Pruner:
             sharding: "replicate": every process holds all scores. "shard": each holds those of its
                 own part of the samples, 17 bytes a sample, and 16 a visit until the next epoch; the
                 subset and the batches are the same. `table`, `selected` and `stats` then tell of
-                this process's samples, `state_dict` and `load_state_dict` are called by all
-                processes; groups, InfoBatch, policies of your own and `track_forgetting` are
-                refused, and so is a step that is captured in a CUDA graph.
+                this process's samples, and all processes call `state_dict` and `load_state_dict`.
+                Groups, InfoBatch, policies with a `select` of their own, `track_forgetting` and a
+                step that is captured in a CUDA graph are refused.
             shard_layout: With sharding="shard", which samples process r of R holds: "contiguous"
                 is the r-th piece of `ceil(num_samples / R)`, "strided" the ids that are r modulo R.
             surplus: With sharding="shard", who trains on a process's selected samples. "move":
@@ -168,10 +168,8 @@ class Pruner:
         ticket = None
         if self.device.type == "cuda":
             ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
-        published = self.table.first_visit == "published"
-        self._table_options = TableOptions(
-            ticket, self.table.alpha, published, SCORES.index(self.score)
-        )
+        self._ticket = ticket
+        self._score = SCORES.index(self.score)
 
     # ---- what it was made with, and where it is
 
@@ -292,7 +290,7 @@ class Pruner:
         """The sample ids of the current epoch, ascending, int64 [num_selected], on `device`.
 
         With sharding="shard", those that this process holds. Before the first `set_epoch`, what
-        epoch 0 would select now.
+        epoch 0 would select with the scores of the first look; iterating then begins that epoch.
 
         Raises:
             RuntimeError: Epoch 0 begins with a selection of several processes, and none was made.
@@ -496,12 +494,13 @@ class Pruner:
         elif factors is not None:
             sample_weight = factors
         target_rows = self._run.update_target(ids)
+        published = table.first_visit == "published"
         loss: Tensor = step_loss(
             logits,
             target,
             target_rows.rows,
             target_rows.columns,
-            self._table_options,
+            TableOptions._make((self._ticket, table.alpha, published, self._score)),
             loss_only=True,
             sample_weight=sample_weight,
             reduction=reduction,

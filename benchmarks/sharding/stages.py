@@ -123,7 +123,7 @@ def replicated_costs(pruner: Pruner, rounds: int) -> Seconds:
     def count_once() -> None:
         for ids in batches:
             repeats.without(ids)
-            repeats.note(ids)
+            repeats.mark(ids)
 
     def history() -> None:
         chosen = run._mask_of(subset.ids)

@@ -80,3 +80,14 @@ inline int multiprocessor_count() {
 
 }  // namespace dynprune
 #endif
+
+namespace dynprune {
+
+// As many blocks as are resident at once, or fewer if there is less to do.
+inline unsigned grid_for(int64_t n, int threads, int per_multiprocessor) {
+  const int64_t blocks = (n + threads - 1) / threads;
+  const int64_t resident = int64_t{multiprocessor_count()} * per_multiprocessor;
+  return static_cast<unsigned>(blocks < resident ? blocks : resident);
+}
+
+}  // namespace dynprune

@@ -194,9 +194,10 @@ DYNPRUNE_HD float table_value(Score score, A loss, const RowResult<A>& r) {
       return static_cast<float>(r.entropy);
     case Score::kMargin:
       return static_cast<float>(-r.margin);
-    default:
-      return static_cast<float>(loss);
+    case Score::kLoss:
+      break;
   }
+  return static_cast<float>(loss);
 }
 
 // Beside CrossEntropyInput, whose row losses l_i it weights: loss = w_i l_i for kNone, sum_i w_i

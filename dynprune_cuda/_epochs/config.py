@@ -17,9 +17,9 @@ from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.functional.cross_entropy import SCORES
-from dynprune_cuda.policies.adapter import adapt
+from dynprune_cuda.policies.adapter import AnyPolicy, adapt
 from dynprune_cuda.policies.protocol import Policy
-from dynprune_cuda.policies.registry import AnyPolicy, fingerprint, resolve_count
+from dynprune_cuda.policies.registry import fingerprint, resolve_count
 
 SHARDINGS = ("replicate", "shard")
 SURPLUS = ("move", "local")
@@ -32,7 +32,7 @@ class Config:
     Attributes:
         num_samples: Size of the training set.
         given_policy: The policy as the user passed it, or as its name says.
-        policy: The same, such that its results need no check.
+        policy: The same behind the interface of `Policy`; users' own results are checked.
         schedule: When it selects, and how much.
         score: What `cross_entropy` enters as the score.
         alpha: Weight of the newest value in a moving average.
@@ -57,15 +57,15 @@ class Config:
     shard_layout: str
     surplus: str
 
-    def settings(self, seed: int) -> dict[str, Any]:
+    def settings(self, seed: int, alpha: float) -> dict[str, Any]:
         """Returns the entries of a saved state that a loaded one must share, and the seed."""
         return {
             "version": STATE_VERSION,
             "num_samples": self.num_samples,
-            "policy": fingerprint(self.policy),
+            "policy": fingerprint(self.given_policy),
             "period": self.schedule.period,
             "warmup_epochs": self.schedule.warmup_epochs,
-            "alpha": self.alpha,
+            "alpha": alpha,
             "seed": seed,
             "score": self.score,
         }
@@ -74,7 +74,11 @@ class Config:
         """Returns what must be the same in every process."""
         plan = {name: getattr(self.schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
         names = ("track_forgetting", "sharding", "shard_layout", "surplus")
-        return {**self.settings(self.seed), **plan, **{name: getattr(self, name) for name in names}}
+        return {
+            **self.settings(self.seed, self.alpha),
+            **plan,
+            **{name: getattr(self, name) for name in names},
+        }
 
 
 def make_config(
@@ -111,7 +115,7 @@ def make_config(
         given = policies.Balanced(given, groups, group_floor)
     checked = adapt(given)
     checked.check_size(num_samples)
-    defaults = checked.settings(epochs)
+    defaults = {**Policy.settings(checked, epochs), **checked.settings(epochs)}
     schedule = Schedule(
         num_samples,
         resolve_count(checked, keep, num_samples),

@@ -31,6 +31,12 @@ class Share(NamedTuple):
     ids: Tensor  # in the order of their visits, int64 [as many as in every other process]
     own: int  # how many come before the padding; 0: all are padding, which changes no score
 
+    def again(self) -> Tensor:
+        """Returns the ids that come again, ascending; all, if all are padding."""
+        padding = len(self.ids) - self.own
+        again = self.ids[: min(padding, self.own)] if self.own else self.ids
+        return again.sort().values
+
 
 # Ids put into their order at a time: what this needs beside the order itself stays small.
 ORDER_IDS = 1 << 18

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from dynprune_cuda import functional
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, replicated_share
 from dynprune_cuda._epochs.repeats import Repeats
-from dynprune_cuda._epochs.run import Run
+from dynprune_cuda._epochs.run import Messages, Run
 from dynprune_cuda._epochs.state import EpochState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks, checksum
@@ -37,14 +37,15 @@ class ReplicatedRun(Run):
             track_forgetting=config.track_forgetting,
         )
         super().__init__(config, ranks, table)
-        # Both stay where they are for the whole run: a compiled or captured step reads them.
+        # These stay where they are for the whole run: a compiled or captured step reads them.
+        self._repeats: Repeats | None = None
+        self._visits_before = table.count.new_full((1,), -1, dtype=torch.int64)  # of its id
         if ranks.size > 1:
-            self._repeats = Repeats(table.mean.new_full((1,), -1, dtype=torch.int64))
+            self._repeats = Repeats(self._visits_before.clone())
         self._weights = torch.ones_like(table.mean) if config.policy.weighs else None
 
-    @contextmanager
-    def entering(self, epoch: int) -> Iterator[list[str]]:
-        """Merges the tables and selects if due; begins the epoch when the block has ended."""
+    def entering(self, epoch: int) -> AbstractContextManager[list[str]]:
+        """Merges the tables and selects if due; the context manager begins the epoch."""
         if self.ranks.size == 1:
             self.ranks.check_alone()
             functional.check_errors(self.table.device)
@@ -53,9 +54,12 @@ class ReplicatedRun(Run):
             observed = self.ranks.agree("set_epoch", self.table.device, place, self._observed)
             self._observed = observed
             merge_tables(self.table, self.ranks)
-        state, messages = self._next_state(epoch)
-        yield messages
-        self._observed = self._observed or bool(messages)  # warn once
+        return self._beginning(*self._next_state(epoch))
+
+    @contextmanager
+    def _beginning(self, state: EpochState, messages: Messages) -> Iterator[list[str]]:
+        yield messages.texts()
+        self._observed = self._observed or messages.unobserved is not None
         self._begin(state)
 
     def factors(self, ids: Tensor) -> Tensor | None:
@@ -65,8 +69,12 @@ class ReplicatedRun(Run):
         """
         if self._weights is None:
             return None
+        weights = self._weights
+        shown = self._shown.subset
+        if self._preview is not None and shown is not None and shown.weights is not None:
+            weights = shown.weights  # of an epoch 0 that was only looked at
         ids = self._on_device(ids)
-        factors = self._weights[ids.clamp(0, self.config.num_samples - 1)]
+        factors = weights[ids.clamp(0, self.config.num_samples - 1)]
         return factors.masked_fill(ids < 0, 1.0)
 
     def all_ids(self) -> Tensor:
@@ -94,44 +102,56 @@ class ReplicatedRun(Run):
         self._adopt(columns, saved.restored(ids, (len(ids),)))
         self._fill_weights()
         if self._repeats is not None:
-            sample_id, before = repeat[:1], repeat[1:]
-            visited = visits_of(self.table, sample_id.clamp(min=0)) > before
-            self._repeats.load_(sample_id, visited & (sample_id >= 0))
+            self._repeats.ids.copy_(repeat[:1])
+            self._visits_before.copy_(repeat[1:])
 
     def _saved_repeat(self) -> Tensor:
         """Returns the repeated id and its visits before the epoch, int64 [2]; -1 for no id."""
+        ids = self._visits_before if self._repeats is None else self._repeats.ids
+        return torch.cat([ids, self._visits_before])
+
+    def _scored(self, ids: Tensor) -> Tensor:
         if self._repeats is None:
-            return torch.full((2,), -1, dtype=torch.int64, device=self.table.device)
-        sample_id, visited = self._repeats.marks()
-        before = visits_of(self.table, sample_id.clamp(min=0)) - visited.long()
-        return torch.cat([sample_id, torch.where(sample_id < 0, -1, before)])
+            return ids
+        # The table tells whether the id was visited, and knows of rows that were ignored.
+        visits = visits_of(self.table, self._repeats.ids.clamp(min=0))
+        self._repeats.visited.copy_(visits > self._visits_before)
+        return self._repeats.without(self._on_device(ids))
 
     def _select(self, start: int, seed: int) -> Subset:
-        policy: Any = self.config.policy
+        made: list[Subset] = []
+
+        def digest() -> dict[str, int]:
+            """Selects, where an error reaches the other ranks."""
+            subset = self._subset_of(start, seed)
+            made.append(subset)
+            total = checksum(subset.ids, subset.weights)
+            name = f"the selection of {self.config.policy!r}"
+            return {f"the length of {name}": len(subset.ids), name: int(total)}
+
+        if self.ranks.size == 1:
+            return self._subset_of(start, seed)
+        # A policy of a user's own may draw from a generator that differs between processes.
+        self.ranks.agree("set_epoch", self.table.device, digest)
+        return made[0]
+
+    def _subset_of(self, start: int, seed: int) -> Subset:
+        policy = self.config.policy
         count = self.config.schedule.kept(start)
         if count is not None:
-            subset = Subset(start, policy.select(self.table, count, seed=seed), None, (count,))
-        else:
-            assert isinstance(policy, WeighingPolicy)
-            weights = policy.weigh(self.table, seed=seed)
-            ids = weights.nonzero().flatten()  # waits: only now is it known how many there are
-            if not len(ids):
-                raise ValueError(f"{policy!r} must keep at least one sample, got none")
-            subset = Subset(start, ids, weights, (len(ids),))
-        if self.ranks.size > 1:
-            # A policy of a user's own may draw from a generator that differs between processes.
-            self.ranks.agree("set_epoch", self.table.device, partial(self._digest, subset))
-        return subset
-
-    def _digest(self, subset: Subset) -> dict[str, int]:
-        total = checksum(subset.ids, subset.weights)
-        name = f"the selection of {self.config.policy!r}"
-        return {f"the length of {name}": len(subset.ids), name: int(total)}
+            return Subset(start, policy.select(self.table, count, seed=seed), None, (count,))
+        assert isinstance(policy, WeighingPolicy)
+        weights = policy.weigh(self.table, seed=seed)
+        ids = weights.nonzero().flatten()  # waits: only now is it known how many there are
+        if not len(ids):
+            raise ValueError(f"{policy!r} must keep at least one sample, got none")
+        return Subset(start, ids, weights, (len(ids),))
 
     def _begin(self, state: EpochState) -> None:
-        self.state, self._share = state, None
+        self.state, self._preview, self._share = state, None, None
         if self._repeats is not None:
-            self._repeats.clear_()
+            self._repeats.ids.fill_(-1)
+            self._visits_before.fill_(-1)
         self._fill_weights()
 
     def _fill_weights(self) -> None:
@@ -150,8 +170,26 @@ class ReplicatedRun(Run):
         seed = derive_seed(self.state.seed, "order", epoch)
         share = replicated_share(ids, self.num_selected(), seed, self.ranks, self.table.mean)
         if self._repeats is not None:
-            self._repeats.refill_(share)
+            self._note_repeat(share)
         return share
+
+    def _note_repeat(self, share: Share) -> None:
+        """Remembers the id that comes again in a share, and its visits before the epoch.
+
+        What is known of the same id stays: an order may be drawn again within an epoch, as in a
+        run that was resumed.
+        """
+        assert self._repeats is not None
+        again = share.again()
+        if not len(again):
+            self._repeats.ids.fill_(-1)
+            self._visits_before.fill_(-1)
+            return
+        # An id of another rank is a repetition already when it comes first.
+        visits = visits_of(self.table, again) if share.own else torch.full_like(again, -1)
+        same = self._repeats.ids == again
+        self._visits_before.copy_(torch.where(same, self._visits_before, visits))
+        self._repeats.ids.copy_(again)
 
     def _mask_of(self, ids: Tensor) -> Tensor:
         return torch.zeros_like(self.table.last_non_finite).index_fill_(0, ids, True)

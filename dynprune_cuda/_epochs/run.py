@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,21 @@ from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share
-from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda._epochs.state import ENTRIES, EpochState, SavedState, Subset
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.scores.table import ScoreTable, UpdateTarget
+
+
+class Messages(NamedTuple):
+    """What to warn of when an epoch begins."""
+
+    unobserved: str | None  # once in a run
+    lacking: str | None
+
+    def texts(self) -> list[str]:
+        """Returns the messages that there are."""
+        return [message for message in self if message is not None]
 
 
 class Run(ABC):
@@ -40,8 +50,8 @@ class Run(ABC):
         """Begins before the first epoch."""
         self.config, self.ranks, self.table = config, ranks, table
         self.state = EpochState.initial(config.seed, table.count)
+        self._preview: EpochState | None = None  # what epoch 0 selects, looked at before it began
         self._share: Share | None = None  # of the current epoch, once it was drawn
-        self._repeats: Repeats | None = None  # of that share
         self._observed = False  # any score at all
         self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: enough said
 
@@ -49,10 +59,11 @@ class Run(ABC):
 
     @abstractmethod
     def entering(self, epoch: int) -> AbstractContextManager[list[str]]:
-        """Prepares an epoch, and begins it if the block ends without an error. Collective.
+        """Prepares an epoch. Collective.
 
-        Yields:
-            What to warn of, before anything changes.
+        Returns:
+            A context manager that gives what to warn of, and begins the epoch if its block ends
+            without an error. Nothing changes before.
         """
 
     def scheduled(self) -> None:
@@ -60,20 +71,24 @@ class Run(ABC):
         self._unscheduled = None
 
     def current(self) -> Subset | None:
-        """Returns the subset of the current epoch, None for all samples; changes nothing.
+        """Returns the subset of the current epoch, None for all samples; begins nothing.
 
-        Before the first epoch it is what epoch 0 would select now.
+        Before the first epoch it is what epoch 0 would select at the first call.
 
         Raises:
             RuntimeError: Epoch 0 begins with a selection of several processes.
         """
-        state = self.state
-        if self.config.schedule.phase(state.epoch or 0) != "pruned":
+        if self.config.schedule.phase(self.state.epoch or 0) != "pruned":
             return None
-        if state.epoch is None:
+        if self.state.epoch is None and self._preview is None:
             self._check_first()
-            state, _ = self._next_state(0)
-        return state.subset
+            self._preview, _ = self._next_state(0)
+        return self._shown.subset
+
+    @property
+    def _shown(self) -> EpochState:
+        """The state, or what epoch 0 selects if somebody looked at it before the first epoch."""
+        return self.state if self._preview is None else self._preview
 
     def order(self) -> Tensor:
         """Returns this process's ids of the current epoch, in order; see `Pruner.epoch_order`.
@@ -82,7 +97,8 @@ class Run(ABC):
         """
         if self.state.epoch is None:
             if self.ranks.size == 1:
-                self._begin(self._next_state(0)[0])
+                self.current()
+                self._begin(self._preview or self._next_state(0)[0])
             elif self.config.schedule.phase(0) == "pruned":
                 self._check_first()
         if self._share is None:
@@ -95,7 +111,7 @@ class Run(ABC):
         Raises:
             ValueError: It is not known before the selection is made.
         """
-        schedule, subset = self.config.schedule, self.state.subset
+        schedule, subset = self.config.schedule, self._shown.subset
         if schedule.phase(epoch) != "pruned":
             return self.config.num_samples
         start = schedule.period_start(epoch)
@@ -155,7 +171,6 @@ class Run(ABC):
 
     def commit(self, target: UpdateTarget, ids: Tensor) -> str | None:
         """Accepts what a scored step wrote; returns what to warn of."""
-        self.table.commit(target)
         return self._note(ids)
 
     def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
@@ -165,13 +180,9 @@ class Run(ABC):
 
     def _scored(self, ids: Tensor) -> Tensor:
         """Returns the ids whose scores count; visits of padding are -1."""
-        if not self._repeats:
-            return ids
-        return self._repeats.without(self._on_device(ids))
+        return ids
 
     def _note(self, ids: Tensor) -> str | None:
-        if self._repeats:
-            self._repeats.note(self._on_device(ids))
         self._observed = True
         if self._unscheduled is not None:
             self._unscheduled += ids.shape[0]
@@ -199,7 +210,7 @@ class Run(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Returns the entries of a state that a loaded one must share, and the seed."""
-        return self.config.settings(self.state.seed)
+        return self.config.settings(self.state.seed, self.table.alpha)
 
     def _reader(self, state: Any) -> StateReader:
         """Returns a reader of a state that has all entries, and is of a run like this one."""
@@ -234,7 +245,7 @@ class Run(ABC):
     def _adopt(self, columns: dict[str, Tensor], state: EpochState) -> None:
         """Takes over a loaded table and state, both checked."""
         self.table.take(columns)
-        self.state, self._share = state, None
+        self.state, self._preview, self._share = state, None, None
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())
         self._unscheduled = 0 if state.epoch is None else None
@@ -263,15 +274,15 @@ class Run(ABC):
             "seed": state.seed,
         }
 
-    def _next_state(self, epoch: int) -> tuple[EpochState, list[str]]:
+    def _next_state(self, epoch: int) -> tuple[EpochState, Messages]:
         """Returns the state of an epoch, and what to warn of; selects if due. Changes nothing."""
         state, schedule = self.state, self.config.schedule
-        messages: list[str] = []
+        messages = Messages(None, None)
         if schedule.phase(epoch) == "pruned":
             start = schedule.period_start(epoch)
             if state.subset is None or self._is_due(epoch, start, state.subset):
                 subset = self._select(start, self._selection_seed(start))
-                messages = [*self._unobserved(start), *self._lacking(subset)]
+                messages = Messages(self._unobserved(start), self._lacking(subset))
                 chosen = self._mask_of(subset.ids)
                 again = None
                 if state.subset is not None:
@@ -289,19 +300,19 @@ class Run(ABC):
         number = 0 if self.config.policy.static else start
         return derive_seed(self.state.seed, "select", number)
 
-    def _unobserved(self, start: int) -> list[str]:
+    def _unobserved(self, start: int) -> str | None:
         """Returns a warning if the policy needs scores and there are none."""
         if start == 0 or self._observed or not self.config.policy.uses_scores:
-            return []
-        return [
+            return None
+        return (
             f"no score was observed before epoch {start}, so {self.config.policy!r} selects "
             "at random; compute the loss with pruner.cross_entropy(...), or call "
             "pruner.observe(ids, values), in the training loop"
-        ]
+        )
 
-    def _lacking(self, subset: Subset) -> list[str]:
+    def _lacking(self, subset: Subset) -> str | None:
         """Returns a warning if a process has nothing of its own to train on."""
-        return []
+        return None
 
     def _overlap(self, both: Tensor) -> Tensor:
         """Returns how many samples are set in all processes together, 0-d."""

@@ -8,7 +8,7 @@ Selections go by `sharded`, orders by `_epochs.order`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,14 +20,15 @@ from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, local_share, moved_share
 from dynprune_cuda._epochs.pieces import checked_pieces, local_state, respread, shared_state
 from dynprune_cuda._epochs.repeats import Repeats
-from dynprune_cuda._epochs.run import Run
+from dynprune_cuda._epochs.run import Messages, Run
 from dynprune_cuda._epochs.state import EpochState, SavedState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.functional.ranking import FixedIds
+from dynprune_cuda.functional.ranking import FixedIds, SelectionRule
 from dynprune_cuda.scores.sharded_table import RowsBefore, ShardedScoreTable
+from dynprune_cuda.scores.table import UpdateTarget
 
 
 class ShardedRun(Run):
@@ -55,14 +56,14 @@ class ShardedRun(Run):
             first_visit=config.policy.first_visit,
         )
         super().__init__(config, ranks, table)
+        self._repeats: Repeats | None = None  # of the current epoch's share
         # Repeated ids of the current epoch that were visited before a state was loaded.
         self._visited: Tensor | None = None
 
     # ---- epochs
 
-    @contextmanager
-    def entering(self, epoch: int) -> Iterator[list[str]]:
-        """Routes visits, selects if due and draws the order; begins the epoch after the block.
+    def entering(self, epoch: int) -> AbstractContextManager[list[str]]:
+        """Routes visits, selects if due and draws the order; the context manager begins the epoch.
 
         Nothing changes on a process that raises, also if another one is lost on the way.
         """
@@ -70,36 +71,56 @@ class ShardedRun(Run):
         place = partial(self._place, epoch)
         observed = self.ranks.agree("set_epoch", self.table.device, place, self._observed)
         self._observed = self._observed or observed
-        with self._visits_entered("set_epoch"):
+        before = self._enter_visits("set_epoch")
+        try:
             state, messages = self._next_state(epoch)
             share = self._share_of(state)
-            repeats = Repeats.of(share)
-            yield messages
-            self._observed = self._observed or bool(messages)  # warn once
-            self._begin(state)
-            self._share, self._repeats = share, repeats
+            return self._beginning(before, state, messages, share, Repeats.of(share))
+        except BaseException:
+            self.table.restore(before)
+            raise
 
     @contextmanager
-    def _visits_entered(self, what: str) -> Iterator[None]:
+    def _beginning(
+        self,
+        before: RowsBefore,
+        state: EpochState,
+        messages: Messages,
+        share: Share,
+        repeats: Repeats,
+    ) -> Iterator[list[str]]:
+        try:
+            yield messages.texts()
+        except BaseException:
+            self.table.restore(before)
+            raise
+        self.table.outbox.clear()
+        self._observed = self._observed or messages.unobserved is not None
+        self._begin(state)
+        self._share, self._repeats = share, repeats
+
+    def _enter_visits(self, what: str) -> RowsBefore:
         """Routes the visits in the outbox to their owners, who enter them. Collective.
 
-        If that or the block raises on one rank, every rank rolls back and the outboxes stay full.
+        If that fails on one rank, every rank rolls back and the outboxes stay full.
+
+        Returns:
+            What `table.restore` needs to take them back.
         """
         rows, values = self.table.exchange()
-        undo: list[RowsBefore] = []
+        entered: list[RowsBefore] = []
 
         def enter() -> dict[str, int]:
-            undo.append(self.table.enter(rows, values))
+            entered.append(self.table.enter(rows, values))
             return {}
 
         try:
             self.ranks.agree(what, self.table.device, enter)
-            yield
         except BaseException:
-            for before in undo:
+            for before in entered:
                 self.table.restore(before)
             raise
-        self.table.outbox.clear()
+        return entered[0]
 
     def _place(self, epoch: int) -> dict[str, int]:
         self._check_shard()
@@ -136,7 +157,7 @@ class ShardedRun(Run):
 
     def _sizes_in(self, epoch: int) -> Sequence[int]:
         """Returns how many samples each process holds of those that `epoch` trains on."""
-        shard, subset, policy = self.table.shard, self.state.subset, self.config.policy
+        shard, subset, policy = self.table.shard, self._shown.subset, self.config.policy
         if self.count(epoch) == self.config.num_samples:
             return shard.sizes()
         start = self.config.schedule.period_start(epoch)
@@ -160,8 +181,16 @@ class ShardedRun(Run):
     def _select(self, start: int, seed: int) -> Subset:
         table, count = self.table, self.config.schedule.kept(start)
         assert count is not None  # of policies that rank
+        rules: list[SelectionRule] = []
+
+        def rank() -> dict[str, int]:
+            """Asks the policy, where an error reaches the other ranks."""
+            rules.append(self.config.policy.ranking(table))
+            return {}
+
+        self.ranks.agree("set_epoch", table.device, rank)
         ids = sharded.select(
-            self.config.policy.ranking(table),
+            rules[0],
             count,
             shard=table.shard,
             seed=seed,
@@ -180,20 +209,46 @@ class ShardedRun(Run):
         own = torch.tensor([len(ids)], device=self.table.device)
         return tuple(self.ranks.gather(own).flatten().tolist())
 
-    def _lacking(self, subset: Subset) -> list[str]:
+    def _lacking(self, subset: Subset) -> str | None:
         if not self._stays or all(subset.sizes):
-            return []
+            return None
         without = [rank for rank, size in enumerate(subset.sizes) if not size]
-        return [
+        return (
             f"rank {without} holds none of the selected samples, and with surplus='local' "
             "fills up with others of its own, whose scores do not change"
-        ]
+        )
+
+    # ---- visits
+
+    def _scored(self, ids: Tensor) -> Tensor:
+        return self._repeats.without(self._on_device(ids)) if self._repeats else ids
+
+    def commit(self, target: UpdateTarget, ids: Tensor) -> str | None:
+        """Puts what a scored step wrote into the outbox; returns what to warn of."""
+        self.table.commit(target)
+        if self._repeats:
+            columns = target.columns
+            assert columns.last_non_finite is not None
+            # Rows that were ignored have entered nothing.
+            counts = (columns.count > 0) | columns.last_non_finite
+            self._repeats.mark(torch.where(counts, self._on_device(ids), -1))
+        return self._note(ids)
+
+    def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
+        """Puts values into the outbox; returns what to warn of."""
+        message = super().observe(ids, values, correct)
+        if self._repeats:
+            self._repeats.mark(self._on_device(ids))
+        return message
+
+    # ---- selections and orders, continued
 
     def _overlap(self, both: Tensor) -> Tensor:
         return self.ranks.add_up_(both.sum())
 
     def _begin(self, state: EpochState) -> None:
-        self.state, self._share, self._repeats, self._visited = state, None, None, None
+        self.state, self._preview = state, None
+        self._share, self._repeats, self._visited = None, None, None
 
     def _draw_share(self) -> Share:
         share = self._share_of(self.state)
@@ -229,15 +284,20 @@ class ShardedRun(Run):
         """Returns the state in pieces. Collective: routes what was observed first."""
         shard, ranks = self.table.shard, self.ranks
         ranks.agree("state_dict", self.table.device, self._sound)
-        with self._visits_entered("state_dict"):
-            nothing = shard.ids(self.table.device)[:0]
-            visited = nothing if self._repeats is None else self._repeats.visited()
+        before = self._enter_visits("state_dict")
+        try:
+            nothing = self.all_ids()[:0]
+            visited = nothing if self._repeats is None else self._repeats.visited_ids()
             (visited,) = to_owners([visited], shard, ranks)
             subset = self.state.subset
             chosen = self._mask_of(nothing if subset is None else subset.ids)
             saved = self.state.saved(chosen, self._mask_of(visited), weighs=False)
             state = {**self.settings(), "table": self.table.state_dict(), **saved}
             state = respread(state, shard, shard.in_pieces(), ranks)
+        except BaseException:
+            self.table.restore(before)
+            raise
+        self.table.outbox.clear()
         return shared_state(state, shard.in_pieces(), ranks)
 
     def _sound(self) -> dict[str, int]:

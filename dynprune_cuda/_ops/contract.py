@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers and names of scored_cross_entropy_step_, as csrc/shared/step_contract.h defines them.
+"""The numbers and names that the operators take, as the compiled module defines them.
 
 tests/functional/test_registration.py compares them with the names that the compiled module exports.
 """
@@ -10,6 +10,17 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+class RankingKind(IntEnum):
+    """How a key is computed; the order is that of `RankingKind` in csrc/shared/ranking_spec.h."""
+
+    SCORE = 0
+    UCB_VARIANCE = 1
+    UCB_STD = 2
+    UCB1 = 3
+    WEIGHT = 4
+    EXPLORE = 5  # a hash of the sample id; the random part of epsilon-greedy
 
 
 class Score(IntEnum):

@@ -37,9 +37,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        as_int("period", self.period, minimum=1)
-        as_int("warmup_epochs", self.warmup_epochs, minimum=0)
-        as_int("anneal_epochs", self.anneal_epochs, minimum=0)
+        for name, least in (("period", 1), ("warmup_epochs", 0), ("anneal_epochs", 0)):
+            number = as_int(name, getattr(self, name), minimum=least)
+            object.__setattr__(self, name, number)  # an int of NumPy becomes Python's
         if self.epochs is None:
             if self.anneal_epochs:
                 raise ValueError(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -19,22 +18,12 @@ from dynprune_cuda._checks.arguments import (
     as_float,
     check_vector,
 )
+from dynprune_cuda._ops.contract import RankingKind
 
 BONUSES = ("variance", "std")
 
 _UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-
-
-class RankingKind(IntEnum):
-    """How a key is computed; the order is that of `RankingKind` in csrc/shared/ranking.h."""
-
-    SCORE = 0
-    UCB_VARIANCE = 1
-    UCB_STD = 2
-    UCB1 = 3
-    WEIGHT = 4
-    EXPLORE = 5  # a hash of the sample id; the random part of epsilon-greedy
 
 
 class Ranking(NamedTuple):
@@ -70,8 +59,9 @@ class Ranking(NamedTuple):
             ValueError: A dtype, a shape or the share is wrong.
         """
         check_vector("scores", scores, FLOATING)
-        share = as_float("random_share", random_share, low=0.0, high=1.0)
-        return cls(RankingKind.SCORE, scores.detach(), random_share=share)
+        if random_share != 0.0:
+            random_share = as_float("random_share", random_share, low=0.0, high=1.0)
+        return cls(RankingKind.SCORE, scores.detach(), None, 0.0, 0.0, random_share)
 
     @classmethod
     def by_ucb(
@@ -145,7 +135,7 @@ class Ranking(NamedTuple):
 
     def num_random(self, k: int) -> int:
         """Returns how many of `k` samples are drawn at random."""
-        return math.floor(self.random_share * k + 0.5)
+        return math.floor(self.random_share * k + 0.5) if self.random_share else 0
 
     def arguments(self) -> tuple[Tensor, Tensor | None, int, float, float]:
         """Returns values, second, ranking, c and log_step, as the operators take them first."""

@@ -224,6 +224,8 @@ def select(
                 f"{len(rule.values)}"
             )
         return _select_ranked(rule, k, seed, order)
+    k = _check_k(k, num_samples)
+    as_choice("order", order, ("random", "ascending"))
     if isinstance(rule, Uniform):
         if k == num_samples and order == "ascending":
             return torch.arange(num_samples, device=device)

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from dynprune_cuda.data.samplers import EpochBatchSampler
 from dynprune_cuda.pruner import Pruner
 
 
@@ -11,15 +15,19 @@ class BatchCounter:
 
     Attributes:
         pruner: The pruner.
-        count: Batches of the pruner's current epoch that this process trained on.
+        count: Batches of the pruner's current epoch that this process trained on. A framework that
+            counts them itself sets it.
     """
 
     def __init__(self, pruner: Pruner) -> None:
         """Begins at the first batch.
 
         Raises:
+            TypeError: `pruner` is no pruner.
             ValueError: The pruner has sharding="shard" and several processes.
         """
+        if not isinstance(pruner, Pruner):
+            raise TypeError(f"pruner must be a Pruner, got {type(pruner).__name__}")
         check_saved_by_all(pruner)
         self.pruner = pruner
         self.count = 0
@@ -34,9 +42,26 @@ class BatchCounter:
         """Counts one batch."""
         self.count += 1
 
-    def ids(self, batch_size: int, drop_last: bool) -> int:
-        """Returns how many ids of the epoch the batches had."""
-        return min(self.count * batch_size, self.pruner.share_length(drop_last))
+    def state_dict(self, sampler: EpochBatchSampler) -> dict[str, Any]:
+        """Returns the pruner's state, and how many ids of the epoch were trained on.
+
+        Args:
+            sampler: Gives the batches.
+        """
+        length = self.pruner.share_length(sampler.drop_last)
+        ids = min(self.count * sampler.batch_size, length)
+        return {"pruner": self.pruner.state_dict(), "ids": ids}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], sampler: EpochBatchSampler) -> None:
+        """Continues where `state_dict` was: restores the pruner, the count and the sampler.
+
+        Args:
+            state_dict: From `state_dict`; further entries are ignored.
+            sampler: Gives the batches; its next iterator continues behind the counted ones.
+        """
+        self.pruner.load_state_dict(state_dict["pruner"])
+        self.count = -(-state_dict["ids"] // sampler.batch_size)
+        sampler.load_state_dict({"epoch": self.pruner.epoch, "ids": state_dict["ids"]})
 
 
 def check_saved_by_all(pruner: Pruner) -> None:

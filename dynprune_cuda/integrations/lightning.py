@@ -144,9 +144,8 @@ class PrunerCallback(Callback):  # type: ignore[misc]
     ) -> None:
         """Adds the pruner's state, the epoch to go on with, and the position in the pruner's."""
         checkpoint[KEY] = {
-            "pruner": self.pruner.state_dict(),
+            **self._batches.state_dict(self.sampler),
             "epoch": self._next(trainer),
-            "ids": self._batches.ids(self.sampler.batch_size, self.sampler.drop_last),
         }
 
     def on_load_checkpoint(
@@ -162,9 +161,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         if KEY not in checkpoint:
             raise ValueError("the checkpoint is of a run without PrunerCallback")
         state = checkpoint[KEY]
-        self.pruner.load_state_dict(state["pruner"])
-        self._batches.count = -(-state["ids"] // self.sampler.batch_size)
-        self.sampler.load_state_dict({"epoch": self.pruner.epoch, "ids": state["ids"]})
+        self._batches.load_state_dict(state, self.sampler)
         self._batches.begin(state["epoch"])
 
     def _next(self, trainer: Trainer) -> int:

@@ -90,8 +90,6 @@ class PrunedTrainerMixin:
             ValueError: The pruner does not fit the training set or the Trainer, or has
                 sharding="shard" and several processes.
         """
-        if not isinstance(pruner, Pruner):
-            raise TypeError(f"pruner must be a Pruner, got {type(pruner).__name__}")
         batches = BatchCounter(pruner)
         super().__init__(*args, **more)
         trainer: Any = self

@@ -5,13 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, is_trusted, trusted
 from dynprune_cuda.scores.table import ScoreTable
+
+
+class Selects(Protocol):
+    """An object of a user's own with the method of a policy."""
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """As `Policy.select`."""
+        ...
+
+
+class Weighs(Protocol):
+    """An object of a user's own with the method of a policy that weighs."""
+
+    def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
+        """As `WeighingPolicy.weigh`."""
+        ...
+
+
+AnyPolicy: TypeAlias = Policy | Selects | Weighs
 
 
 @dataclass(frozen=True)
@@ -40,15 +59,15 @@ class AdaptedPolicy(WeighingPolicy):
         self.uses_scores = bool(getattr(own, "uses_scores", Policy.uses_scores))
         self.weighs = bool(getattr(own, "weighs", Policy.weighs))
         self.first_visit = getattr(own, "first_visit", Policy.first_visit)
-        for name in ("period", "alpha", "anneal_share", "takes_negative_scores"):
-            setattr(self, name, getattr(own, name, getattr(Policy, name)))
+        if isinstance(own, Policy):
+            self.takes_negative_scores = own.takes_negative_scores
 
     @property
     def fixes_count(self) -> bool:
-        """As of the user's policy: whether it has a `fixed_count`."""
+        """As of the user's policy: whether it has a method `fixed_count`."""
         if isinstance(self.own, Policy):
             return self.own.fixes_count
-        return hasattr(self.own, "fixed_count")
+        return callable(getattr(self.own, "fixed_count", None))
 
     def fixed_count(self, num_samples: int) -> int | None:
         """As of the user's policy."""
@@ -65,15 +84,9 @@ class AdaptedPolicy(WeighingPolicy):
             self.own.check_count(k)
 
     def settings(self, epochs: int | None) -> dict[str, Any]:
-        """As of the user's policy, with the defaults of `Policy` for what it leaves out."""
+        """As of the user's policy; it may leave out what has the default."""
         own = getattr(self.own, "settings", None)
-        return {**super().settings(epochs), **(own(epochs) if own else {})}
-
-    @property
-    def fingerprint(self) -> str:
-        """As of the user's policy; its `repr` if it has none."""
-        own = getattr(self.own, "fingerprint", None)
-        return own if isinstance(own, str) else repr(self.own)
+        return {**super().settings(epochs), **(own(epochs) if callable(own) else {})}
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Lets the user's policy select, and checks the result; waits for the device.
@@ -128,7 +141,7 @@ class AdaptedPolicy(WeighingPolicy):
         return repr(self.own)
 
 
-def as_object(policy: Any) -> Any:
+def as_object(policy: Any) -> AnyPolicy:
     """Returns a policy as an object that selects or weighs; a function becomes a `FunctionPolicy`.
 
     Raises:
@@ -137,7 +150,8 @@ def as_object(policy: Any) -> Any:
     if not isinstance(policy, type):
         method = "weigh" if getattr(policy, "weighs", False) else "select"
         if callable(getattr(policy, method, None)):
-            return policy
+            own: AnyPolicy = policy
+            return own
         if callable(policy):
             return FunctionPolicy(policy)
     raise TypeError(

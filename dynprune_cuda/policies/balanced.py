@@ -15,8 +15,8 @@ from dynprune_cuda._checks.arguments import as_float, as_int, digest
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.functional.score_updates import FirstVisit
-from dynprune_cuda.policies.adapter import adapt
-from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, trusted
+from dynprune_cuda.policies.adapter import AnyPolicy, adapt
+from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, fingerprint_of, trusted
 from dynprune_cuda.scores.table import ScoreTable
 
 
@@ -46,7 +46,7 @@ class Balanced(WeighingPolicy):
             knows its samples from the beginning.
     """
 
-    policy: Policy | WeighingPolicy
+    policy: AnyPolicy
     groups: Tensor
     floor: float = 0.5
 
@@ -102,7 +102,7 @@ class Balanced(WeighingPolicy):
     @cached_property
     def fingerprint(self) -> str:
         """Tells one grouping from another in a saved state."""
-        inside = self._inside.fingerprint
+        inside = fingerprint_of(self.policy)
         return f"Balanced({inside}, groups={digest(self.groups)}, floor={self.floor})"
 
     @cached_property

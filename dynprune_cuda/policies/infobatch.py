@@ -48,9 +48,9 @@ class InfoBatch(WeighingPolicy):
     prune_ratio: float = 0.5
 
     uses_scores = True
-    period = 1
-    alpha = 1.0
-    anneal_share = 1 / 8
+    default_period = 1
+    default_alpha = 1.0
+    default_anneal_share = 1 / 8
 
     def __post_init__(self) -> None:
         """Checks the parameter."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
 from dynprune_cuda._schedule.keep import resolve_plan
-from dynprune_cuda.policies.adapter import as_object
+from dynprune_cuda.policies.adapter import AnyPolicy, as_object
 from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
-from dynprune_cuda.policies.protocol import Policy
+from dynprune_cuda.policies.protocol import Policy, fingerprint_of
 from dynprune_cuda.policies.ucb import UCB
 from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
 from dynprune_cuda.policies.weighted import Weighted
-
-AnyPolicy: TypeAlias = Any  # a `Policy`, or an object with the same methods
 
 _REGISTRY: dict[str, Callable[[], AnyPolicy]] = {
     "full": Full,
@@ -104,7 +102,7 @@ def resolve_count(
                 f"keep must be left out: {policy!r} decides how many samples it keeps, got {keep!r}"
             )
         return None
-    count = policy.fixed_count(num_samples)
+    count = policy.fixed_count(num_samples) if policy.fixes_count else None
     if count is None:
         if keep is None:
             raise ValueError(
@@ -123,6 +121,6 @@ def resolve_count(
     return count
 
 
-def fingerprint(policy: Policy) -> str:
+def fingerprint(policy: AnyPolicy) -> str:
     """Returns what tells `policy` from others in a saved state, the same in every process."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", policy.fingerprint)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", fingerprint_of(policy))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
@@ -32,13 +32,13 @@ class StaticSubset(Policy):
 
     static = True
 
-    _fixed: FixedIds = field(init=False)
-
     def __post_init__(self) -> None:
         """Checks and sorts the ids."""
-        fixed = FixedIds(self.ids)
-        object.__setattr__(self, "_fixed", fixed)
-        object.__setattr__(self, "ids", fixed.tensor)
+        object.__setattr__(self, "ids", self._fixed.tensor)
+
+    @cached_property
+    def _fixed(self) -> FixedIds:
+        return FixedIds(self.ids)
 
     def fixed_count(self, num_samples: int) -> int:
         """Returns how many ids there are, once they are known to fit the training set."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dynprune_cuda._checks.arguments import check_tensor
 from dynprune_cuda._ops import ops
+from dynprune_cuda._ops.contract import RankingKind
 from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.functional.ranking import Ranking, RankingKind
+from dynprune_cuda.functional.ranking import Ranking
 
 # float64 has composite keys of 96 bits, which do not fit an int64.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,7 +45,7 @@ def explore_like(ranking: Ranking) -> Ranking:
     return Ranking(RankingKind.EXPLORE, ranking.values)
 
 
-def checksum(ranking: Ranking) -> int:
+def options_hash(ranking: Ranking) -> int:
     """Returns 63 bits that are equal in every process for equal kinds, options and dtypes."""
     options = (ranking.kind.name, ranking.c, ranking.log_step, ranking.values.dtype)
     return int.from_bytes(hashlib.sha256(repr(options).encode()).digest()[:8], "big") >> 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_float, as_int
+from dynprune_cuda._checks.arguments import as_float, as_int, check_tensor
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
 from dynprune_cuda._schedule.seeds import as_int64
@@ -18,7 +18,7 @@ from dynprune_cuda.distributed.shard import LAYOUTS, Shard
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
-from dynprune_cuda.sharded.ranking import check_rows, checksum, keys_of
+from dynprune_cuda.sharded.ranking import DTYPES, check_rows, keys_of, options_hash
 
 
 def select_top_k(
@@ -41,7 +41,12 @@ def select_top_k(
         ValueError: An argument is wrong, or differs between ranks.
         RuntimeError: Another rank's arguments are wrong.
     """
-    return _select(lambda: Ranking.by_score(scores), k, shard, seed, process_group, scores)
+
+    def ranking() -> Ranking:
+        check_tensor("scores", scores, DTYPES)
+        return Ranking.by_score(scores)
+
+    return _select(ranking, k, shard, seed, process_group, scores)
 
 
 def select_epsilon_greedy(
@@ -68,6 +73,7 @@ def select_epsilon_greedy(
     """
 
     def ranking() -> Ranking:
+        check_tensor("scores", scores, DTYPES)
         share = as_float("epsilon", epsilon, low=0.0, high=1.0)
         return Ranking.by_score(scores, random_share=share)
 
@@ -147,7 +153,12 @@ def select_weighted(
         seed: As in `select_top_k`.
         process_group: As in `select_top_k`.
     """
-    return _select(lambda: Ranking.by_weight(weights), k, shard, seed, process_group, weights)
+
+    def ranking() -> Ranking:
+        check_tensor("weights", weights, DTYPES)
+        return Ranking.by_weight(weights)
+
+    return _select(ranking, k, shard, seed, process_group, weights)
 
 
 def select_uniform(
@@ -250,7 +261,9 @@ def _select(
             "k": k,
             "seed": seed,
             "the number of random samples": ranking.num_random(k),
-            "the function, with its options and dtype (here a hash of them),": checksum(ranking),
+            "the function, with its options and dtype (here a hash of them),": options_hash(
+                ranking
+            ),
         }
 
     device = like.device if isinstance(like, Tensor) else torch.device("cpu")

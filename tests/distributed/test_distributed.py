@@ -18,6 +18,8 @@ from states import assert_same, joined
 from dynprune_cuda import Pruner, distributed
 from dynprune_cuda._epochs.order import Share
 from dynprune_cuda._epochs.repeats import Repeats
+from dynprune_cuda._epochs.replicated import ReplicatedRun
+from dynprune_cuda._epochs.sharded import ShardedRun
 from dynprune_cuda._schedule.schedule import num_batches
 
 pytestmark = [
@@ -300,28 +302,44 @@ def test_shares_of_any_count(size, count):
 
 
 def test_a_repeated_id_counts_once_within_one_batch_and_across_batches(device):
+    config = Pruner(9, 0.5, device=device, alpha=1.0, process_group=False)._run.config
+    run = ReplicatedRun(config, distributed.Ranks(None, 1, 3))
+    table, memory = run.table, run._repeats.ids.data_ptr()
+    table.update(torch.tensor([4]), torch.tensor([1.0]))
     share = torch.tensor([4, 2, 7, 4], device=device)
-    repeats = Repeats(share.new_full((1,), -1))
-    ids, visited = repeats.marks()
-    assert repeats.without(share).tolist() == share.tolist()
-    repeats.note(share)
-    repeats.refill_(Share(share, 3))
-    assert repeats.without(share).tolist() == [4, 2, 7, -1]
-    repeats.note(share)
-    assert repeats.without(share).tolist() == [-1, 2, 7, -1]
-    repeats.refill_(Share(share, 3))  # drawn again: still the old visits
-    assert repeats.without(share).tolist() == [-1, 2, 7, -1]
-    repeats.refill_(Share(share[1:2], 0))  # of another rank: never counts
-    assert repeats.without(share).tolist() == [4, -1, 7, 4]
-    repeats.refill_(Share(share, 4))
-    assert repeats.without(share).tolist() == share.tolist()
-    repeats.refill_(Share(share, 3))  # another epoch's: not visited there
-    assert repeats.without(share).tolist() == [4, 2, 7, -1]
-    repeats.clear_()
-    assert repeats.without(share).tolist() == share.tolist()
+    assert run._scored(share).tolist() == share.tolist()
+    run._note_repeat(Share(share, 3))
+    once = run._scored(share)
+    assert once.tolist() == [4, 2, 7, -1]
+    table.update(once, torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    assert run._scored(share).tolist() == [-1, 2, 7, -1]
+    run._note_repeat(Share(share, 3))  # drawn again: still the old visits
+    assert run._scored(share).tolist() == [-1, 2, 7, -1]
+    run._note_repeat(Share(share[1:2], 0))  # of another rank: never counts
+    assert run._scored(share).tolist() == [4, -1, 7, 4]
+    run._note_repeat(Share(share, 4))
+    assert run._scored(share).tolist() == share.tolist()
     # A captured step goes on reading the same memory.
-    assert repeats.marks()[0].data_ptr() == ids.data_ptr()
-    assert repeats.marks()[1].data_ptr() == visited.data_ptr()
+    assert run._repeats.ids.data_ptr() == memory
+
+
+@pytest.mark.parametrize("kind", [ReplicatedRun, ShardedRun])
+def test_a_repeated_id_counts_at_its_second_visit_if_the_first_was_ignored(device, kind):
+    sharding = "shard" if kind is ShardedRun else "replicate"
+    pruner = Pruner(9, 0.5, device=device, sharding=sharding, process_group=False)
+    run, share = pruner._run, Share(torch.tensor([4, 2, 7, 4], device=device), 3)
+    if kind is ReplicatedRun:
+        run._repeats = Repeats(share.ids.new_full((1,), -1))
+        run._note_repeat(share)
+    else:
+        run._repeats = Repeats.of(share)
+    logits, target = torch.randn(4, 3, device=device), torch.tensor([-100, 0, 1, 2], device=device)
+    pruner.cross_entropy(logits[:1], target[:1], share.ids[:1])
+    pruner.cross_entropy(logits[1:], target[1:], share.ids[1:])
+    pruner.cross_entropy(logits[1:], target[1:], share.ids[1:])  # all again: id 4 counts no more
+    run._repeats = None
+    pruner.set_epoch(1)
+    assert pruner.table.count.tolist() == [0, 0, 2, 0, 1, 0, 0, 2, 0]
 
 
 def test_checksums_tell_selections_apart():

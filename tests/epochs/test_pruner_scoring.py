@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune_cuda import functional
 from dynprune_cuda.data import IndexedDataset
+from dynprune_cuda.functional.cross_entropy import SCORES
 from dynprune_cuda.policies import UCB
 from dynprune_cuda.pruner import Pruner
 
@@ -72,7 +73,7 @@ def test_a_batch_of_ignored_rows_has_torchs_mean(device):
     assert not pruner.table.count.any() and not pruner.table.non_finite_count.any()
 
 
-@pytest.mark.parametrize("score", ["loss", "el2n", "entropy", "margin"])
+@pytest.mark.parametrize("score", SCORES)
 def test_the_configured_score_enters_the_table(device, score):
     logits, target, ids = batch(device)
     pruner = Pruner(N, 0.5, score=score, device=device)

@@ -70,11 +70,57 @@ def test_no_property_begins_an_epoch(sharding, policy):
 
 def test_a_policy_that_weighs_tells_its_number_without_beginning():
     pruner = Pruner(N, policy="infobatch", warmup_epochs=0)
+    pruner.observe(IDS, IDS.float())
     before = snapshot(pruner)
     number = pruner.num_selected
-    assert number == len(pruner.selected)
+    assert number == len(pruner.selected) < N
+    assert pruner.steps_per_epoch(4) == -(-number // 4)
     assert_unchanged(pruner, before)
-    assert len(list(pruner.sampler())) == number and pruner.num_selections == 1
+    # The factors are those of the samples that it tells.
+    factors = pruner.rescale(IDS, torch.ones(N))
+    assert factors.nonzero().flatten().tolist() == pruner.selected.tolist()
+    selected = pruner.selected.tolist()
+    assert sorted(pruner.sampler()) == selected and pruner.num_selections == 1
+    assert torch.equal(pruner.rescale(IDS, torch.ones(N)), factors)
+
+
+def test_a_policy_is_asked_once_for_what_epoch_0_selects():
+    calls = []
+
+    def own(table, k, *, seed):
+        calls.append(k)
+        return torch.randperm(N)[:k]  # another answer each time
+
+    pruner = Pruner(N, 0.3, own, warmup_epochs=0)
+    selected = pruner.selected
+    assert torch.equal(pruner.selected, selected) and pruner.is_selected(selected).all()
+    assert sorted(pruner.sampler()) == selected.tolist()
+    assert calls == [12]
+
+
+def test_both_warnings_of_a_selection_are_given():
+    options = {"sharding": "shard", "surplus": "local", "process_group": False}
+    pruner = Pruner(N, 2, "ucb", warmup_epochs=0, period=2, **options)
+    # As one of two processes whose other one holds the whole selection.
+    pruner._run._lacking = lambda subset: "rank [1] holds none of the selected samples"
+    with pytest.warns(RuntimeWarning, match="rank .1. holds none"):
+        pruner.set_epoch(0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pruner.set_epoch(2)
+    texts = [str(one.message) for one in found]
+    assert len(texts) == 2 and texts[0].startswith("no score was observed before epoch 2")
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_an_error_of_a_policy_arrives_as_it_is(sharding):
+    class Own(policies.Policy):
+        def ranking(self, table):
+            raise StopIteration("no more rankings")
+
+    pruner = Pruner(N, 0.3, Own(), warmup_epochs=0, sharding=sharding)
+    with pytest.raises(StopIteration, match="no more rankings"):
+        pruner.set_epoch(0)
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

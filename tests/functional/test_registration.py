@@ -10,11 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dynprune_cuda
-from dynprune_cuda import _C
 from dynprune_cuda import functional as F
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._ops.contract import (
     GradientTime,
+    RankingKind,
     Reduction,
     SavedColumn,
     Score,
@@ -25,7 +25,7 @@ from dynprune_cuda._ops.fakes import FAKES
 
 ops = torch.ops.dynprune_cuda
 N = 37
-SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = map(int, RankingKind)
 NAMES = {
     "select_ranked",
     "select_uniform",
@@ -176,12 +176,6 @@ def sample(device, index):
     return calls[index]
 
 
-def test_rankings_are_numbered_in_the_order_of_their_names():
-    assert _C.RANKINGS == "score ucb_variance ucb_std ucb1 weight explore"
-    numbers = (SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE)
-    assert numbers == tuple(range(len(_C.RANKINGS.split())))
-
-
 def test_every_op_is_sampled():
     assert {name for name, _ in samples("cpu")} == NAMES
     registered = {
@@ -213,6 +207,7 @@ def test_there_is_a_fake_kernel_per_op_and_no_other():
 @pytest.mark.parametrize(
     ("exported", "mirror"),
     [
+        ("RANKINGS", RankingKind),
         ("SCORES", Score),
         ("REDUCTIONS", Reduction),
         ("GRADIENT_TIMES", GradientTime),
@@ -424,7 +419,7 @@ MISUSE = """
 import torch, dynprune_cuda
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
-SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(6)
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = map(int, RankingKind)
 x, y, f = torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.zeros
 def step(**changed):
     arguments = dict(
@@ -548,9 +543,9 @@ calls = [
     lambda: step(sample_ids=n[:3] + 8),
     lambda: step(mean=s[:5]),
     lambda: step(forget_count=n.int()),
-    lambda: step(score=4),
+    lambda: step(score=len(Score)),
     lambda: step(reduction=-1),
-    lambda: step(gradient=3),
+    lambda: step(gradient=len(GradientTime)),
     lambda: step(sample_weight=s),
     lambda: step(grad_scale=s),
     lambda: ops.scale_gradient_(x.T, s[0], None),

@@ -13,10 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from dynprune_cuda import ScoredLoss
 from dynprune_cuda import functional as F
+from dynprune_cuda.functional.cross_entropy import SCORES
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 CLASSES = [1, 2, 10, 21, 100, 1000, 1025, 5003]
-SCORES = ("loss", "el2n", "entropy", "margin")
+
 INF, NAN = math.inf, math.nan
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dynprune_cuda import functional as F
+from dynprune_cuda.functional.cross_entropy import SCORES
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 N = 70
@@ -165,7 +166,7 @@ def test_every_option(device, classes):
         )
 
 
-@pytest.mark.parametrize("score", ["loss", "el2n", "entropy", "margin"])
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("first_visit", ["zero", "published"])
 def test_every_score_enters_the_table(device, score, first_visit):
     batch = make_batch(40, 10, torch.float32, device)

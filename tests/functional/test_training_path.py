@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from waiting import WAITING
 
 from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
+from dynprune_cuda.functional.cross_entropy import SCORES
 from dynprune_cuda.functional.ranking import Ranking
 from dynprune_cuda.scores import merge, outbox
 from dynprune_cuda.sharded.digit_search import find_thresholds
@@ -56,7 +57,7 @@ def batch():
     return logits, torch.arange(B, device="cuda") % C, torch.arange(B, device="cuda")
 
 
-@pytest.mark.parametrize("score", ["loss", "el2n", "entropy", "margin"])
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("policy", ["ucb", "infobatch", "epsilon_greedy"])
 def test_a_step_brings_nothing_to_the_host(fake_device, monkeypatch, policy, score):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # fake ones cannot

@@ -148,6 +148,101 @@ def test_a_subclass_that_selects_itself_is_checked_and_holds_no_shards():
         Pruner(9, 3, Broken(), sharding="shard")
 
 
+def test_what_overrides_a_part_of_ours_is_checked():
+    class Given(Policy):
+        def __init__(self, ids):
+            self.select = lambda table, k, *, seed: torch.tensor(ids)
+
+    class Greedy(policies.Balanced):
+        def floors(self, k):
+            return [0, k + 1]
+
+    pruner = Pruner(10, 4, Given([7, 1, 5, 3]), warmup_epochs=0)
+    assert pruner.selected.tolist() == [1, 3, 5, 7]
+    for policy in (Given([1, 1, 2, 3]), Greedy(policies.UCB(), torch.arange(10) % 2)):
+        pruner = Pruner(10, 4, policy, warmup_epochs=0)
+        with pytest.raises(ValueError, match="must return"):
+            pruner.set_epoch(0)
+
+    class Weighs(policies.InfoBatch):
+        def weigh(self, table, *, seed):
+            return torch.full((10,), -1.0)
+
+    pruner = Pruner(10, policy=Weighs(), warmup_epochs=0)
+    with pytest.raises(ValueError, match="must return finite weights >= 0"):
+        pruner.set_epoch(0)
+
+
+class Duck:
+    """An object with attributes that mean something else here."""
+
+    alpha, period, anneal_share, default_period = 0.5, 3, 0.5, 7
+
+    def select(self, table, k, *, seed):
+        return torch.arange(k)
+
+
+def test_only_documented_attributes_of_other_objects_are_read():
+    pruner = Pruner(9, 3, Duck(), epochs=8)
+    assert pruner.schedule.period == 10 and pruner.table.alpha == 0.8
+    assert pruner.schedule.anneal_epochs == 0
+
+    @dataclasses.dataclass
+    class Own(Policy):
+        alpha: float
+        period: float
+        fingerprint: str
+
+        def ranking(self, table):
+            return Uniform()
+
+    pruner = Pruner(9, 3, Own(0.5, 3.5, "mine"))
+    assert pruner.schedule.period == 10 and pruner.table.alpha == 0.8
+    assert pruner.state_dict()["policy"] == "mine"
+
+
+@pytest.mark.parametrize("base", [policies.UCB, policies.InfoBatch, policies.EpsilonGreedy, Duck])
+def test_settings_may_name_some_defaults_only(base):
+    class Own(base):
+        def settings(self, epochs):
+            return {"period": 3}
+
+    keep = None if base is policies.InfoBatch else 3
+    pruner = Pruner(9, keep, Own())
+    assert pruner.schedule.period == 3 and pruner.table.alpha == 0.8
+    if base is not policies.InfoBatch:
+        assert Pruner(9, 3, Own(), groups=torch.arange(9) % 2).schedule.period == 3
+
+
+@pytest.mark.parametrize("base", [Policy, policies.UCB, Duck])
+def test_a_fixed_count_may_be_any_callable(base):
+    class Own(base):
+        def __init__(self):
+            self.__dict__["fixed_count"] = lambda num_samples: 4
+
+        def ranking(self, table):
+            return Uniform()
+
+    class Without(base):
+        fixed_count = None
+
+        def ranking(self, table):
+            return Uniform()
+
+    assert Pruner(9, policy=Own()).schedule.keep == 4
+    assert Pruner(9, 5, Without()).schedule.keep == 5
+    with pytest.raises(ValueError, match="keep is needed"):
+        Pruner(9, policy=Without())
+
+
+def test_fingerprints_that_are_no_text_count_for_nothing():
+    class Own(policies.UCB):
+        def fingerprint(self):
+            return "method"
+
+    assert Pruner(9, 3, Own()).state_dict()["policy"] == repr(Own())
+
+
 def test_a_subclass_that_ranks_itself_is_trusted():
     class Lowest(policies.EpsilonGreedy):
         def ranking(self, table):

@@ -8,9 +8,10 @@ import torch
 from shard_ranks import SAMPLE, SEED, scores_of
 
 from dynprune_cuda import functional, sharded
+from dynprune_cuda._ops.contract import RankingKind
 from dynprune_cuda.distributed import Ranks
 from dynprune_cuda.distributed.shard import LAYOUTS
-from dynprune_cuda.functional.ranking import Ranking, RankingKind
+from dynprune_cuda.functional.ranking import Ranking
 from dynprune_cuda.sharded import Shard, bracket_search
 from dynprune_cuda.sharded.ranking import explore_like, keys_of
 

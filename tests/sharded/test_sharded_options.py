@@ -254,9 +254,9 @@ def test_only_first_visits_of_repeated_samples_count(device):
     batch = torch.tensor([9, 2, 5, -1, 2, 7], device=device)
     assert repeats.without(batch).tolist() == [9, 2, 5, -1, -1, 7]
     assert repeats.without(batch).tolist() == [9, 2, 5, -1, -1, 7]  # nothing was entered yet
-    repeats.note(batch[:2])
+    repeats.mark(batch[:2])
     assert repeats.without(batch).tolist() == [9, -1, 5, -1, -1, 7]
-    assert repeats.visited().tolist() == [2]
+    assert repeats.visited_ids().tolist() == [2]
     strangers = Repeats.of(Share(share.ids, 0))
     assert strangers.without(batch).tolist() == [-1, -1, -1, -1, -1, 7]
 

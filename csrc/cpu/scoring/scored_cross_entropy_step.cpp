@@ -51,9 +51,10 @@ const A* table_lanes(Score score, const RowLanes<A>& lanes, const A* loss, float
       return lanes.entropy;
     case Score::kMargin:
       return lanes.margin;
-    default:
-      return loss;
+    case Score::kLoss:
+      break;
   }
+  return loss;
 }
 
 // The losses times their weights; or their sum, in lanes, since a chain of additions takes longer

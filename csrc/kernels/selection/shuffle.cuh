@@ -32,11 +32,8 @@ template <class Elements>
 cudaError_t launch_shuffle(const Elements& elements, int64_t n, int64_t k, Seed seed, Stream use,
                            int64_t* out, cudaStream_t stream) {
   if (k == 0) return cudaSuccess;
-  const int64_t blocks = (k + kShuffleThreads - 1) / kShuffleThreads;
-  const int64_t resident = int64_t{multiprocessor_count()} * 8;
-  const unsigned grid = static_cast<unsigned>(blocks < resident ? blocks : resident);
-  DYNPRUNE_LAUNCH((shuffle_kernel<Elements>), grid, kShuffleThreads, 0, stream, elements, n, k,
-                  seed, use, out);
+  DYNPRUNE_LAUNCH((shuffle_kernel<Elements>), grid_for(k, kShuffleThreads, 8), kShuffleThreads, 0,
+                  stream, elements, n, k, seed, use, out);
   return cudaGetLastError();
 }
 

@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grids for loops over the samples of a shard, and the plainest of these loops.
+// A loop that computes one number per sample of a shard.
 #pragma once
 
 #include "device/launch.h"
 
 namespace dynprune {
 namespace cuda {
-
-// As many blocks as are resident at once, or fewer if there is less to do.
-inline unsigned grid_for(int64_t n, int threads, int per_multiprocessor) {
-  const int64_t blocks = (n + threads - 1) / threads;
-  const int64_t resident = int64_t{multiprocessor_count()} * per_multiprocessor;
-  return static_cast<unsigned>(blocks < resident ? blocks : resident);
-}
 
 constexpr int kFillThreads = 256;
 
