@@ -70,15 +70,17 @@ METHODS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def relative_errors(dtype: torch.dtype) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+def relative_errors(
+    dtype: torch.dtype, device: str = "cpu"
+) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Exact 1 - p of every row, and by method and score the relative errors."""
     logits, target = rows(dtype)
     right = exact(logits, target)
     errors: dict[str, dict[str, np.ndarray]] = {}
     for name, method in METHODS.items():
-        got = dict(zip(("loss", "el2n"), method(logits, target), strict=True))
+        got = dict(zip(("loss", "el2n"), method(logits.to(device), target.to(device)), strict=True))
         errors[name] = {
-            score: np.abs(value.double().numpy() - right[score]) / right[score]
+            score: np.abs(value.double().cpu().numpy() - right[score]) / right[score]
             for score, value in got.items()
         }
     return right["miss"], errors
@@ -109,13 +111,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     default = Path(__file__).resolve().parents[2] / "docs" / "accuracy.png"
     parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--device", default="cpu", help="with another one, no figure is written")
     options = parser.parse_args()
-    for dtype in (torch.float32, torch.bfloat16):
-        _, errors = relative_errors(dtype)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        _, errors = relative_errors(dtype, options.device)
         for name, by_score in errors.items():
             worst = ", ".join(f"{score} {value.max():.1e}" for score, value in by_score.items())
-            print(f"{dtype}, {name}: greatest relative error {worst}")
-    plot(options.out)
+            print(f"{dtype}, {name}: greatest relative error {worst}", flush=True)
+    if options.device == "cpu":
+        plot(options.out)
 
 
 if __name__ == "__main__":

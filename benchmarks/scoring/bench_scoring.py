@@ -8,6 +8,7 @@
 Each step computes loss, EL2N and correctness, updates the scores of its samples, and runs the
 backward pass to the logits. The rivals are torch's operators, eager and under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
+"Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score.
 
 The program prints a Markdown table. Times are lower quartiles, which other load on the machine
@@ -18,6 +19,7 @@ whether the target of a ratio is reached (targets.py).
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,10 +35,14 @@ from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import Call, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import RIVALS, Loss, losses
+from benchmarks.scoring.steps import OVERWRITES, RIVALS, Loss, losses
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+}
 COLUMNS = ["shape", "step", "fwd µs", "bwd µs", "full µs", "GB/s of 2E", "host µs", "launches"]
 COLUMNS += ["times ours", "target"]
 
@@ -51,8 +57,8 @@ def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Loss) -> dict[str, Call]:
     return {"fwd": lambda: loss(x, y, ids), "full": full}
 
 
-def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
-    """Microseconds until the call returns, and its kernels and copies (0 on a CPU)."""
+def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -> tuple[float, int]:
+    """Microseconds until the call returns, and its kernels and copies (0 if nobody counted)."""
     seconds = []
     for _ in range(30):
         if device.type == "cuda":
@@ -61,7 +67,7 @@ def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
         call()
         seconds.append(time.perf_counter() - begin)
     launches = 0
-    if device.type == "cuda":
+    if device.type == "cuda" and profiled:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             torch.cuda.synchronize()
@@ -69,26 +75,50 @@ def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
     return min(seconds) * 1e6, launches
 
 
-def measure(
-    shape: str, device: torch.device, dtype: torch.dtype, rounds: int, compiled: bool
-) -> list[dict[str, Any]]:
-    """The results of every rival at one shape."""
+def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The results of every rival at one shape, and why a rival has none."""
+    device, dtype = options.device, DTYPES[options.dtype]
     rows, classes = (int(part) for part in shape.split("x"))
     x = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
     y = torch.randint(classes, (rows,), device=device)
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    by_rival = {n: calls(x, y, ids, f) for n, f in losses(samples, device, compiled).items()}
+    by_rival = {}
+    for name, loss in losses(samples, device, not options.no_compile).items():
+        # Its second call would read its first gradient, and so would all others.
+        logits = x.detach().clone().requires_grad_() if name == OVERWRITES else x
+        by_rival[name] = calls(logits, y, ids, loss)
     flat = {f"{n}/{part}": c for n, parts in by_rival.items() for part, c in parts.items()}
     copy = torch.empty_like(x.detach())
     flat["copy/full"] = lambda: copy.copy_(x.detach())
-    for call in flat.values():
-        call()  # the first call of torch.compile compiles
-    seconds = time_rounds(flat, device, rounds)
-    return [
-        result(name, x, seconds, host_and_launches(flat[f"{name}/full"], device))
+    refused = warm_up(by_rival)
+    flat = {name: call for name, call in flat.items() if name.split("/")[0] not in refused}
+    seconds = time_rounds(flat, device, options.rounds)
+    measured = [
+        result(
+            name,
+            x,
+            seconds,
+            host_and_launches(flat[f"{name}/full"], device, not options.no_profile),
+        )
         for name in (*by_rival, "copy")
+        if name not in refused
     ]
+    return measured, refused
+
+
+def warm_up(by_rival: Mapping[str, Mapping[str, Call]]) -> dict[str, str]:
+    """Calls everything once, which compiles what is compiled; why a rival failed, if it did."""
+    refused = {}
+    for name, parts in by_rival.items():
+        try:
+            for call in parts.values():
+                call()
+        except Exception as error:
+            if name == "ours":
+                raise
+            refused[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return refused
 
 
 def result(
@@ -162,30 +192,36 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
     save(figure, path, note=note)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--rounds", type=positive_int, default=60)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-profile", action="store_true", help="leave out counts of launches")
     parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
     parser.add_argument("--plot", type=Path, help="write a PNG")
-    options = parser.parse_args()
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     torch.manual_seed(0)
-    machine = machine_info(device)
+    machine = machine_info(options.device)
     print(machine)
     print("\n" + "\n".join(markdown.head(COLUMNS)))
     results = []
     for shape in options.shapes:
-        measured = measure(shape, device, dtype, options.rounds, not options.no_compile)
+        measured, refused = measure(shape, options)
         print("\n".join(map(table_row, measured)), flush=True)
+        for name, reason in refused.items():
+            print(f"{shape}: {name} failed: {reason}", file=sys.stderr)
         results += measured
+        if options.out:  # after each shape: a run that is killed keeps its rows
+            write_measurements(options.out, machine, results)
     if text := summary(results):
         print(text)
-    if options.out:
-        write_measurements(options.out, machine, results)
     if options.plot:
         where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
         plot(results, options.plot, f"{where}, {options.dtype}, torch {machine['torch']}")

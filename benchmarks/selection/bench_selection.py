@@ -9,7 +9,7 @@ The program prints Markdown tables of every op and its rivals, for several N, k 
 scores. They include the lower bound that memory traffic sets, and whether a stated target is
 reached. Each ratio is one of medians over interleaved rounds. Other load on the machine slows
 threaded calls (ours, torch) more than NumPy; OMP_NUM_THREADS=1 gives reliable ratios there.
---out DIR writes the tables, the raw seconds as JSON, and a figure.
+--out DIR writes the tables and the raw seconds as JSON after each row, and a figure at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import dynprune_cuda
 from benchmarks.common.arguments import positive_int, share
 from benchmarks.common.machine_info import machine_info
-from benchmarks.common.result_files import write_measurements
+from benchmarks.common.result_files import write_measurements, write_text
 from benchmarks.common.timing import Call, time_rounds
 from benchmarks.selection import cases, gpu_timing, report, rivals
 from benchmarks.selection.cases import Case
@@ -61,6 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="calls that take longer run in three rounds only (default: 0.5; inf: none)",
     )
+    add("--no-host-rivals", action="store_true", help="leave out NumPy on scores from a GPU")
+    add("--no-profile", action="store_true", help="leave out the kernel times of a GPU")
     add("--quick", action="store_true", help="tiny sizes, to see whether everything runs")
     add("--out", type=Path, metavar="DIR", help="write .md, .json and .png there")
     return parser
@@ -123,7 +125,12 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
 def measure(case: Case, options: argparse.Namespace, gpu: Gpu | None) -> dict[str, Any]:
     """The row of a case: seconds of our call, of each rival and, on a CPU, of a plain read."""
     device = options.device
-    calls: dict[str, Call] = {"ours": case.call, **case.rivals}
+    calls: dict[str, Call] = {"ours": case.call}
+    calls |= {
+        name: call
+        for name, call in case.rivals.items()
+        if not (options.no_host_rivals and name.startswith(rivals.HOST_ROUND_TRIP))
+    }
     if gpu is None:
         calls["read"] = torch.ones(max(1, case.limit_bytes // 4)).sum
     refused: dict[str, str] = {}
@@ -163,10 +170,16 @@ def measure_on_gpu(
         name: gpu_timing.host_syncs(call, options.device) for name, call in calls.items()
     }
     if case.part != "order":  # its thousands of small launches are no use case for graphs
-        found["graph_seconds"] = gpu_timing.graph_seconds(
-            case.call, options.device, options.rounds, gpu.flush
-        )
-        found |= gpu_timing.profile(case.call, options.device)
+
+        def replays(call: Call) -> list[float]:
+            return gpu_timing.graph_seconds(call, options.device, options.rounds, gpu.flush)
+
+        found["graph_seconds"] = replays(case.call)
+        found["rival_graph_seconds"] = {
+            name: replays(calls[name]) for name in rivals.CAPTURABLE if name in calls
+        }
+        if not options.no_profile:
+            found |= gpu_timing.profile(case.call, options.device)
     torch.cuda.empty_cache()  # memory of a rival, for the next case
     return found
 
@@ -191,12 +204,24 @@ def main(arguments: list[str] | None = None) -> None:
             tell(*report.header(row))
         tell(*report.lines(row))
         rows.append(row)
+        write(options, machine, rows, lines)
     tell(*report.summary(rows))
+    write(options, machine, rows, lines)
+    if options.out:
+        plot(rows, options.out / f"{NAME}.png")
+
+
+def write(
+    options: argparse.Namespace,
+    machine: dict[str, Any],
+    rows: list[dict[str, Any]],
+    lines: list[str],
+) -> None:
+    """Writes what is measured so far: a run that is killed keeps its rows."""
     if options.out:
         settings = {name: str(value) for name, value in vars(options).items()}
         write_measurements(options.out / f"{NAME}.json", machine, rows, settings=settings)
-        (options.out / f"{NAME}.md").write_text("\n".join(lines) + "\n")
-        plot(rows, options.out / f"{NAME}.png")
+        write_text(options.out / f"{NAME}.md", "\n".join(lines) + "\n")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -124,6 +124,8 @@ def _measured(row: Row) -> list[list[str]]:
             time += f" ({len(seconds)} rounds)"
         if on_gpu(row):
             time += f" ({_waits(row, rival)} host waits)"
+        if rival in row.get("rival_graph_seconds", {}):
+            time += f", {_ms(median_ms(row['rival_graph_seconds'][rival]))} in a replay"
         found.append([rival, time, f"{ratio:.2f}x", *promise])
     return found
 
