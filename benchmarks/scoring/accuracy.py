@@ -107,18 +107,23 @@ def plot(path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     default = Path(__file__).resolve().parents[2] / "docs" / "accuracy.png"
     parser.add_argument("--out", type=Path, default=default)
-    parser.add_argument("--device", default="cpu", help="with another one, no figure is written")
-    options = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="where to compute")
+    parser.add_argument("--no-figure", action="store_true", help="print the greatest errors only")
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         _, errors = relative_errors(dtype, options.device)
         for name, by_score in errors.items():
             worst = ", ".join(f"{score} {value.max():.1e}" for score, value in by_score.items())
             print(f"{dtype}, {name}: greatest relative error {worst}", flush=True)
-    if options.device == "cpu":
+    if not options.no_figure:
         plot(options.out)
 
 

@@ -46,9 +46,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--num-samples",
         nargs="+",
         type=positive_int,
-        help="N of the part ops; the greatest is also N of distributions and order",
+        help="N of the part ops; the greatest is also N of order and, by default, distributions",
     )
     add("--weighted-samples", nargs="+", type=positive_int, help="N of the part weighted")
+    add("--distributions-samples", nargs="+", type=positive_int, help="N of distributions")
     add("--shares-samples", type=positive_int, help="N of the part shares")
     add("--keep", type=share, help="k / N (default: 0.3, on a GPU 1/3)")
     add("--keeps", nargs="+", type=share, default=[0.01, 0.1, 0.3, 0.5, 0.9], help="of shares")
@@ -61,10 +62,17 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="calls that take longer run in three rounds only (default: 0.5; inf: none)",
     )
+    add("--ops", nargs="+", help="of the part ops, by their names in the tables (default: all)")
+    add("--no-rivals", action="store_true", help="measure our own calls only")
     add("--no-host-rivals", action="store_true", help="leave out NumPy on scores from a GPU")
     add("--no-profile", action="store_true", help="leave out the kernel times of a GPU")
     add("--quick", action="store_true", help="tiny sizes, to see whether everything runs")
-    add("--out", type=Path, metavar="DIR", help="write .md, .json and .png there")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write .md, .json and .png there; a name that ends in .json: that file alone",
+    )
     return parser
 
 
@@ -110,12 +118,15 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
 
     if "ops" in options.parts:
         for n in options.num_samples:
-            yield from cases.ops(n, kept(n), device)
+            for case in cases.ops(n, kept(n), device):
+                if options.ops is None or case.op in options.ops:
+                    yield case
     if "weighted" in options.parts:
         for n in options.weighted_samples:
             yield from cases.weighted(n, kept(n), device)
     if "distributions" in options.parts:
-        yield from cases.distributions(greatest, kept(greatest), device)
+        for n in options.distributions_samples or [greatest]:
+            yield from cases.distributions(n, kept(n), device)
     if "shares" in options.parts:
         yield from cases.shares(options.shares_samples, options.keeps, device)
     if "order" in options.parts:
@@ -129,7 +140,8 @@ def measure(case: Case, options: argparse.Namespace, gpu: Gpu | None) -> dict[st
     calls |= {
         name: call
         for name, call in case.rivals.items()
-        if not (options.no_host_rivals and name.startswith(rivals.HOST_ROUND_TRIP))
+        if not options.no_rivals
+        and not (options.no_host_rivals and name.startswith(rivals.HOST_ROUND_TRIP))
     }
     if gpu is None:
         calls["read"] = torch.ones(max(1, case.limit_bytes // 4)).sum
@@ -207,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
         write(options, machine, rows, lines)
     tell(*report.summary(rows))
     write(options, machine, rows, lines)
-    if options.out:
+    if options.out and options.out.suffix != ".json":
         plot(rows, options.out / f"{NAME}.png")
 
 
@@ -218,9 +230,13 @@ def write(
     lines: list[str],
 ) -> None:
     """Writes what is measured so far: a run that is killed keeps its rows."""
-    if options.out:
-        settings = {name: str(value) for name, value in vars(options).items()}
-        write_measurements(options.out / f"{NAME}.json", machine, rows, settings=settings)
+    if not options.out:
+        return
+    alone = options.out.suffix == ".json"
+    settings = {name: str(value) for name, value in vars(options).items()}
+    path = options.out if alone else options.out / f"{NAME}.json"
+    write_measurements(path, machine, rows, settings=settings)
+    if not alone:
         write_text(options.out / f"{NAME}.md", "\n".join(lines) + "\n")
 
 

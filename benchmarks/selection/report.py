@@ -83,7 +83,7 @@ def lines(row: Row) -> list[str]:
     """A line for each rival; the first one holds our own numbers."""
     own = _own_cells(row)
     found = []
-    for cells in [*_measured(row), *_refused(row)]:
+    for cells in [*_measured(row), *_refused(row)] or [["-"] * len(RIVAL_COLUMNS)]:
         found.append(markdown.row([*own, *cells]))
         own = [""] * len(own)
     return found
@@ -195,7 +195,9 @@ def spread(rows: Sequence[Row]) -> float | None:
     costs = {
         row["scores"]: own_ms(row) / median_ms(row["seconds"][USUAL])
         for row in rows
-        if row["part"] == "distributions" and row["num_samples"] >= targets.SPREAD_FROM
+        if row["part"] == "distributions"
+        and row["num_samples"] >= targets.SPREAD_FROM
+        and USUAL in row["seconds"]  # not so with --no-rivals
     }
     wide = [cost for scores, cost in costs.items() if scores != "bfloat16"]
     return max(costs.values()) / min(wide) if wide else None
