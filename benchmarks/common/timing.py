@@ -11,7 +11,15 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Call", "median_ms", "median_seconds", "time_once", "time_rounds", "timed"]
+__all__ = [
+    "Call",
+    "first_line",
+    "median_ms",
+    "median_seconds",
+    "time_once",
+    "time_rounds",
+    "timed",
+]
 
 Call = Callable[[], object]
 Result = TypeVar("Result")
@@ -48,7 +56,7 @@ def time_rounds(
         except Exception as error:
             if refused is None:
                 raise
-            refused[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            refused[name] = first_line(error)
     few = {0, rounds // 2, rounds - 1}
     seconds: dict[str, list[float]] = {name: [] for name in first}
     for number in range(rounds):
@@ -60,6 +68,11 @@ def time_rounds(
             repeats = 1 if device.type == "cuda" else _repeats(took)
             seconds[name].append(time_once(calls[name], device, repeats))
     return seconds
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def time_once(call: Call, device: torch.device, repeats: int = 1) -> float:

@@ -33,7 +33,7 @@ from benchmarks.common import markdown
 from benchmarks.common.arguments import positive_int
 from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
-from benchmarks.common.timing import Call, time_rounds
+from benchmarks.common.timing import Call, first_line, time_rounds
 from benchmarks.scoring import targets
 from benchmarks.scoring.steps import OVERWRITES, RIVALS, Loss, losses
 
@@ -117,7 +117,7 @@ def warm_up(by_rival: Mapping[str, Mapping[str, Call]]) -> dict[str, str]:
         except Exception as error:
             if name == "ours":
                 raise
-            refused[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            refused[name] = first_line(error)
     return refused
 
 
@@ -211,9 +211,15 @@ def main() -> None:
     machine = machine_info(options.device)
     print(machine)
     print("\n" + "\n".join(markdown.head(COLUMNS)))
-    results = []
+    results: list[dict[str, Any]] = []
+    failed = []
     for shape in options.shapes:
-        measured, refused = measure(shape, options)
+        try:
+            measured, refused = measure(shape, options)
+        except Exception as error:  # the other shapes may be fine
+            print(f"{shape}: {first_line(error)}", file=sys.stderr)
+            failed.append(shape)
+            continue
         print("\n".join(map(table_row, measured)), flush=True)
         for name, reason in refused.items():
             print(f"{shape}: {name} failed: {reason}", file=sys.stderr)
@@ -225,6 +231,8 @@ def main() -> None:
     if options.plot:
         where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
         plot(results, options.plot, f"{where}, {options.dtype}, torch {machine['torch']}")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

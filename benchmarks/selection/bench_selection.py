@@ -26,7 +26,7 @@ import dynprune_cuda
 from benchmarks.common.arguments import positive_int, share
 from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements, write_text
-from benchmarks.common.timing import Call, time_rounds
+from benchmarks.common.timing import Call, first_line, time_rounds
 from benchmarks.selection import cases, gpu_timing, report, rivals
 from benchmarks.selection.cases import Case
 from benchmarks.selection.gpu_timing import Gpu
@@ -187,9 +187,12 @@ def measure_on_gpu(
             return gpu_timing.graph_seconds(call, options.device, options.rounds, gpu.flush)
 
         found["graph_seconds"] = replays(case.call)
-        found["rival_graph_seconds"] = {
-            name: replays(calls[name]) for name in rivals.CAPTURABLE if name in calls
-        }
+        found |= {"rival_graph_seconds": {}, "not_captured": {}}
+        for name in (name for name in rivals.CAPTURABLE if name in calls):
+            try:
+                found["rival_graph_seconds"][name] = replays(calls[name])
+            except Exception as error:
+                found["not_captured"][name] = first_line(error)
         if not options.no_profile:
             found |= gpu_timing.profile(case.call, options.device)
     torch.cuda.empty_cache()  # memory of a rival, for the next case
@@ -210,8 +213,14 @@ def main(arguments: list[str] | None = None) -> None:
     machine = machine_info(device)  # first, because the run itself raises the load average
     tell(*report.preamble(machine, gpu.copy_rate if gpu else None, rivals.packages(device)))
     rows: list[dict[str, Any]] = []
+    failed = 0
     for case in all_cases(options):
-        row = measure(case, options, gpu)
+        try:
+            row = measure(case, options, gpu)
+        except Exception as error:  # the other cases may be fine
+            failed += 1
+            tell(f"FAILED: {case.op}, N = {case.num_samples}: {first_line(error)}")
+            continue
         if not rows or report.table_of(rows[-1]) != report.table_of(row):
             tell(*report.header(row))
         tell(*report.lines(row))
@@ -221,6 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
     write(options, machine, rows, lines)
     if options.out and options.out.suffix != ".json":
         plot(rows, options.out / f"{NAME}.png")
+    if failed:
+        raise SystemExit(f"{failed} case{'s' * (failed > 1)} failed")
 
 
 def write(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.common.timing import Call
 
-# cub_topk is not on PyPI: `make gpu-bundle` builds it from scripts/gpu/cub_topk.
+# cub_topk is not on PyPI: `make gpu-bundle` builds it from scripts/gpu/cub.
 GPU_PACKAGES = ("cub_topk", "cupy", "pylibraft", "flashinfer")
 HOST_ROUND_TRIP = "host round trip"
 CAPTURABLE = ("torch.topk", "cub::DeviceTopK")  # in a CUDA graph, like ours

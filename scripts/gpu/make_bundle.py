@@ -138,11 +138,11 @@ def add_cub(site: Path, downloads: Path, toolkit: cuda_toolkit.Toolkit, architec
     (include,) = headers.glob("nvidia/cu*/include/cccl")
     package = site / "cub_topk"
     package.mkdir(parents=True)
-    source = ROOT / "scripts" / "gpu" / "cub_topk"
-    shutil.copy(source / "__init__.py", package)
+    source = ROOT / "scripts" / "gpu" / "cub"
+    shutil.copy(source / "topk.py", package / "__init__.py")
     flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC"]
     flags += [f"-arch=sm_{architecture.replace('.', '')}", f"-I{include}"]
-    run(toolkit.nvcc, *flags, source / "cub_topk.cu", "-o", package / "libcub_topk.so")
+    run(toolkit.nvcc, *flags, source / "topk.cu", "-o", package / "libcub_topk.so")
     return wheel.name
 
 

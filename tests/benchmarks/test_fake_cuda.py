@@ -8,7 +8,10 @@ of a machine that is lent.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import re
+import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +22,7 @@ import gpu_packages
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
@@ -113,6 +117,33 @@ def test_bfloat16_has_the_rivals_that_accept_it(fake_cuda: None) -> None:
     assert names == {"torch.topk", "torch.topk(sorted=True)", "torch.sort[:k]", "flashinfer.top_k"}
 
 
+def test_cub_is_asked_for_its_workspace_first(
+    fake_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The binding of scripts/gpu/cub, with a library that writes down what it is given."""
+    told: list[tuple[Any, ...]] = []
+
+    def cub_topk(workspace: int | None, num_bytes: Any, *rest: Any) -> int:
+        told.append((workspace, *rest))
+        num_bytes._obj.value = 300
+        return len(told) // 3
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(cub_topk=cub_topk))
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda x: 1000 + x.numel())
+    topk = ROOT / "scripts" / "gpu" / "cub" / "topk.py"
+    namespace = runpy.run_path(str(topk))
+    x = torch.empty(50, device=CUDA)
+    ids = namespace["top_k"](x, 20)
+    assert ids.device.type == "cuda" and ids.shape == (20,) and ids.dtype == torch.int64
+    assert told == [(None, 1050, 1020, 1020, 50, 20, 7), (1300, 1050, 1020, 1020, 50, 20, 7)]
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        namespace["top_k"](x, 20)
+    # As many arguments as the function of the .cu file has.
+    source = re.sub(r"//.*", "", topk.with_suffix(".cu").read_text())
+    signature = source.split("cub_topk(")[1].split(")")[0]
+    assert signature.count(",") + 1 == len(namespace["_cub_topk"].argtypes) == len(told[0]) + 1
+
+
 def made_up_times(calls: Mapping[str, Call], *_: Any, **more: Any) -> dict[str, list[float]]:
     """Calls everything once; 1 ms each, and refusals as `time_rounds` tells them."""
     found = {}
@@ -194,6 +225,59 @@ def test_a_run_that_is_killed_keeps_its_rows(
     assert not list(tmp_path.glob("*.new"))
 
 
+def test_a_case_that_fails_loses_only_its_own_row(
+    fake_cuda: None,
+    no_gpu_timing: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("an illegal instruction\nand more")
+
+    monkeypatch.setattr(F, "select_ucb", fails)
+    out = tmp_path / "rows.json"
+    options = selection_options("--parts", "ops", "--out", str(out))
+    monkeypatch.setattr(bench_selection, "parse", lambda arguments: options)
+    monkeypatch.setattr(bench_selection, "time_rounds", refusing_time_rounds)
+    with pytest.raises(SystemExit, match="1 case failed"):
+        bench_selection.main()
+    ops = [row["op"] for row in json.loads(out.read_text())["rows"]]
+    assert len(ops) == 7 and "select_ucb, ascending" not in ops
+    told = "FAILED: select_ucb, ascending, N = 1000: select_ucb, ascending, N = 1000: an illegal"
+    assert told in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def refusing_time_rounds(calls: Mapping[str, Call], *_: Any, **more: Any) -> dict[str, list[float]]:
+    """As `made_up_times`; every error is a refusal, as on a machine with a GPU."""
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+            found[name] = [1e-3]
+        except Exception as error:
+            more["refused"][name] = str(error).splitlines()[0]
+    return found
+
+
+def test_a_rival_that_no_graph_can_capture_has_no_replay(
+    fake_cuda: None, no_gpu_timing: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def graph_seconds(call: Call, *_: Any) -> list[float]:
+        no_gpu_timing["graphs"] += 1
+        if no_gpu_timing["graphs"] == 2:  # torch.topk; ours came first
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return [5e-4]
+
+    monkeypatch.setattr(gpu_timing, "graph_seconds", graph_seconds)
+    options = selection_options("--no-host-rivals", "--no-profile")
+    case = next(iter(bench_selection.all_cases(options)))
+    row = bench_selection.measure(case, options, gpu_timing.prepare(CUDA, 1))
+    assert set(row["rival_graph_seconds"]) == {"cub::DeviceTopK"}
+    assert row["not_captured"] == {"torch.topk": "operation not permitted when stream is capturing"}
+
+
 LOSSES = {"ours", *steps.RIVALS}
 
 
@@ -263,15 +347,20 @@ def test_scoring_rows_are_written_after_each_shape(
     def killed(shape: str, options: argparse.Namespace) -> Any:
         if shape == "4x5":
             raise KeyboardInterrupt
+        if shape == "9x9":
+            raise RuntimeError("out of memory\nand more")
         return measure(shape, options)
 
     monkeypatch.setattr(bench_scoring, "measure", killed)
     out = tmp_path / "out.json"
-    arguments = ["--shapes", "8x3", "4x5", "--no-compile", "--out", str(out)]
+    arguments = ["--shapes", "9x9", "8x3", "4x5", "--no-compile", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["bench_scoring", *arguments])
     with pytest.raises(KeyboardInterrupt):
         bench_scoring.main()
     assert {tuple(row["shape"]) for row in json.loads(out.read_text())["rows"]} == {(8, 3)}
+    monkeypatch.setattr(sys, "argv", ["bench_scoring", *arguments[:3], "--no-compile"])
+    with pytest.raises(SystemExit, match="failed: 9x9"):
+        bench_scoring.main()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

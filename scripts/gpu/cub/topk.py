@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUB's DeviceTopK for float32 CUDA tensors, a rival of bench_selection.
 
-`make gpu-bundle` compiles cub_topk.cu beside a copy of this file.
+`make gpu-bundle` makes the package cub_topk of this file and the library that topk.cu becomes.
 """
 
 from __future__ import annotations
