@@ -14,6 +14,7 @@ import torch
 __all__ = [
     "Call",
     "first_line",
+    "graph_seconds",
     "median_ms",
     "median_seconds",
     "time_once",
@@ -90,6 +91,27 @@ def time_once(call: Call, device: torch.device, repeats: int = 1) -> float:
     for _ in range(repeats):
         call()
     return (time.perf_counter() - begin) / repeats
+
+
+def graph_seconds(
+    call: Call, device: torch.device, rounds: int, before_each: Call | None = None
+) -> list[float]:
+    """Seconds of each replay of the captured call, without the cost of its launches."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    seconds = []
+    for _ in range(rounds):
+        if before_each is not None:
+            before_each()
+        seconds.append(time_once(graph.replay, device))
+    return seconds
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:

@@ -11,9 +11,10 @@ Liger-Kernel and quack take part where they are installed; they compute loss and
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score.
 
-The program prints a Markdown table. Times are lower quartiles, which other load on the machine
-affects least. Ratios are medians over rounds in which every rival ran once. The last column says
-whether the target of a ratio is reached (targets.py).
+The program prints a Markdown table. "replay" is the step in a CUDA graph, without the cost of its
+launches, for those that a graph can capture. Times are lower quartiles, which other load on the
+machine affects least. Ratios are medians over rounds in which every rival ran once. The last column
+says whether the target of a ratio is reached (targets.py).
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from benchmarks.common import markdown
 from benchmarks.common.arguments import positive_int
 from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
-from benchmarks.common.timing import Call, first_line, time_rounds
+from benchmarks.common.timing import Call, first_line, graph_seconds, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import OVERWRITES, RIVALS, Loss, losses
+from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, Loss, losses
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
@@ -43,8 +44,8 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 }
-COLUMNS = ["shape", "step", "fwd µs", "bwd µs", "full µs", "GB/s of 2E", "host µs", "launches"]
-COLUMNS += ["times ours", "target"]
+COLUMNS = ["shape", "step", "fwd µs", "bwd µs", "full µs", "replay µs", "GB/s of 2E"]
+COLUMNS += ["host µs", "launches", "times ours", "target"]
 
 
 def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Loss) -> dict[str, Call]:
@@ -55,6 +56,24 @@ def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Loss) -> dict[str, Call]:
         loss(x, y, ids).backward()
 
     return {"fwd": lambda: loss(x, y, ids), "full": full}
+
+
+def replays(
+    x: Tensor, y: Tensor, ids: Tensor, by_name: Mapping[str, Loss], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each replay of forward and backward in a CUDA graph, for those of CAPTURABLE."""
+    found = {}
+    for name in (name for name in CAPTURABLE if name in by_name):
+
+        def step(loss: Loss = by_name[name]) -> Tensor:
+            # backward() would add to x.grad on the stream of its first use.
+            return torch.autograd.grad(loss(x, y, ids), x)[0]
+
+        try:
+            found[name] = graph_seconds(step, x.device, rounds)
+        except Exception as error:
+            print(f"{tuple(x.shape)}: {name} in a graph: {first_line(error)}", file=sys.stderr)
+    return found
 
 
 def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -> tuple[float, int]:
@@ -83,8 +102,9 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     y = torch.randint(classes, (rows,), device=device)
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
+    by_name = losses(samples, device, not options.no_compile)
     by_rival = {}
-    for name, loss in losses(samples, device, not options.no_compile).items():
+    for name, loss in by_name.items():
         # Its second call would read its first gradient, and so would all others.
         logits = x.detach().clone().requires_grad_() if name == OVERWRITES else x
         by_rival[name] = calls(logits, y, ids, loss)
@@ -94,16 +114,15 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     refused = warm_up(by_rival)
     flat = {name: call for name, call in flat.items() if name.split("/")[0] not in refused}
     seconds = time_rounds(flat, device, options.rounds)
-    measured = [
-        result(
-            name,
-            x,
-            seconds,
-            host_and_launches(flat[f"{name}/full"], device, not options.no_profile),
-        )
-        for name in (*by_rival, "copy")
-        if name not in refused
-    ]
+    measured = []
+    for name in (name for name in (*by_rival, "copy") if name not in refused):
+        host = host_and_launches(flat[f"{name}/full"], device, not options.no_profile)
+        measured.append(result(name, x, seconds, host))
+    if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
+        usable = {name: loss for name, loss in by_name.items() if name not in refused}
+        replayed = replays(x.detach().requires_grad_(), y, ids, usable, options.rounds)
+        for row in measured:
+            row["replay_seconds"] = replayed.get(row["name"])
     return measured, refused
 
 
@@ -157,7 +176,9 @@ def table_row(r: Mapping[str, Any]) -> str:
     forward, full = r["microseconds"]["fwd"], r["microseconds"]["full"]
     rate = r["gigabytes_per_second_of_read_once_and_write_once"]
     cells = ["x".join(map(str, r["shape"])), r["name"]]
-    cells += [f"{value:.1f}" for value in (forward, full - forward, full, rate)]
+    cells += [f"{value:.1f}" for value in (forward, full - forward, full)]
+    replayed = r.get("replay_seconds")
+    cells += [f"{np.quantile(replayed, 0.25) * 1e6:.1f}" if replayed else "-", f"{rate:.1f}"]
     cells += [f"{r['host_microseconds']:.1f}", str(r["launches"]), f"{r['times_ours']:.2f}"]
     return markdown.row([*cells, r["target"]])
 

@@ -12,10 +12,11 @@ from torch.nn import functional as TF
 
 from dynprune_cuda import Pruner
 
-__all__ = ["OVERWRITES", "RIVALS", "Loss", "losses"]
+__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "Loss", "losses"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "Liger on a copy", "quack")
+CAPTURABLE = ("ours", "eager", "torch.compile", "loss alone")  # Liger's loss reads from the GPU
 OVERWRITES = "Liger"  # its gradient replaces the logits
 ALPHA = 0.8
 

@@ -67,6 +67,13 @@ def backward(loss: torch.Tensor) -> None:
                 wanted[place] = wanted[place] + gradient if place in wanted else gradient
 
 
+def grad(loss: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
+    x.grad = None
+    backward(loss)
+    assert x.grad is not None and x.grad.shape == x.shape
+    return (x.grad,)
+
+
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fake CUDA tensors, and stand-ins for all GPU packages."""
@@ -77,6 +84,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rivals, "check_ids", lambda ids, x, k: np.testing.assert_equal(len(ids), k))
     monkeypatch.setattr(F, "check_errors", lambda device: None)  # it reads from the device
     monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(FakeTensor, "numpy", lambda x: np.arange(len(x), dtype=np.float32))
     monkeypatch.setattr(torch, "from_numpy", lambda ids: torch.empty(len(ids), dtype=torch.int64))
@@ -180,6 +188,7 @@ def no_gpu_timing(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         here = machine_info(torch.device("cpu"))
         monkeypatch.setattr(module, "machine_info", lambda device, here=here: here)
     monkeypatch.setattr(bench_scoring, "host_and_launches", lambda *_: (1.0, 1))
+    monkeypatch.setattr(bench_scoring, "graph_seconds", graph_seconds)
     return counts
 
 
@@ -298,6 +307,9 @@ def test_every_scoring_step_is_called(
     options = bench_scoring.make_parser().parse_args(["--device", "cuda", "--dtype", dtype])
     measured, refused = bench_scoring.measure("8x10", options)
     assert refused == {} and {row["name"] for row in measured} == LOSSES | {"copy"}
+    captured = {row["name"] for row in measured if row["replay_seconds"] == [5e-4]}
+    assert captured == set(steps.CAPTURABLE) and no_gpu_timing["graphs"] == len(captured)
+    assert [bench_scoring.table_row(row).count("| 500.0 |") for row in measured].count(1) == 4
     assert len(logits["all"]) == 2  # Liger's own, which it overwrites, and those of all others
     assert all(row["dtype"] == f"torch.{dtype}" for row in measured)
 
