@@ -21,7 +21,7 @@ MODULE := dynprune_cuda/_C.abi3.so
 SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-emulator lint format kernels bench clean
+.PHONY: help build demo test test-fast test-emulator lint format kernels gpu-bundle bench clean
 ifeq ($(wildcard $(MODULE)),)
 .PHONY: $(BUILT)
 endif
@@ -57,6 +57,9 @@ format: $(TOOLS) ## Rewrite the sources in the project's style
 
 kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvcc (no GPU), report registers and spills
 	@$(BIN)/python scripts/kernel_resources.py
+
+gpu-bundle: $(TOOLS) ## Make build/gpu_bundle for a machine with an H100 or H200 (BASE=COMMIT: to compare with)
+	@$(BIN)/python scripts/gpu/make_bundle.py $(if $(BASE),--base $(BASE))
 
 bench: $(BUILT) ## Run the microbenchmarks
 	@set -e; for benchmark in loading.bench_samplers scoring.bench_scoring selection.bench_selection; do \

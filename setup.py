@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds dynprune_cuda._C, one abi3 module against the LibTorch stable ABI, with or without CUDA.
 
-Metadata is in pyproject.toml. Switches: DYNPRUNE_CUDA=0/1, TORCH_CUDA_ARCH_LIST, MAX_JOBS.
+Metadata is in pyproject.toml. Switches: DYNPRUNE_CUDA=0/1, DYNPRUNE_LINEINFO=1,
+TORCH_CUDA_ARCH_LIST, MAX_JOBS.
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ def architectures(toolkit: Toolkit) -> str:
     return os.environ["TORCH_CUDA_ARCH_LIST"]
 
 
+def line_info() -> list[str]:
+    """nvcc's flag for profilers that show source lines; it makes the module three times larger."""
+    request = os.environ.get("DYNPRUNE_LINEINFO", "")
+    if request not in ("", "0", "1"):
+        raise SystemExit(f"dynprune_cuda: DYNPRUNE_LINEINFO must be 0, 1 or unset, got {request!r}")
+    return ["-lineinfo"] if request == "1" else []
+
+
 def sources(pattern: str) -> list[str]:
     """Relative paths, sorted: the order of the objects must not depend on the file system."""
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
@@ -98,7 +107,7 @@ def extension(toolkit: Toolkit | None) -> Extension:
     host_flags += [f'-DDYNPRUNE_{name}="{value}"' for name, value in facts.items()]
     # System headers: other people's warnings are not ours to fix.
     host_flags += [flag for path in headers for flag in ("-isystem", path)]
-    nvcc_flags = ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
+    nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fvisibility=hidden", *line_info()]
     ext.extra_compile_args = {"cxx": host_flags, "nvcc": nvcc_flags}
     return ext
 

@@ -26,14 +26,17 @@ __all__ = [
 def write_measurements(
     path: Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], **more: Any
 ) -> None:
-    """Writes rows of raw measurements with the `machine_info` of their machine."""
+    """Writes rows of raw measurements with the `machine_info` of their machine.
+
+    The file is replaced as a whole: a program may write after each row, and be killed.
+    """
     write_json(path, {"machine": dict(machine), **more, "rows": list(rows)})
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Writes a document, and makes the folder; other types than JSON's become strings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+    write_text(path, json.dumps(document, indent=1, default=str) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,16 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Call", "median_ms", "median_seconds", "time_once", "time_rounds", "timed"]
+__all__ = [
+    "Call",
+    "first_line",
+    "graph_seconds",
+    "median_ms",
+    "median_seconds",
+    "time_once",
+    "time_rounds",
+    "timed",
+]
 
 Call = Callable[[], object]
 Result = TypeVar("Result")
@@ -48,7 +57,7 @@ def time_rounds(
         except Exception as error:
             if refused is None:
                 raise
-            refused[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            refused[name] = first_line(error)
     few = {0, rounds // 2, rounds - 1}
     seconds: dict[str, list[float]] = {name: [] for name in first}
     for number in range(rounds):
@@ -60,6 +69,11 @@ def time_rounds(
             repeats = 1 if device.type == "cuda" else _repeats(took)
             seconds[name].append(time_once(calls[name], device, repeats))
     return seconds
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def time_once(call: Call, device: torch.device, repeats: int = 1) -> float:
@@ -77,6 +91,27 @@ def time_once(call: Call, device: torch.device, repeats: int = 1) -> float:
     for _ in range(repeats):
         call()
     return (time.perf_counter() - begin) / repeats
+
+
+def graph_seconds(
+    call: Call, device: torch.device, rounds: int, before_each: Call | None = None
+) -> list[float]:
+    """Seconds of each replay of the captured call, without the cost of its launches."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    seconds = []
+    for _ in range(rounds):
+        if before_each is not None:
+            before_each()
+        seconds.append(time_once(graph.replay, device))
+    return seconds
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:

@@ -70,15 +70,17 @@ METHODS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def relative_errors(dtype: torch.dtype) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+def relative_errors(
+    dtype: torch.dtype, device: str = "cpu"
+) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Exact 1 - p of every row, and by method and score the relative errors."""
     logits, target = rows(dtype)
     right = exact(logits, target)
     errors: dict[str, dict[str, np.ndarray]] = {}
     for name, method in METHODS.items():
-        got = dict(zip(("loss", "el2n"), method(logits, target), strict=True))
+        got = dict(zip(("loss", "el2n"), method(logits.to(device), target.to(device)), strict=True))
         errors[name] = {
-            score: np.abs(value.double().numpy() - right[score]) / right[score]
+            score: np.abs(value.double().cpu().numpy() - right[score]) / right[score]
             for score, value in got.items()
         }
     return right["miss"], errors
@@ -105,17 +107,24 @@ def plot(path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     default = Path(__file__).resolve().parents[2] / "docs" / "accuracy.png"
     parser.add_argument("--out", type=Path, default=default)
-    options = parser.parse_args()
-    for dtype in (torch.float32, torch.bfloat16):
-        _, errors = relative_errors(dtype)
+    parser.add_argument("--device", default="cpu", help="where to compute")
+    parser.add_argument("--no-figure", action="store_true", help="print the greatest errors only")
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        _, errors = relative_errors(dtype, options.device)
         for name, by_score in errors.items():
             worst = ", ".join(f"{score} {value.max():.1e}" for score, value in by_score.items())
-            print(f"{dtype}, {name}: greatest relative error {worst}")
-    plot(options.out)
+            print(f"{dtype}, {name}: greatest relative error {worst}", flush=True)
+    if not options.no_figure:
+        plot(options.out)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,19 @@
 Each step computes loss, EL2N and correctness, updates the scores of its samples, and runs the
 backward pass to the logits. The rivals are torch's operators, eager and under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
+"Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score.
 
-The program prints a Markdown table. Times are lower quartiles, which other load on the machine
-affects least. Ratios are medians over rounds in which every rival ran once. The last column says
-whether the target of a ratio is reached (targets.py).
+The program prints a Markdown table. "replay" is the step in a CUDA graph, without the cost of its
+launches, for those that a graph can capture. Times are lower quartiles, which other load on the
+machine affects least. Ratios are medians over rounds in which every rival ran once. The last column
+says whether the target of a ratio is reached (targets.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,14 +34,18 @@ from benchmarks.common import markdown
 from benchmarks.common.arguments import positive_int
 from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
-from benchmarks.common.timing import Call, time_rounds
+from benchmarks.common.timing import Call, first_line, graph_seconds, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import RIVALS, Loss, losses
+from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, Loss, losses
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
-COLUMNS = ["shape", "step", "fwd µs", "bwd µs", "full µs", "GB/s of 2E", "host µs", "launches"]
-COLUMNS += ["times ours", "target"]
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+}
+COLUMNS = ["shape", "step", "fwd µs", "bwd µs", "full µs", "replay µs", "GB/s of 2E"]
+COLUMNS += ["host µs", "launches", "times ours", "target"]
 
 
 def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Loss) -> dict[str, Call]:
@@ -51,8 +58,26 @@ def calls(x: Tensor, y: Tensor, ids: Tensor, loss: Loss) -> dict[str, Call]:
     return {"fwd": lambda: loss(x, y, ids), "full": full}
 
 
-def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
-    """Microseconds until the call returns, and its kernels and copies (0 on a CPU)."""
+def replays(
+    x: Tensor, y: Tensor, ids: Tensor, by_name: Mapping[str, Loss], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each replay of forward and backward in a CUDA graph, for those of CAPTURABLE."""
+    found = {}
+    for name in (name for name in CAPTURABLE if name in by_name):
+
+        def step(loss: Loss = by_name[name]) -> Tensor:
+            # backward() would add to x.grad on the stream of its first use.
+            return torch.autograd.grad(loss(x, y, ids), x)[0]
+
+        try:
+            found[name] = graph_seconds(step, x.device, rounds)
+        except Exception as error:
+            print(f"{tuple(x.shape)}: {name} in a graph: {first_line(error)}", file=sys.stderr)
+    return found
+
+
+def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -> tuple[float, int]:
+    """Microseconds until the call returns, and its kernels and copies (0 if nobody counted)."""
     seconds = []
     for _ in range(30):
         if device.type == "cuda":
@@ -61,7 +86,7 @@ def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
         call()
         seconds.append(time.perf_counter() - begin)
     launches = 0
-    if device.type == "cuda":
+    if device.type == "cuda" and profiled:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             torch.cuda.synchronize()
@@ -69,26 +94,50 @@ def host_and_launches(call: Call, device: torch.device) -> tuple[float, int]:
     return min(seconds) * 1e6, launches
 
 
-def measure(
-    shape: str, device: torch.device, dtype: torch.dtype, rounds: int, compiled: bool
-) -> list[dict[str, Any]]:
-    """The results of every rival at one shape."""
+def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The results of every rival at one shape, and why a rival has none."""
+    device, dtype = options.device, DTYPES[options.dtype]
     rows, classes = (int(part) for part in shape.split("x"))
     x = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
     y = torch.randint(classes, (rows,), device=device)
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    by_rival = {n: calls(x, y, ids, f) for n, f in losses(samples, device, compiled).items()}
+    by_name = losses(samples, device, not options.no_compile)
+    by_rival = {}
+    for name, loss in by_name.items():
+        # Its second call would read its first gradient, and so would all others.
+        logits = x.detach().clone().requires_grad_() if name == OVERWRITES else x
+        by_rival[name] = calls(logits, y, ids, loss)
     flat = {f"{n}/{part}": c for n, parts in by_rival.items() for part, c in parts.items()}
     copy = torch.empty_like(x.detach())
     flat["copy/full"] = lambda: copy.copy_(x.detach())
-    for call in flat.values():
-        call()  # the first call of torch.compile compiles
-    seconds = time_rounds(flat, device, rounds)
-    return [
-        result(name, x, seconds, host_and_launches(flat[f"{name}/full"], device))
-        for name in (*by_rival, "copy")
-    ]
+    refused = warm_up(by_rival)
+    flat = {name: call for name, call in flat.items() if name.split("/")[0] not in refused}
+    seconds = time_rounds(flat, device, options.rounds)
+    measured = []
+    for name in (name for name in (*by_rival, "copy") if name not in refused):
+        host = host_and_launches(flat[f"{name}/full"], device, not options.no_profile)
+        measured.append(result(name, x, seconds, host))
+    if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
+        usable = {name: loss for name, loss in by_name.items() if name not in refused}
+        replayed = replays(x.detach().requires_grad_(), y, ids, usable, options.rounds)
+        for row in measured:
+            row["replay_seconds"] = replayed.get(row["name"])
+    return measured, refused
+
+
+def warm_up(by_rival: Mapping[str, Mapping[str, Call]]) -> dict[str, str]:
+    """Calls everything once, which compiles what is compiled; why a rival failed, if it did."""
+    refused = {}
+    for name, parts in by_rival.items():
+        try:
+            for call in parts.values():
+                call()
+        except Exception as error:
+            if name == "ours":
+                raise
+            refused[name] = first_line(error)
+    return refused
 
 
 def result(
@@ -127,7 +176,9 @@ def table_row(r: Mapping[str, Any]) -> str:
     forward, full = r["microseconds"]["fwd"], r["microseconds"]["full"]
     rate = r["gigabytes_per_second_of_read_once_and_write_once"]
     cells = ["x".join(map(str, r["shape"])), r["name"]]
-    cells += [f"{value:.1f}" for value in (forward, full - forward, full, rate)]
+    cells += [f"{value:.1f}" for value in (forward, full - forward, full)]
+    replayed = r.get("replay_seconds")
+    cells += [f"{np.quantile(replayed, 0.25) * 1e6:.1f}" if replayed else "-", f"{rate:.1f}"]
     cells += [f"{r['host_microseconds']:.1f}", str(r["launches"]), f"{r['times_ours']:.2f}"]
     return markdown.row([*cells, r["target"]])
 
@@ -162,33 +213,47 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
     save(figure, path, note=note)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--rounds", type=positive_int, default=60)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-profile", action="store_true", help="leave out counts of launches")
     parser.add_argument("--out", type=Path, help="write the raw numbers to this JSON file")
     parser.add_argument("--plot", type=Path, help="write a PNG")
-    options = parser.parse_args()
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     torch.manual_seed(0)
-    machine = machine_info(device)
+    machine = machine_info(options.device)
     print(machine)
     print("\n" + "\n".join(markdown.head(COLUMNS)))
-    results = []
+    results: list[dict[str, Any]] = []
+    failed = []
     for shape in options.shapes:
-        measured = measure(shape, device, dtype, options.rounds, not options.no_compile)
+        try:
+            measured, refused = measure(shape, options)
+        except Exception as error:  # the other shapes may be fine
+            print(f"{shape}: {first_line(error)}", file=sys.stderr)
+            failed.append(shape)
+            continue
         print("\n".join(map(table_row, measured)), flush=True)
+        for name, reason in refused.items():
+            print(f"{shape}: {name} failed: {reason}", file=sys.stderr)
         results += measured
+        if options.out:  # after each shape: a run that is killed keeps its rows
+            write_measurements(options.out, machine, results)
     if text := summary(results):
         print(text)
-    if options.out:
-        write_measurements(options.out, machine, results)
     if options.plot:
         where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
         plot(results, options.plot, f"{where}, {options.dtype}, torch {machine['torch']}")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

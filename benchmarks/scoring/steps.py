@@ -12,10 +12,12 @@ from torch.nn import functional as TF
 
 from dynprune_cuda import Pruner
 
-__all__ = ["RIVALS", "Loss", "losses"]
+__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "Loss", "losses"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "quack")
+RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "Liger on a copy", "quack")
+CAPTURABLE = ("ours", "eager", "torch.compile", "loss alone")  # Liger's loss reads from the GPU
+OVERWRITES = "Liger"  # its gradient replaces the logits
 ALPHA = 0.8
 
 
@@ -66,14 +68,17 @@ def losses(samples: int, device: torch.device, compiled: bool) -> dict[str, Loss
 
 
 def _gpu_packages() -> dict[str, Loss]:
-    """Liger-Kernel and quack, if they are installed."""
+    """Liger-Kernel and quack, if they are installed.
+
+    Liger keeps the logits only if it works on a copy of them.
+    """
     found: dict[str, Loss] = {}
     if importlib.util.find_spec("liger_kernel"):
         from liger_kernel.transformers import LigerCrossEntropyLoss
 
         liger = LigerCrossEntropyLoss()
-        # It overwrites the logits with the gradient.
-        found["Liger"] = lambda x, y, _: liger(x.clone(), y)
+        found[OVERWRITES] = lambda x, y, _: liger(x, y)
+        found["Liger on a copy"] = lambda x, y, _: liger(x.clone(), y)
     if importlib.util.find_spec("quack"):
         from quack.cross_entropy import cross_entropy
 

@@ -9,7 +9,7 @@ The program prints Markdown tables of every op and its rivals, for several N, k 
 scores. They include the lower bound that memory traffic sets, and whether a stated target is
 reached. Each ratio is one of medians over interleaved rounds. Other load on the machine slows
 threaded calls (ours, torch) more than NumPy; OMP_NUM_THREADS=1 gives reliable ratios there.
---out DIR writes the tables, the raw seconds as JSON, and a figure.
+--out DIR writes the tables and the raw seconds as JSON after each row, and a figure at the end.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import torch
 import dynprune_cuda
 from benchmarks.common.arguments import positive_int, share
 from benchmarks.common.machine_info import machine_info
-from benchmarks.common.result_files import write_measurements
-from benchmarks.common.timing import Call, time_rounds
+from benchmarks.common.result_files import write_measurements, write_text
+from benchmarks.common.timing import Call, first_line, time_rounds
 from benchmarks.selection import cases, gpu_timing, report, rivals
 from benchmarks.selection.cases import Case
 from benchmarks.selection.gpu_timing import Gpu
@@ -46,9 +46,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--num-samples",
         nargs="+",
         type=positive_int,
-        help="N of the part ops; the greatest is also N of distributions and order",
+        help="N of the part ops; the greatest is also N of order and, by default, distributions",
     )
     add("--weighted-samples", nargs="+", type=positive_int, help="N of the part weighted")
+    add("--distributions-samples", nargs="+", type=positive_int, help="N of distributions")
     add("--shares-samples", type=positive_int, help="N of the part shares")
     add("--keep", type=share, help="k / N (default: 0.3, on a GPU 1/3)")
     add("--keeps", nargs="+", type=share, default=[0.01, 0.1, 0.3, 0.5, 0.9], help="of shares")
@@ -61,8 +62,17 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="calls that take longer run in three rounds only (default: 0.5; inf: none)",
     )
+    add("--ops", nargs="+", help="of the part ops, by their names in the tables (default: all)")
+    add("--no-rivals", action="store_true", help="measure our own calls only")
+    add("--no-host-rivals", action="store_true", help="leave out NumPy on scores from a GPU")
+    add("--no-profile", action="store_true", help="leave out the kernel times of a GPU")
     add("--quick", action="store_true", help="tiny sizes, to see whether everything runs")
-    add("--out", type=Path, metavar="DIR", help="write .md, .json and .png there")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write .md, .json and .png there; a name that ends in .json: that file alone",
+    )
     return parser
 
 
@@ -108,12 +118,15 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
 
     if "ops" in options.parts:
         for n in options.num_samples:
-            yield from cases.ops(n, kept(n), device)
+            for case in cases.ops(n, kept(n), device):
+                if options.ops is None or case.op in options.ops:
+                    yield case
     if "weighted" in options.parts:
         for n in options.weighted_samples:
             yield from cases.weighted(n, kept(n), device)
     if "distributions" in options.parts:
-        yield from cases.distributions(greatest, kept(greatest), device)
+        for n in options.distributions_samples or [greatest]:
+            yield from cases.distributions(n, kept(n), device)
     if "shares" in options.parts:
         yield from cases.shares(options.shares_samples, options.keeps, device)
     if "order" in options.parts:
@@ -123,7 +136,13 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
 def measure(case: Case, options: argparse.Namespace, gpu: Gpu | None) -> dict[str, Any]:
     """The row of a case: seconds of our call, of each rival and, on a CPU, of a plain read."""
     device = options.device
-    calls: dict[str, Call] = {"ours": case.call, **case.rivals}
+    calls: dict[str, Call] = {"ours": case.call}
+    calls |= {
+        name: call
+        for name, call in case.rivals.items()
+        if not options.no_rivals
+        and not (options.no_host_rivals and name.startswith(rivals.HOST_ROUND_TRIP))
+    }
     if gpu is None:
         calls["read"] = torch.ones(max(1, case.limit_bytes // 4)).sum
     refused: dict[str, str] = {}
@@ -163,10 +182,19 @@ def measure_on_gpu(
         name: gpu_timing.host_syncs(call, options.device) for name, call in calls.items()
     }
     if case.part != "order":  # its thousands of small launches are no use case for graphs
-        found["graph_seconds"] = gpu_timing.graph_seconds(
-            case.call, options.device, options.rounds, gpu.flush
-        )
-        found |= gpu_timing.profile(case.call, options.device)
+
+        def replays(call: Call) -> list[float]:
+            return gpu_timing.graph_seconds(call, options.device, options.rounds, gpu.flush)
+
+        found["graph_seconds"] = replays(case.call)
+        found |= {"rival_graph_seconds": {}, "not_captured": {}}
+        for name in (name for name in rivals.CAPTURABLE if name in calls):
+            try:
+                found["rival_graph_seconds"][name] = replays(calls[name])
+            except Exception as error:
+                found["not_captured"][name] = first_line(error)
+        if not options.no_profile:
+            found |= gpu_timing.profile(case.call, options.device)
     torch.cuda.empty_cache()  # memory of a rival, for the next case
     return found
 
@@ -185,18 +213,42 @@ def main(arguments: list[str] | None = None) -> None:
     machine = machine_info(device)  # first, because the run itself raises the load average
     tell(*report.preamble(machine, gpu.copy_rate if gpu else None, rivals.packages(device)))
     rows: list[dict[str, Any]] = []
+    failed = 0
     for case in all_cases(options):
-        row = measure(case, options, gpu)
+        try:
+            row = measure(case, options, gpu)
+        except Exception as error:  # the other cases may be fine
+            failed += 1
+            tell(f"FAILED: {case.op}, N = {case.num_samples}: {first_line(error)}")
+            continue
         if not rows or report.table_of(rows[-1]) != report.table_of(row):
             tell(*report.header(row))
         tell(*report.lines(row))
         rows.append(row)
+        write(options, machine, rows, lines)
     tell(*report.summary(rows))
-    if options.out:
-        settings = {name: str(value) for name, value in vars(options).items()}
-        write_measurements(options.out / f"{NAME}.json", machine, rows, settings=settings)
-        (options.out / f"{NAME}.md").write_text("\n".join(lines) + "\n")
+    write(options, machine, rows, lines)
+    if options.out and options.out.suffix != ".json":
         plot(rows, options.out / f"{NAME}.png")
+    if failed:
+        raise SystemExit(f"{failed} case{'s' * (failed > 1)} failed")
+
+
+def write(
+    options: argparse.Namespace,
+    machine: dict[str, Any],
+    rows: list[dict[str, Any]],
+    lines: list[str],
+) -> None:
+    """Writes what is measured so far: a run that is killed keeps its rows."""
+    if not options.out:
+        return
+    alone = options.out.suffix == ".json"
+    settings = {name: str(value) for name, value in vars(options).items()}
+    path = options.out if alone else options.out / f"{NAME}.json"
+    write_measurements(path, machine, rows, settings=settings)
+    if not alone:
+        write_text(options.out / f"{NAME}.md", "\n".join(lines) + "\n")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -14,7 +14,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.timing import Call, time_once
+from benchmarks.common.timing import Call, graph_seconds, time_once
+
+__all__ = [
+    "Gpu",
+    "copy_rate",
+    "count_sync_warnings",
+    "graph_seconds",
+    "host_syncs",
+    "l2_flush",
+    "launches_and_waits",
+    "prepare",
+    "profile",
+]
 
 # Calls of the CUDA runtime that make the host wait. cudaDeviceSynchronize is not among them: the
 # profiler itself calls it.
@@ -47,24 +59,6 @@ def copy_rate(device: torch.device, rounds: int, num_bytes: int = 1 << 30) -> fl
     target = torch.empty_like(source)
     seconds = [time_once(lambda: target.copy_(source), device) for _ in range(rounds + 1)]
     return 2 * num_bytes / statistics.median(seconds[1:])
-
-
-def graph_seconds(call: Call, device: torch.device, rounds: int, flush: Call) -> list[float]:
-    """Seconds of each replay of the captured call, without the cost of its launches."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    graph.replay()
-    seconds = []
-    for _ in range(rounds):
-        flush()
-        seconds.append(time_once(graph.replay, device))
-    return seconds
 
 
 def host_syncs(call: Call, device: torch.device) -> int | None:

@@ -83,7 +83,7 @@ def lines(row: Row) -> list[str]:
     """A line for each rival; the first one holds our own numbers."""
     own = _own_cells(row)
     found = []
-    for cells in [*_measured(row), *_refused(row)]:
+    for cells in [*_measured(row), *_refused(row)] or [["-"] * len(RIVAL_COLUMNS)]:
         found.append(markdown.row([*own, *cells]))
         own = [""] * len(own)
     return found
@@ -124,6 +124,8 @@ def _measured(row: Row) -> list[list[str]]:
             time += f" ({len(seconds)} rounds)"
         if on_gpu(row):
             time += f" ({_waits(row, rival)} host waits)"
+        if rival in row.get("rival_graph_seconds", {}):
+            time += f", {_ms(median_ms(row['rival_graph_seconds'][rival]))} in a replay"
         found.append([rival, time, f"{ratio:.2f}x", *promise])
     return found
 
@@ -193,7 +195,9 @@ def spread(rows: Sequence[Row]) -> float | None:
     costs = {
         row["scores"]: own_ms(row) / median_ms(row["seconds"][USUAL])
         for row in rows
-        if row["part"] == "distributions" and row["num_samples"] >= targets.SPREAD_FROM
+        if row["part"] == "distributions"
+        and row["num_samples"] >= targets.SPREAD_FROM
+        and USUAL in row["seconds"]  # not so with --no-rivals
     }
     wide = [cost for scores, cost in costs.items() if scores != "bfloat16"]
     return max(costs.values()) / min(wide) if wide else None

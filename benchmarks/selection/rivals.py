@@ -19,7 +19,10 @@ from torch import Tensor
 
 from benchmarks.common.timing import Call
 
-GPU_PACKAGES = ("cupy", "pylibraft", "flashinfer")
+# cub_topk is not on PyPI: `make gpu-bundle` builds it from scripts/gpu/cub.
+GPU_PACKAGES = ("cub_topk", "cupy", "pylibraft", "flashinfer")
+HOST_ROUND_TRIP = "host round trip"
+CAPTURABLE = ("torch.topk", "cub::DeviceTopK")  # in a CUDA graph, like ours
 
 Rivals = dict[str, Call]
 
@@ -32,12 +35,11 @@ def top_k(x: Tensor, k: int) -> Rivals:
         "torch.sort[:k]": lambda: torch.sort(x, descending=True).indices[:k],
     }
     if x.dtype != torch.bfloat16:  # NumPy has no bfloat16
-        rivals["np.argpartition"] = _on_host(x, lambda values: _partition(values, k))
+        name = HOST_ROUND_TRIP if x.is_cuda else "np.argpartition"
+        rivals[name] = _on_host(x, lambda values: _partition(values, k))
     if x.is_cuda:
-        rivals["host round trip"] = rivals.pop("np.argpartition")
-        rivals |= _gpu_packages(x, k)
-    else:
-        rivals["host round trip"] = _not_applicable
+        return rivals | _gpu_packages(x, k)
+    rivals[HOST_ROUND_TRIP] = _not_applicable
     return rivals
 
 
@@ -53,7 +55,7 @@ def top_k_shuffled(x: Tensor, k: int) -> Rivals:
         generator.shuffle(ids)
         return ids
 
-    name = "host round trip + shuffle" if x.is_cuda else "np.argpartition + shuffle"
+    name = f"{HOST_ROUND_TRIP} + shuffle" if x.is_cuda else "np.argpartition + shuffle"
     return {"torch.topk + randperm": topk, name: _on_host(x, partition)}
 
 
@@ -116,7 +118,10 @@ def _gpu_packages(x: Tensor, k: int) -> Rivals:
     rivals: Rivals = {}
     installed = packages(x.device)
     if x.dtype == torch.bfloat16:  # only flashinfer accepts it
-        installed |= {"cupy": False, "pylibraft": False}
+        installed |= {"cub_topk": False, "cupy": False, "pylibraft": False}
+    if installed["cub_topk"]:
+        cub_topk = importlib.import_module("cub_topk")
+        rivals["cub::DeviceTopK"] = lambda: cub_topk.top_k(x, k)
     if installed["cupy"]:
         cupy = importlib.import_module("cupy")
         rivals["cupy.argpartition"] = lambda: torch.as_tensor(

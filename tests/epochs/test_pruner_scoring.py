@@ -3,13 +3,14 @@
 
 import math
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from waiting import no_cuda_waiting
 
 from dynprune_cuda import functional
 from dynprune_cuda.data import IndexedDataset
@@ -228,14 +229,8 @@ def nothing_waits(device):
             return func(*args, **(kwargs or {}))
 
     cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        with Watch():
-            yield
-    finally:
-        if cuda:
-            torch.cuda.set_sync_debug_mode("default")
+    with no_cuda_waiting() if cuda else nullcontext(), Watch():
+        yield
 
 
 def test_the_watch_sees_what_waits():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
+from waiting import no_cuda_waiting
 
 from dynprune_cuda import Pruner
 from dynprune_cuda import functional as F
@@ -142,15 +143,12 @@ def test_a_training_step_and_a_selection_never_wait() -> None:
     target, ids = torch.arange(512, device="cuda") % 10, torch.arange(512, device="cuda")
     pruner.cross_entropy(logits, target, ids).backward()  # first calls set things up
     table = pruner.table
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_cuda_waiting():
         pruner.cross_entropy(logits, target, ids).backward()
         F.select_ucb(table.ranking_mean(), table.variance, K, seed=1)
         F.select_epsilon_greedy(table.ranking_mean(), K, 0.1, seed=1)
         F.select_weighted(table.variance, K, seed=1)
         F.permutation(N, seed=1, device="cuda")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_all_data_errors_are_raised_together_and_once() -> None:

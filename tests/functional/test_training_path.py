@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from waiting import WAITING
+from waiting import WAITING, no_cuda_waiting
 
 from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
 from dynprune_cuda.functional.cross_entropy import SCORES
@@ -179,11 +179,8 @@ def test_a_training_loop_never_waits(policy):
         pruner.set_epoch(number)
         if number == 0:
             epoch()  # first calls set things up
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_cuda_waiting():
             epoch()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert int(pruner.table.count.min()) >= 2
 
 

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from waiting import no_waiting
+from waiting import no_cuda_waiting, no_waiting
 
 from dynprune_cuda import Balanced, InfoBatch, Pruner, policies
 from dynprune_cuda.policies import UCB, EpsilonGreedy, StaticSubset, UniformRandom, Weighted
@@ -239,11 +239,8 @@ def test_selections_on_a_gpu_do_not_wait(policy):
         return policy.select(table, 30, seed=seed)
 
     expected = select(1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_cuda_waiting():
         again = select(1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(again, expected)
 
 

@@ -232,6 +232,25 @@ def test_setup_stops_with_the_message_alone():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("yes", "DYNPRUNE_LINEINFO must be 0, 1 or unset, got 'yes'"), ("0", ""), ("1", "")],
+)
+def test_line_info_is_only_there_on_request(value, message):
+    code = "import setuptools; setuptools.setup = lambda **k: print(*(k['ext_modules'][0].extra_"
+    code += "compile_args['nvcc'])); exec(open('setup.py').read(), {'__file__': 'setup.py'})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "DYNPRUNE_CUDA": "0", "DYNPRUNE_LINEINFO": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode != 0) == bool(message) and message in done.stderr
+    assert ("-lineinfo" in done.stdout.split()) == (value == "1")
+
+
 def test_build_info_says_what_was_built():
     info = dynprune_cuda.build_info()
     assert info["version"] == importlib.metadata.version("dynprune_cuda")

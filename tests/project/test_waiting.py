@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check itself finds what it is there to find."""
+"""The checks themselves find what they are there to find."""
+
+import warnings
 
 import pytest
 import torch
-from waiting import no_waiting
+from paths import ROOT
+from waiting import no_cuda_waiting, no_waiting
 
 X = torch.arange(6.0)
 
@@ -30,3 +33,55 @@ def test_the_rest_passes():
     with no_waiting():
         ids = torch.arange(3)
         torch.where(X > 2, X, 0.0).cumsum(0)[ids].sort()
+
+
+class FakeSyncDebugMode:
+    """Stands for torch's, without a GPU: warns at its first use, and keeps the mode."""
+
+    def __init__(self, monkeypatch):
+        self.mode, self.warned = 0, False
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set)
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.mode)
+
+    def set(self, mode):
+        # As in torch, the mode is set although its warning becomes an error.
+        self.mode = {"default": 0, "warn": 1, "error": 2}.get(mode, mode)
+        if not self.warned:
+            self.warned = True
+            warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_the_mode_of_torch_is_set_and_restored(monkeypatch, before):
+    fake = FakeSyncDebugMode(monkeypatch)
+    fake.mode = before
+    for _ in range(2):
+        with no_cuda_waiting():
+            assert fake.mode == 2
+        assert fake.mode == before
+    assert fake.warned  # warnings are errors in tests, and this one was ignored
+
+
+def test_the_mode_of_torch_is_restored_after_an_error(monkeypatch):
+    fake = FakeSyncDebugMode(monkeypatch)
+    with pytest.raises(RuntimeError, match="synchronizing"), no_cuda_waiting():
+        raise RuntimeError("called a synchronizing CUDA operation")
+    assert fake.mode == 0
+
+
+def test_warnings_of_the_body_are_still_seen(monkeypatch):
+    FakeSyncDebugMode(monkeypatch)
+    with pytest.warns(UserWarning, match="of the body"), no_cuda_waiting():
+        warnings.warn("of the body", stacklevel=1)
+
+
+def test_no_other_test_sets_the_mode():
+    """A test that sets it by itself can leave it set, and later tests fail then."""
+    allowed = {"support/waiting.py", "project/test_waiting.py"}
+    found = {
+        str(path.relative_to(ROOT / "tests"))
+        for path in (ROOT / "tests").rglob("*.py")
+        if "set_sync_debug_mode" in path.read_text()
+    }
+    assert found - allowed == set()
+    assert "support/waiting.py" in found  # the search itself works

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A check, without a GPU, that operations do not wait for one: `with no_waiting(): ...`."""
+"""Checks that operations do not wait for a GPU.
 
+`with no_waiting(): ...` needs no GPU; it knows operations by name.
+`with no_cuda_waiting(): ...` asks torch, and so sees what no name tells.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,3 +41,20 @@ class no_waiting(TorchDispatchMode):
         if name in WAITING or by_mask:
             raise AssertionError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_cuda_waiting() -> Iterator[None]:
+    """Makes torch raise where the host waits for the GPU, and restores the mode in any case.
+
+    torch warns of a prototype feature when the mode is set first in a process. Warnings are errors
+    in tests, and this one would leave the mode set.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
