@@ -417,6 +417,7 @@ def test_a_selection_is_not_merged_or_reordered_around_an_update(device):
 # What a caller of torch.ops can get wrong, past the checks of functional.py.
 MISUSE = """
 import torch, dynprune_cuda
+from dynprune_cuda._ops.contract import GradientTime, RankingKind, Score
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, *_ = map(int, RankingKind)
