@@ -122,6 +122,27 @@ struct WeightRanking {
   }
 };
 
+enum class WeightPower { kOne, kHalf };
+
+// Weighted sampling in proportion to a power of the score. A score that is not positive weighs
+// nothing; NaN comes first, like an infinite weight. No score is an error.
+template <class T, WeightPower kPower>
+struct ScoreWeightRanking {
+  using Key = uint32_t;
+  static constexpr bool kChecked = false;
+  const T* scores;  // [N], no float64: sqrt_rn is of float
+
+  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
+    return key_of(widen(scores[id]), id, seed);
+  }
+  DYNPRUNE_HD static Key key_of(float score, int64_t id, uint64_t seed) {
+    if (score != score) return ~Key{0};
+    if (!(score > 0)) return 0;
+    const float weight = kPower == WeightPower::kHalf ? sqrt_rn(score) : score;
+    return WeightRanking<float>::key_of(weight, id, seed);
+  }
+};
+
 // The hash that breaks ties. It takes the same numbers as key().
 template <class Ranking>
 DYNPRUNE_HD IdHash tie_hash_of(const Ranking&, uint64_t seed) {

@@ -9,8 +9,17 @@
 namespace dynprune {
 
 // What samples are ranked by. Python passes these as numbers, in this order.
-enum class RankingKind { kScore, kUcbVariance, kUcbStd, kUcb1, kWeight, kExplore };
-constexpr int kNumRankings = 6;
+enum class RankingKind {
+  kScore,
+  kUcbVariance,
+  kUcbStd,
+  kUcb1,
+  kWeight,
+  kExplore,
+  kScoreWeight,
+  kScoreWeightSqrt,
+};
+constexpr int kNumRankings = 8;
 
 constexpr const char* ranking_name(RankingKind kind) {
   switch (kind) {
@@ -26,6 +35,10 @@ constexpr const char* ranking_name(RankingKind kind) {
       return "weight";
     case RankingKind::kExplore:
       return "explore";
+    case RankingKind::kScoreWeight:
+      return "score_weight";
+    case RankingKind::kScoreWeightSqrt:
+      return "score_weight_sqrt";
   }
   return "";
 }
@@ -85,6 +98,14 @@ auto with_ucb(const RankingSpec& spec, const F& f) {
   });
 }
 
+template <WeightPower kPower, class F>
+auto with_score_weight(const RankingSpec& spec, const F& f) {
+  return with_element<false>(spec.type, [&](auto element) {
+    using T = decltype(element);
+    return f(ScoreWeightRanking<T, kPower>{static_cast<const T*>(spec.values)});
+  });
+}
+
 template <class Count, class F>
 auto with_ucb1(const RankingSpec& spec, const F& f) {
   return f(Ucb1Ranking<Count>{static_cast<const float*>(spec.values),
@@ -109,6 +130,10 @@ auto with_ranking(const RankingSpec& spec, const F& f) -> decltype(f(ScoreRankin
         using T = decltype(element);
         return f(WeightRanking<T>{static_cast<const T*>(spec.values)});
       });
+    case RankingKind::kScoreWeight:
+      return detail::with_score_weight<WeightPower::kOne>(spec, f);
+    case RankingKind::kScoreWeightSqrt:
+      return detail::with_score_weight<WeightPower::kHalf>(spec, f);
     case RankingKind::kUcbVariance:
       return detail::with_ucb<UcbBonus::kVariance>(spec, f);
     case RankingKind::kUcbStd:

@@ -31,6 +31,18 @@ struct ShardRanking<WeightRanking<T>> {
   }
 };
 
+template <class T, WeightPower kPower>
+struct ShardRanking<ScoreWeightRanking<T, kPower>> {
+  using Key = typename ScoreWeightRanking<T, kPower>::Key;
+  static constexpr bool kChecked = false;
+  ScoreWeightRanking<T, kPower> ranking;
+  Shard shard;
+
+  DYNPRUNE_HD Key key(int64_t i, uint64_t seed) const {
+    return ScoreWeightRanking<T, kPower>::key_of(widen(ranking.scores[i]), shard[i], seed);
+  }
+};
+
 template <>
 struct ShardRanking<ExploreRanking> {
   using Key = ExploreRanking::Key;

@@ -21,6 +21,8 @@ class RankingKind(IntEnum):
     UCB1 = 3
     WEIGHT = 4
     EXPLORE = 5  # a hash of the sample id; the random part of epsilon-greedy
+    SCORE_WEIGHT = 6  # weighted sampling by the score
+    SCORE_WEIGHT_SQRT = 7  # weighted sampling by the square root of the score
 
 
 class Score(IntEnum):

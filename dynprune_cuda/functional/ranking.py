@@ -22,7 +22,7 @@ from dynprune_cuda._ops.contract import RankingKind
 
 BONUSES = ("variance", "std")
 
-_UCB_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NO_DOUBLES = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -84,7 +84,7 @@ class Ranking(NamedTuple):
             TypeError: An argument has the wrong type.
             ValueError: A dtype, a shape or a value is wrong.
         """
-        check_vector("mean", mean, _UCB_DTYPES)
+        check_vector("mean", mean, _NO_DOUBLES)
         check_vector("variance", variance, (mean.dtype,), mean)
         c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
         std = as_choice("bonus", bonus, BONUSES) == "std"
@@ -126,12 +126,34 @@ class Ranking(NamedTuple):
         check_vector("weights", weights, FLOATING)
         return cls(RankingKind.WEIGHT, weights.detach())
 
+    @classmethod
+    def by_score_weight(cls, scores: Tensor, *, power: float = 1.0) -> Ranking:
+        """Draws without replacement, in proportion to a power of the scores.
+
+        The power is computed while selecting; nothing is stored. Scores that are not positive weigh
+        nothing and are drawn when positive ones run out. NaN comes first.
+
+        Args:
+            scores: [N] float32, float16 or bfloat16; any strides.
+            power: 0.5 or 1.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A dtype, a shape or the power is wrong.
+        """
+        check_vector("scores", scores, _NO_DOUBLES)
+        if as_float("power", power, low=0.0) not in (0.5, 1.0):
+            raise ValueError(f"power must be 0.5 or 1, got {power!r}")
+        kind = RankingKind.SCORE_WEIGHT if power == 1.0 else RankingKind.SCORE_WEIGHT_SQRT
+        return cls(kind, scores.detach())
+
     @property
     def name(self) -> str:
         """What errors call the values."""
         if self.kind == RankingKind.WEIGHT:
             return "weights"
-        return "scores" if self.kind == RankingKind.SCORE else "mean"
+        by_bound = (RankingKind.UCB_VARIANCE, RankingKind.UCB_STD, RankingKind.UCB1)
+        return "mean" if self.kind in by_bound else "scores"
 
     def num_random(self, k: int) -> int:
         """Returns how many of `k` samples are drawn at random."""

@@ -30,7 +30,9 @@ SCALAR_TYPES = {
     torch.float64: 3,
 }
 INDEX_TYPES = {torch.int64: 0, torch.int32: 1, torch.uint8: 2}
-SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = range(len(_C.RANKINGS.split()))
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, SCORE_WEIGHT, SCORE_WEIGHT_SQRT = range(
+    len(_C.RANKINGS.split())
+)
 NUM_DATA_ERRORS = 3
 
 # Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and

@@ -13,6 +13,8 @@ from kernels import (
     EXPLORE,
     SCALAR_TYPES,
     SCORE,
+    SCORE_WEIGHT,
+    SCORE_WEIGHT_SQRT,
     UCB1,
     UCB_STD,
     UCB_VARIANCE,
@@ -106,6 +108,24 @@ def test_ucb1_equals_cpu(selection_kernels: Kernels, dtype: torch.dtype) -> None
     ranking = Ranking(UCB1, mean, count, c=1.5, log_step=math.log(777))
     ids = selection_kernels.select(ranking, num_samples=n, k=k, seed=6)
     assert torch.equal(ids, F.select_ucb1(mean, count, k, c=1.5, step=777, seed=6))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_weights_by_scores_equal_cpu(
+    selection_kernels: Kernels, dtype: torch.dtype, power: float
+) -> None:
+    n = 2200
+    scores = make_scores("normal", n, dtype)
+    scores[1::17] = math.inf
+    scores[2::19] = torch.finfo(dtype).tiny / 4
+    scores[3::29] = math.nan
+    kind = SCORE_WEIGHT if power == 1.0 else SCORE_WEIGHT_SQRT
+    ranking = F.Ranking.by_score_weight(scores, power=power)
+    for k in (5, 600, 2000):
+        ids = selection_kernels.select(Ranking(kind, scores), num_samples=n, k=k, seed=k)
+        assert torch.equal(ids, F.select(ranking, n, k, seed=k, order="random"))
+        assert not selection_kernels.errors.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -373,7 +373,7 @@ def test_policies_without_scores_need_no_observation(device, policy):
 
 
 def test_margins_are_no_weights(device):
-    with pytest.raises(ValueError, match=r"score='margin' does not fit policy=Weighted\(\)"):
+    with pytest.raises(ValueError, match=r"score='margin' does not fit policy=Weighted\("):
         Pruner(40, 0.5, "weighted", score="margin", device=device)
 
 

@@ -25,7 +25,7 @@ from dynprune_cuda._ops.fakes import FAKES
 
 ops = torch.ops.dynprune_cuda
 N = 37
-SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = map(int, RankingKind)
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, *_ = map(int, RankingKind)
 NAMES = {
     "select_ranked",
     "select_uniform",
@@ -420,7 +420,7 @@ import torch, dynprune_cuda
 from dynprune_cuda._ops.contract import GradientTime, RankingKind, Score
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
-SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE = map(int, RankingKind)
+SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, *_ = map(int, RankingKind)
 x, y, f = torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.zeros
 def step(**changed):
     arguments = dict(
@@ -450,7 +450,7 @@ calls = [
     lambda: select(num_random=-1),
     lambda: select(ranking=-1),
     lambda: select(ranking=EXPLORE),
-    lambda: select(ranking=EXPLORE + 1),
+    lambda: select(ranking=len(RankingKind)),
     lambda: select(second=s),
     lambda: select(ranking=UCB_VARIANCE),
     lambda: select(ranking=UCB1),

@@ -25,7 +25,14 @@ from dynprune_cuda.policies.adapter import adapt
 from dynprune_cuda.policies.registry import resolve_count
 from dynprune_cuda.scores import ScoreTable
 
-SCORED = [EpsilonGreedy(), EpsilonGreedy(0.0), UCB(), UCB(c=0.5, bonus="std"), Weighted()]
+SCORED = [
+    EpsilonGreedy(),
+    EpsilonGreedy(0.0),
+    UCB(),
+    UCB(c=0.5, bonus="std"),
+    Weighted(),
+    Weighted(0.5),
+]
 BLIND = [UniformRandom(), RandomStatic()]
 N = 200
 

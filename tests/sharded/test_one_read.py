@@ -30,6 +30,8 @@ def rankings(kind, n=N):
     yield Ranking.by_ucb1(x, count, c=0.7, step=20.0)
     yield Ranking.by_ucb1(x, count.int(), c=0.7, step=20.0)
     yield Ranking.by_weight(x.abs().nan_to_num(1.0))
+    yield Ranking.by_score_weight(x)
+    yield Ranking.by_score_weight(x.half(), power=0.5)
     yield explore_like(Ranking.by_score(x))
 
 
@@ -216,7 +218,7 @@ RIGHT = {
 }
 WRONG = {
     "shard_sample": [
-        *({"values": S.double()}, {"values": -S - 1, "ranking": 4}, {"ranking": 6}),
+        *({"values": S.double()}, {"values": -S - 1, "ranking": 4}, {"ranking": 8}),
         *({"ranking": 5}, {"ranking": 1}, {"second": S}, {"second": S[:5], "ranking": 1}),
         *({"second": S.half(), "ranking": 2}, {"second": S, "ranking": 3}, {"first": 1 << 32}),
         {"values": S.half(), "second": R, "ranking": 3},

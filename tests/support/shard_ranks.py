@@ -102,6 +102,15 @@ def calls(kind, n, k):
             functional.select_weighted(w, k, **whole),
             lambda s, w=w: sharded.select_weighted(own(w, s), k, shard=s, **same),
         )
+    for power in (0.5, 1.0):
+        rule = functional.Ranking.by_score_weight(x, power=power)
+        yield (
+            f"score weight {power}",
+            functional.select(rule, n, k, **whole),
+            lambda s, rule=rule: sharded.select(
+                rule._replace(values=own(rule.values, s)), k, shard=s, **same
+            ),
+        )
     yield (
         "uniform",
         functional.select_uniform(n, k, **whole),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The selection by one ranking type. It is defined in choose_path.cuh and instantiated in top_k.cu,
-// ucb.cu and weighted.cu, so that these compile in parallel.
+// ucb.cu, weighted.cu and score_weight.cu, so that these compile in parallel.
 #pragma once
 
 #include "device/cuda_types.h"
