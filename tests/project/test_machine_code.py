@@ -79,6 +79,16 @@ def test_a_loop_above_its_limit_or_lost_is_a_failure(monkeypatch):
     assert len(kernel_resources.loops_over_limit([])) == 1
 
 
+def test_float16_may_not_cost_more_than_bfloat16(monkeypatch):
+    monkeypatch.setattr(
+        kernel_resources, "LOOP_LIMITS", dict.fromkeys(("Half", "BFloat16"), (9,) * 3)
+    )
+    half, bfloat16 = (LoopCost(f"k<{e}>", e, 2.0, 1.0) for e in ("Half", "BFloat16"))
+    assert kernel_resources.loops_over_limit([half, bfloat16]) == []
+    costly = LoopCost("k<Half>", "Half", 2.0, 1.5)
+    assert len(kernel_resources.loops_over_limit([costly, bfloat16])) == 1
+
+
 @pytest.mark.parametrize("element", ["float", "Half", "BFloat16"])
 def test_every_element_type_has_limits(element):
     assert len(kernel_resources.LOOP_LIMITS[element]) == 3

@@ -12,8 +12,8 @@ namespace {
 
 // Left to itself, ptxas aims at more resident blocks than the registers allow on some
 // architectures, and spills.
-constexpr int kForwardBlocksPerSm = 2;
-constexpr int kBackwardBlocksPerSm = 3;
+constexpr int kForwardBlocksPerSm = 3;
+constexpr int kBackwardBlocksPerSm = 4;
 
 template <class Row>
 __global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm)
