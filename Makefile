@@ -55,7 +55,7 @@ format: $(TOOLS) ## Rewrite the sources in the project's style
 	$(BIN)/ruff format
 	@$(BIN)/clang-format -i $(CPP_FILES)
 
-kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvcc (no GPU), report registers and spills
+kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvcc (no GPU), report registers, spills and the cost of hot loops
 	@$(BIN)/python scripts/kernel_resources.py
 
 gpu-bundle: $(TOOLS) ## Make build/gpu_bundle for a machine with an H100 or H200 (BASE=COMMIT: to compare with)

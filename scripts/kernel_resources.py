@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles every CUDA kernel for every architecture; reports registers, shared memory and spills.
 
-Needs no GPU and no torch. Fails on a compiler warning and on a register spill. Without a toolkit on
-the machine it installs nvcc's pip wheels into the running Python environment.
+Needs no GPU and no torch. Fails on a compiler warning, on a register spill, and where a hot loop of
+the fused step needs more instructions an element than LOOP_LIMITS. What the machine lacks of nvcc
+and a disassembler it installs as pip wheels into the running Python environment.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import machine_code
 from cuda_toolkit import Toolkit, find
+from machine_code import LoopCost
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "build" / "kernel_resources.md"
@@ -35,6 +38,14 @@ TOOLKIT_WHEELS = (
     "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-runtime==13.0.96",
 )
+# Instructions an element on sm_90: while a row is read, for its gradient, and together.
+LOOP_ARCHITECTURE = "90"
+LOOP_SOURCE = "scored_cross_entropy_step"
+LOOP_LIMITS = {
+    "float": (13.0, 13.0, 26.0),
+    "Half": (13.0, 11.0, 24.0),
+    "BFloat16": (13.0, 11.0, 24.0),
+}
 
 
 @dataclass(frozen=True)
@@ -127,22 +138,66 @@ def table(rows: list[Resources]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def loop_table(costs: list[LoopCost]) -> str:
+    """The costs of the hot loops as Markdown."""
+    lines = ["| instructions an element, sm_90 | read | gradient | both | limits |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for c in costs:
+        limits = ", ".join(f"{limit:g}" for limit in LOOP_LIMITS[c.element])
+        figures = f"{c.read:.1f} | {c.gradient:.1f} | {c.read + c.gradient:.1f}"
+        lines.append(f"| `{c.kernel}` | {figures} | {limits} |")
+    return "\n".join(lines) + "\n"
+
+
+def loops_over_limit(costs: list[LoopCost]) -> list[str]:
+    """What is wrong with the hot loops: over a limit, not there, float16 above bfloat16."""
+    wrong = [
+        f"no kernel of the step for {element}: has it another name?"
+        for element in LOOP_LIMITS
+        if not any(cost.element == element for cost in costs)
+    ]
+    for c in costs:
+        for phase, got, limit in zip(
+            ("read", "gradient", "both"),
+            (c.read, c.gradient, c.read + c.gradient),
+            LOOP_LIMITS[c.element],
+            strict=True,
+        ):
+            if got > limit:
+                wrong.append(f"{c.kernel}: {got:.2f} instructions an element, {phase}; {limit:g}")
+    both = {c.kernel: c.read + c.gradient for c in costs}
+    for kernel, cost in both.items():
+        bfloat16 = both.get(kernel.replace("Half", "BFloat16"), float("inf"))
+        if "Half" in kernel and cost > bfloat16:
+            wrong.append(
+                f"{kernel}: {cost:.2f} instructions an element, {bfloat16:.2f} of bfloat16"
+            )
+    return wrong
+
+
+def install(wheels: tuple[str, ...]) -> None:
+    print("installing pip wheels:", ", ".join(wheels), flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--no-deps", *wheels], check=True)
+
+
+def disassembler_or_wheels(toolkit: Toolkit) -> Path:
+    """The machine's cuobjdump, or that of its pip wheels."""
+    found = machine_code.find_disassembler(toolkit.root)
+    if found is None:
+        install(machine_code.DISASSEMBLER_WHEELS)
+        found = machine_code.find_disassembler(toolkit.root)
+    if found is None:
+        raise SystemExit("the pip wheels of cuobjdump and nvdisasm are installed, but not found")
+    return found
+
+
 def toolkit_or_wheels() -> Toolkit:
     """The machine's toolkit, or nvcc from its pip wheels."""
     toolkit, passed_over = find("13")
     if toolkit is None:
         print("no CUDA 13 toolkit here:", *passed_over, sep="\n  ")
-        print("installing nvcc's pip wheels:", ", ".join(TOOLKIT_WHEELS), flush=True)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
-        subprocess.run([*pip, *TOOLKIT_WHEELS], check=True)
+        install(TOOLKIT_WHEELS)
         toolkit, passed_over = find("13")
     if toolkit is None:
         raise SystemExit(
@@ -193,8 +248,16 @@ def main() -> int:
         for r in rows
         if r.spill_bytes
     ]
-    TABLE.write_text(table(rows))
-    print(f"\n{table(rows)}\nwritten to {TABLE.relative_to(ROOT)}")
+    report = table(rows)
+    if LOOP_ARCHITECTURE in archs:
+        kernels = machine_code.disassemble(
+            disassembler_or_wheels(toolkit), objects / f"{LOOP_SOURCE}.o", LOOP_ARCHITECTURE
+        )
+        costs = machine_code.loop_costs(kernels, demangle(list(kernels)))
+        report += "\n" + loop_table(costs)
+        failures += loops_over_limit(costs)
+    TABLE.write_text(report)
+    print(f"\n{report}\nwritten to {TABLE.relative_to(ROOT)}")
     print("\n".join(failures) if failures else f"{len(rows)} kernel builds, no warning, no spill")
     return 1 if failures else 0
 

@@ -55,20 +55,6 @@ struct RowStats {
     q += e * e;
     t += e > 0 ? e * shifted : 0;  // 0 * -inf is no contribution; NaN still reaches s and q
   }
-  // kSize logits: one look at the maximum instead of kSize.
-  template <int kSize>
-  DYNPRUNE_HD void add_all(const A* x) {
-    A greatest = x[0];
-    for (int k = 1; k < kSize; k++) greatest = x[k] > greatest ? x[k] : greatest;
-    if (greatest > m) rescale(greatest);
-    for (int k = 0; k < kSize; k++) {
-      const A shifted = x[k] - m;
-      const A e = exp_of(shifted);
-      s += e;
-      q += e * e;
-      t += e > 0 ? e * shifted : 0;
-    }
-  }
   DYNPRUNE_HD void merge(RowStats other) {
     const A max = other.m > m ? other.m : m;
     rescale(max);
@@ -77,8 +63,7 @@ struct RowStats {
     q += other.q;
     t += other.t;
   }
-
- private:
+  // Moves the sums to another maximum.
   DYNPRUNE_HD void rescale(A max) {
     if (max == m) return;
     const A down = m - max, a = exp_of(down);

@@ -32,6 +32,13 @@ using compute_t = typename ComputeType<T>::type;
 DYNPRUNE_HD float widen(float x) { return x; }
 DYNPRUNE_HD double widen(double x) { return x; }
 DYNPRUNE_HD float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+#if defined(__CUDA_ARCH__)
+DYNPRUNE_HD float widen(Half x) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+}
+#else
 DYNPRUNE_HD float widen(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
@@ -42,6 +49,7 @@ DYNPRUNE_HD float widen(Half x) {
   const uint32_t normal = (magnitude << 13) + rebias;
   return bit_cast<float>(sign | (magnitude < 0x400u ? bit_cast<uint32_t>(subnormal) : normal));
 }
+#endif
 
 template <class T>
 DYNPRUNE_HD T narrow(compute_t<T> x) {

@@ -40,7 +40,10 @@ Mode = Literal["fast", "check", "asan"]
 PathLike = str | Path
 Array = npt.NDArray[Any]
 
-RUNTIME_SOURCES = ("report.cpp", "fiber.cpp", "scheduler.cpp", "collectives.cpp", "memory.cpp")
+RUNTIME_SOURCES = (
+    *("report.cpp", "fiber.cpp", "scheduler.cpp", "collectives.cpp", "memory.cpp"),
+    "special_functions.cpp",
+)
 CHECKER_SOURCES = ("checker.cpp", "memory_ranges.cpp", "traffic.cpp", "tsan_symbols.cpp")
 
 # -fno-strict-aliasing: CUDA code reads packed values through vector pointers.
@@ -228,6 +231,8 @@ class _Config(ctypes.Structure):
         ("max_cluster", ctypes.c_int32),
         ("granted_blocks", ctypes.c_int32),
         ("refuse_clusters", ctypes.c_int32),
+        ("exp2_ulps", ctypes.c_int32),
+        ("exp2_mixed", ctypes.c_int32),
     )
 
 
@@ -282,6 +287,8 @@ class Emulator:
         max_cluster: int = 8,
         granted_blocks: int = 0,
         refuse_clusters: bool = False,
+        exp2_ulps: int = 0,
+        exp2_mixed: bool = False,
     ) -> None:
         """Chooses the schedule of later launches.
 
@@ -300,6 +307,9 @@ class Emulator:
             max_cluster: how many blocks a cluster may have; 0 is a device without clusters.
             granted_blocks: of a cooperative launch at most; 0 is one for each multiprocessor.
             refuse_clusters: launches of clusters fail, although the device has them.
+            exp2_ulps: how far off every exp2_approx() is, upwards or (negative) downwards; a GPU is
+                documented to be at most 2 off.
+            exp2_mixed: upwards for about half of the arguments.
         """
         fields = (
             seed,
@@ -313,6 +323,8 @@ class Emulator:
             max_cluster,
             granted_blocks,
             refuse_clusters,
+            exp2_ulps,
+            exp2_mixed,
         )
         config = _Config(*fields)
         self.library.emulator_configure(ctypes.byref(config))

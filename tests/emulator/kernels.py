@@ -36,12 +36,19 @@ SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, SCORE_WEIGHT, SCORE_WEIGHT_
 NUM_DATA_ERRORS = 3
 
 # Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and
-# grid sizes. One lets a single block be resident at a time.
+# grid sizes. One lets a single block be resident at a time. Powers of 2 are as wrong as a GPU's may
+# be, in every way.
+EXP2_ERRORS = {
+    "above": {"exp2_ulps": 2},
+    "below": {"exp2_ulps": -2},
+    "mixed": {"exp2_ulps": 2, "exp2_mixed": 1},
+}
+ABOVE, BELOW, MIXED = EXP2_ERRORS.values()
 SCHEDULES = [
-    {"seed": 0, "resident": 64, "order": 0, "preempt": 0, "multiprocessors": 4},
-    {"seed": 1, "resident": 1, "order": 1, "preempt": 64, "multiprocessors": 1},
-    {"seed": 2, "resident": 5, "order": 2, "preempt": 8, "multiprocessors": 2},
-    {"seed": 3, "resident": 64, "order": 2, "preempt": 64, "multiprocessors": 7},
+    {"seed": 0, "resident": 64, "order": 0, "preempt": 0, "multiprocessors": 4, **ABOVE},
+    {"seed": 1, "resident": 1, "order": 1, "preempt": 64, "multiprocessors": 1, **BELOW},
+    {"seed": 2, "resident": 5, "order": 2, "preempt": 8, "multiprocessors": 2, **MIXED},
+    {"seed": 3, "resident": 64, "order": 2, "preempt": 64, "multiprocessors": 7, **BELOW},
 ]
 
 

@@ -47,6 +47,8 @@ struct EmulatorConfig {
   int32_t max_cluster;      // blocks that a cluster may have; 0: a device without clusters
   int32_t granted_blocks;   // that a cooperative launch may have; 0: one for each multiprocessor
   int32_t refuse_clusters;  // launches of clusters fail, although the device has them
+  int32_t exp2_ulps;        // how far off exp2_approx() is, upwards or (negative) downwards
+  int32_t exp2_mixed;       // upwards for some arguments, downwards for others
 };
 
 struct EmulatorStatistics {
@@ -104,6 +106,7 @@ int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3
                              size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments);
 int emulator_resident_clusters(unsigned cluster);  // how many run at once; 0 if none can
 size_t emulator_shared_limit();
+float emulator_exp2(float x);
 int emulator_last_error(int clear);
 int emulator_memset(void* address, int value, size_t bytes);
 

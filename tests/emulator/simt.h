@@ -165,6 +165,9 @@ EMULATOR_INLINE void store_relaxed(T* p, T v) {
 inline int multiprocessor_count() { return emulator_multiprocessor_count(); }
 inline size_t shared_memory_limit() { return emulator_shared_limit(); }
 
+// The twin of the function in device/fast_math.h.
+inline float exp2_approx(float x) { return emulator_exp2(x); }
+
 }  // namespace dynprune
 
 // ---- host functions of the runtime API

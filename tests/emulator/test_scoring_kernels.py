@@ -87,6 +87,27 @@ def test_special_values_equal_cpu(kernels: Kernels) -> None:
     assert_same(actual, on_cpu(logits, target, torch.ones(1))[:5], torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("classes", [24, 1000, 4096])
+def test_special_values_in_vectors_equal_cpu(
+    kernels_in_turn: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    """At a class, at the target, at all others and everywhere."""
+    values = [3e4, -3e4, math.inf, -math.inf, math.nan]
+    logits = make_logits(4 * len(values), classes, torch.float32).view(4, len(values), classes)
+    target = make_target(4 * len(values), classes)
+    at_target = torch.nn.functional.one_hot(target.view(4, -1), classes).bool()
+    for i, value in enumerate(values):
+        logits[0, i, classes // 2] = value
+        logits[1, i, at_target[1, i]] = value
+        logits[2, i, ~at_target[2, i]] = value
+        logits[3, i] = value
+    logits = logits.view(-1, classes).to(dtype)
+    grad_loss = torch.ones(1)
+    actual = kernels_in_turn.scored_cross_entropy(logits, target, grad_loss=grad_loss)
+    assert_same(actual, on_cpu(logits, target, grad_loss), dtype)
+
+
 def test_targets_out_of_range_touch_nothing_else(kernels: Kernels) -> None:
     logits, target = make_logits(6, 4, torch.float32), torch.tensor([0, 4, 1, -1, 2, 1 << 40])
     good = torch.tensor([0, 2, 4])

@@ -11,7 +11,7 @@ import math
 
 import pytest
 import torch
-from kernels import Kernels, on_schedule
+from kernels import ABOVE, BELOW, MIXED, Kernels, on_schedule
 from steps import TOLERANCES, check_step, make_columns, make_logits, make_target, step_bytes
 from torch import Tensor
 
@@ -21,19 +21,23 @@ NO_CLUSTERS = {"max_cluster": 0}
 # How the blocks of a team meet. Random schedules preempt; clusters come in any order, of which a
 # machine with one resident block runs one at a time.
 MEETINGS = {
-    "cluster": {"multiprocessors": 16},
-    "cluster, random": {"seed": 3, "order": 2, "preempt": 64, "resident": 9, "multiprocessors": 16},
-    "cluster, one at a time": {"seed": 1, "order": 1, "preempt": 8, "resident": 1},
-    "grid": {**NO_CLUSTERS, "multiprocessors": 13},
+    "cluster": {"multiprocessors": 16, **ABOVE},
+    "cluster, random": {
+        **MIXED,
+        **{"seed": 3, "order": 2, "preempt": 64, "resident": 9, "multiprocessors": 16},
+    },
+    "cluster, one at a time": {"seed": 1, "order": 1, "preempt": 8, "resident": 1, **BELOW},
+    "grid": {**NO_CLUSTERS, "multiprocessors": 13, **BELOW},
     "grid, random": {
         **NO_CLUSTERS,
+        **ABOVE,
         **{"seed": 2, "order": 2, "preempt": 64, "resident": 3, "multiprocessors": 7},
     },
     "grid, as clusters are refused": {"refuse_clusters": True, "multiprocessors": 13},
 }
 # Without room for a team, or without leave to use it, one block reads a row twice.
 ALONE = {
-    "one multiprocessor": {**NO_CLUSTERS, "multiprocessors": 1},
+    "one multiprocessor": {**NO_CLUSTERS, "multiprocessors": 1, **MIXED},
     "no leave": {**NO_CLUSTERS, "multiprocessors": 16, "granted_blocks": 3},
     "neither": {"refuse_clusters": True, "multiprocessors": 16, "granted_blocks": 3},
 }

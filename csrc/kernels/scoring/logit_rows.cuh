@@ -8,7 +8,7 @@
 
 #include "device/block.h"
 #include "device/device_errors.h"
-#include "shared/cross_entropy_row.h"
+#include "kernels/scoring/vector_math.cuh"
 
 namespace dynprune {
 namespace cuda {
@@ -17,7 +17,9 @@ constexpr int kThreads = 256;
 constexpr int kSmallTeam = 8;
 constexpr int64_t kMaxClassesPerSmallTeam = 32;
 constexpr int64_t kMaxClassesPerWarp = 1024;
-constexpr int kLoadsInFlight = 4;  // vectors per thread
+// Vectors that a thread asks for at once. float64, in registers twice as long, is not for speed.
+template <class T>
+constexpr int kLoadsInFlight = sizeof(T) == 8 ? 1 : 4;
 
 inline unsigned blocks_for(int64_t rows, int team) {
   const int rows_per_block = kThreads / team;
@@ -38,90 +40,131 @@ __device__ __forceinline__ int64_t row_of_team() {
 }
 
 template <class T>
-struct Vector {
-  static constexpr int kSize = 16 / sizeof(T);
-  T v[kSize];
-
-  static __device__ __forceinline__ Vector from(uint4 raw) {
-    Vector result;
-    memcpy(result.v, &raw, 16);
-    return result;
-  }
-  __device__ __forceinline__ uint4 raw() const {
-    uint4 result;
-    memcpy(&result, v, 16);
-    return result;
-  }
-};
-
-template <class T>
 __device__ __forceinline__ int elements_past_boundary(const T* p) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(p) % 16 / sizeof(T));
 }
 
-// How a team divides a row whose first element lies at `start`.
-template <class T>
+// How a team divides a row whose first element lies at `start`, and the part of one member.
+template <int kTeam, class T>
 struct RowSplit {
-  int64_t head, vectors, tail;  // elements before, vectors, first element behind
+  static constexpr int kSize = Vector<T>::kSize;
+  const int member;
+  int64_t head, tail;  // elements before the vectors, first element behind
+  int mine;            // vectors of this member; few members have short rows, so an int will do
 
-  __device__ __forceinline__ RowSplit(const T* start, int64_t classes) {
-    constexpr int kSize = Vector<T>::kSize;
+  __device__ __forceinline__ RowSplit(const T* start, int64_t classes, int team_member)
+      : member(team_member) {
     const int past = elements_past_boundary(start);
     head = past == 0 ? 0 : kSize - past;
     if (head > classes) head = classes;
-    vectors = (classes - head) / kSize;
+    const int64_t vectors = (classes - head) / kSize;
     tail = head + vectors * kSize;
+    mine = static_cast<int>((vectors - member + kTeam - 1) / kTeam);
+  }
+  // The first element of this member's vector i.
+  __device__ __forceinline__ int64_t element(int i) const {
+    return head + (int64_t{i} * kTeam + member) * kSize;
+  }
+  // Which of this member's vectors holds element c, if any; else -1.
+  __device__ __forceinline__ int holder(int64_t c) const {
+    const int64_t vector = (c - head) / kSize;
+    const bool here = c >= head && c < tail && vector % kTeam == member;
+    return here ? static_cast<int>(vector / kTeam) : -1;
   }
 };
 
-// Reads x[0 .. classes): one(c, value) and many(c, vector) for the parts of this member.
-template <int kTeam, class T, class One, class Many>
-__device__ __forceinline__ void read_row(const T* x, int64_t classes, int member, const One& one,
-                                         const Many& many) {
-  const RowSplit<T> split(x, classes);
-  if (member < split.head) one(int64_t{member}, x[member]);
-  const uint4* vectors = reinterpret_cast<const uint4*>(x + split.head);
-  for (int64_t first = member; first < split.vectors; first += kTeam * kLoadsInFlight) {
-    uint4 loaded[kLoadsInFlight];
+// Reads x[0 .. classes) as this member's part: one(c, value), and group(i, loaded) for its vectors
+// i .. i + kLoadsInFlight<T> - 1. A vector from split.mine on holds no_element.
+template <int kTeam, class T, class One, class Group>
+__device__ __forceinline__ void read_row(const T* x, const RowSplit<kTeam, T>& split,
+                                         int64_t classes, T no_element, const One& one,
+                                         const Group& group) {
+  if (split.member < split.head) one(int64_t{split.member}, x[split.member]);
+  const uint4* vectors = reinterpret_cast<const uint4*>(x + split.head) + split.member;
+  for (int i = 0; i < split.mine; i += kLoadsInFlight<T>) {
+    uint4 loaded[kLoadsInFlight<T>];
+    if (i + kLoadsInFlight<T> <= split.mine) {
 #pragma unroll
-    for (int u = 0; u < kLoadsInFlight; u++) {
-      if (first + u * kTeam < split.vectors) loaded[u] = __ldg(vectors + first + u * kTeam);
-    }
+      for (int u = 0; u < kLoadsInFlight<T>; u++) loaded[u] = __ldg(vectors + u * kTeam);
+    } else {
 #pragma unroll
-    for (int u = 0; u < kLoadsInFlight; u++) {
-      const int64_t v = first + u * kTeam;
-      if (v < split.vectors) {
-        many(split.head + v * Vector<T>::kSize, Vector<T>::from(loaded[u]));
+      for (int u = 0; u < kLoadsInFlight<T>; u++) {
+        loaded[u] = Vector<T>::filled(no_element).raw();
+        if (i + u < split.mine) loaded[u] = __ldg(vectors + u * kTeam);
       }
     }
+    group(i, loaded);
+    vectors += kLoadsInFlight<T> * kTeam;
   }
-  if (split.tail + member < classes) one(split.tail + member, x[split.tail + member]);
+  const int64_t last = split.tail + split.member;
+  if (last < classes) one(last, x[last]);
 }
 
-// Writes out[0 .. classes): value(c) for single elements, vector(c) for Vector<T>::kSize from c on.
+// Writes out[0 .. classes): value(c) for single elements, vector(i) for this member's vector i.
 template <int kTeam, class T, class One, class Many>
-__device__ __forceinline__ void write_row(T* out, int64_t classes, int member, const One& value,
-                                          const Many& vector) {
-  const RowSplit<T> split(out, classes);
+__device__ __forceinline__ void write_row(T* out, const RowSplit<kTeam, T>& split, int64_t classes,
+                                          const One& value, const Many& vector) {
   // Through a variable: the emulator's compiler does not record the store of what a call returns.
   const auto store = [&](int64_t c) {
     const T single = value(c);
     out[c] = single;
   };
-  if (member < split.head) store(member);
-  uint4* vectors = reinterpret_cast<uint4*>(out + split.head);
-  for (int64_t v = member; v < split.vectors; v += kTeam) {
-    __stcg(vectors + v, vector(split.head + v * Vector<T>::kSize).raw());
+  if (split.member < split.head) store(split.member);
+  uint4* vectors = reinterpret_cast<uint4*>(out + split.head) + split.member;
+  for (int i = 0; i < split.mine; i++) {
+    __stcg(vectors, vector(i).raw());
+    vectors += kTeam;
   }
-  if (split.tail + member < classes) store(split.tail + member);
+  if (split.tail + split.member < classes) store(split.tail + split.member);
 }
 
 template <int kTeam, class T>
 __device__ __forceinline__ void write_zeros(T* out, int64_t classes, int member) {
   const T zero = narrow<T>(compute_t<T>{0});
-  write_row<kTeam>(
-      out, classes, member, [&](int64_t) { return zero; },
-      [&](int64_t) { return Vector<T>::from(uint4{0, 0, 0, 0}); });
+  write_row(
+      out, RowSplit<kTeam, T>(out, classes, member), classes, [&](int64_t) { return zero; },
+      [&](int) { return Vector<T>::from(uint4{0, 0, 0, 0}); });
+}
+
+template <int kTeam, bool kWeighted, class T>
+__device__ __forceinline__ void write_gradient(const T* x, T* out, int64_t first, int64_t classes,
+                                               int member,
+                                               const RowGradient<compute_t<T>>& gradient) {
+  using A = compute_t<T>;
+  constexpr int kSize = Vector<T>::kSize;
+  const bool same_alignment = elements_past_boundary(x) == elements_past_boundary(out);
+  const OtherClasses<A, kWeighted> others(gradient);
+  const RowSplit<kTeam, T> split(out, classes, member);
+  const T* mine = x + split.element(0);
+  const int64_t y_first = gradient.first - first, y_second = gradient.second - first;
+  const int with_first = split.holder(y_first), with_second = split.holder(y_second);
+  write_row(
+      out, split, classes,
+      [&](int64_t c) { return narrow<T>(gradient.at(first + c, static_cast<A>(widen(x[c])))); },
+      [&](int i) {
+        const T* from = mine + int64_t{i} * kTeam * kSize;
+        uint4 raw;
+        if (same_alignment) {
+          raw = *reinterpret_cast<const uint4*>(from);
+        } else {
+          Vector<T> v;
+#pragma unroll
+          for (int k = 0; k < kSize; k++) v.v[k] = from[k];
+          raw = v.raw();
+        }
+        A g[kSize];
+        Vector<T>::from(raw).widen_to(g);
+        others.template replace<kSize>(first + split.element(i), g);
+        if (sizeof(A) == 4 && (i == with_first || i == with_second)) {
+#pragma unroll
+          for (int k = 0; k < kSize; k++) {
+            const int64_t c = split.element(i) + k;
+            if (c == y_first) g[k] = gradient.at_first();
+            if (c == y_second) g[k] -= gradient.second_weight;
+          }
+        }
+        return Vector<T>::narrowed(g);
+      });
 }
 
 // The gradient of `classes` classes from `first` on to out[0 .. classes), from their logits
@@ -130,31 +173,12 @@ template <int kTeam, class T>
 __device__ __forceinline__ void write_gradient(const T* x, T* out, int64_t first, int64_t classes,
                                                int member,
                                                const RowGradient<compute_t<T>>& gradient) {
-  using A = compute_t<T>;
-  constexpr int kSize = Vector<T>::kSize;
-  const bool same_alignment = elements_past_boundary(x) == elements_past_boundary(out);
-  write_row<kTeam>(
-      out, classes, member,
-      [&](int64_t c) { return narrow<T>(gradient.at(first + c, static_cast<A>(widen(x[c])))); },
-      [&](int64_t c) {
-        Vector<T> v;
-        if (same_alignment) {
-          v = Vector<T>::from(*reinterpret_cast<const uint4*>(x + c));
-        } else {
-#pragma unroll
-          for (int k = 0; k < kSize; k++) v.v[k] = x[c + k];
-        }
-        c += first;
-        const bool has_target = static_cast<uint64_t>(gradient.first - c) < kSize ||
-                                static_cast<uint64_t>(gradient.second - c) < kSize;
-#pragma unroll
-        for (int k = 0; k < kSize; k++) {
-          const A logit = widen(v.v[k]);
-          v.v[k] =
-              narrow<T>(has_target ? gradient.at(c + k, logit) : gradient.at_other(c + k, logit));
-        }
-        return v;
-      });
+  constexpr bool kOneForBoth = std::is_same<T, double>::value;
+  if (kOneForBoth || (gradient.uniform_weight != 0 && gradient.class_weight != nullptr)) {
+    write_gradient<kTeam, true>(x, out, first, classes, member, gradient);
+  } else {
+    write_gradient<kTeam, false>(x, out, first, classes, member, gradient);
+  }
 }
 
 // ---- the sums of a row that its team shares
@@ -179,52 +203,84 @@ __device__ __forceinline__ void stage(T* to, T value) {
   *to = value;
 }
 template <class T>
-__device__ __forceinline__ void stage(T* to, const Vector<T>& value) {
-  *reinterpret_cast<uint4*>(to) = value.raw();
+__device__ __forceinline__ void stage(T* to, const uint4& vector) {
+  *reinterpret_cast<uint4*>(to) = vector;
 }
 
-// Adds this member's part of `classes` classes from `first` on of the row x. keep(c, value) and
-// keep(c, vector) see every logit once.
-template <int kTeam, class T, class Keep>
+// What a row's sums need for label smoothing: nothing without, else weights of one or by class.
+// With kAny a logit finds out: float64 saves the registers of several loops.
+enum class Smoothing { kNone, kUniform, kByClass, kAny };
+
+template <int kTeam, Smoothing kSmoothing, class T, class Keep>
 __device__ __forceinline__ void add_row(const T* x, int64_t first, int64_t classes, int member,
                                         int64_t target, const LossOptions<compute_t<T>>& options,
                                         RowSums<compute_t<T>>* sums, const Keep& keep) {
   using A = compute_t<T>;
   constexpr int kSize = Vector<T>::kSize;
-  const bool smooth = options.label_smoothing > 0;
-  const A x_y = smooth && classes > 0 ? static_cast<A>(widen(x[target])) : A{0};
+  constexpr bool kSmooth = kSmoothing != Smoothing::kNone;
+  const A x_y = kSmooth && classes > 0 ? static_cast<A>(widen(x[target])) : A{0};
   const auto weigh = [&](int64_t c, A v) {
-    const A w = options.weight_of(c);
+    if (kSmoothing == Smoothing::kAny && !(options.label_smoothing > 0)) return;
+    const A w = kSmoothing == Smoothing::kUniform ? A{1} : options.weight_of(c);
     sums->weight += w;
     sums->distance += w * (v - x_y);
   };
-  read_row<kTeam>(
-      x + first, classes, member,
+  const RowSplit<kTeam, T> split(x + first, classes, member);
+  const int with_target = split.holder(target - first);
+  read_row(
+      x + first, split, classes, narrow<T>(-Limits<A>::infinity()),
       [&](int64_t c, T value) {
         c += first;
         keep(c, value);
         const A v = widen(value);
         if (c != target) sums->stats.add(v);
-        if (smooth) weigh(c, v);
+        if constexpr (kSmooth) weigh(c, v);
       },
-      [&](int64_t c, const Vector<T>& vector) {
-        c += first;
-        keep(c, vector);
-        A v[kSize];
+      [&](int i, const uint4* loaded) {
+        A v[kLoadsInFlight<T> * kSize];
 #pragma unroll
-        for (int k = 0; k < kSize; k++) v[k] = widen(vector.v[k]);
-        if (smooth) {
+        for (int u = 0; u < kLoadsInFlight<T>; u++) {
+          const int64_t c = first + split.element(i + u);
+          if (i + u < split.mine) keep(c, loaded[u]);
+          Vector<T>::from(loaded[u]).widen_to(v + u * kSize);
+          if constexpr (kSmooth) {
+            if (i + u < split.mine) {
 #pragma unroll
-          for (int k = 0; k < kSize; k++) weigh(c + k, v[k]);
-        }
-        if (static_cast<uint64_t>(target - c) < kSize) {
-#pragma unroll
-          for (int k = 0; k < kSize; k++) {
-            if (c + k == target) v[k] = -Limits<A>::infinity();
+              for (int k = 0; k < kSize; k++) weigh(c + k, v[u * kSize + k]);
+            }
           }
         }
-        sums->stats.template add_all<kSize>(v);
+        if (with_target >= i && with_target < i + kLoadsInFlight<T>) {
+          const int place =
+              (with_target - i) * kSize + static_cast<int>((target - first - split.head) % kSize);
+#pragma unroll
+          for (int k = 0; k < kLoadsInFlight<T> * kSize; k++) {
+            if (k == place) v[k] = -Limits<A>::infinity();
+          }
+        }
+        add_all<kLoadsInFlight<T> * kSize>(&sums->stats, v);
       });
+}
+
+// Adds this member's part of `classes` classes from `first` on of the row x. keep(c, value) and
+// keep(c, raw vector) see every logit once.
+template <int kTeam, class T, class Keep>
+__device__ __forceinline__ void add_row(const T* x, int64_t first, int64_t classes, int member,
+                                        int64_t target, const LossOptions<compute_t<T>>& options,
+                                        RowSums<compute_t<T>>* sums, const Keep& keep) {
+  const auto add = [&](auto smoothing) {
+    add_row<kTeam, decltype(smoothing)::value>(x, first, classes, member, target, options, sums,
+                                               keep);
+  };
+  if constexpr (std::is_same<T, double>::value) {
+    add(std::integral_constant<Smoothing, Smoothing::kAny>{});
+  } else if (!(options.label_smoothing > 0)) {
+    add(std::integral_constant<Smoothing, Smoothing::kNone>{});
+  } else if (options.class_weight == nullptr) {
+    add(std::integral_constant<Smoothing, Smoothing::kUniform>{});
+  } else {
+    add(std::integral_constant<Smoothing, Smoothing::kByClass>{});
+  }
 }
 
 // Groups of kLanes neighbours end with the sums of their group; whole warps call.

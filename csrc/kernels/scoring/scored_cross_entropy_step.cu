@@ -17,7 +17,9 @@ namespace cuda {
 namespace {
 
 template <class Row>
-__global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, std::is_same<typename Row::Element, float>::value
+                                                ? kStepBlocksPerSmOfFloat
+                                                : kStepBlocksPerSm)
     step_kernel(StepTask<typename Row::A> task) {
   using A = typename Row::A;
   DYNPRUNE_DYNAMIC_SHARED(unsigned char, staged_rows);
@@ -62,14 +64,15 @@ __global__ void __launch_bounds__(kThreads)
   if (grad_scale != nullptr) factor /= *grad_scale;
   if (factor == 1) return;
   T* out = grad_logits + row * classes;
-  write_row<kTeam>(
-      out, classes, threadIdx.x % kTeam,
-      [&](int64_t c) { return narrow<T>(widen(out[c]) * factor); },
-      [&](int64_t c) {
-        Vector<T> v = Vector<T>::from(*reinterpret_cast<const uint4*>(out + c));
+  const RowSplit<kTeam, T> split(out, classes, threadIdx.x % kTeam);
+  write_row(
+      out, split, classes, [&](int64_t c) { return narrow<T>(widen(out[c]) * factor); },
+      [&](int i) {
+        A x[Vector<T>::kSize];
+        Vector<T>::from(*reinterpret_cast<const uint4*>(out + split.element(i))).widen_to(x);
 #pragma unroll
-        for (int k = 0; k < Vector<T>::kSize; k++) v.v[k] = narrow<T>(widen(v.v[k]) * factor);
-        return v;
+        for (int k = 0; k < Vector<T>::kSize; k++) x[k] *= factor;
+        return Vector<T>::narrowed(x);
       });
 }
 
