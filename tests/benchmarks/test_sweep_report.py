@@ -21,6 +21,8 @@ from benchmarks.sweep.report import (
 )
 from benchmarks.training.methods import METHODS
 
+pytestmark = pytest.mark.slow  # draws figures
+
 
 def run(
     method: str,

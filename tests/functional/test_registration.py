@@ -339,6 +339,7 @@ def assert_same_step(compiled, device, rows, eager=training_step):
     assert not torch.equal(results[1][4], inputs(device, rows)[2])  # the table did change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, None, True])
 def test_compiles_into_one_graph(device, dynamic):
     """With batches of two sizes, as an epoch's last batch is smaller."""
@@ -362,6 +363,7 @@ def test_the_fused_step_compiles_into_one_graph(device, backend):
         assert_same_step(compiled, device, rows, fused_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["top_k", "epsilon", "ucb1", "weighted", "uniform", "permutation"])
 def test_every_selection_compiles(device, name):
     functions = {

@@ -178,6 +178,7 @@ def test_the_number_of_threads_changes_nothing(op, threads):
         assert torch.equal(alone, together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_selections_from_many_samples_are_the_reference_s(device, kind):
     """Enough for several threads and blocks, and for methods that only pay at such sizes."""

@@ -28,9 +28,12 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 from dynprune_cuda.integrations.transformers import PrunedTrainer  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:'pin_memory' argument is set as true but no accelerator is found"
-)
+pytestmark = [
+    pytest.mark.slow,  # trains with the Trainer
+    pytest.mark.filterwarnings(
+        "ignore:'pin_memory' argument is set as true but no accelerator is found"
+    ),
+]
 DATA = [{"x": POINTS[i], "labels": int(LABELS[i]), "unused": i} for i in range(N)]
 
 
