@@ -97,7 +97,7 @@ class ReplicatedRun(Run):
         fits = (repeat >= -1).all() & (repeat[0] < self.config.num_samples)
         read.sound("repeat", fits, "out of range")
         columns = self.table.checked("state_dict['table']", state_dict["table"])
-        ids = saved.chosen.nonzero().flatten()
+        ids = saved.chosen.nonzero().flatten()  # waits: a state is loaded off the training path
         self._check_total(saved, len(ids))
         self._adopt(columns, saved.restored(ids, (len(ids),)))
         self._fill_weights()

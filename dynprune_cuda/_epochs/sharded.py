@@ -241,7 +241,7 @@ class ShardedRun(Run):
             self._repeats.mark(self._on_device(ids))
         return message
 
-    # ---- selections and orders, continued
+    # ---- the parts of `Run` that differ
 
     def _overlap(self, both: Tensor) -> Tensor:
         return self.ranks.add_up_(both.sum())
