@@ -78,7 +78,7 @@ def moved_share(
     """
     rank, size = ranks.rank, ranks.size
     if ids is not None and shard.layout == "strided":
-        # An id's place among all ids is known where shards are contiguous. Waits, in set_epoch only.
+        # An id's place is known where shards are contiguous. Waits, in set_epoch only.
         (ids,) = to_owners([ids], shard.in_pieces(), ranks)
         ids = ids.sort().values
         sizes = ranks.gather(ids.new_full((1,), len(ids))).flatten().tolist()
