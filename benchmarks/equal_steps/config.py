@@ -29,7 +29,7 @@ class Setting:
     budget: float  # epochs of full data that a run costs
     samples: int = 0  # training samples, drawn by the seed; 0: all
     validation: int = 0  # samples that are set aside to choose methods by
-    image_size: int = 0  # of "fashion"; 0: as they are
+    image_size: int = 0  # height and width; 0: as they are
     label_noise: float = 0.0  # share of training labels that are replaced by another one
     imbalance: float = 1.0  # samples of the most frequent class over those of the rarest
     augment: bool = True
@@ -45,7 +45,7 @@ class Method:
 
     Attributes:
         label: Its name in tables.
-        policy: A registered name, or a class of `dynprune_cuda.policies`; "": the package's default.
+        policy: A registered name, a class of `dynprune_cuda.policies`, or "": the default.
         options: Arguments of the class.
         pruner: Arguments of `Pruner`.
         groups: Whether the pruner gets the labels as groups.
@@ -152,6 +152,15 @@ def read_experiment(path: Path) -> Experiment:
     return Experiment(title, baseline, settings, methods, tuple(dict.fromkeys(cells)))
 
 
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "dict": (dict,),
+}
+
+
 def _filled(kind: Any, table: dict[str, Any], where: str) -> Any:
     """A dataclass with the values of a table; errors name the entry."""
     if strange := sorted(set(table) - {entry.name for entry in fields(kind)}):
@@ -162,7 +171,7 @@ def _filled(kind: Any, table: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
     for entry in fields(kind):
         value, wanted = getattr(made, entry.name), str(entry.type).partition("[")[0]
-        right = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}[wanted]
+        right = TYPES[wanted]
         if not isinstance(value, right) or (isinstance(value, bool) and wanted != "bool"):
             raise ValueError(f"{where}: {entry.name} must be {wanted}, got {value!r}")
     return made

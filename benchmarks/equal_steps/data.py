@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data of a setting: images or words as tensors, split by the seed, with noise or a long tail."""
+"""The data of a setting: images or words as tensors; with wrong labels, or a long tail."""
 
 from __future__ import annotations
 
@@ -91,26 +91,39 @@ def _long_tail(labels: Tensor, order: Tensor, setting: Setting, num_classes: int
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, root: str, image_size: int) -> tuple[Part, Part]:
+def _load(name: str, root: str, size: int) -> tuple[Part, Part]:
     """The whole training set and test set."""
     if name == "words":
         return tuple(Part(*part) for part in load_words())  # type: ignore[return-value]
     if name == "cifar10":
         file = Path(root) / "cifar10.bin"
         parts = [read_packed_cifar(file, train=train) for train in (True, False)]
-        both = [Part(images, torch.tensor(labels)) for images, labels in parts]
+        both = [Part(_resized(images, size), torch.tensor(labels)) for images, labels in parts]
         return both[0], both[1]
     if name == "fashion":
         folder = Path(root) / "fashion_mnist"
-        return _idx(folder, "train", image_size), _idx(folder, "t10k", image_size)
+        return _idx(folder, "train", size), _idx(folder, "t10k", size)
     raise ValueError(f"data must be cifar10, fashion or words, got {name!r}")
 
 
-def _idx(folder: Path, part: str, image_size: int) -> Part:
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Images uint8 [N, C, size, size]; 0 leaves them as they are."""
+    if not size:
+        return images
+    return torch.cat(
+        [
+            F.interpolate(x.float(), size=size, mode="area").round().byte()
+            for x in images.split(1000)
+        ]
+    )
+
+
+def _idx(folder: Path, part: str, size: int) -> Part:
     """Grey images uint8 [N, 1, size, size] from two gzipped IDX files."""
     raw = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
     images = torch.from_numpy(np.frombuffer(raw, np.uint8, offset=16).copy().reshape(-1, 1, 28, 28))
-    if image_size:
-        images = F.interpolate(images.float(), size=image_size, mode="area").round().byte()
     raw = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    return Part(images, torch.from_numpy(np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)))
+    return Part(
+        _resized(images, size),
+        torch.from_numpy(np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)),
+    )

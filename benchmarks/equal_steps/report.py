@@ -35,10 +35,11 @@ def write_report(experiment: Experiment, out: Path) -> None:
     write_text(out / "report.md", "\n\n".join(parts) + "\n")
 
 
-NOTES = """All runs of a setting take equally many steps, unless the method's name says otherwise, with a one-cycle
-learning rate over their own steps. Accuracies are those after the last step. Differences to `{baseline}` are paired
-by seed: mean ± standard error (number of seeds). Methods are chosen by the validation column only.
-The Gini coefficient tells how unevenly the visits are spread: 0 is evenly."""
+NOTES = """All runs of a setting take equally many steps, unless the method's name says otherwise.
+The learning rate has one cycle over the run's own steps. Accuracies are those after the last step.
+Differences to `{baseline}` are paired by seed: mean ± standard error (number of seeds). Methods are
+chosen by the validation column only. The Gini coefficient tells how unevenly the visits are spread:
+0 is evenly."""
 
 
 def _description(experiment: Experiment, name: str) -> str:

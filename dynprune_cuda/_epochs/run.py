@@ -219,7 +219,7 @@ class Run(ABC):
         for name, mine in settings.items():
             if name != "seed":
                 read.same(name, mine)
-        weights = ("weights",) if self.config.policy.weighs else ()
+        weights = ("weights",) if self.config.policy.has_factors else ()
         read.has([*settings, "table", *ENTRIES, *weights])
         return read
 

@@ -57,6 +57,8 @@ class ShardedRun(Run):
         )
         super().__init__(config, ranks, table)
         self._repeats: Repeats | None = None  # of the current epoch's share
+        # A share with its ids in order and their factors.
+        self._sorted: tuple[Share, Tensor, Tensor | None] | None = None
         # Repeated ids of the current epoch that were visited before a state was loaded.
         self._visited: Tensor | None = None
 
@@ -189,15 +191,14 @@ class ShardedRun(Run):
             return {}
 
         self.ranks.agree("set_epoch", table.device, rank)
-        ids = sharded.select(
-            rules[0],
-            count,
-            shard=table.shard,
-            seed=seed,
-            process_group=self.ranks,
-            device=table.device,
-        )
-        subset = Subset(start, ids, None, self._sizes_of(ids))
+        common: dict[str, Any] = {"shard": table.shard, "seed": seed, "process_group": self.ranks}
+        factors: Tensor | None = None
+        rule = rules[0]
+        if self.config.policy.rescales:
+            ids, factors = sharded.select_rescaled(rule, count, **common)
+        else:
+            ids = sharded.select(rule, count, device=table.device, **common)
+        subset = Subset(start, ids, factors, self._sizes_of(ids))
         if subset.total != count:
             raise RuntimeError(
                 f"{self.config.policy!r} selected {subset.total} samples: a bug, please report"
@@ -219,6 +220,34 @@ class ShardedRun(Run):
         )
 
     # ---- visits
+
+    def factors(self, ids: Tensor) -> Tensor | None:
+        """Returns the factors of the current epoch, float32 [batch]; None in a full epoch.
+
+        They are 1 for rows without a sample, and for samples that others train on.
+        """
+        if not self.config.policy.rescales:
+            return None
+        if self._share is None:  # an epoch 0 that was not begun
+            subset = self.current()
+            known, factors = (None, None) if subset is None else (subset.ids, subset.factors)
+        else:
+            known, factors = self._sorted_share()
+        if known is None or factors is None:
+            return None
+        ids = self._on_device(ids)
+        places = torch.searchsorted(known, ids).clamp_(max=len(known) - 1)
+        return torch.where(known[places] == ids, factors[places], 1.0)
+
+    def _sorted_share(self) -> tuple[Tensor, Tensor | None]:
+        """Returns the ids of the current share, ascending, and their factors."""
+        share = self._share
+        assert share is not None
+        if self._sorted is None or self._sorted[0] is not share:
+            ids, order = share.ids.sort()
+            factors = None if share.factors is None else share.factors[order]
+            self._sorted = (share, ids, factors)
+        return self._sorted[1:]
 
     def _scored(self, ids: Tensor) -> Tensor:
         return self._repeats.without(self._on_device(ids)) if self._repeats else ids
@@ -265,10 +294,11 @@ class ShardedRun(Run):
             seed = derive_seed(state.seed, "order", epoch, ranks.rank)
             if subset is None:
                 return local_share(self.all_ids(), shard.sizes(), seed, shard)
-            return local_share(subset.ids, subset.sizes, seed, shard)
-        seed = derive_seed(state.seed, "order", epoch)
-        ids, sizes = (None, ()) if subset is None else (subset.ids, subset.sizes)
-        return moved_share(ids, sizes, seed, shard, ranks, self.table.mean[:0])
+            return local_share(subset.ids, subset.sizes, seed, shard, subset.factors)
+        seed, like = derive_seed(state.seed, "order", epoch), self.table.mean[:0]
+        if subset is None:
+            return moved_share(None, (), seed, shard, ranks, like)
+        return moved_share(subset.ids, subset.sizes, seed, shard, ranks, like, subset.factors)
 
     def _mask_of(self, ids: Tensor) -> Tensor:
         mask = torch.zeros_like(self.table.last_non_finite)
@@ -291,7 +321,7 @@ class ShardedRun(Run):
             (visited,) = to_owners([visited], shard, ranks)
             subset = self.state.subset
             chosen = self._mask_of(nothing if subset is None else subset.ids)
-            saved = self.state.saved(chosen, self._mask_of(visited), weighs=False)
+            saved = self.state.saved(chosen, self._mask_of(visited), self.config.policy.rescales)
             state = {**self.settings(), "table": self.table.state_dict(), **saved}
             state = respread(state, shard, shard.in_pieces(), ranks)
         except BaseException:
@@ -330,7 +360,7 @@ class ShardedRun(Run):
             reader = self._reader(state)
             visited = reader.tensor("repeat", torch.bool, (len(shard),), device)
             columns = self.table.checked("state_dict['table']", state["table"])
-            saved = read_state(reader, len(shard), device, weighs=False)
+            saved = read_state(reader, len(shard), device, self.config.policy.rescales)
             read.append((saved, visited))
             start = saved.subset_epoch
             kept = self.config.schedule.kept(start) if start >= 0 else None

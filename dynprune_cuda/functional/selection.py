@@ -11,8 +11,18 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import as_choice, as_float, as_int, check_num_samples
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
-from dynprune_cuda._schedule.seeds import as_int64
-from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
+from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda.functional.inclusion import (
+    inclusion_probabilities,
+    loss_factors,
+)
+from dynprune_cuda.functional.ranking import (
+    FixedIds,
+    Ranking,
+    SelectionRule,
+    Trimmed,
+    Uniform,
+)
 
 Order = Literal["random", "ascending"]
 
@@ -203,10 +213,10 @@ def select(
     """Selects from a whole table by any rule.
 
     Args:
-        rule: A `Ranking` of all samples, `Uniform()`, or `FixedIds`.
+        rule: A `Ranking` of all samples, `Trimmed`, `Uniform()`, or `FixedIds`.
         num_samples: N.
         k: See `functional`.
-        seed: See `functional`.
+        seed: See `functional`; an int for `Trimmed`.
         device: Where the ids go; a ranking's values are there already.
         order: See `functional`; fixed ids are ascending, whatever it is.
 
@@ -217,12 +227,10 @@ def select(
         TypeError: `rule` is none.
         ValueError: The rule does not fit the number of samples or `k`.
     """
+    if isinstance(rule, Trimmed):
+        rule = _without_greatest(rule, num_samples, seed)
     if isinstance(rule, Ranking):
-        if len(rule.values) != num_samples:
-            raise ValueError(
-                f"{rule.name} must have {num_samples} elements, one per sample, got "
-                f"{len(rule.values)}"
-            )
+        _check_length(rule, num_samples)
         return _select_ranked(rule, k, seed, order)
     k = _check_k(k, num_samples)
     as_choice("order", order, ("random", "ascending"))
@@ -234,7 +242,63 @@ def select(
         if k != rule.count(num_samples):
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         return move_without_waiting("ids", rule.tensor, torch.device(device))
-    raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
+    raise TypeError(
+        f"rule must be a Ranking, Trimmed, Uniform or FixedIds, got {type(rule).__name__}"
+    )
+
+
+def select_rescaled(
+    rule: SelectionRule, num_samples: int, k: int, *, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Selects by weights, and tells what to multiply the losses by.
+
+    With the factors, the mean loss of the selection estimates the mean loss of all samples. They
+    are (k / N) / p, where p is the sample's `inclusion_probabilities` (Horvitz & Thompson 1952),
+    and at most 10. A factor of 10 stands for a sample that is taken a tenth as often as others.
+
+    Args:
+        rule: A ranking of all samples by weights, or `Trimmed`: `Ranking.by_weight` of float32
+            weights, or `Ranking.by_score_weight`.
+        num_samples: N.
+        k: See `functional`.
+        seed: Any int.
+
+    Returns:
+        Ascending sample ids, int64 [k], and their factors, float32 [k], on the ranking's device.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: The rule is not drawn by weights, or does not fit the number of samples or `k`.
+    """
+    if isinstance(rule, Trimmed):
+        rule = _without_greatest(rule, num_samples, seed)
+    if not isinstance(rule, Ranking):
+        raise TypeError(f"rule must be a Ranking or Trimmed, got {type(rule).__name__}")
+    _check_length(rule, num_samples)
+    weights = rule.weights()
+    ids = _select_ranked(rule, k, seed, "ascending")
+    return ids, loss_factors(inclusion_probabilities(weights, k), k, num_samples)[ids]
+
+
+def _without_greatest(rule: Trimmed, num_samples: int, seed: int | Tensor) -> Ranking:
+    """Returns the ranking without the samples that are left out."""
+    if isinstance(seed, Tensor):
+        raise TypeError("seed must be an int for Trimmed, got a tensor")
+    _check_length(rule.ranking, num_samples)
+    left_out, exempt = rule.counts(num_samples)
+    device = rule.ranking.values.device
+    return rule.without(
+        select_top_k(rule.known(), left_out, seed=derive_seed(seed, "trim"), order="ascending"),
+        select_uniform(num_samples, exempt, seed=derive_seed(seed, "revisit"), device=device),
+    )
+
+
+def _check_length(ranking: Ranking, num_samples: int) -> None:
+    if len(ranking.values) != num_samples:
+        raise ValueError(
+            f"{ranking.name} must have {num_samples} elements, one per sample, got "
+            f"{len(ranking.values)}"
+        )
 
 
 def _select_ranked(ranking: Ranking, k: int, seed: int | Tensor, order: Order) -> Tensor:

@@ -12,10 +12,17 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import as_float, as_int, check_tensor
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
-from dynprune_cuda._schedule.seeds import as_int64
-from dynprune_cuda.distributed.ranks import resolve
+from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda.distributed.ranks import Ranks, resolve
 from dynprune_cuda.distributed.shard import LAYOUTS, Shard
-from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
+from dynprune_cuda.functional.inclusion import histogram, loss_factors, probabilities
+from dynprune_cuda.functional.ranking import (
+    FixedIds,
+    Ranking,
+    SelectionRule,
+    Trimmed,
+    Uniform,
+)
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
 from dynprune_cuda.sharded.ranking import DTYPES, check_rows, keys_of, options_hash
@@ -191,10 +198,11 @@ def select(
     process_group: Any = None,
     device: torch.device | str | int = "cpu",
 ) -> Tensor:
-    """This rank's part of `functional.select`, by any rule. Collective for a `Ranking`.
+    """This rank's part of `functional.select`, by any rule. Collective for rankings.
 
     Args:
-        rule: A `Ranking` of this rank's samples, `Uniform()`, or `FixedIds` of all ranks.
+        rule: A `Ranking` of this rank's samples, `Trimmed`, `Uniform()`, or `FixedIds` of all
+            ranks.
         k: As in `select_top_k`.
         shard: As in `select_top_k`.
         seed: As in `select_top_k`.
@@ -209,8 +217,11 @@ def select(
         ValueError: As of `select_top_k`, or fixed ids do not fit `k`.
         RuntimeError: Another rank's arguments are wrong.
     """
+    if isinstance(rule, Trimmed):
+        rule = _without_greatest(rule, shard, seed, resolve(process_group))
     if isinstance(rule, Ranking):
-        return _select(lambda: rule, k, shard, seed, process_group, rule.values)
+        ranking = rule
+        return _select(lambda: ranking, k, shard, seed, process_group, rule.values)
     if isinstance(rule, Uniform):
         if k == shard.num_samples:
             return shard.ids(torch.device(device))
@@ -220,7 +231,48 @@ def select(
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
         return move_without_waiting("ids", own, torch.device(device))
-    raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
+    raise TypeError(
+        f"rule must be a Ranking, Trimmed, Uniform or FixedIds, got {type(rule).__name__}"
+    )
+
+
+def select_rescaled(
+    rule: SelectionRule, k: int, *, shard: Shard, seed: int = 0, process_group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """This rank's part of `functional.select_rescaled`. Collective.
+
+    The ranks add up a histogram of their weights, 66 KB, and agree about the factors by it.
+
+    Args:
+        rule: As in `functional.select_rescaled`, of this rank's samples.
+        k: As in `select_top_k`.
+        shard: As in `select_top_k`.
+        seed: As in `select_top_k`.
+        process_group: As in `select_top_k`.
+
+    Returns:
+        Ascending sample ids, int64, and their factors, float32 [as many].
+    """
+    ranks = resolve(process_group)
+    if isinstance(rule, Trimmed):
+        rule = _without_greatest(rule, shard, seed, ranks)
+    if not isinstance(rule, Ranking):
+        raise TypeError(f"rule must be a Ranking or Trimmed, got {type(rule).__name__}")
+    weights = rule.weights()
+    ids = select(rule, k, shard=shard, seed=seed, process_group=ranks)
+    counts = ranks.add_up_(histogram(weights))
+    factors = loss_factors(probabilities(weights, counts, k), k, shard.num_samples)
+    return ids, factors[shard.positions_of(ids)]
+
+
+def _without_greatest(rule: Trimmed, shard: Shard, seed: int, ranks: Ranks) -> Ranking:
+    """Returns this rank's part of the ranking without the samples that are left out."""
+    left_out, exempt = rule.counts(shard.num_samples)
+    device = rule.ranking.values.device
+    seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+    top = select_top_k(rule.known(), left_out, shard=shard, seed=seeds[0], process_group=ranks)
+    again = select_uniform(exempt, shard=shard, seed=seeds[1], device=device)
+    return rule.without(shard.positions_of(top), shard.positions_of(again))
 
 
 def _select(
