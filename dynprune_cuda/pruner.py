@@ -21,6 +21,7 @@ from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
 from dynprune_cuda.policies.adapter import AnyPolicy
+from dynprune_cuda.policies.quotas import ClassShares
 from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.stats import Stats
 
@@ -66,7 +67,8 @@ class Pruner:
         anneal_epochs: int | None = None,
         epochs: int | None = None,
         groups: Any = None,
-        group_floor: float = 0.5,
+        group_floor: float | None = None,
+        class_shares: ClassShares | None = None,
         score: str = "loss",
         alpha: float | None = None,
         track_forgetting: bool = False,
@@ -97,9 +99,12 @@ class Pruner:
                 the policy's source does.
             epochs: Length of the run.
             groups: The class or group of each sample, any integers [num_samples]: every selection
-                then keeps a floor of each. See `policies.Balanced`.
+                then keeps a floor or a fixed share of each. See `policies.Balanced`.
             group_floor: A share of the group's proportional part of the selection, a float in
-                [0, 1], or a number of samples, an int.
+                [0, 1], or a number of samples, an int. None: 0.5, or nothing with `class_shares`.
+            class_shares: How much of the selection each group makes up: "equal", "proportional", or
+                a dict {class: share} with numbers from 0, of which only the ratios count. A group
+                that is too small is kept whole, and the others fill up. None: the floor.
             score: What `cross_entropy` enters as a sample's score: "loss" (the training loss with
                 its class weight and label smoothing), "el2n", "entropy", or "margin" (its
                 negative, so that small margins rank high).
@@ -147,6 +152,7 @@ class Pruner:
                 epochs=epochs,
                 groups=groups,
                 group_floor=group_floor,
+                class_shares=class_shares,
                 score=score,
                 alpha=alpha,
                 track_forgetting=track_forgetting,
