@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_lo
 from dynprune_cuda.policies.adapter import AnyPolicy
 from dynprune_cuda.policies.quotas import ClassShares
 from dynprune_cuda.scores.table import ScoreTable
-from dynprune_cuda.stats import Stats
+from dynprune_cuda.stats import Stats, share
 
 __all__ = ["Pruner"]
 
@@ -571,9 +572,17 @@ class Pruner:
             `selected_fraction`, `num_selections`, `turnover` (share of the last selection that the
             one before had not chosen; NaN before the second), `never_selected`,
             `always_selected` and `sometimes_selected` (samples that none, all or some of the
-            selections chose), and everything from `ScoreTable.stats`.
+            selections chose), and everything from `ScoreTable.stats`. With score="loss" and
+            without `track_forgetting` also `share_below_ln2`: of the visited samples, the share
+            whose mean loss is below ln 2, where the right class has more than half of the
+            probability. For the cross-entropy of one class it is a lower bound of the training
+            accuracy, as exact as the moving average; of other values it says nothing.
         """
-        return self.table.stats().merged(*self._run.describe())
+        stats, table = self.table.stats().merged(*self._run.describe()), self.table
+        if self.score == "loss" and not table.track_forgetting:
+            below = share(table.mean < math.log(2), table.count > 0)
+            stats = stats.merged({}, {"share_below_ln2": below})
+        return stats
 
     # ---- saved states
 

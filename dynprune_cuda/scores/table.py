@@ -16,7 +16,7 @@ from dynprune_cuda._checks.arguments import as_choice, as_float, as_int
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
-from dynprune_cuda.stats import Stats, score_summary
+from dynprune_cuda.stats import Stats, gini, score_summary, share
 
 __all__ = ["ScoreTable"]
 
@@ -288,11 +288,14 @@ class ScoreTable:
             finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
             value was not finite), and over the visited samples `score_mean`, `score_min`,
             `score_max`, the percentiles `score_p05`, `_p25`, `_p50`, `_p75`, `_p95`, and
-            `score_variance` (the mean of `variance`), which are NaN while there are none. With
+            `score_variance` (the mean of `variance`), which are NaN while there are none.
+            `visits_gini` is the Gini coefficient of `count`, over all samples: 0 if all have as
+            many values, near 1 if few have nearly all; NaN before the first. With
             `track_forgetting` also `forget_events`, the sum of `forget_count`, and of the samples
-            that were visited at all `never_learned` (no visit found them correct) and
-            `unforgettable` (correct once, and ever since). Reading the first number raises
-            IndexError if an earlier update on a GPU met an id out of range.
+            that were visited at all `never_learned` (no visit found them correct),
+            `unforgettable` (correct once, and ever since) and `share_correct`, the share that was
+            correct at its last visit that told. Reading the first number raises IndexError if an
+            earlier update on a GPU met an id out of range.
         """
         visited = self.count > 0
         number = visited.sum()
@@ -304,6 +307,7 @@ class ScoreTable:
             "non_finite_samples": self.last_non_finite.sum(),
             **score_summary(self.mean, visited),
             "score_variance": self.variance.sum(dtype=torch.float64) / number,
+            "visits_gini": gini(self.count),
         }
         if self.last_correct is not None and self.forget_count is not None:
             steady = self.forget_count == 0
@@ -311,6 +315,7 @@ class ScoreTable:
             tensors["forget_events"] = self.forget_count.sum()
             tensors["never_learned"] = (seen & steady & ~self.last_correct).sum()
             tensors["unforgettable"] = (steady & self.last_correct).sum()
+            tensors["share_correct"] = share(self.last_correct, seen)
         return Stats({}, tensors, partial(functional.check_errors, self.device))
 
     def __repr__(self) -> str:
