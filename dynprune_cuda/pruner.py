@@ -19,6 +19,7 @@ from dynprune_cuda._epochs.config import Config, make_config
 from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
+from dynprune_cuda.advice import advise
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
 from dynprune_cuda.policies.adapter import AnyPolicy
@@ -583,6 +584,27 @@ class Pruner:
             below = share(table.mean < math.log(2), table.count > 0)
             stats = stats.merged({}, {"share_below_ln2": below})
         return stats
+
+    def advice(self) -> str | None:
+        """Returns a sentence if choosing samples so is unlikely to pay, or None. May wait.
+
+        It compares `stats()` with what was measured: see docs/choosing.md. It looks at the training
+        accuracy (`share_correct` or `share_below_ln2`), then at `keep` of greedy policies, then at
+        `visits_gini`. Ask at the end of a run: a low accuracy early on says nothing. If `epochs` is
+        known, a low accuracy counts from the middle of the run on. With sharding="shard" it speaks
+        of this process's samples.
+
+        Returns:
+            The same sentence for the same numbers. It names the number, its limit, what to do, and
+            where the evidence is.
+
+        Raises:
+            IndexError: An earlier step on a GPU met a target or an id out of range.
+        """
+        plan = self.schedule
+        kept = plan.keep if isinstance(plan.keep, int) else self.num_selected
+        is_late = plan.epochs is None or 2 * (self.epoch + 1) > plan.epochs
+        return advise(self.stats(), self.policy, keep=kept / self.num_samples, is_late=is_late)
 
     # ---- saved states
 
