@@ -21,6 +21,8 @@ MEMORISED = 0.995
 GREEDY_KEEP = 0.3
 UNEQUAL_VISITS = 0.65
 
+BATCH_ALPHA = 0.1  # weight of a whole batch's value in the average of one of its samples
+
 _PAGE = "(docs/choosing.md)"
 
 
@@ -65,3 +67,20 @@ def advise(
             f"visits, and such runs lost, so keep more or use policies.Weighted(0.5) {_PAGE}."
         )
     return None
+
+
+def about_batch_values(alpha: float, sharding: str) -> str:
+    """Returns what a pruner warns of at the first value that several samples share.
+
+    Args:
+        alpha: The weight with which these values enter.
+        sharding: That of the pruner.
+    """
+    text = (
+        "a whole batch's loss tells little of one of its samples (at batch size 64, a rank "
+        "correlation of 0.28 with the true loss at alpha 0.1, of 0.09 at alpha 0.8): pass one "
+        f"value per sample, as of reduction='none', if you can; these enter with alpha={alpha}"
+    )
+    if sharding == "shard" and alpha > BATCH_ALPHA:
+        text += f", that of the pruner, since scores are sharded: pass Pruner(alpha={BATCH_ALPHA})"
+    return text

@@ -159,7 +159,13 @@ class ScoreTable:
         return UpdateTarget._make((ids, self.columns(), None))
 
     @torch.no_grad()
-    def update(self, ids: Tensor, values: Tensor, correct: Tensor | None = None) -> None:
+    def update(
+        self,
+        ids: Tensor,
+        values: Tensor,
+        correct: Tensor | None = None,
+        alpha: float | None = None,
+    ) -> None:
         """Enters one value per sample id, without waiting for the device.
 
         An id that occurs more than once counts once, with its last value. A row whose id is -1
@@ -172,11 +178,13 @@ class ScoreTable:
             correct: Was the sample classified correctly, bool [batch], on the CPU or on the table's
                 device; counts for nothing without `track_forgetting`. None: this visit does not
                 tell, and leaves `last_correct` and `forget_count` alone.
+            alpha: Weight of these values in the moving averages, in (0, 1]. None: the table's.
 
         Raises:
-            TypeError: `ids`, `values` or `correct` is no tensor.
-            ValueError: A dtype or a shape is wrong, the lengths differ, or a tensor is on a GPU and
-                the table on the CPU (moving it would wait for the GPU at every step).
+            TypeError: `ids`, `values` or `correct` is no tensor, or `alpha` no number.
+            ValueError: A dtype or a shape is wrong, the lengths differ, `alpha` is out of range, or
+                a tensor is on a GPU and the table on the CPU (moving it would wait for the GPU at
+                every step).
             IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
                 raised by the next call that may wait, such as `stats`).
         """
@@ -193,7 +201,7 @@ class ScoreTable:
             self.count,
             ids,
             values,
-            alpha=self.alpha,
+            alpha=self.alpha if alpha is None else alpha,
             first_visit=self.first_visit,
             non_finite_count=self.non_finite_count,
             last_non_finite=self.last_non_finite,
