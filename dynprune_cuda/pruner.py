@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynprune_cuda import distributed, functional
 from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
@@ -21,9 +21,12 @@ from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, advise
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
 from dynprune_cuda.policies.adapter import AnyPolicy
 from dynprune_cuda.policies.quotas import ClassShares
+from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
+from dynprune_cuda.scores.others import other_ids
 from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.stats import Stats, share
 
@@ -332,6 +335,28 @@ class Pruner:
         places = torch.searchsorted(subset.ids, sample_ids).clamp_(max=len(subset.ids) - 1)
         return subset.ids[places] == sample_ids
 
+    @property
+    def unselected(self) -> Tensor:
+        """The sample ids that the current epoch leaves out, ascending, int64, on `device`.
+
+        Nothing waits. With sharding="shard", those that this process holds.
+
+        Raises:
+            RuntimeError: As `selected`.
+        """
+        subset, ids = self._run.current(), self._run.all_ids()
+        if subset is None:
+            return ids[:0]
+        return ids[other_ids(torch.searchsorted(ids, subset.ids), len(ids))]
+
+    def unselected_share(self) -> Tensor:
+        """Returns this process's part of `unselected`, ascending, int64, without waiting.
+
+        Processes with replicated scores divide it; with sharding="shard" each takes its own.
+        """
+        ids = self.unselected
+        return ids if self.sharding == "shard" else ids[self.ranks.rank :: self.ranks.size]
+
     def epoch_order(self) -> Tensor:
         """Returns the ids of the current epoch in the order in which the samplers yield them.
 
@@ -418,6 +443,17 @@ class Pruner:
                 score.
         """
         return EpochBatchSampler(self, batch_size, drop_last)
+
+    def unselected_sampler(self, batch_size: int) -> UnselectedBatchSampler:
+        """Returns a sampler for `DataLoader(batch_sampler=...)` of what the epoch leaves out.
+
+        It yields `unselected_share()` of the epoch that is current when it is iterated. `rescore`
+        takes a loader that has it.
+
+        Args:
+            batch_size: Samples per batch, at least 1; the last batch may be smaller.
+        """
+        return UnselectedBatchSampler(self, batch_size)
 
     # ---- scores
 
@@ -577,6 +613,62 @@ class Pruner:
             messages.append(about_batch_values(used, self.sharding))
         for message in filter(None, messages):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def rescore(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        score: ScoreBatch | None = None,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        label_smoothing: float = 0.0,
+    ) -> Rescored:
+        """Scores samples by forward passes only, such as those that the epoch left out. Waits.
+
+            rest = DataLoader(indexed_set, batch_sampler=pruner.unselected_sampler(512))
+            ...
+            pruner.rescore(model, rest)  # at the end of an epoch
+
+        The model runs with `model.eval()` and without gradients. The modes of all its modules, and
+        the random generators of Python, NumPy and torch in this process, are afterwards as before.
+        Autocast is yours: `with torch.autocast("cuda", torch.bfloat16): pruner.rescore(...)`.
+
+        The values enter the table as a training step's do: they count as visits, in `visits_gini`
+        and in forgetting events, too. They are of the model in evaluation mode, so they may be
+        lower than the losses of training. Pass the `weight` and `label_smoothing` of the training.
+
+        With several processes each enters what its own loader yields, and `set_epoch` shares it.
+        With sharding="shard" the scores enter when the next epoch begins.
+
+        Args:
+            model: On `device`; of DistributedDataParallel, the module inside is used.
+            loader: Yields (inputs, targets, ids), three tensors on any device: targets are class
+                indices [batch], and ids are integers [batch], -1 for no sample.
+            score: A function `(model, batch) -> (ids, values)` for other batches or other scores,
+                with ids and values as `observe` takes them.
+            weight: Class weights [num_classes], on `device`.
+            ignore_index: Target of rows that count for nothing.
+            label_smoothing: In [0, 1].
+
+        Returns:
+            The seconds that it took, and how many batches and samples the loader had.
+
+        Raises:
+            TypeError: An argument or a batch has the wrong type.
+            ValueError: An argument or a batch has the wrong dtype, shape or value. What was entered
+                before stays.
+            IndexError: As `observe`.
+        """
+        return rescore(
+            self,
+            model,
+            loader,
+            score,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
 
     def stats(self) -> Stats:
         """Summarises the current epoch, the selections and the scores for a log.

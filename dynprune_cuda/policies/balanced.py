@@ -18,6 +18,7 @@ from dynprune_cuda.functional.score_updates import FirstVisit
 from dynprune_cuda.policies.adapter import AnyPolicy, adapt
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, fingerprint_of, trusted
 from dynprune_cuda.policies.quotas import ClassShares, checked_shares, quotas, whole_shares
+from dynprune_cuda.scores.others import other_ids
 from dynprune_cuda.scores.table import ScoreTable
 
 
@@ -215,7 +216,8 @@ class Balanced(WeighingPolicy):
             if floor
         ]
         if sum(floors) < k:
-            ids = _others(chosen, sum(floors), table)
+            taken = torch.cat(chosen) if chosen else self.groups.new_empty(0, device=table.device)
+            ids = other_ids(taken, table.num_samples)
             rest, seed = k - sum(floors), derive_seed(seed, "rest")
             positions = inside.select(table.part(ids), rest, seed=seed)
             chosen.append(ids[positions])
@@ -250,18 +252,6 @@ class Balanced(WeighingPolicy):
         if self.class_shares is not None:
             rule = f"class_shares={self.class_shares!r}"
         return f"Balanced({self.policy!r}, <{len(self._sizes)} groups>, {rule})"
-
-
-def _others(chosen: list[Tensor], num_chosen: int, table: ScoreTable) -> Tensor:
-    """Returns the ids that are not in `chosen`, ascending; how many they are needs no waiting."""
-    is_open = torch.ones(table.num_samples, dtype=torch.bool, device=table.device)
-    if chosen:
-        is_open.index_fill_(0, torch.cat(chosen), False)
-    size = table.num_samples - num_chosen
-    # The chosen ones all land in the slot behind the last, which is cut off.
-    slots = torch.where(is_open, is_open.cumsum(0) - 1, size)
-    ids = torch.empty(size + 1, dtype=torch.int64, device=table.device)
-    return ids.scatter_(0, slots, torch.arange(table.num_samples, device=table.device))[:size]
 
 
 def _checked_floor(floor: Any) -> float:

@@ -23,11 +23,13 @@ NAMES = {
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
     "dynprune_cuda.data": "DeviceLoader EpochBatchSampler EpochSampler IndexedDataset",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
+    "dynprune_cuda.data.unselected": "UnselectedBatchSampler",
     "dynprune_cuda.data.indexed": "IndexedDataset",
     "dynprune_cuda.data.device_loader": "DeviceLoader",
     "dynprune_cuda.pruner": "Pruner",
     "dynprune_cuda.hooks": "track_gradient_norm",
     "dynprune_cuda.plotting": "KeptHistory plot_kept",
+    "dynprune_cuda.rescoring": "Rescored",
     "dynprune_cuda.schedules": "Ramp Wave growing oscillating shrinking",
     "dynprune_cuda.stats": "Stats",
     "dynprune_cuda.static_scores": """ForgettingCounter StaticScores el2n_scores forgetting_scores
