@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says when choosing samples is unlikely to pay, by what was measured: see docs/choosing.md."""
+"""What a run is told of its chances, by what was measured: see docs/choosing.md."""
 
 from __future__ import annotations
 

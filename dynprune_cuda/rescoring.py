@@ -89,7 +89,7 @@ def rescore(
 
     function: ScoreBatch = cross_entropy if score is None else score
     began, batches, samples = time.perf_counter(), 0, 0
-    with _as_if_nothing_happened(model, device):
+    with _evaluating(model, device):
         for batch in loader:
             ids, values = function(model, batch)
             pruner.observe(ids, values)
@@ -113,7 +113,7 @@ def _parts(batch: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _as_if_nothing_happened(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluates without gradients; then restores modules' modes and the random generators.
 
     A `DataLoader` draws from torch's generator when it is iterated, and a dataset may draw from

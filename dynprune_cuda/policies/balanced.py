@@ -32,8 +32,8 @@ class Balanced(WeighingPolicy):
     waits for the device, because the size of every group is known from the beginning. A selection
     costs one call of the policy per group.
 
-    With `class_shares` there is no rest: shares decide how many samples of each group are kept, and
-    the policy which. A group that is smaller than its part is kept whole, and what it lacks is
+    With `class_shares` there is no rest. The shares decide how many samples of each group are kept,
+    and the policy decides which. A group that is smaller than its part is kept whole, and what it lacks is
     divided among the others by their shares. Parts are rounded by largest remainder. Equal
     remainders are ordered at random, by the seed of the selection.
 
@@ -172,28 +172,36 @@ class Balanced(WeighingPolicy):
         Raises:
             ValueError: The floors add up to more than `k`, or the groups with a share have fewer.
         """
-        if not self.weighs:
+        if self.class_shares is not None:
+            self.quotas(k, seed=0)
+        elif not self.weighs:
             self.floors(k)
 
-    def floors(self, k: int, *, seed: int = 0) -> list[int]:
-        """Returns how many samples of each group, by rising label, any selection of `k` holds.
+    def quotas(self, k: int, *, seed: int) -> list[int]:
+        """Returns how many samples of each group, by rising label, `class_shares` give.
 
         Args:
             k: How many samples are selected.
-            seed: Of the selection; with `class_shares` it decides between equal remainders.
+            seed: Of the selection; decides between equal remainders.
 
         Raises:
-            ValueError: The floors add up to more than `k`, or the groups with a share have fewer.
+            ValueError: The groups with a share have fewer than `k` samples.
         """
-        if self.class_shares is not None:
-            sizes, shares = self._sizes, self._shares
-            most = sum(size for size, share in zip(sizes, shares, strict=True) if share)
-            if k > most:
-                raise ValueError(
-                    f"keep must be at most {most} with class_shares={self.class_shares!r}, which "
-                    f"leave no other samples, got {k}; give further classes a share above 0"
-                )
-            return quotas(sizes, shares, k, seed=seed)
+        sizes, shares = self._sizes, self._shares
+        most = sum(size for size, share in zip(sizes, shares, strict=True) if share)
+        if k > most:
+            raise ValueError(
+                f"keep must be at most {most} with class_shares={self.class_shares!r}, which leave "
+                f"no other samples, got {k}; give further classes a share above 0"
+            )
+        return quotas(sizes, shares, k, seed=seed)
+
+    def floors(self, k: int) -> list[int]:
+        """Returns how many samples of each group, by rising label, `floor` asks for.
+
+        Raises:
+            ValueError: The floors add up to more than `k`.
+        """
         assert self.floor is not None
         if isinstance(self.floor, int):
             floors = [min(size, self.floor) for size in self._sizes]
@@ -209,7 +217,8 @@ class Balanced(WeighingPolicy):
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
-        inside, floors = self._inside, self.floors(k, seed=seed)
+        inside, shares = self._inside, self.class_shares
+        floors = self.floors(k) if shares is None else self.quotas(k, seed=seed)
         chosen = [
             ids[inside.select(table.part(ids), floor, seed=derive_seed(seed, "group", number))]
             for number, (ids, floor) in enumerate(zip(self._parts(table), floors, strict=True))
