@@ -33,8 +33,8 @@ class Balanced(WeighingPolicy):
     costs one call of the policy per group.
 
     With `class_shares` there is no rest. The shares decide how many samples of each group are kept,
-    and the policy decides which. A group that is smaller than its part is kept whole, and what it lacks is
-    divided among the others by their shares. Parts are rounded by largest remainder. Equal
+    and the policy decides which. A group that is smaller than its part is kept whole, and what it
+    lacks is divided among the others by their shares. Parts are rounded by largest remainder. Equal
     remainders are ordered at random, by the seed of the selection.
 
     A policy that weighs, such as `InfoBatch`, works inside each group instead: with the group's own
