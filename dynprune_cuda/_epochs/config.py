@@ -19,6 +19,7 @@ from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.functional.cross_entropy import SCORES
 from dynprune_cuda.policies.adapter import AnyPolicy, adapt
 from dynprune_cuda.policies.protocol import Policy
+from dynprune_cuda.policies.quotas import ClassShares
 from dynprune_cuda.policies.registry import fingerprint, resolve_count
 
 SHARDINGS = ("replicate", "shard")
@@ -91,7 +92,8 @@ def make_config(
     anneal_epochs: int | None,
     epochs: int | None,
     groups: Any,
-    group_floor: float,
+    group_floor: float | None,
+    class_shares: ClassShares | None,
     score: str,
     alpha: float | None,
     track_forgetting: bool,
@@ -112,7 +114,9 @@ def make_config(
         epochs = as_int("epochs", epochs, minimum=1)
     given = policies.resolve(policy)
     if groups is not None:
-        given = policies.Balanced(given, groups, group_floor)
+        given = policies.Balanced(given, groups, group_floor, class_shares)
+    elif class_shares is not None:
+        raise ValueError(f"class_shares={class_shares!r} need groups=, the class of each sample")
     checked = adapt(given)
     checked.check_size(num_samples)
     defaults = {**Policy.settings(checked, epochs), **checked.settings(epochs)}

@@ -173,9 +173,11 @@ class Run(ABC):
         """Accepts what a scored step wrote; returns what to warn of."""
         return self._note(ids)
 
-    def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
-        """Enters values; returns what to warn of."""
-        self.table.update(self._scored(ids), values, correct)
+    def observe(
+        self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None
+    ) -> str | None:
+        """Enters values; returns what to warn of. `alpha` is that of `ScoreTable.update`."""
+        self.table.update(self._scored(ids), values, correct, alpha)
         return self._note(ids)
 
     def _scored(self, ids: Tensor) -> Tensor:

@@ -263,9 +263,11 @@ class ShardedRun(Run):
             self._repeats.mark(torch.where(counts, self._on_device(ids), -1))
         return self._note(ids)
 
-    def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
+    def observe(
+        self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None
+    ) -> str | None:
         """Puts values into the outbox; returns what to warn of."""
-        message = super().observe(ids, values, correct)
+        message = super().observe(ids, values, correct, alpha)
         if self._repeats:
             self._repeats.mark(self._on_device(ids))
         return message

@@ -377,16 +377,6 @@ def test_margins_are_no_weights(device):
         Pruner(40, 0.5, "weighted", score="margin", device=device)
 
 
-def test_a_scalar_batch_loss_is_credited_to_every_sample_of_the_batch(device):
-    """The moving average over the batches that a sample was in."""
-    pruner = Pruner(N, 0.5, alpha=0.5, device=device)
-    for ids, loss in (([0, 1, 2], 4.0), ([0, 3], 1.0), ([1, 3], 8.0)):
-        value = torch.tensor(loss, device=device, requires_grad=True)
-        pruner.observe(torch.tensor(ids), value)
-    assert pruner.table.mean[:4].tolist() == [2.5, 6.0, 4.0, 4.5]
-    assert pruner.table.count[:4].tolist() == [2, 2, 1, 2]
-
-
 def test_sample_weights_mixup_and_loss_scales_reach_the_step(device):
     logits, target, ids = batch(device)
     weight = torch.linspace(0.5, 2, len(ids), device=device)
