@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynprune_cuda import Pruner, policies
+from dynprune_cuda.functional import tilted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -107,6 +108,8 @@ class Experiment:
             "made": repr(pruner),
             "seed": cell.seed,
         }
+        if isinstance(pruner.policy, policies.Adaptive):
+            parts["tilt"] = [tilted.MEMORISED, tilted.LEARNED, tilted.LEARNING, tilted.UNLEARNED]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

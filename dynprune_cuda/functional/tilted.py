@@ -15,8 +15,8 @@ from dynprune_cuda.functional.ranking import Ranking
 
 # The effective share at which the tilt is 0, and from which on it is 1; and the same from above.
 # Measured: docs/choosing.md.
-MEMORISED, LEARNED = 0.40, 0.50
-LEARNING, UNLEARNED = 0.80, 0.90
+MEMORISED, LEARNED = 0.42, 0.50
+LEARNING, UNLEARNED = 0.72, 0.80
 _STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not reach it
 
 
@@ -28,7 +28,7 @@ class Tilted:
     (sum of r)^2 / (N * sum of r^2), with r the square root of the score (Kish 1965). It is 1 for
     equal scores and falls while the samples are learned, until few of them hold most of the loss.
     Weights are `tilt * r + (1 - tilt) * mean of r`. The tilt is 1 for effective shares from 0.5 to
-    0.8, falls to 0 at 0.4 and at 0.9, and is a multiple of 1/64.
+    0.72, falls to 0 at 0.42 and at 0.8, and is a multiple of 1/64.
 
     Attributes:
         scores: [N] float32, float16 or bfloat16: losses, or others that are 0 for a sample that is
