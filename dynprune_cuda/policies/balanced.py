@@ -89,8 +89,8 @@ class Balanced(WeighingPolicy):
             )
         if self._inside.whole:
             raise ValueError(
-                f"groups do not fit {self.policy!r}, which decides about all samples at once: leave "
-                "them out, or choose another policy"
+                f"groups do not fit {self.policy!r}, which decides about all samples at once: "
+                "leave them out, or choose another policy"
             )
         object.__setattr__(self, "groups", _checked_groups(self.groups))
         if self.class_shares is not None:

@@ -17,9 +17,10 @@ NAMES = {
         Ranking Uniform FixedIds select""",
     "dynprune_cuda.sharded": """Shard select_epsilon_greedy select_top_k select_ucb select_ucb1
         select_uniform select_weighted select""",
-    "dynprune_cuda.policies": """UCB Balanced EpsilonGreedy Full InfoBatch Policy RandomStatic
-        StaticSubset UniformRandom WeighingPolicy Weighted names register resolve""",
-    "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit",
+    "dynprune_cuda.policies": """UCB Balanced Covered EpsilonGreedy Full IES InfoBatch OrderDP
+        Policy RandomStatic RePB SeTa StaticSubset UniformRandom
+        WeighingPolicy Weighted names register resolve""",
+    "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit History",
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
     "dynprune_cuda.data": "DeviceLoader EpochBatchSampler EpochSampler IndexedDataset",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
