@@ -5,8 +5,11 @@ import copy
 import math
 import pickle
 
+import published_ranks
 import pytest
+import ranks
 import torch
+import torch.distributed as dist
 from published_rules import Ies, RePb, best_groups, binned, coins, cost_of, orderdp
 from runs import BATCH, EPOCHS, N, assert_same_state, save, train
 from waiting import no_waiting
@@ -352,6 +355,17 @@ def test_selecting_waits_for_nothing_and_changes_no_score(policy):
     assert clone == policy
     if policy.weighs:
         assert torch.equal(clone.weigh(table, seed=1), weights)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_select_as_one_does(tmp_path):
+    alone = [published_ranks.subsets(policy) for policy in published_ranks.POLICIES]
+    for rank in ranks.run_world(2, tmp_path, published_ranks.work):
+        for policy, mine, theirs in zip(published_ranks.POLICIES, alone, rank, strict=True):
+            assert [ids for ids, _ in mine] == [ids for ids, _ in theirs], policy
+            for (_, one), (_, other) in zip(mine, theirs, strict=True):
+                assert torch.equal(one, other), policy
 
 
 @pytest.mark.parametrize("policy", [SeTa(), IES(), RePB()], ids=repr)
