@@ -19,7 +19,7 @@ from dynprune_cuda._epochs.config import Config, make_config
 from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
-from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, advise
+from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, about_greedy, advise
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
@@ -36,7 +36,7 @@ __all__ = ["Pruner"]
 class Pruner:
     """Decides which samples each epoch trains on, and learns from the losses it is shown.
 
-        pruner = Pruner(len(train_set), keep=0.3, policy="ucb", device="cuda")
+        pruner = Pruner(len(train_set), keep=0.3, device="cuda")
         loader = DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(512))
         for epoch in range(epochs):
             pruner.set_epoch(epoch)
@@ -65,7 +65,7 @@ class Pruner:
         self,
         num_samples: int,
         keep: Keep | None = None,
-        policy: str | AnyPolicy | Callable[..., Tensor] = "ucb",
+        policy: str | AnyPolicy | Callable[..., Tensor] = "adaptive",
         *,
         period: int | None = None,
         warmup_epochs: int = 1,
@@ -97,8 +97,8 @@ class Pruner:
                 given, it must agree. InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
-            period: Epochs between selections, at least 1. None: 10, or what the policy's source
-                does.
+            period: Epochs between selections, at least 1. None: 1, which was the most accurate
+                setting of every policy. `policies.paper` has the period of the paper, 10.
             warmup_epochs: First epochs, which train on everything.
             anneal_epochs: Last epochs, which train on everything; needs `epochs`. None: 0, or what
                 the policy's source does.
@@ -175,6 +175,10 @@ class Pruner:
         ranks.agree("making the pruner", place, make)
         self._run = made[0]
         ranks.check_settings(self._config.common(), self.device)
+        if counts := self.schedule.known_counts():
+            kept = sum(counts) / len(counts) / self.num_samples
+            if message := about_greedy(self.policy, kept):
+                warnings.warn(message, UserWarning, stacklevel=2)
         # Made here, because the first step may be a captured one.
         ticket = None
         if self.device.type == "cuda":
@@ -205,6 +209,11 @@ class Pruner:
     def weighs(self) -> bool:
         """Whether the policy decides how many samples it keeps, and rescales their losses."""
         return self._config.policy.weighs
+
+    @property
+    def rescales(self) -> bool:
+        """Whether losses are multiplied by factors of their samples; see `rescale`."""
+        return self._config.policy.has_factors
 
     @property
     def schedule(self) -> Schedule:
@@ -458,7 +467,9 @@ class Pruner:
     # ---- scores
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
-        """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
+        """Multiplies losses by the factors of a policy that rescales, without waiting.
+
+        These are `InfoBatch` and `Weighted(rescale=True)`.
 
         `cross_entropy` does it itself. For a loss of your own, where the mean of the batch was
         taken: `pruner.observe(ids, losses)`, then `pruner.rescale(ids, losses).mean()`.
@@ -468,7 +479,7 @@ class Pruner:
             losses: One loss per sample [batch], on `device`; not changed.
 
         Returns:
-            `losses` itself under policies that do not weigh, otherwise a new tensor of the same
+            `losses` itself under policies that do not rescale, otherwise a new tensor of the same
             dtype, differentiable; in warm-up and annealing every factor is 1.
 
         Raises:

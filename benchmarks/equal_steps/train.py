@@ -17,6 +17,7 @@ from benchmarks.equal_steps.models import make_model
 from benchmarks.training.images import ImageTask, Prepare, TensorImages
 from benchmarks.training.learning_rate import one_cycle
 from dynprune_cuda import DeviceLoader
+from dynprune_cuda.policies import Adaptive
 
 __all__ = ["train"]
 
@@ -59,7 +60,7 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
 
     Returns:
         Accuracies in % (test set, validation set, training set by its clean labels), the rarest
-        class's, how the visits are spread, and the cost.
+        class's, how the visits are spread, the mean tilt of `Adaptive`, and the cost.
     """
     place = torch.device(device)
     torch.manual_seed(seed)
@@ -90,9 +91,12 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
     mixed = setting.precision == "bfloat16"
     start, cpu_start = time.perf_counter(), time.process_time()
     step, epoch, samples = 0, 0, 0
+    tilts: list[Tensor] = []
     model.train()
     while step < total:
         pruner.set_epoch(epoch)
+        if isinstance(pruner.policy, Adaptive) and epoch:
+            tilts.append(pruner.policy.tilt(pruner.table))
         for x, y, ids in loader:
             _set_learning_rate(optimizer, setting.lr, step / max(1, total - 1))
             with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
@@ -125,6 +129,7 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
         "never_visited": 100 * float((visits == 0).double().mean()),
         "visits_of_wrong_labels": 100 * float(visits[wrong].sum() / visits.sum()),
         "wrong_labels": 100 * float(wrong.double().mean()),
+        "tilt": float(torch.stack(tilts).mean()) if tilts else None,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
     }

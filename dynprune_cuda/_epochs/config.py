@@ -130,11 +130,13 @@ def make_config(
     )
     for count in schedule.known_counts():
         checked.check_count(count, num_samples)
+    _check_rescaling(given, checked)
     as_choice("score", score, SCORES)
     if score == "margin" and not checked.takes_negative_scores:
         raise ValueError(
             f"score='margin' does not fit policy={checked!r}, which needs scores >= 0: "
-            "the margins of correct samples count as negative, and would all weigh nothing"
+            "the margins of correct samples count as negative, and would all weigh nothing; use "
+            "policy='ucb'"
         )
     alpha = defaults["alpha"] if alpha is None else alpha
     config = Config(
@@ -153,6 +155,22 @@ def make_config(
     )
     _check_sharding(config)
     return config
+
+
+def _check_rescaling(given: AnyPolicy, checked: Policy) -> None:
+    inside = given.policy if isinstance(given, policies.Balanced) else given
+    if not getattr(inside, "rescales", False):
+        return
+    if inside is not given:
+        raise ValueError(
+            f"groups do not fit {inside!r}: the factors of its losses hold for selections from all "
+            "samples; use rescale=False"
+        )
+    if not checked.selects_by_ranking:
+        raise ValueError(
+            f"{given!r} must leave select and weigh as they are to have rescales=True: the factors "
+            "of the losses come from its ranking"
+        )
 
 
 def _check_sharding(config: Config) -> None:

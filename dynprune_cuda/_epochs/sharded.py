@@ -26,7 +26,8 @@ from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.functional.ranking import FixedIds, SelectionRule
+from dynprune_cuda.functional.ranking import FixedIds
+from dynprune_cuda.functional.rules import SelectionRule
 from dynprune_cuda.scores.sharded_table import RowsBefore, ShardedScoreTable
 from dynprune_cuda.scores.table import UpdateTarget
 

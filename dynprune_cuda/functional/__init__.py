@@ -26,7 +26,8 @@ from dynprune_cuda.functional.cross_entropy import (
 )
 from dynprune_cuda.functional.errors import check_errors
 from dynprune_cuda.functional.inclusion import inclusion_probabilities
-from dynprune_cuda.functional.ranking import FixedIds, Ranking, Trimmed, Uniform
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import Trimmed
 from dynprune_cuda.functional.score_updates import update_scores_
 from dynprune_cuda.functional.selection import (
     permutation,
@@ -39,11 +40,13 @@ from dynprune_cuda.functional.selection import (
     select_uniform,
     select_weighted,
 )
+from dynprune_cuda.functional.tilted import Tilted
 
 __all__ = [
     "FixedIds",
     "Ranking",
     "ScoredLoss",
+    "Tilted",
     "Trimmed",
     "Uniform",
     "check_errors",

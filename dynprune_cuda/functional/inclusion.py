@@ -71,11 +71,10 @@ def histogram(weights: Tensor) -> Tensor:
 
 def probabilities(weights: Tensor, table: Tensor, k: int) -> Tensor:
     """Inclusion probabilities of some weights, from the histogram of all of them."""
-    counts, sums = table.double()
-    infinite, zeros, finite = counts[_INFINITE], counts[_ZERO], counts[:_INFINITE]
-    number = finite.sum()
+    means, finite, zeros = bin_means(table)
+    infinite, number = table[0, _INFINITE].double(), finite.sum()
     wanted = (k - infinite).clamp(min=0)
-    time = _time(finite, _means(finite, sums[:_INFINITE]), torch.minimum(wanted, number))
+    time = _time(finite, means, torch.minimum(wanted, number))
     first = (k / infinite).clamp(max=1.0)
     last = (wanted - number).clamp(min=0) / zeros
     taken = torch.mul(weights, -time.to(torch.float32)).expm1_().neg_()
@@ -84,12 +83,18 @@ def probabilities(weights: Tensor, table: Tensor, k: int) -> Tensor:
     return torch.where(weights == torch.inf, first.to(torch.float32), taken)
 
 
-def _means(counts: Tensor, sums: Tensor) -> Tensor:
-    """Returns the mean weight of each bin, float64; within a bin, weights are linear in bits."""
-    bits = torch.arange(_INFINITE, dtype=torch.int32, device=counts.device) << _SHIFT
+def bin_means(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the means and counts of the finite weights by bin, and the number of zeros; float64.
+
+    Within a bin, weights are linear in their bits.
+    """
+    counts, sums = table.double()
+    finite = counts[:_INFINITE]
+    bits = torch.arange(_INFINITE, dtype=torch.int32, device=table.device) << _SHIFT
     start = bits.view(torch.float32).double()
     step = (bits + 1).view(torch.float32).double() - start
-    return start + step * (sums / counts.clamp(min=1.0))
+    means = start + step * (sums[:_INFINITE] / finite.clamp(min=1.0))
+    return means, finite, counts[_ZERO]
 
 
 def _time(counts: Tensor, means: Tensor, wanted: Tensor) -> Tensor:

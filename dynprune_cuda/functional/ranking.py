@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -181,67 +181,6 @@ class Ranking(NamedTuple):
         return self.values, self.second, int(self.kind), self.c, self.log_step
 
 
-@dataclass(frozen=True, eq=False)
-class Trimmed:
-    """A weighted ranking without its greatest scores, of which some are drawn nevertheless.
-
-    Under label noise, the greatest losses are mostly those of wrong labels. A tenth of the samples,
-    drawn anew by each seed, is exempt: what was left out is looked at again now and then.
-
-    Attributes:
-        ranking: Of kind `Ranking.by_score_weight`.
-        share: Share of all samples that is left out, in [0, 1): `floor(share * N + 0.5)` samples
-            with the greatest scores. NaN is not left out.
-        revisited: Share of all samples that is exempt, in [0, 1].
-
-    Raises:
-        TypeError: An attribute has the wrong type.
-        ValueError: A share is out of range, or the ranking of another kind.
-    """
-
-    ranking: Ranking
-    share: float
-    revisited: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Checks the attributes."""
-        if not isinstance(self.ranking, Ranking):
-            raise TypeError(f"ranking must be a Ranking, got {type(self.ranking).__name__}")
-        if self.ranking.kind not in (RankingKind.SCORE_WEIGHT, RankingKind.SCORE_WEIGHT_SQRT):
-            raise ValueError(
-                f"ranking must be made by Ranking.by_score_weight, got {self.ranking.kind.name}"
-            )
-        object.__setattr__(self, "share", as_share("share", self.share))
-        object.__setattr__(
-            self, "revisited", as_float("revisited", self.revisited, low=0.0, high=1.0)
-        )
-
-    def counts(self, num_samples: int) -> tuple[int, int]:
-        """Returns how many samples are left out, and how many are exempt."""
-        return (
-            math.floor(self.share * num_samples + 0.5),
-            math.floor(self.revisited * num_samples + 0.5),
-        )
-
-    def known(self) -> Tensor:
-        """Returns the scores, and -inf for NaN, which is not left out."""
-        return self.ranking.values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-
-    def without(self, rows: Tensor, exempt: Tensor) -> Ranking:
-        """Returns the ranking with `rows` weighing nothing, but for those that are exempt."""
-        out = torch.zeros_like(self.ranking.values, dtype=torch.bool)
-        out.index_fill_(0, rows, True).index_fill_(0, exempt, False)
-        return self.ranking._replace(values=self.ranking.values.masked_fill(out, -math.inf))
-
-
-def as_share(name: str, share: float) -> float:
-    """Returns a share that is left out, in [0, 1)."""
-    number = as_float(name, share, low=0.0, high=1.0)
-    if number == 1.0:
-        raise ValueError(f"{name} must be below 1, got {share!r}")
-    return number
-
-
 @dataclass(frozen=True)
 class Uniform:
     """Samples drawn uniformly, whatever their scores are."""
@@ -278,9 +217,6 @@ class FixedIds:
         if largest >= num_samples:
             raise ValueError(f"ids must be below num_samples={num_samples}, got {largest}")
         return len(self.tensor)
-
-
-SelectionRule: TypeAlias = Ranking | Trimmed | Uniform | FixedIds
 
 
 def _sorted_ids(ids: Any) -> Tensor:

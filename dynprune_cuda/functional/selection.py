@@ -16,13 +16,9 @@ from dynprune_cuda.functional.inclusion import (
     inclusion_probabilities,
     loss_factors,
 )
-from dynprune_cuda.functional.ranking import (
-    FixedIds,
-    Ranking,
-    SelectionRule,
-    Trimmed,
-    Uniform,
-)
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed, WeightedRule
+from dynprune_cuda.functional.tilted import Tilted
 
 Order = Literal["random", "ascending"]
 
@@ -213,7 +209,7 @@ def select(
     """Selects from a whole table by any rule.
 
     Args:
-        rule: A `Ranking` of all samples, `Trimmed`, `Uniform()`, or `FixedIds`.
+        rule: A `Ranking` of all samples, `Tilted`, `Trimmed`, `Uniform()`, or `FixedIds`.
         num_samples: N.
         k: See `functional`.
         seed: See `functional`; an int for `Trimmed`.
@@ -227,11 +223,8 @@ def select(
         TypeError: `rule` is none.
         ValueError: The rule does not fit the number of samples or `k`.
     """
-    if isinstance(rule, Trimmed):
-        rule = _without_greatest(rule, num_samples, seed)
-    if isinstance(rule, Ranking):
-        _check_length(rule, num_samples)
-        return _select_ranked(rule, k, seed, order)
+    if isinstance(rule, Ranking | Tilted | Trimmed):
+        return _select_ranked(_as_ranking(rule, num_samples, seed), k, seed, order)
     k = _check_k(k, num_samples)
     as_choice("order", order, ("random", "ascending"))
     if isinstance(rule, Uniform):
@@ -242,9 +235,7 @@ def select(
         if k != rule.count(num_samples):
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         return move_without_waiting("ids", rule.tensor, torch.device(device))
-    raise TypeError(
-        f"rule must be a Ranking, Trimmed, Uniform or FixedIds, got {type(rule).__name__}"
-    )
+    raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
 
 
 def select_rescaled(
@@ -257,8 +248,8 @@ def select_rescaled(
     and at most 10. A factor of 10 stands for a sample that is taken a tenth as often as others.
 
     Args:
-        rule: A ranking of all samples by weights, or `Trimmed`: `Ranking.by_weight` of float32
-            weights, or `Ranking.by_score_weight`.
+        rule: Of all samples, by weights: `Ranking.by_weight` or `Ranking.by_score_weight`,
+            `Tilted`, or `Trimmed`.
         num_samples: N.
         k: See `functional`.
         seed: Any int.
@@ -270,35 +261,37 @@ def select_rescaled(
         TypeError: An argument has the wrong type.
         ValueError: The rule is not drawn by weights, or does not fit the number of samples or `k`.
     """
-    if isinstance(rule, Trimmed):
-        rule = _without_greatest(rule, num_samples, seed)
-    if not isinstance(rule, Ranking):
-        raise TypeError(f"rule must be a Ranking or Trimmed, got {type(rule).__name__}")
-    _check_length(rule, num_samples)
-    weights = rule.weights()
-    ids = _select_ranked(rule, k, seed, "ascending")
+    if not isinstance(rule, Ranking | Tilted | Trimmed):
+        raise TypeError(
+            f"rule must be a Ranking, Tilted or Trimmed, got {type(rule).__name__}: other rules "
+            "have no weights to rescale by"
+        )
+    ranking = _as_ranking(rule, num_samples, seed)
+    weights = ranking.weights()
+    ids = _select_ranked(ranking, k, seed, "ascending")
     return ids, loss_factors(inclusion_probabilities(weights, k), k, num_samples)[ids]
 
 
-def _without_greatest(rule: Trimmed, num_samples: int, seed: int | Tensor) -> Ranking:
-    """Returns the ranking without the samples that are left out."""
-    if isinstance(seed, Tensor):
-        raise TypeError("seed must be an int for Trimmed, got a tensor")
-    _check_length(rule.ranking, num_samples)
-    left_out, exempt = rule.counts(num_samples)
-    device = rule.ranking.values.device
-    return rule.without(
-        select_top_k(rule.known(), left_out, seed=derive_seed(seed, "trim"), order="ascending"),
-        select_uniform(num_samples, exempt, seed=derive_seed(seed, "revisit"), device=device),
-    )
-
-
-def _check_length(ranking: Ranking, num_samples: int) -> None:
-    if len(ranking.values) != num_samples:
+def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ranking:
+    """Returns the ranking that a rule amounts to, with the scores of all samples."""
+    inner = rule.ranking if isinstance(rule, Trimmed) else rule
+    values = inner.values
+    if len(values) != num_samples:
         raise ValueError(
-            f"{ranking.name} must have {num_samples} elements, one per sample, got "
-            f"{len(ranking.values)}"
+            f"{inner.name} must have {num_samples} elements, one per sample, got {len(values)}"
         )
+    if isinstance(rule, Trimmed):
+        if isinstance(seed, Tensor):
+            raise TypeError("seed must be an int for Trimmed, got a tensor")
+        left_out, exempt = rule.counts(num_samples)
+        seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+        values = rule.without(
+            select_top_k(rule.known(), left_out, seed=seeds[0], order="ascending"),
+            select_uniform(num_samples, exempt, seed=seeds[1], device=values.device),
+        )
+    if isinstance(inner, Tilted):
+        return inner.ranking(inner.histogram(), values)
+    return inner._replace(values=values)
 
 
 def _select_ranked(ranking: Ranking, k: int, seed: int | Tensor, order: Order) -> Tensor:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which samples to train on next: one small frozen class per rule, and how to write your own."""
 
+from dynprune_cuda.policies.adaptive import Adaptive
 from dynprune_cuda.policies.balanced import Balanced
 from dynprune_cuda.policies.covered import Covered
 from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
@@ -8,6 +9,7 @@ from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.ies import IES
 from dynprune_cuda.policies.infobatch import InfoBatch
 from dynprune_cuda.policies.orderdp import OrderDP
+from dynprune_cuda.policies.paper import paper
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
 from dynprune_cuda.policies.registry import names, register, resolve
 from dynprune_cuda.policies.repb import RePB
@@ -20,6 +22,7 @@ from dynprune_cuda.policies.weighted import Weighted
 __all__ = [
     "IES",
     "UCB",
+    "Adaptive",
     "Balanced",
     "Covered",
     "EpsilonGreedy",
@@ -35,6 +38,7 @@ __all__ = [
     "WeighingPolicy",
     "Weighted",
     "names",
+    "paper",
     "register",
     "resolve",
 ]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda.functional.ranking import FixedIds, SelectionRule
+from dynprune_cuda.functional.ranking import FixedIds
+from dynprune_cuda.functional.rules import SelectionRule
 from dynprune_cuda.functional.score_updates import FirstVisit
 from dynprune_cuda.scores.history import History
 from dynprune_cuda.scores.table import ScoreTable
@@ -65,7 +66,7 @@ class Policy:
     weighs: bool = False
     rescales: bool = False
     first_visit: FirstVisit = "zero"
-    default_period: int = 10
+    default_period: int = 1
     default_alpha: float = 0.8
     default_anneal_share: float = 0.0
     takes_negative_scores: bool = True

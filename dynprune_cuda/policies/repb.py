@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynprune_cuda._checks.arguments import as_int
 from dynprune_cuda._schedule.seeds import derive_seed
-from dynprune_cuda.functional.ranking import as_share
+from dynprune_cuda.functional.rules import as_share
 from dynprune_cuda.policies.arithmetic import as_integers, coins
 from dynprune_cuda.policies.protocol import WeighingPolicy, history_of, trusted
 from dynprune_cuda.scores.table import ScoreTable

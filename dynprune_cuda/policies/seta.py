@@ -12,7 +12,7 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_float, as_int
 from dynprune_cuda._schedule.seeds import derive_seed
-from dynprune_cuda.functional.ranking import as_share
+from dynprune_cuda.functional.rules import as_share
 from dynprune_cuda.policies.clusters import bins_of, k_means
 from dynprune_cuda.policies.protocol import WeighingPolicy, history_of, trusted
 from dynprune_cuda.scores.table import ScoreTable

@@ -31,6 +31,7 @@ class StaticSubset(Policy):
     ids: Tensor | Sequence[int]
 
     static = True
+    default_period = 10  # as in saved states of version 0.1.0; only one selection is made
 
     def __post_init__(self) -> None:
         """Checks and sorts the ids."""

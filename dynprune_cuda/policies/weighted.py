@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynprune_cuda._checks.arguments import as_bool, as_float
-from dynprune_cuda.functional.ranking import Ranking, Trimmed, as_share
+from dynprune_cuda.functional.ranking import Ranking
+from dynprune_cuda.functional.rules import Trimmed, as_share
 from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
 

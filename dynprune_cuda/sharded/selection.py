@@ -16,13 +16,9 @@ from dynprune_cuda._schedule.seeds import as_int64, derive_seed
 from dynprune_cuda.distributed.ranks import Ranks, resolve
 from dynprune_cuda.distributed.shard import LAYOUTS, Shard
 from dynprune_cuda.functional.inclusion import histogram, loss_factors, probabilities
-from dynprune_cuda.functional.ranking import (
-    FixedIds,
-    Ranking,
-    SelectionRule,
-    Trimmed,
-    Uniform,
-)
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed, WeightedRule
+from dynprune_cuda.functional.tilted import Tilted
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
 from dynprune_cuda.sharded.ranking import DTYPES, check_rows, keys_of, options_hash
@@ -201,8 +197,8 @@ def select(
     """This rank's part of `functional.select`, by any rule. Collective for rankings.
 
     Args:
-        rule: A `Ranking` of this rank's samples, `Trimmed`, `Uniform()`, or `FixedIds` of all
-            ranks.
+        rule: A `Ranking`, `Tilted` or `Trimmed` of this rank's samples, `Uniform()`, or
+            `FixedIds` of all ranks.
         k: As in `select_top_k`.
         shard: As in `select_top_k`.
         seed: As in `select_top_k`.
@@ -217,11 +213,9 @@ def select(
         ValueError: As of `select_top_k`, or fixed ids do not fit `k`.
         RuntimeError: Another rank's arguments are wrong.
     """
-    if isinstance(rule, Trimmed):
-        rule = _without_greatest(rule, shard, seed, resolve(process_group))
-    if isinstance(rule, Ranking):
-        ranking = rule
-        return _select(lambda: ranking, k, shard, seed, process_group, rule.values)
+    if isinstance(rule, Ranking | Tilted | Trimmed):
+        ranking = _as_ranking(rule, shard, seed, resolve(process_group))
+        return _select(lambda: ranking, k, shard, seed, process_group, ranking.values)
     if isinstance(rule, Uniform):
         if k == shard.num_samples:
             return shard.ids(torch.device(device))
@@ -231,9 +225,7 @@ def select(
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
         return move_without_waiting("ids", own, torch.device(device))
-    raise TypeError(
-        f"rule must be a Ranking, Trimmed, Uniform or FixedIds, got {type(rule).__name__}"
-    )
+    raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
 
 
 def select_rescaled(
@@ -254,25 +246,33 @@ def select_rescaled(
         Ascending sample ids, int64, and their factors, float32 [as many].
     """
     ranks = resolve(process_group)
-    if isinstance(rule, Trimmed):
-        rule = _without_greatest(rule, shard, seed, ranks)
-    if not isinstance(rule, Ranking):
-        raise TypeError(f"rule must be a Ranking or Trimmed, got {type(rule).__name__}")
-    weights = rule.weights()
-    ids = select(rule, k, shard=shard, seed=seed, process_group=ranks)
+    if not isinstance(rule, Ranking | Tilted | Trimmed):
+        raise TypeError(
+            f"rule must be a Ranking, Tilted or Trimmed, got {type(rule).__name__}: other rules "
+            "have no weights to rescale by"
+        )
+    ranking = _as_ranking(rule, shard, seed, ranks)
+    weights = ranking.weights()
+    ids = select(ranking, k, shard=shard, seed=seed, process_group=ranks)
     counts = ranks.add_up_(histogram(weights))
     factors = loss_factors(probabilities(weights, counts, k), k, shard.num_samples)
     return ids, factors[shard.positions_of(ids)]
 
 
-def _without_greatest(rule: Trimmed, shard: Shard, seed: int, ranks: Ranks) -> Ranking:
-    """Returns this rank's part of the ranking without the samples that are left out."""
-    left_out, exempt = rule.counts(shard.num_samples)
-    device = rule.ranking.values.device
-    seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
-    top = select_top_k(rule.known(), left_out, shard=shard, seed=seeds[0], process_group=ranks)
-    again = select_uniform(exempt, shard=shard, seed=seeds[1], device=device)
-    return rule.without(shard.positions_of(top), shard.positions_of(again))
+def _as_ranking(rule: WeightedRule, shard: Shard, seed: int, ranks: Ranks) -> Ranking:
+    """Returns this rank's part of the ranking that a rule amounts to. Collective."""
+    inner = rule.ranking if isinstance(rule, Trimmed) else rule
+    values = inner.values
+    if isinstance(rule, Trimmed):
+        left_out, exempt = rule.counts(shard.num_samples)
+        seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+        common: Any = {"shard": shard, "process_group": ranks}
+        top = select_top_k(rule.known(), left_out, seed=seeds[0], **common)
+        again = select_uniform(exempt, shard=shard, seed=seeds[1], device=values.device)
+        values = rule.without(shard.positions_of(top), shard.positions_of(again))
+    if isinstance(inner, Tilted):
+        return inner.ranking(ranks.add_up_(inner.histogram()), values)
+    return inner._replace(values=values)
 
 
 def _select(

@@ -3,12 +3,13 @@
 
 import math
 import re
+import warnings
 
 import pytest
 import torch
 from paths import ROOT
 
-from dynprune_cuda import Pruner
+from dynprune_cuda import Pruner, policies
 from dynprune_cuda.advice import advise
 from dynprune_cuda.policies import UCB, Balanced, EpsilonGreedy, Full, UniformRandom, Weighted
 
@@ -125,3 +126,18 @@ def test_keep_is_that_of_the_run_or_of_the_epoch(device):
         pruner.observe(ids, torch.ones(N, device=device), ids < 900)
         pruner.set_epoch(1)
         assert (pruner.advice() is not None) == expected
+
+
+@pytest.mark.parametrize("policy", ["ucb", policies.EpsilonGreedy(0.2)])
+def test_a_greedy_rule_that_keeps_little_is_warned_of(policy):
+    with pytest.warns(UserWarning, match=r"keep=0.100 is below 0.3 for .* choosing.md") as caught:
+        Pruner(1000, 0.1, policy)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="is below 0.3"):
+        Pruner(1000, 100, policy, groups=[0, 1] * 500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Pruner(1000, 0.3, policy)
+        Pruner(1000, [0.1, 0.5], policy)
+        Pruner(1000, 0.1, "uniform")
+        Pruner(1000, 0.1)

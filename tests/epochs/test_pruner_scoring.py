@@ -419,8 +419,8 @@ def test_sample_weights_multiply_the_factors_of_a_policy_that_weighs(device):
 def test_a_row_of_no_sample_trains_as_it_is() -> None:
     """An id of -1 takes no factor of another sample, and no entry of the table."""
     pruner = Pruner(4, policy="infobatch", epochs=8)
-    assert pruner._run._weights is not None
-    pruner._run._weights.fill_(2.0)
+    assert pruner._run._factors is not None
+    pruner._run._factors.fill_(2.0)
     logits, target = torch.tensor([[0.3, -0.2, 1.0]]), torch.tensor([1])
     plain = torch.nn.functional.cross_entropy(logits, target)
     nobody, somebody = torch.tensor([-1]), torch.tensor([0])

@@ -14,6 +14,7 @@ from dynprune_cuda import Pruner, policies
 from dynprune_cuda.policies import (
     IES,
     UCB,
+    Adaptive,
     Balanced,
     Covered,
     EpsilonGreedy,
@@ -62,7 +63,15 @@ def longest_gap(selections):
 
 @pytest.mark.parametrize(
     "policy",
-    [UCB(), EpsilonGreedy(0.1), Weighted(0.5), UniformRandom(), SmallestMargin(), first_ids],
+    [
+        UCB(),
+        EpsilonGreedy(0.1),
+        Weighted(0.5),
+        Adaptive(),
+        UniformRandom(),
+        SmallestMargin(),
+        first_ids,
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize(
