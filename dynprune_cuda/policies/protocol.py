@@ -96,8 +96,8 @@ class Policy:
 
         Returns:
             `k` distinct positions in the table, int64 [k], on the table's device; ascending if this
-            is not overridden. They are the sample ids, unless `groups` are balanced: then
-            `table.sample_ids` tells the ids.
+            is not overridden. They are the sample ids, unless the table is a part, as for `groups`
+            and in `Covered`: then `table.sample_ids` tells the ids.
         """
         rule, num_samples = self.ranking(table), table.num_samples
         if self.fixes_count and not isinstance(rule, FixedIds):
