@@ -28,8 +28,10 @@ class SeTa(WeighingPolicy):
     The rule of Zhou et al. (CVPR 2025, https://arxiv.org/abs/2503.13385; released at
     https://github.com/mrazhou/SeTa). A random share is left out. k-means divides the losses of the
     rest into groups. A window of `round(window_scale * num_groups)` groups is trained on, as Python
-    rounds. It moves by one group per selection, from easy to hard, and begins again. After 0.875
-    of `epochs` (if `Pruner` knows it), only the random share is left out. Losses are not rescaled.
+    rounds. It moves by one group per selection, from easy to hard, and begins again: in epoch e it
+    begins at group e modulo the number of windows, so that epoch 1 does not see the easiest group.
+    With another `period`, e counts selections and warm-up epochs. After 0.875 of `epochs` (if
+    `Pruner` knows it), only the random share is left out. Losses are not rescaled.
     The abstract and the released code were read, not the whole paper.
 
     As released, a `Pruner` with this policy selects before every epoch, by the newest loss

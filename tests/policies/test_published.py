@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from published_rules import Ies, RePb, best_groups, binned, coins, cost_of, orderdp
 from runs import BATCH, EPOCHS, N, assert_same_state, save, train
+from torch.utils.data import DataLoader, TensorDataset
 from waiting import no_waiting
 
-from dynprune_cuda import Pruner, functional, policies
+from dynprune_cuda import IndexedDataset, Pruner, functional, policies
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.policies import IES, OrderDP, RePB, SeTa
 from dynprune_cuda.policies.arithmetic import coins as fast_coins
@@ -199,6 +200,36 @@ def test_ies_leaves_out_what_no_longer_changes_its_course(device, is_rescored):
             reference.losses[i].append(torch.tensor(course(i, epoch)).float().item())
     assert counts[:5] == [0] * 5 and max(counts) > 10
     assert (returned > 0) == is_rescored
+
+
+def test_ies_sees_what_a_scoring_pass_sees(device):
+    """What was left out is scored by forward passes, and its newest loss enters the memory."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(N, 4, generator=generator)
+    target = (inputs[:, 0] > 0).long()
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    data = IndexedDataset(TensorDataset(inputs, target))
+    pruner = Pruner(N, policy=IES(2e-3), device=device)
+    train_loader = DataLoader(data, batch_sampler=pruner.batch_sampler(16))
+    rest = DataLoader(data, batch_sampler=pruner.unselected_sampler(16))
+    num_out = []
+    for epoch in range(12):
+        pruner.set_epoch(epoch)
+        for rows, labels, ids in train_loader:
+            loss = pruner.cross_entropy(model(rows.to(device)), labels.to(device), ids)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        out = pruner.unselected
+        num_out.append(len(out))
+        assert pruner.rescore(model, rest).samples == len(out)
+        assert (pruner.table.count == epoch + 1).all()
+    scored = functional.scored_cross_entropy(model(inputs.to(device))[out], target.to(device)[out])
+    pruner.set_epoch(12)
+    torch.testing.assert_close(pruner.state_dict()["memory"]["loss_0"][out], scored.loss.detach())
+    assert num_out[:5] == [0] * 5 and N > max(num_out) > 5
 
 
 def test_ies_ignores_broken_losses_and_never_trains_on_nothing(device):
