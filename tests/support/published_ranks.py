@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each of several processes does in `test_published.py`."""
+"""What each of several processes does in `test_published_runs.py`."""
 
 from pathlib import Path
 
