@@ -92,7 +92,9 @@ def test_a_process_trains_on_its_own_samples_only(world, option, name):
                 own = ids[: len(held)]
                 assert set(own) <= set(held) and len(set(own)) == len(own)
             assert ids == list(islice(cycle(own), longest))
-    assert any(not ids for ids in selected) == (name == "ucb" or (name, size > 2) == ("static", 1))
+    assert any(not ids for ids in selected) == (
+        name in ("ucb", "rescaled") or (name, size > 2) == ("static", 1)
+    )
 
 
 def test_own_orders_are_drawn_anew_each_epoch(world):
