@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import distributed, functional
-from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
+from dynprune_cuda._checks.arguments import (
+    FLOATING,
+    INTEGER,
+    MAX_INT64,
+    as_bool,
+    as_device,
+    as_int,
+    check_tensor,
+    check_vector,
+)
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda._epochs import make_run
 from dynprune_cuda._epochs.config import Config, make_config
@@ -159,7 +168,7 @@ class Pruner:
             made.append(make_run(config, ranks))
             return {}
 
-        place = torch.device(device)
+        place = as_device("device", device)
         ranks.check_device(place)
         ranks.agree("making the pruner", place, make)
         self._run = made[0]
@@ -278,7 +287,7 @@ class Pruner:
             RuntimeError: Another process failed, or the pruner was made before torch.distributed
                 was initialised.
         """
-        epoch = as_int("epoch", epoch, minimum=0)
+        epoch = as_int("epoch", epoch, minimum=0, maximum=MAX_INT64)
         if epoch != self._run.state.epoch:
             with self._run.entering(epoch) as messages:
                 for message in messages:
@@ -302,12 +311,14 @@ class Pruner:
         """Returns whether the current epoch trains on each of `sample_ids`, without waiting.
 
         Args:
-            sample_ids: int64, any shape, on `device`.
+            sample_ids: Any integer dtype and shape, on the CPU or on `device`.
 
         Returns:
-            bool, of the same shape.
+            bool, of the same shape, on `device`.
 
         Raises:
+            TypeError: `sample_ids` is no tensor.
+            ValueError: `sample_ids` is of no integer dtype, or on another GPU.
             RuntimeError: With sharding="shard", where a process knows of its own samples only.
         """
         if self.sharding == "shard":
@@ -315,6 +326,8 @@ class Pruner:
                 "is_selected needs sharding='replicate': a process knows of its own samples only, "
                 "see selected"
             )
+        check_tensor("sample_ids", sample_ids, INTEGER)
+        sample_ids = move_without_waiting("sample_ids", sample_ids.to(torch.int64), self.device)
         subset = self._run.current()
         if subset is None:
             return (sample_ids >= 0) & (sample_ids < self.num_samples)
@@ -342,8 +355,11 @@ class Pruner:
 
         Args:
             drop_last: Whether a rest that does not divide is left out, instead of filled up.
+
+        Raises:
+            TypeError: `drop_last` is no bool.
         """
-        return self._run.share_length(None, drop_last)
+        return self._run.share_length(None, as_bool("drop_last", drop_last))
 
     @property
     def num_selected(self) -> int:
@@ -370,11 +386,14 @@ class Pruner:
             ValueError: An argument is out of range, or the length of the epoch is not known yet.
         """
         batch_size = as_int("batch_size", batch_size, minimum=1)
+        drop_last = as_bool("drop_last", drop_last)
         epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
         return num_batches(self._run.share_length(epoch, drop_last), batch_size, drop_last)
 
     def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
         """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
+
+        It takes one evaluation per selection where `keep` is a function, and less for numbers.
 
         Args:
             epochs: Number of epochs, at least 0.
@@ -386,7 +405,11 @@ class Pruner:
             ValueError: An argument is out of range, or the length of an epoch is not known yet.
         """
         epochs = as_int("epochs", epochs, minimum=0)
-        return sum(self.steps_per_epoch(batch_size, drop_last, epoch) for epoch in range(epochs))
+        # With surplus="local" two selections of as many samples need not be as many steps.
+        spans = self.schedule.spans(epochs, by_period=self.surplus == "local")
+        return sum(
+            length * self.steps_per_epoch(batch_size, drop_last, first) for first, length in spans
+        )
 
     def sampler(self, drop_last: bool = False) -> EpochSampler:
         """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch.

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import MAX_INT64
 from dynprune_cuda._checks.saved_state import StateReader
 
+MAX_SELECTIONS = torch.iinfo(torch.int32).max  # times_selected counts in int32
 STATE_VERSION = 2  # grows with every change of what a state holds
 ENTRIES = (
     "epoch",
@@ -157,10 +159,10 @@ def read_state(read: StateReader, rows: int, device: torch.device, weighs: bool)
         ValueError: An entry is damaged.
     """
     seed = read.integer("seed", 0, 2**64 - 1)
-    epoch = read.integer("epoch", -1)
-    start = read.integer("subset_epoch", -1)
+    epoch = read.integer("epoch", -1, MAX_INT64)
+    start = read.integer("subset_epoch", -1, MAX_INT64)
     chosen = read.tensor("subset", torch.bool, (rows,), device)
-    selections = read.integer("num_selections", 0)
+    selections = read.integer("num_selections", 0, MAX_SELECTIONS)
     times = read.tensor("times_selected", torch.int32, (rows,), device)
     turnover = read.tensor("turnover", torch.float64, (), device)
     weights = None

@@ -11,11 +11,15 @@ from torch.autograd import forward_ad
 
 from dynprune_cuda._checks.arguments import (
     FLOATING,
+    GRADIENTS,
+    TRANSFORMS,
     as_choice,
     as_float,
     as_int,
     check_tensor,
     check_vector,
+    is_freed,
+    refuse_transforms,
 )
 from dynprune_cuda._ops import StepLoss, ops
 from dynprune_cuda._ops.contract import Reduction, Score, StepArguments, StepColumn
@@ -99,6 +103,7 @@ def scored_cross_entropy(
     Returns:
         A `ScoredLoss`.
     """
+    refuse_transforms("scored_cross_entropy", GRADIENTS)
     weight, *rest = _check_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing, target_b, lam
     )
@@ -192,6 +197,7 @@ def scored_cross_entropy_step_(
     alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
     as_choice("score", score, SCORES)
     as_choice("first_visit", first_visit, FIRST_VISITS)
+    check_tensor("logits", logits, FLOATING)
     if mean.device != logits.device:
         raise ValueError(f"mean must be on {logits.device}, got {mean.device}")
     if ticket is not None:
@@ -275,6 +281,7 @@ def step_loss(
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and forward_ad._current_level < 0
+        and not (is_freed(logits) or is_freed(target) or is_freed(sample_ids))
     ):
         # An ordinary step. The operator checks its arguments before it changes anything, but names
         # less of them: the checks in Python run only after it has refused. Its kernels for meta
@@ -302,6 +309,7 @@ def _apply_step(
 
 def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
     """The arguments as the operator takes them, if they and the tensors are what they must be."""
+    refuse_transforms("the scored step", TRANSFORMS)
     mean, sample_weight, grad_scale = (
         arguments.mean,
         arguments.sample_weight,
@@ -368,8 +376,10 @@ def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Te
         )
     if features.device != el2n.device:
         raise ValueError(f"features must be on {el2n.device}, got {features.device}")
-    norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=el2n.dtype)
-    return el2n.detach() * (torch.hypot(norm, torch.ones_like(norm)) if bias else norm)
+    compute = torch.promote_types(el2n.dtype, features.dtype)
+    norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=compute)
+    factor = torch.hypot(norm, torch.ones_like(norm)) if bias else norm
+    return (el2n.detach() * factor).to(el2n.dtype)
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:

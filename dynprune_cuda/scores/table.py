@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_choice, as_float, as_int
+from dynprune_cuda._checks.arguments import as_choice, as_device, as_float, as_int, check_vector
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
@@ -111,7 +111,7 @@ class ScoreTable:
         self.first_visit = first_visit
         if not isinstance(track_forgetting, bool):
             raise TypeError(f"track_forgetting must be a bool, got {track_forgetting!r}")
-        size = self.num_samples
+        size, device = self.num_samples, as_device("device", device)
         self.mean = torch.full((size,), float("nan"), dtype=torch.float32, device=device)
         self.variance = torch.zeros(size, dtype=torch.float32, device=device)
         self.count = torch.zeros(size, dtype=torch.int32, device=device)
@@ -210,11 +210,23 @@ class ScoreTable:
 
         Returns:
             A table of n rows, whose `sample_ids` tell which samples they are.
+
+        Raises:
+            TypeError: `sample_ids` is no tensor.
+            ValueError: `sample_ids` has the wrong dtype, shape or device.
+            IndexError: An id is out of range (CPU; on a GPU it is an error of the device).
         """
+        check_vector("sample_ids", sample_ids, (torch.int64,), self.mean, None)
         part = copy.copy(self)
         part.num_samples, part.sample_ids = len(sample_ids), sample_ids
         for name in self.column_types:
-            setattr(part, name, getattr(self, name).index_select(0, sample_ids))
+            try:
+                setattr(part, name, getattr(self, name).index_select(0, sample_ids))
+            except IndexError:
+                low, high = int(sample_ids.min()), int(sample_ids.max())
+                raise IndexError(
+                    f"sample_ids must be from 0 to {self.num_samples - 1}, got {low} to {high}"
+                ) from None
         return part
 
     def ranking_mean(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_float, as_int, check_tensor
+from dynprune_cuda._checks.arguments import as_device, as_float, as_int, check_tensor, empty_on
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
 from dynprune_cuda._schedule.seeds import as_int64
@@ -176,7 +176,7 @@ def select_uniform(
         As `select_top_k`. Waits for the device, to learn how many there are.
     """
     k = as_int("k", k, minimum=0, maximum=shard.num_samples)
-    like = torch.empty((0,), device=device)
+    like = empty_on("device", device)
     part = (shard.num_samples, shard.first, shard.stride, len(shard))
     places = ops.permutation_part(like, *part, True, None, as_int64(as_int("seed", seed)))
     return shard.ids_at((places < k).nonzero().flatten())
@@ -213,13 +213,13 @@ def select(
         return _select(lambda: rule, k, shard, seed, process_group, rule.values)
     if isinstance(rule, Uniform):
         if k == shard.num_samples:
-            return shard.ids(torch.device(device))
+            return shard.ids(as_device("device", device))
         return select_uniform(k, shard=shard, seed=seed, device=device)
     if isinstance(rule, FixedIds):
         if k != rule.count(shard.num_samples):
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
-        return move_without_waiting("ids", own, torch.device(device))
+        return move_without_waiting("ids", own, as_device("device", device))
     raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
 
 
