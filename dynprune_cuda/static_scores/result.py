@@ -87,9 +87,10 @@ class StaticScores:
     def subset(self, keep: float, *, seed: int = 0) -> StaticSubset:
         """Returns `top` as a policy.
 
-        `Pruner(len(scores), policy=scores.subset(0.3), warmup_epochs=0)` trains on nothing else.
+        `Pruner(len(scores), policy=scores.subset(0.3), warmup_epochs=0)` trains on nothing else. A
+        pruner of another number of samples refuses it.
         """
-        return StaticSubset(self.top(keep, seed=seed))
+        return StaticSubset(self.top(keep, seed=seed), len(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the scores to a file that `torch.load(weights_only=True)` can read.
