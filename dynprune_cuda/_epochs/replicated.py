@@ -59,8 +59,11 @@ class ReplicatedRun(Run):
     @contextmanager
     def _beginning(self, state: EpochState, messages: Messages) -> Iterator[list[str]]:
         yield messages.texts()
+        outside = self._visits_outside(state)
         self._observed = self._observed or messages.unobserved is not None
+        self._strayed = self._strayed or messages.strays is not None
         self._begin(state)
+        self._outside = outside
 
     def factors(self, ids: Tensor) -> Tensor | None:
         """Returns the weights of the current epoch, float32 [batch]; 1 for rows without a sample.

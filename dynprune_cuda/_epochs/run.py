@@ -18,6 +18,7 @@ from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share
 from dynprune_cuda._epochs.state import ENTRIES, EpochState, SavedState, Subset
+from dynprune_cuda._epochs.strays import visits_outside, warning
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.scores.table import ScoreTable, UpdateTarget
@@ -28,6 +29,7 @@ class Messages(NamedTuple):
 
     unobserved: str | None  # once in a run
     lacking: str | None
+    strays: str | None = None  # once in a run
 
     def texts(self) -> list[str]:
         """Returns the messages that there are."""
@@ -53,6 +55,9 @@ class Run(ABC):
         self._preview: EpochState | None = None  # what epoch 0 selects, looked at before it began
         self._share: Share | None = None  # of the current epoch, once it was drawn
         self._observed = False  # any score at all
+        # Visits outside the subset when the current, pruned epoch began, 0-d.
+        self._outside: Tensor | None = None
+        self._strayed = False  # enough said of visits outside the subset
         self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: enough said
 
     # ---- epochs
@@ -99,6 +104,8 @@ class Run(ABC):
             if self.ranks.size == 1:
                 self.current()
                 self._begin(self._preview or self._next_state(0)[0])
+                if not self._observed:  # else visits may wait in an outbox
+                    self._outside = self._visits_outside(self.state)
             elif self.config.schedule.phase(0) == "pruned":
                 self._check_first()
         if self._share is None:
@@ -246,6 +253,7 @@ class Run(ABC):
         """Takes over a loaded table and state, both checked."""
         self.table.take(columns)
         self.state, self._preview, self._share = state, None, None
+        self._outside = self._visits_outside(state)
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())
         self._unscheduled = 0 if state.epoch is None else None
@@ -277,12 +285,13 @@ class Run(ABC):
     def _next_state(self, epoch: int) -> tuple[EpochState, Messages]:
         """Returns the state of an epoch, and what to warn of; selects if due. Changes nothing."""
         state, schedule = self.state, self.config.schedule
-        messages = Messages(None, None)
+        messages = Messages(None, None, self._strays())
         if schedule.phase(epoch) == "pruned":
             start = schedule.period_start(epoch)
             if state.subset is None or self._is_due(epoch, start, state.subset):
                 subset = self._select(start, self._selection_seed(start))
-                messages = Messages(self._unobserved(start), self._lacking(subset))
+                unobserved, lacking = self._unobserved(start), self._lacking(subset)
+                messages = messages._replace(unobserved=unobserved, lacking=lacking)
                 chosen = self._mask_of(subset.ids)
                 again = None
                 if state.subset is not None:
@@ -309,6 +318,26 @@ class Run(ABC):
             "at random; compute the loss with pruner.cross_entropy(...), or call "
             "pruner.observe(ids, values), in the training loop"
         )
+
+    def _visits_outside(self, state: EpochState) -> Tensor | None:
+        """Returns how often samples outside a pruned epoch's subset were visited so far, 0-d."""
+        subset = state.subset
+        if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
+            return None
+        return visits_outside(self.table, self._rows_of(subset.ids))
+
+    def _strays(self) -> str | None:
+        """Returns a warning of visits outside the subset in the epoch that ends. Waits."""
+        if self._outside is None or self.state.epoch is None:
+            return None
+        outside = self._visits_outside(self.state)
+        assert outside is not None  # as when the epoch began
+        number = int(self._overlap(outside - self._outside))
+        return None if self._strayed else warning(self.state.epoch, number)
+
+    def _rows_of(self, ids: Tensor) -> Tensor:
+        """Returns the rows of the table that hold samples of this process."""
+        return ids
 
     def _lacking(self, subset: Subset) -> str | None:
         """Returns a warning if a process has nothing of its own to train on."""

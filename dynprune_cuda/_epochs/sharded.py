@@ -91,12 +91,15 @@ class ShardedRun(Run):
     ) -> Iterator[list[str]]:
         try:
             yield messages.texts()
+            outside = self._visits_outside(state)
         except BaseException:
             self.table.restore(before)
             raise
         self.table.outbox.clear()
         self._observed = self._observed or messages.unobserved is not None
+        self._strayed = self._strayed or messages.strays is not None
         self._begin(state)
+        self._outside = outside
         self._share, self._repeats = share, repeats
 
     def _enter_visits(self, what: str) -> RowsBefore:
@@ -272,7 +275,10 @@ class ShardedRun(Run):
 
     def _mask_of(self, ids: Tensor) -> Tensor:
         mask = torch.zeros_like(self.table.last_non_finite)
-        return mask.index_fill_(0, self.table.shard.positions_of(ids), True)
+        return mask.index_fill_(0, self._rows_of(ids), True)
+
+    def _rows_of(self, ids: Tensor) -> Tensor:
+        return self.table.shard.positions_of(ids)
 
     def _ids_of(self, mask: Tensor) -> Tensor:
         """Returns the ids of the rows that are set, ascending. Waits."""
