@@ -600,7 +600,8 @@ class Pruner:
         A run that loads it goes on bit for bit; the position inside the epoch belongs to the
         sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
         rest are ints, floats and strings: `torch.load(weights_only=True)` and
-        `torch.distributed.checkpoint` take it.
+        `torch.distributed.checkpoint` take it. Its version ends with a checksum of its contents,
+        also of those that are spread over processes.
 
         With several processes, this one asks no other for anything. After `set_epoch` the states
         of all of them are equal, and one is enough. In mid-epoch each holds the scores that it has

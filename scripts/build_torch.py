@@ -48,8 +48,8 @@ def complaint(seen: Path | None, places: Iterable[Path]) -> str | None:
         theirs, mine = cuda_of(own), cuda_of(seen)
         if theirs.split(".")[0] != mine.split(".")[0]:
             return (
-                f"dynprune_cuda would be built for the torch in {seen} ({_kind(mine)}), and the one "
-                f"that is installed is in {own} ({_kind(theirs)}): build without isolation: "
+                f"dynprune_cuda would be built for the torch in {seen} ({_kind(mine)}), and the "
+                f"installed one is in {own} ({_kind(theirs)}): build without isolation: "
                 f"{REMEDY}"
             )
     return None

@@ -17,10 +17,18 @@ from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share
-from dynprune_cuda._epochs.state import ENTRIES, EpochState, SavedState, Subset
+from dynprune_cuda._epochs.state import (
+    ENTRIES,
+    STATE_VERSION,
+    VERSIONS_BEFORE,
+    EpochState,
+    SavedState,
+    Subset,
+)
 from dynprune_cuda._epochs.strays import visits_outside, warning
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.scores.table import ScoreTable, UpdateTarget
 
 
@@ -223,8 +231,9 @@ class Run(ABC):
         """Returns a reader of a state that has all entries, and is of a run like this one."""
         settings = self.settings()
         read = StateReader("state_dict", state)
+        read.sealed(VERSIONS_BEFORE, STATE_VERSION)
         for name, mine in settings.items():
-            if name != "seed":
+            if name not in ("version", "seed"):
                 read.same(name, mine)
         weights = ("weights",) if self.config.policy.weighs else ()
         read.has([*settings, "table", *ENTRIES, *weights])
@@ -324,7 +333,7 @@ class Run(ABC):
         subset = state.subset
         if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
             return None
-        return visits_outside(self.table, self._rows_of(subset.ids))
+        return visits_outside(self.table, subset.ids, self._shard())
 
     def _strays(self) -> str | None:
         """Returns a warning of visits outside the subset in the epoch that ends. Waits."""
@@ -335,9 +344,9 @@ class Run(ABC):
         number = int(self._overlap(outside - self._outside))
         return None if self._strayed else warning(self.state.epoch, number)
 
-    def _rows_of(self, ids: Tensor) -> Tensor:
-        """Returns the rows of the table that hold samples of this process."""
-        return ids
+    def _shard(self) -> Shard:
+        """Returns which samples the rows of the table are of."""
+        return Shard(self.config.num_samples, 0, 1)
 
     def _lacking(self, subset: Subset) -> str | None:
         """Returns a warning if a process has nothing of its own to train on."""

@@ -18,9 +18,16 @@ from torch import Tensor
 from dynprune_cuda import functional, sharded
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, local_share, moved_share
-from dynprune_cuda._epochs.pieces import checked_pieces, local_state, respread, shared_state
+from dynprune_cuda._epochs.pieces import (
+    checked_pieces,
+    local_state,
+    respread,
+    saved_repeat,
+    shared_state,
+)
 from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda._epochs.run import Messages, Run
+from dynprune_cuda._epochs.seal import check_seal, row_sums, sealed, total_sums
 from dynprune_cuda._epochs.state import EpochState, SavedState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
@@ -275,10 +282,10 @@ class ShardedRun(Run):
 
     def _mask_of(self, ids: Tensor) -> Tensor:
         mask = torch.zeros_like(self.table.last_non_finite)
-        return mask.index_fill_(0, self._rows_of(ids), True)
+        return mask.index_fill_(0, self.table.shard.positions_of(ids), True)
 
-    def _rows_of(self, ids: Tensor) -> Tensor:
-        return self.table.shard.positions_of(ids)
+    def _shard(self) -> Shard:
+        return self.table.shard
 
     def _ids_of(self, mask: Tensor) -> Tensor:
         """Returns the ids of the rows that are set, ascending. Waits."""
@@ -299,12 +306,16 @@ class ShardedRun(Run):
             chosen = self._mask_of(nothing if subset is None else subset.ids)
             saved = self.state.saved(chosen, self._mask_of(visited), weighs=False)
             state = {**self.settings(), "table": self.table.state_dict(), **saved}
-            state = respread(state, shard, shard.in_pieces(), ranks)
+            pieces = shard.in_pieces()
+            state = respread(state, shard, pieces, ranks)
+            mine = row_sums(state, self.table, pieces)
+            sums = total_sums(mine, shard.num_samples, ranks, self.table.mean)
+            state = sealed(state, sums)
         except BaseException:
             self.table.restore(before)
             raise
         self.table.outbox.clear()
-        return shared_state(state, shard.in_pieces(), ranks)
+        return shared_state(state, pieces, ranks)
 
     def _sound(self) -> dict[str, int]:
         self._check_shard()
@@ -322,11 +333,16 @@ class ShardedRun(Run):
         state: dict[str, Any] = {}
         columns: dict[str, Tensor] = {}
         read: list[tuple[SavedState, Tensor]] = []
+        written: dict[str, Any] = {}  # as it was saved, with this process's rows
+        mine: dict[str, int | None] = {}
 
         def take() -> dict[str, int]:
-            nonlocal state
+            nonlocal state, written, mine
             self._check_shard()
             state = local_state(state_dict, pieces)
+            self._reader(state)
+            written = {**state, "repeat": saved_repeat(state, state_dict)}
+            mine = row_sums(written, self.table, pieces)
             if shard != pieces:
                 state = checked_pieces(self._reader(state), self.table, pieces)
             return {}
@@ -348,13 +364,19 @@ class ShardedRun(Run):
                 "keep": -1 if kept is None else kept,
             }
 
+        def intact() -> dict[str, int]:
+            check_seal(self._reader(written), sums)
+            return {}
+
         ranks.agree("load_state_dict", device, take)
+        sums = total_sums(mine, shard.num_samples, ranks, self.table.mean)
         state = respread(state, pieces, shard, ranks)
         ranks.agree("load_state_dict", device, check)
         saved, visited = read[0]
         ids = self._ids_of(saved.chosen)
         sizes = self._sizes_of(ids)
         self._check_total(saved, sum(sizes))
+        ranks.agree("load_state_dict", device, intact)
         loaded = saved.restored(ids, sizes)
         visited = self._own_repeats(self._ids_of(visited))
         share = None if loaded.epoch is None else self._share_of(loaded)

@@ -13,7 +13,10 @@ from dynprune_cuda._checks.arguments import MAX_INT64
 from dynprune_cuda._checks.saved_state import StateReader
 
 MAX_SELECTIONS = torch.iinfo(torch.int32).max  # times_selected counts in int32
-STATE_VERSION = 2  # grows with every change of what a state holds
+# Grows with every change of what a state holds. From 3 on, "version" ends with a checksum: an entry
+# of its own would keep torch.distributed.checkpoint from loading what earlier versions saved.
+STATE_VERSION = 3
+VERSIONS_BEFORE = (2,)
 ENTRIES = (
     "epoch",
     "subset_epoch",

@@ -2,7 +2,8 @@
 """Visits of samples outside the subset: what a loader without the pruner's sampler leaves behind.
 
 Nothing is counted while training. In a pruned epoch the visits of the samples outside the subset
-must not grow. Their sum is taken when the epoch begins, and again when the next one does.
+must not grow. Their sum is taken when the epoch begins, and when the next one does: some small
+operations, whatever the size of the table.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.scores.table import ScoreTable
 
-_ROWS_AT_ONCE = 1 << 24  # so that a selection of any size takes 64 MiB
+_ROWS = 1 << 14  # to look at: of a larger table, rows at equal distances
 
 
-def visits_outside(table: ScoreTable, rows: Tensor) -> Tensor:
-    """Returns how often samples outside `rows` were visited, 0-d int64, without waiting.
+def visits_outside(table: ScoreTable, selected: Tensor, shard: Shard) -> Tensor:
+    """Returns how often samples outside a selection were visited, 0-d int64, without waiting.
+
+    Of a large table a part of the samples is looked at: a loader that follows nothing visits them.
 
     Args:
         table: The scores.
-        rows: Distinct rows of the table, int64.
+        selected: The selected sample ids of the table, ascending, int64.
+        shard: Which samples the rows are of.
     """
-    columns = table.count, table.non_finite_count
-    outside = torch.stack([column.sum() for column in columns]).sum()
-    for piece in torch.split(rows, _ROWS_AT_ONCE):
-        for column in columns:
-            outside -= column.index_select(0, piece).sum()
-    return outside
+    rows = torch.arange(0, table.num_samples, -(-table.num_samples // _ROWS), device=table.device)
+    visits = table.count.index_select(0, rows) + table.non_finite_count.index_select(0, rows)
+    if not len(selected):
+        return visits.sum()
+    ids = shard.ids_at(rows)
+    places = torch.searchsorted(selected, ids).clamp_(max=len(selected) - 1)
+    return (visits * (selected[places] != ids)).sum()
 
 
 def warning(epoch: int, number: int) -> str | None:
@@ -35,8 +41,8 @@ def warning(epoch: int, number: int) -> str | None:
     if number <= 0:
         return None
     return (
-        f"{number} visits in epoch {epoch} were of samples outside its subset: the loader does not "
-        "follow the pruner, and prunes less than it should, or nothing; make it as "
+        f"at least {number} visits in epoch {epoch} were of samples outside its subset: the loader "
+        "does not follow the pruner, and prunes less than it should, or nothing; make it as "
         "DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(batch_size)), "
         "without shuffle= (if their scores were entered on purpose, filter this warning)"
     )

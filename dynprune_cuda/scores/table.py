@@ -275,8 +275,12 @@ class ScoreTable:
         }
         mean, variance, count, broken, is_broken, *forgetting = columns.values()
         read.sound("count", (count >= 0).all(), "a count is negative")
-        read.sound("mean", ~(mean.isnan() & (count > 0)).any(), "a visited sample has no mean")
+        visited = count > 0
+        read.sound("mean", mean[visited].isfinite().all(), "a visited sample has no mean")
+        read.sound("mean", mean[~visited].isnan().all(), "a sample without visits has a mean")
         read.sound("variance", ~(variance < 0).any(), "a variance is negative")
+        # The operators write the greatest float instead of an infinity.
+        read.sound("variance", variance.isfinite().all(), "a variance is not finite")
         read.sound("non_finite_count", (broken >= 0).all(), "a count is negative")
         read.sound("last_non_finite", (broken[is_broken] > 0).all(), "it contradicts the counts")
         if forgetting:

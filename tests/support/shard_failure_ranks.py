@@ -123,6 +123,23 @@ def differing_states(rank, folder):
     return found, other.epoch, other.seed, int(other.table.count.sum())
 
 
+def damaged_pieces(rank, folder):
+    """One number of one rank's rows is another: no rank takes anything over."""
+    pruner = visited()
+    found = []
+    for column, change in (("mean", 0.5), ("variance", 1.0), ("count", 1)):
+        state = pruner.state_dict()
+        if rank == 1:
+            state["table"][column].to_local()[3] += change
+        other = make()
+        found.append((message(lambda other=other, state=state: other.load_state_dict(state)),))
+        found[-1] += (int(other.table.count.sum()), other.epoch)
+    state = {**pruner.state_dict(), "num_selections": 1 + rank}
+    found.append((message(lambda: make().load_state_dict(state)),))
+    make().load_state_dict(pruner.state_dict())
+    return found
+
+
 def constructors(rank, folder):
     """What only one rank is told is an error on both, not a wait for the other."""
     return message(lambda: make(track_forgetting=rank == 1)), make().num_samples
@@ -134,6 +151,7 @@ SCENARIOS = (
     converted,
     differing_calls,
     differing_states,
+    damaged_pieces,
     constructors,
 )
 
