@@ -16,7 +16,6 @@ from dynprune_cuda._checks.arguments import (
     INTEGER,
     MAX_INT64,
     as_bool,
-    as_device,
     as_int,
     check_tensor,
     check_vector,
@@ -165,12 +164,11 @@ class Pruner:
                 shard_layout=shard_layout,
                 surplus=surplus,
             )
+            ranks.check_device(config.device)
             made.append(make_run(config, ranks))
             return {}
 
-        place = as_device("device", device)
-        ranks.check_device(place)
-        ranks.agree("making the pruner", place, make)
+        ranks.agree("making the pruner", ranks.buffer_device(device), make)
         self._run = made[0]
         ranks.check_settings(self._config.common(), self.device)
         # Made here, because the first step may be a captured one.

@@ -33,9 +33,11 @@ from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.functional.ranking import FixedIds, SelectionRule
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
 from dynprune_cuda.scores.sharded_table import RowsBefore, ShardedScoreTable
 from dynprune_cuda.scores.table import UpdateTarget
+
+KINDS_OF_RULES = (Ranking, Uniform, FixedIds)
 
 
 class ShardedRun(Run):
@@ -189,14 +191,28 @@ class ShardedRun(Run):
         return self.table.shard.ids(self.table.device)
 
     def _select(self, start: int, seed: int) -> Subset:
-        table, count = self.table, self.config.schedule.kept(start)
-        assert count is not None  # of policies that rank
+        table, count = self.table, 0
         rules: list[SelectionRule] = []
 
         def rank() -> dict[str, int]:
             """Asks the policy, where an error reaches the other ranks."""
-            rules.append(self.config.policy.ranking(table))
-            return {}
+            nonlocal count
+            kept = self.config.schedule.kept(start)
+            assert kept is not None  # of policies that rank
+            count, rule = kept, self.config.policy.ranking(table)
+            kinds = [isinstance(rule, kind) for kind in KINDS_OF_RULES]
+            if not any(kinds):
+                raise TypeError(
+                    f"{self.config.policy!r} must return a Ranking, Uniform or FixedIds as its "
+                    f"ranking, got {type(rule).__name__}"
+                )
+            if isinstance(rule, FixedIds) and count != rule.count(self.config.num_samples):
+                raise ValueError(
+                    f"keep must be the number of ids of {self.config.policy!r}, "
+                    f"{len(rule.tensor)}, got {count}"
+                )
+            rules.append(rule)
+            return {"keep": count, "the kind of ranking": kinds.index(True)}
 
         self.ranks.agree("set_epoch", table.device, rank)
         ids = sharded.select(

@@ -209,8 +209,6 @@ def select(
         ValueError: As of `select_top_k`, or fixed ids do not fit `k`.
         RuntimeError: Another rank's arguments are wrong.
     """
-    if isinstance(rule, Ranking):
-        return _select(lambda: rule, k, shard, seed, process_group, rule.values)
     if isinstance(rule, Uniform):
         if k == shard.num_samples:
             return shard.ids(as_device("device", device))
@@ -220,7 +218,15 @@ def select(
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
         return move_without_waiting("ids", own, as_device("device", device))
-    raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
+
+    def ranking() -> Ranking:
+        if not isinstance(rule, Ranking):
+            kind = type(rule).__name__
+            raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {kind}")
+        return rule
+
+    values = rule.values if isinstance(rule, Ranking) else None
+    return _select(ranking, k, shard, seed, process_group, values)
 
 
 def _select(
@@ -229,7 +235,7 @@ def _select(
     shard: Shard,
     seed: int,
     process_group: Any,
-    like: Tensor,
+    like: Tensor | None,
 ) -> Tensor:
     """Agrees with all ranks about the arguments, then selects together.
 
@@ -250,6 +256,7 @@ def _select(
         k = as_int("k", k, minimum=0, maximum=shard.num_samples)
         seed = as_int("seed", seed)
         ranking = make_ranking()
+        ranks.check_device(ranking.values.device, f"the device of {ranking.name}")
         check_rows(ranking, shard)
         if bracket_search.is_faster(ranking, shard):
             sample = bracket_search.draw_sample(ranking, shard, seed)
@@ -267,7 +274,7 @@ def _select(
         }
 
     device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-    ranks.agree("the selection", device, prepare)
+    ranks.agree("the selection", ranks.buffer_device(device), prepare)
     assert ranking is not None
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=device)
