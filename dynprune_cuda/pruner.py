@@ -168,13 +168,14 @@ class Pruner:
             made.append(make_run(config, ranks))
             return {}
 
-        ranks.agree("making the pruner", ranks.buffer_device(device), make)
-        self._run = made[0]
-        ranks.check_settings(self._config.common(), self.device)
-        # Made here, because the first step may be a captured one.
-        ticket = None
-        if self.device.type == "cuda":
-            ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
+        with torch.inference_mode(False):  # tensors that it made could not be trained with
+            ranks.agree("making the pruner", ranks.buffer_device(device), make)
+            self._run = made[0]
+            ranks.check_settings(self._config.common(), self.device)
+            # Made here, because the first step may be a captured one.
+            ticket = None
+            if self.device.type == "cuda":
+                ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._ticket = ticket
         self._score = SCORES.index(self.score)
 

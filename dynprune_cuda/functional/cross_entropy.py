@@ -90,7 +90,8 @@ def scored_cross_entropy(
         target: [B] int64, int32 or uint8 class indices. Out of range: IndexError on the CPU; on
             CUDA loss and scores are NaN, the gradient is 0, and `check_errors` raises.
         weight: [C] class weights, or None; they scale the loss, not the scores.
-        ignore_index: Target of rows without loss and scores.
+        ignore_index: Target of rows without loss and scores. Their gradient is 0, also where their
+            logits are not finite and torch's gradient is NaN.
         label_smoothing: In [0, 1]; as in torch.nn.functional.cross_entropy.
         reduction: "none", "sum", or "mean": the sum divided by the targets' class weights (by the
             number of rows that are not ignored, without class weights).

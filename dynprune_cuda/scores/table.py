@@ -82,6 +82,7 @@ class ScoreTable:
     forget_count: Tensor | None = None
     sample_ids: Tensor | None = None
 
+    @torch.inference_mode(False)  # tensors that it made could not be updated outside
     def __init__(
         self,
         num_samples: int,

@@ -33,6 +33,7 @@ class ForgettingCounter:
         forget_count: Forgetting events, int32 [num_samples].
     """
 
+    @torch.inference_mode(False)  # tensors that it made could not be updated outside
     def __init__(self, num_samples: int, *, device: torch.device | str | int = "cpu") -> None:
         """Begins before the first visit; the counts live on `device`."""
         size = as_int("num_samples", num_samples, minimum=1)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dynprune_cuda import Pruner, policies
+from dynprune_cuda import Pruner, ScoreTable, policies
 from dynprune_cuda._schedule.schedule import Schedule
+from dynprune_cuda.static_scores import ForgettingCounter
 
 N = 20
 
@@ -162,3 +163,41 @@ def test_total_steps_of_numbers_takes_no_time(keep):
 def test_total_steps_of_a_policy_that_decides_itself_names_the_unknown_epoch():
     with pytest.raises(ValueError, match="got 1:"):
         Pruner(N, policy="infobatch").total_steps(2**31, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": 0.5},
+        {"policy": "infobatch"},
+        {"keep": 0.5, "sharding": "shard"},
+        {"keep": 0.5, "track_forgetting": True},
+        {"keep": 0.5, "groups": torch.arange(N) % 3},
+    ],
+    ids=["ucb", "infobatch", "shard", "forgetting", "groups"],
+)
+def test_a_pruner_made_in_inference_mode_trains(options):
+    with torch.inference_mode():
+        pruner = Pruner(N, **options)
+    for epoch in range(3):
+        with torch.inference_mode(epoch == 1):
+            pruner.set_epoch(epoch)
+        for batch in pruner.batch_sampler(4):
+            ids = torch.tensor(batch)
+            logits = torch.randn(len(ids), 3, requires_grad=True)
+            pruner.cross_entropy(logits, ids % 3, ids).backward()
+            losses = torch.nn.functional.cross_entropy(logits, ids % 3, reduction="none")
+            pruner.rescale(ids, losses).mean().backward()
+    with torch.inference_mode():
+        pruner.load_state_dict(pruner.state_dict())
+    pruner.observe(pruner.selected, torch.rand(pruner.num_selected))
+    assert pruner.table.count.sum() > N
+
+
+def test_tables_made_in_inference_mode_are_updated_outside():
+    with torch.inference_mode():
+        table, counter = ScoreTable(N), ForgettingCounter(N)
+    ids = torch.arange(N)
+    table.update(ids, torch.ones(N))
+    counter.cross_entropy(torch.randn(N, 3, requires_grad=True), ids % 3, ids).backward()
+    assert table.count.sum() == counter.count.sum() == N
