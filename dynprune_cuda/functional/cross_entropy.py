@@ -104,10 +104,10 @@ def scored_cross_entropy(
     Returns:
         A `ScoredLoss`.
     """
-    refuse_transforms("scored_cross_entropy", GRADIENTS)
     weight, *rest = _check_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing, target_b, lam
     )
+    refuse_transforms("scored_cross_entropy", GRADIENTS)
     as_choice("reduction", reduction, REDUCTIONS)
     ignore_index, label_smoothing, target_b, mix = rest
     *scored, _saved = ops.scored_cross_entropy(
@@ -310,7 +310,6 @@ def _apply_step(
 
 def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
     """The arguments as the operator takes them, if they and the tensors are what they must be."""
-    refuse_transforms("the scored step", TRANSFORMS)
     mean, sample_weight, grad_scale = (
         arguments.mean,
         arguments.sample_weight,
@@ -327,6 +326,7 @@ def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
         arguments.second_target,
         arguments.lam,
     )
+    refuse_transforms("the scored step", TRANSFORMS)
     check_vector("sample_ids", arguments.sample_ids, (torch.int64,), logits)
     compute = _compute_dtype(logits)
     if sample_weight is not None:
