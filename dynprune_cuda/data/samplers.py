@@ -239,9 +239,9 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
 
     For `DataLoader(batch_sampler=...)`. Ids leave a GPU in chunks of about a million, through
     pinned memory, while earlier ones are in use; no list ever holds more than one batch. Iterating
-    has no side effect, as in `EpochSampler`, but for one. When an epoch begins, a `DataLoader` draws
-    a number from torch's generator. In the rest of an epoch that is resumed, this draw is taken
-    back: restore the generators before the loop, and dropout goes on as it would have.
+    has no side effect, as in `EpochSampler`, but for one. When an epoch begins, a `DataLoader`
+    draws a number from torch's generator. In the rest of an epoch that is resumed, this draw is
+    taken back: restore the generators before the loop, and dropout goes on as it would have.
 
     Attributes:
         batch_size: Ids per batch; the last batch of an epoch may be smaller.
