@@ -18,7 +18,6 @@ from dynprune_cuda._checks.arguments import (
     as_int,
     check_tensor,
     check_vector,
-    is_freed,
     refuse_transforms,
 )
 from dynprune_cuda._ops import StepLoss, ops
@@ -282,7 +281,10 @@ def step_loss(
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and forward_ad._current_level < 0
-        and not (is_freed(logits) or is_freed(target) or is_freed(sample_ids))
+        and not torch._C._are_functorch_transforms_active()  # its tensors have no storage
+        and logits.untyped_storage().nbytes()  # 0 if it was freed, or if there are no rows
+        and target.untyped_storage().nbytes()
+        and sample_ids.untyped_storage().nbytes()
     ):
         # An ordinary step. The operator checks its arguments before it changes anything, but names
         # less of them: the checks in Python run only after it has refused. Its kernels for meta

@@ -16,7 +16,7 @@ N = 20
 
 @pytest.mark.parametrize(
     "policy",
-    [torch.zeros(3), torch.nn.Parameter(torch.zeros(3)), np.zeros(3), 3, policies.UCB],
+    [torch.zeros(3), torch.nn.Parameter(torch.zeros(3)), np.zeros(3), 3, None, policies.UCB],
 )
 def test_a_policy_must_select(policy):
     with pytest.raises(TypeError, match="policy must be"):

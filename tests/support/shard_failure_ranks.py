@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each of two processes of `test_sharded_failures.py` does; the results are compared there."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,23 @@ def damaged_pieces(rank, folder):
     return found
 
 
+def strays(rank, folder):
+    """Both ranks train on all samples in a pruned epoch; what each is warned of."""
+    found = []
+    for sharding in ("replicate", "shard"):
+        pruner = Pruner(N, 7, "uniform", sharding=sharding)
+        texts = []
+        for epoch in range(4):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                pruner.set_epoch(epoch)
+            texts.append([str(warning.message) for warning in caught])
+            ids = torch.arange(rank, N, 2)
+            pruner.observe(ids, torch.rand(len(ids)))
+        found.append(texts)
+    return found
+
+
 def constructors(rank, folder):
     """What only one rank is told is an error on both, not a wait for the other."""
     return message(lambda: make(track_forgetting=rank == 1)), make().num_samples
@@ -152,6 +170,7 @@ SCENARIOS = (
     differing_calls,
     differing_states,
     damaged_pieces,
+    strays,
     constructors,
 )
 
