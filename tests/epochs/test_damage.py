@@ -38,7 +38,12 @@ def visited(device="cpu", **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"sharding": "shard"}, {"track_forgetting": True}, {"groups": torch.arange(N) % 3}],
+    [
+        {},
+        pytest.param({"sharding": "shard"}, marks=pytest.mark.slow),
+        pytest.param({"track_forgetting": True}, marks=pytest.mark.slow),
+        pytest.param({"groups": torch.arange(N) % 3}, marks=pytest.mark.slow),
+    ],
     ids=["replicate", "shard", "forgetting", "groups"],
 )
 def test_damaged_files_of_a_pruner_are_refused(options):
