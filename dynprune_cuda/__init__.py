@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dynprune_cuda import functional, policies
+from dynprune_cuda import functional, policies, schedules
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule.schedule import same_steps
 from dynprune_cuda._version import __version__
@@ -96,6 +96,7 @@ __all__ = [
     "plot_kept",
     "policies",
     "same_steps",
+    "schedules",
     "sharded",
     "static_scores",
     "track_gradient_norm",

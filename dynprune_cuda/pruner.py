@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynprune_cuda import distributed, functional
 from dynprune_cuda._checks.arguments import (
@@ -26,11 +27,16 @@ from dynprune_cuda._epochs.config import Config, make_config
 from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
+from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, about_greedy, advise
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
 from dynprune_cuda.policies.adapter import AnyPolicy
+from dynprune_cuda.policies.quotas import ClassShares
+from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
+from dynprune_cuda.scores.others import other_ids
 from dynprune_cuda.scores.table import ScoreTable
-from dynprune_cuda.stats import Stats
+from dynprune_cuda.stats import Stats, share
 
 __all__ = ["Pruner"]
 
@@ -38,7 +44,7 @@ __all__ = ["Pruner"]
 class Pruner:
     """Decides which samples each epoch trains on, and learns from the losses it is shown.
 
-        pruner = Pruner(len(train_set), keep=0.3, policy="ucb", device="cuda")
+        pruner = Pruner(len(train_set), keep=0.3, device="cuda")
         loader = DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(512))
         for epoch in range(epochs):
             pruner.set_epoch(epoch)
@@ -67,14 +73,15 @@ class Pruner:
         self,
         num_samples: int,
         keep: Keep | None = None,
-        policy: str | AnyPolicy | Callable[..., Tensor] = "ucb",
+        policy: str | AnyPolicy | Callable[..., Tensor] = "adaptive",
         *,
         period: int | None = None,
         warmup_epochs: int = 1,
         anneal_epochs: int | None = None,
         epochs: int | None = None,
         groups: Any = None,
-        group_floor: float = 0.5,
+        group_floor: float | None = None,
+        class_shares: ClassShares | None = None,
         score: str = "loss",
         alpha: float | None = None,
         track_forgetting: bool = False,
@@ -98,21 +105,24 @@ class Pruner:
                 given, it must agree. InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
-            period: Epochs between selections, at least 1. None: 10, or what the policy's source
-                does.
+            period: Epochs between selections, at least 1. None: 1, which was the most accurate
+                setting of every policy. `policies.paper` has the period of the paper, 10.
             warmup_epochs: First epochs, which train on everything.
             anneal_epochs: Last epochs, which train on everything; needs `epochs`. None: 0, or what
                 the policy's source does.
             epochs: Length of the run.
             groups: The class or group of each sample, any integers [num_samples]: every selection
-                then keeps a floor of each. See `policies.Balanced`.
+                then keeps a floor or a fixed share of each. See `policies.Balanced`.
             group_floor: A share of the group's proportional part of the selection, a float in
-                [0, 1], or a number of samples, an int.
+                [0, 1], or a number of samples, an int. None: 0.5, or nothing with `class_shares`.
+            class_shares: How much of the selection each group makes up: "equal", "proportional", or
+                a dict {class: share} with numbers from 0, of which only the ratios count. A group
+                that is too small is kept whole, and the others fill up. None: the floor.
             score: What `cross_entropy` enters as a sample's score: "loss" (the training loss with
                 its class weight and label smoothing), "el2n", "entropy", or "margin" (its
                 negative, so that small margins rank high).
             alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
-                or what the policy's source does.
+                or what the policy's source does, and 0.1 for a whole batch's value in `observe`.
             track_forgetting: Count in `table.forget_count` how often a sample that was classified
                 correctly at one visit was not at the next; see `ScoreTable`.
             seed: Any int, taken modulo 2**64; decides everything random.
@@ -155,6 +165,7 @@ class Pruner:
                 epochs=epochs,
                 groups=groups,
                 group_floor=group_floor,
+                class_shares=class_shares,
                 score=score,
                 alpha=alpha,
                 track_forgetting=track_forgetting,
@@ -176,8 +187,15 @@ class Pruner:
             ticket = None
             if self.device.type == "cuda":
                 ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
+        if counts := self.schedule.known_counts():
+            kept = sum(counts) / len(counts) / self.num_samples
+            if message := about_greedy(self.policy, kept):
+                warnings.warn(message, UserWarning, stacklevel=2)
         self._ticket = ticket
         self._score = SCORES.index(self.score)
+        # Of 0-d values; None: the table's. Visits on their way to other shards carry no alpha.
+        self._batch_alpha = BATCH_ALPHA if alpha is None and self.sharding != "shard" else None
+        self._warns_of_batch_values = True
 
     # ---- what it was made with, and where it is
 
@@ -199,6 +217,11 @@ class Pruner:
     def weighs(self) -> bool:
         """Whether the policy decides how many samples it keeps, and rescales their losses."""
         return self._config.policy.weighs
+
+    @property
+    def rescales(self) -> bool:
+        """Whether losses are multiplied by factors of their samples; see `rescale`."""
+        return self._config.policy.has_factors
 
     @property
     def schedule(self) -> Schedule:
@@ -333,6 +356,28 @@ class Pruner:
         places = torch.searchsorted(subset.ids, sample_ids).clamp_(max=len(subset.ids) - 1)
         return subset.ids[places] == sample_ids
 
+    @property
+    def unselected(self) -> Tensor:
+        """The sample ids that the current epoch leaves out, ascending, int64, on `device`.
+
+        Nothing waits. With sharding="shard", those that this process holds.
+
+        Raises:
+            RuntimeError: As `selected`.
+        """
+        subset, ids = self._run.current(), self._run.all_ids()
+        if subset is None:
+            return ids[:0]
+        return ids[other_ids(torch.searchsorted(ids, subset.ids), len(ids))]
+
+    def unselected_share(self) -> Tensor:
+        """Returns this process's part of `unselected`, ascending, int64, without waiting.
+
+        Processes with replicated scores divide it; with sharding="shard" each takes its own.
+        """
+        ids = self.unselected
+        return ids if self.sharding == "shard" else ids[self.ranks.rank :: self.ranks.size]
+
     def epoch_order(self) -> Tensor:
         """Returns the ids of the current epoch in the order in which the samplers yield them.
 
@@ -430,10 +475,23 @@ class Pruner:
         """
         return EpochBatchSampler(self, batch_size, drop_last)
 
+    def unselected_sampler(self, batch_size: int) -> UnselectedBatchSampler:
+        """Returns a sampler for `DataLoader(batch_sampler=...)` of what the epoch leaves out.
+
+        It yields `unselected_share()` of the epoch that is current when it is iterated. `rescore`
+        takes a loader that has it.
+
+        Args:
+            batch_size: Samples per batch, at least 1; the last batch may be smaller.
+        """
+        return UnselectedBatchSampler(self, batch_size)
+
     # ---- scores
 
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
-        """Multiplies losses by the factors of a policy that weighs (`InfoBatch`), without waiting.
+        """Multiplies losses by the factors of a policy that rescales, without waiting.
+
+        These are `InfoBatch` and `Weighted(rescale=True)`.
 
         `cross_entropy` does it itself. For a loss of your own, where the mean of the batch was
         taken: `pruner.observe(ids, losses)`, then `pruner.rescale(ids, losses).mean()`.
@@ -443,7 +501,7 @@ class Pruner:
             losses: One loss per sample [batch], on `device`; not changed.
 
         Returns:
-            `losses` itself under policies that do not weigh, otherwise a new tensor of the same
+            `losses` itself under policies that do not rescale, otherwise a new tensor of the same
             dtype, differentiable; in warm-up and annealing every factor is 1.
 
         Raises:
@@ -545,6 +603,13 @@ class Pruner:
     ) -> None:
         """Enters values for losses that `cross_entropy` does not cover, without waiting.
 
+        A 0-d value is credited to every sample of its batch. Only the moving average over the
+        batches that a sample was in tells the samples apart, and it tells little of large batches:
+        at batch size 64 its rank correlation with the true loss was 0.28 with alpha 0.1, and 0.09
+        with alpha 0.8. So such values enter with alpha 0.1, unless `Pruner` was given `alpha`. With
+        sharding="shard" they enter with the pruner's alpha: give it `alpha=0.1`. The first 0-d
+        value of more than one sample is a RuntimeWarning. Enter per-sample values where possible.
+
         Args:
             ids: Sample ids, any integer dtype [batch], on the CPU or on `device`. A row whose id
                 is -1 belongs to no sample and is skipped.
@@ -552,9 +617,7 @@ class Pruner:
                 on. Or the result of `functional.scored_cross_entropy`, of which the configured
                 `score` is taken: the scores of ignored rows are 0, so give those rows the id -1
                 (`ids.masked_fill(target == ignore_index, -1)`). Or a 0-d value of the whole batch,
-                such as a loss that has no per-sample value: it is credited to every sample of the
-                batch, and the moving average over the batches that a sample was in tells the
-                samples apart.
+                such as a loss that has no per-sample value; see below.
             correct: Was the sample classified correctly, bool [batch]; counts for nothing without
                 `track_forgetting`. None: what a `ScoredLoss` says, or, with other values, unknown:
                 the visit then counts as no forgetting event.
@@ -569,12 +632,77 @@ class Pruner:
             if correct is None and self.table.track_forgetting:
                 correct = values.correct
             values = self._score_of(values)
+        is_shared = False  # by several samples
         if isinstance(values, Tensor) and values.dim() == 0:
             check_ids(ids)
+            is_shared = len(ids) > 1
             values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
-        if message := self._run.observe(ids, values, correct):
+        alpha = self._batch_alpha if is_shared else None
+        messages = [self._run.observe(ids, values, correct, alpha)]
+        if is_shared and self._warns_of_batch_values:
+            self._warns_of_batch_values = False
+            used = self.table.alpha if alpha is None else alpha
+            messages.append(about_batch_values(used, self.sharding))
+        for message in filter(None, messages):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def rescore(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        score: ScoreBatch | None = None,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        label_smoothing: float = 0.0,
+    ) -> Rescored:
+        """Scores samples by forward passes only, such as those that the epoch left out. Waits.
+
+            rest = DataLoader(indexed_set, batch_sampler=pruner.unselected_sampler(512))
+            ...
+            pruner.rescore(model, rest)  # at the end of an epoch
+
+        The model runs with `model.eval()` and without gradients. The modes of all its modules, and
+        the random generators of Python, NumPy and torch in this process, are afterwards as before.
+        Autocast is yours: `with torch.autocast("cuda", torch.bfloat16): pruner.rescore(...)`.
+
+        The values enter the table as a training step's do: they count as visits, in `visits_gini`
+        and in forgetting events, too. They are of the model in evaluation mode, so they may be
+        lower than the losses of training. Pass the `weight` and `label_smoothing` of the training.
+
+        With several processes each enters what its own loader yields, and `set_epoch` shares it.
+        With sharding="shard" the scores enter when the next epoch begins.
+
+        Args:
+            model: On `device`; of DistributedDataParallel, the module inside is used.
+            loader: Yields (inputs, targets, ids), three tensors on any device: targets are class
+                indices [batch], and ids are integers [batch], -1 for no sample.
+            score: A function `(model, batch) -> (ids, values)` for other batches or other scores,
+                with ids and values as `observe` takes them.
+            weight: Class weights [num_classes], on `device`.
+            ignore_index: Target of rows that count for nothing.
+            label_smoothing: In [0, 1].
+
+        Returns:
+            The seconds that it took, and how many batches and samples the loader had.
+
+        Raises:
+            TypeError: An argument or a batch has the wrong type.
+            ValueError: An argument or a batch has the wrong dtype, shape or value. What was entered
+                before stays.
+            IndexError: As `observe`.
+        """
+        self._run.rescored()
+        return rescore(
+            self,
+            model,
+            loader,
+            score,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
 
     def stats(self) -> Stats:
         """Summarises the current epoch, the selections and the scores for a log.
@@ -587,9 +715,39 @@ class Pruner:
             `selected_fraction`, `num_selections`, `turnover` (share of the last selection that the
             one before had not chosen; NaN before the second), `never_selected`,
             `always_selected` and `sometimes_selected` (samples that none, all or some of the
-            selections chose), and everything from `ScoreTable.stats`.
+            selections chose), and everything from `ScoreTable.stats`. With score="loss" and
+            without `track_forgetting` also `share_below_ln2`: of the visited samples, the share
+            whose mean loss is below ln 2, where the right class has more than half of the
+            probability. For the cross-entropy of one class it is a lower bound of the training
+            accuracy, as exact as the moving average; of other values it says nothing.
         """
-        return self.table.stats().merged(*self._run.describe())
+        stats, table = self.table.stats().merged(*self._run.describe()), self.table
+        if self.score == "loss" and not table.track_forgetting:
+            below = share(table.mean < math.log(2), table.count > 0)
+            stats = stats.merged({}, {"share_below_ln2": below})
+        return stats
+
+    def advice(self) -> str | None:
+        """Returns a sentence if choosing samples so is unlikely to pay, or None. May wait.
+
+        It compares `stats()` with what was measured: see docs/choosing.md. It looks at the training
+        accuracy (`share_correct` or `share_below_ln2`), then at `keep` of greedy policies, then at
+        `visits_gini`. Ask at the end of a run: a low accuracy early on says nothing. If `epochs` is
+        known, a low accuracy counts from the middle of the run on. `share_below_ln2` tells of
+        cross-entropies only: if you `observe` other values, set `track_forgetting`. With
+        sharding="shard" it speaks of this process's samples.
+
+        Returns:
+            The same sentence for the same numbers. It names the number, its limit, what to do, and
+            where the evidence is.
+
+        Raises:
+            IndexError: An earlier step on a GPU met a target or an id out of range.
+        """
+        plan = self.schedule
+        kept = plan.keep if isinstance(plan.keep, int) else self.num_selected
+        is_late = plan.epochs is None or 2 * (self.epoch + 1) > plan.epochs
+        return advise(self.stats(), self.policy, keep=kept / self.num_samples, is_late=is_late)
 
     # ---- saved states
 

@@ -13,6 +13,8 @@ from torch import Tensor
 __all__ = ["Stats"]
 
 QUANTILES = (5, 25, 50, 75, 95)  # percentiles of the scores
+# Numbers on the device that are floats; all others are counts.
+FLOATS = ("score_", "share_", "turnover", "visits_gini")
 
 
 class ScalarWriter(Protocol):
@@ -57,7 +59,7 @@ class Stats(Mapping[str, Any]):
             values = torch.stack(list(self.tensors.values())).tolist()
             self._numbers = dict(zip(self.tensors, values, strict=True))
         value = self._numbers[name]
-        whole = not name.startswith(("score_", "turnover"))
+        whole = not name.startswith(FLOATS)
         return int(value) if whole and math.isfinite(value) else value
 
     def __iter__(self) -> Iterator[str]:
@@ -95,6 +97,37 @@ class Stats(Mapping[str, Any]):
     def __repr__(self) -> str:
         """Shows the numbers. May wait."""
         return f"Stats({dict(self)!r})"
+
+
+def gini(counts: Tensor) -> Tensor:
+    """Returns the Gini coefficient of counts, without waiting for the device.
+
+    It is the mean difference of two counts, divided by twice the mean: 0 if all are equal, and
+    `1 - 1 / n` if one of `n` has everything.
+
+    Args:
+        counts: Integers, 0 or more [n].
+
+    Returns:
+        0-d float64; NaN if all counts are 0.
+    """
+    size = len(counts)
+    ordered = counts.sort().values.double()
+    weights = torch.arange(1 - size, size, 2, dtype=torch.float64, device=counts.device)
+    return (ordered * weights).sum() / (size * ordered.sum())
+
+
+def share(chosen: Tensor, among: Tensor) -> Tensor:
+    """Returns which share of `among` is in `chosen`, without waiting for the device.
+
+    Args:
+        chosen: bool [n], a part of `among`.
+        among: bool [n].
+
+    Returns:
+        0-d float64; NaN if `among` is empty.
+    """
+    return chosen.sum().double() / among.sum()
 
 
 def score_summary(mean: Tensor, visited: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.functional.cross_entropy import SCORES
 from dynprune_cuda.policies.adapter import AnyPolicy, adapt
 from dynprune_cuda.policies.protocol import Policy
+from dynprune_cuda.policies.quotas import ClassShares
 from dynprune_cuda.policies.registry import fingerprint, resolve_count
 
 SHARDINGS = ("replicate", "shard")
@@ -91,7 +92,8 @@ def make_config(
     anneal_epochs: int | None,
     epochs: int | None,
     groups: Any,
-    group_floor: float,
+    group_floor: float | None,
+    class_shares: ClassShares | None,
     score: str,
     alpha: float | None,
     track_forgetting: bool,
@@ -112,7 +114,9 @@ def make_config(
         epochs = as_int("epochs", epochs, minimum=1)
     given = policies.resolve(policy)
     if groups is not None:
-        given = policies.Balanced(given, groups, group_floor)
+        given = policies.Balanced(given, groups, group_floor, class_shares)
+    elif class_shares is not None:
+        raise ValueError(f"class_shares={class_shares!r} need groups=, the class of each sample")
     checked = adapt(given)
     checked.check_size(num_samples)
     defaults = {**Policy.settings(checked, epochs), **checked.settings(epochs)}
@@ -126,11 +130,13 @@ def make_config(
     )
     for count in schedule.known_counts():
         checked.check_count(count)
+    _check_rescaling(given, checked)
     as_choice("score", score, SCORES)
     if score == "margin" and not checked.takes_negative_scores:
         raise ValueError(
             f"score='margin' does not fit policy={checked!r}, which needs scores >= 0: "
-            "the margins of correct samples count as negative, and would all weigh nothing"
+            "the margins of correct samples count as negative, and would all weigh nothing; use "
+            "policy='ucb'"
         )
     alpha = defaults["alpha"] if alpha is None else alpha
     config = Config(
@@ -149,6 +155,22 @@ def make_config(
     )
     _check_sharding(config)
     return config
+
+
+def _check_rescaling(given: AnyPolicy, checked: Policy) -> None:
+    inside = given.policy if isinstance(given, policies.Balanced) else given
+    if not getattr(inside, "rescales", False):
+        return
+    if inside is not given:
+        raise ValueError(
+            f"groups do not fit {inside!r}: the factors of its losses hold for selections from all "
+            "samples; use rescale=False"
+        )
+    if not checked.selects_by_ranking:
+        raise ValueError(
+            f"{given!r} must leave select and weigh as they are to have rescales=True: the factors "
+            "of the losses come from its ranking"
+        )
 
 
 def _check_sharding(config: Config) -> None:

@@ -4,7 +4,7 @@
 Replicated scores: every process draws the same order and takes its part. Sharded scores: the order
 is the same one, over the selected samples in ascending order. The owner of a sample finds its place
 in the order by the inverse permutation, and sends id and place to the process that trains there: 8
-bytes. No process holds the whole order.
+bytes, and 4 for the factor of a policy that rescales. No process holds the whole order.
 
 With surplus="local", each process draws an order of the samples that it holds; nothing is sent.
 """
@@ -30,6 +30,7 @@ class Share(NamedTuple):
 
     ids: Tensor  # in the order of their visits, int64 [as many as in every other process]
     own: int  # how many come before the padding; 0: all are padding, which changes no score
+    factors: Tensor | None = None  # what their losses are multiplied by, float32; None: nothing
 
     def again(self) -> Tensor:
         """Returns the ids that come again, ascending; all, if all are padding."""
@@ -64,7 +65,13 @@ def replicated_share(
 
 
 def moved_share(
-    ids: Tensor | None, sizes: Sequence[int], seed: int, shard: Shard, ranks: Ranks, like: Tensor
+    ids: Tensor | None,
+    sizes: Sequence[int],
+    seed: int,
+    shard: Shard,
+    ranks: Ranks,
+    like: Tensor,
+    factors: Tensor | None = None,
 ) -> Share:
     """Returns the share that this process has with replicated scores. Collective if there are ids.
 
@@ -75,23 +82,27 @@ def moved_share(
         shard: Which samples this process holds.
         ranks: The processes.
         like: An empty tensor on the device.
+        factors: Of the losses of `ids`, float32; or None, in all processes.
     """
     rank, size = ranks.rank, ranks.size
     if ids is not None and shard.layout == "strided":
         # An id's place is known where shards are contiguous. Waits, in set_epoch only.
-        (ids,) = to_owners([ids], shard.in_pieces(), ranks)
-        ids = ids.sort().values
+        ids, *others = to_owners([ids, *_given(factors)], shard.in_pieces(), ranks)
+        ids, ascending = ids.sort()
+        factors = others[0][ascending] if others else None
         sizes = ranks.gather(ids.new_full((1,), len(ids))).flatten().tolist()
     total = shard.num_samples if ids is None else sum(sizes)
     before = sum(sizes[:rank])
     seed = as_int64(seed)
     if total < size:  # some process repeats an id of another one
         order = functional.permutation(total, seed=seed, device=like.device)
-        if ids is not None:
-            everything = torch.zeros_like(order)
-            everything[before : before + len(ids)] = ids
-            order = ranks.add_up_(everything)[order]
-        return Share(ranks.share(order), int(rank < total))
+        if ids is None:
+            return Share(ranks.share(order), int(rank < total))
+        everything = [column.new_zeros(total) for column in (ids, *_given(factors))]
+        for whole, part in zip(everything, (ids, *_given(factors)), strict=True):
+            whole[before : before + len(ids)] = part
+        columns = [ranks.share(ranks.add_up_(whole)[order]) for whole in everything]
+        return Share(columns[0], int(rank < total), *columns[1:])
     length = len(range(rank, total, size))
     if ids is None:
         order = ops.permutation_part(like, total, rank, size, length, False, None, seed)
@@ -101,14 +112,22 @@ def moved_share(
         words = (ids << 32) | (places // size)
         consumer, by_consumer = (places % size).to(torch.int32).sort(stable=True)
         counts = torch.bincount(consumer, minlength=size)
-        (received,) = ranks.exchange([words[by_consumer]], counts)
+        columns = [column[by_consumer] for column in (words, *_given(factors))]
+        received, *others = ranks.exchange(columns, counts)
         order = torch.empty_like(received)
-        order[received & 0xFFFFFFFF] = (received >> 32) & 0xFFFFFFFF
-    padded = length < ranks.share_length(total)
-    return Share(torch.cat([order, order[:1]]) if padded else order, length)
+        place = received & 0xFFFFFFFF
+        order[place] = (received >> 32) & 0xFFFFFFFF
+        if others:
+            factors = torch.empty_like(others[0]).index_copy_(0, place, others[0])
+    if length < ranks.share_length(total):
+        order = torch.cat([order, order[:1]])
+        factors = None if factors is None else torch.cat([factors, factors[:1]])
+    return Share(order, length, factors)
 
 
-def local_share(ids: Tensor, sizes: Sequence[int], seed: int, shard: Shard) -> Share:
+def local_share(
+    ids: Tensor, sizes: Sequence[int], seed: int, shard: Shard, factors: Tensor | None = None
+) -> Share:
     """Returns this process's own ids in a random order, filled up to the longest share.
 
     It goes on from the beginning as often as it takes. A process that holds none of the selection
@@ -119,10 +138,17 @@ def local_share(ids: Tensor, sizes: Sequence[int], seed: int, shard: Shard) -> S
         sizes: How many selected ids each process holds.
         seed: Of this process's order.
         shard: Which samples this process holds.
+        factors: Of the losses of `ids`, float32; or None. Fillers have the factor 1.
     """
     pool = ids if len(ids) else shard.ids(ids.device)
-    order = pool[functional.permutation(len(pool), seed=seed, device=ids.device)]
+    if factors is not None and not len(ids):
+        factors = factors.new_ones(len(pool))
+    order = functional.permutation(len(pool), seed=seed, device=ids.device)
     length = max(sizes)
     if length != len(order):
         order = order[torch.arange(length, device=order.device) % len(order)]
-    return Share(order, len(ids))
+    return Share(pool[order], len(ids), None if factors is None else factors[order])
+
+
+def _given(factors: Tensor | None) -> list[Tensor]:
+    return [] if factors is None else [factors]

@@ -17,7 +17,13 @@ from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.scores.table import ScoreTable
 
 # Columns besides the table's. "repeat": visited in this epoch, where the sample comes again.
-BY_SAMPLE = {"subset": torch.bool, "times_selected": torch.int32, "repeat": torch.bool}
+# "weights": of a policy that multiplies losses by factors.
+BY_SAMPLE = {
+    "subset": torch.bool,
+    "times_selected": torch.int32,
+    "repeat": torch.bool,
+    "weights": torch.float32,
+}
 # Attribute of a DTensor that tells which rank's rows it holds: an unpickled DTensor gives every
 # rank the rows of the one that pickled it. torch.save keeps the attribute, and so does
 # torch.distributed.checkpoint, which loads into each rank's own.
@@ -56,7 +62,7 @@ def shared_state(state: dict[str, Any], shard: Shard, ranks: Ranks) -> dict[str,
         return column
 
     table = {name: in_pieces(column) for name, column in state["table"].items()}
-    return {**state, "table": table, **{name: in_pieces(state[name]) for name in BY_SAMPLE}}
+    return {**state, "table": table, **{name: in_pieces(state[name]) for name in _columns(state)}}
 
 
 def local_state(state: Any, shard: Shard) -> dict[str, Any]:
@@ -75,9 +81,8 @@ def local_state(state: Any, shard: Shard) -> dict[str, Any]:
     repeat = own.get("repeat")
     if isinstance(repeat, Tensor) and repeat.dtype == torch.int64:
         own["repeat"] = torch.zeros(len(shard), dtype=torch.bool, device=repeat.device)
-    for name in BY_SAMPLE:
-        if name in own:
-            own[name] = _rows(name, own[name], shard)
+    for name in _columns(own):
+        own[name] = _rows(name, own[name], shard)
     if isinstance(own.get("table"), Mapping):
         table = own["table"].items()
         own["table"] = {name: _rows(name, column, shard) for name, column in table}
@@ -108,18 +113,24 @@ def checked_pieces(read: StateReader, table: ScoreTable, shard: Shard) -> dict[s
             for name, dtype in types.items()
         }
 
-    return {**read.state, "table": rows(columns, table.column_types), **rows(read, BY_SAMPLE)}
+    own = rows(read, _columns(read.state))
+    return {**read.state, "table": rows(columns, table.column_types), **own}
 
 
 def respread(state: dict[str, Any], source: Shard, target: Shard, ranks: Ranks) -> dict[str, Any]:
     """Returns a state with the rows of `target` in place of those of `source`. Collective."""
     if source == target:
         return state
-    columns = {**state["table"], **{name: state[name] for name in BY_SAMPLE}}
+    columns = {**state["table"], **{name: state[name] for name in _columns(state)}}
     moved = moved_rows(list(columns.values()), source, target, ranks)
     rows = dict(zip(columns, moved, strict=True))
-    by_sample = {name: rows.pop(name) for name in BY_SAMPLE}
+    by_sample = {name: rows.pop(name) for name in _columns(state)}
     return {**state, "table": rows, **by_sample}
+
+
+def _columns(state: Mapping[str, Any]) -> dict[str, torch.dtype]:
+    """Returns the columns of a state besides the table's."""
+    return {name: dtype for name, dtype in BY_SAMPLE.items() if name in state}
 
 
 def _rows(name: Any, column: Any, shard: Shard) -> Any:

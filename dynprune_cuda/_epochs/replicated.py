@@ -43,7 +43,7 @@ class ReplicatedRun(Run):
         self._visits_before = table.count.new_full((1,), -1, dtype=torch.int64)  # of its id
         if ranks.size > 1:
             self._repeats = Repeats(self._visits_before.clone())
-        self._weights = torch.ones_like(table.mean) if config.policy.weighs else None
+        self._factors = torch.ones_like(table.mean) if config.policy.has_factors else None
 
     def entering(self, epoch: int) -> AbstractContextManager[list[str]]:
         """Merges the tables and selects if due; the context manager begins the epoch."""
@@ -64,22 +64,21 @@ class ReplicatedRun(Run):
         self._observed = self._observed or messages.unobserved is not None
         self._strayed = self._strayed or messages.strays is not None
         self._begin(state)
-        self._outside = outside
+        self._outside, self._rescored = outside, False
 
     def factors(self, ids: Tensor) -> Tensor | None:
-        """Returns the weights of the current epoch, float32 [batch]; 1 for rows without a sample.
+        """Returns the factors of the current epoch, float32 [batch]; 1 for rows without a sample.
 
         An id out of range is reported by the update of its score.
         """
-        if self._weights is None:
+        if self._factors is None:
             return None
-        weights = self._weights
-        shown = self._shown.subset
-        if self._preview is not None and shown is not None and shown.weights is not None:
-            weights = shown.weights  # of an epoch 0 that was only looked at
+        factors = self._factors
+        if self._preview is not None:  # an epoch 0 that was only looked at
+            factors = self._factors_of(self._preview)
         ids = self._on_device(ids)
-        factors = weights[ids.clamp(0, self.config.num_samples - 1)]
-        return factors.masked_fill(ids < 0, 1.0)
+        rows = factors[ids.clamp(0, self.config.num_samples - 1)]
+        return rows.masked_fill(ids < 0, 1.0)
 
     def all_ids(self) -> Tensor:
         """Returns the ids of all samples, ascending, int64 [num_samples]."""
@@ -90,13 +89,14 @@ class ReplicatedRun(Run):
         functional.check_errors(self.table.device)
         subset = self.state.subset
         chosen = self._mask_of(self._nothing() if subset is None else subset.ids)
-        saved = self.state.saved(chosen, self._saved_repeat(), self.config.policy.weighs)
+        saved = self.state.saved(chosen, self._saved_repeat(), self.config.policy.has_factors)
         return sealed({**self.settings(), "table": self.table.state_dict(), **saved})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
         read, device = self._reader(state_dict), self.table.device
-        saved = read_state(read, self.config.num_samples, device, self.config.policy.weighs)
+        has_factors = self.config.policy.has_factors
+        saved = read_state(read, self.config.num_samples, device, has_factors)
         repeat = read.tensor("repeat", torch.int64, (2,), device)
         fits = (repeat >= -1).all() & (repeat[0] < self.config.num_samples)
         read.sound("repeat", fits, "out of range")
@@ -105,7 +105,7 @@ class ReplicatedRun(Run):
         self._check_total(saved, len(ids))
         check_seal(read)
         self._adopt(columns, saved.restored(ids, (len(ids),)))
-        self._fill_weights()
+        self._fill_factors()
         if self._repeats is not None:
             self._repeats.ids.copy_(repeat[:1])
             self._visits_before.copy_(repeat[1:])
@@ -130,7 +130,7 @@ class ReplicatedRun(Run):
             """Selects, where an error reaches the other ranks."""
             subset = self._subset_of(start, seed)
             made.append(subset)
-            total = checksum(subset.ids, subset.weights)
+            total = checksum(subset.ids, subset.factors)
             name = f"the selection of {self.config.policy!r}"
             return {f"the length of {name}": len(subset.ids), name: int(total)}
 
@@ -141,33 +141,42 @@ class ReplicatedRun(Run):
         return made[0]
 
     def _subset_of(self, start: int, seed: int) -> Subset:
-        policy = self.config.policy
+        policy, table = self.config.policy, self.table
         count = self.config.schedule.kept(start)
-        if count is not None:
-            return Subset(start, policy.select(self.table, count, seed=seed), None, (count,))
-        assert isinstance(policy, WeighingPolicy)
-        weights = policy.weigh(self.table, seed=seed)
-        ids = weights.nonzero().flatten()  # waits: only now is it known how many there are
-        if not len(ids):
-            raise ValueError(f"{policy!r} must keep at least one sample, got none")
-        return Subset(start, ids, weights, (len(ids),))
+        factors: Tensor | None = None
+        if count is None:
+            assert isinstance(policy, WeighingPolicy)
+            weights = policy.weigh(table, seed=seed)
+            ids = weights.nonzero().flatten()  # waits: only now is it known how many there are
+            if not len(ids):
+                raise ValueError(f"{policy!r} must keep at least one sample, got none")
+            factors = weights[ids]
+        elif policy.rescales:
+            rule = policy.ranking(table)
+            ids, factors = functional.select_rescaled(rule, len(table.mean), count, seed=seed)
+        else:
+            ids = policy.select(table, count, seed=seed)
+        return Subset(start, ids, factors, (len(ids),))
 
     def _begin(self, state: EpochState) -> None:
         self.state, self._preview, self._share = state, None, None
         if self._repeats is not None:
             self._repeats.ids.fill_(-1)
             self._visits_before.fill_(-1)
-        self._fill_weights()
+        self._fill_factors()
 
-    def _fill_weights(self) -> None:
+    def _fill_factors(self) -> None:
         """Fills in the factors of the current epoch's losses."""
-        if self._weights is None:
-            return
-        subset, phase = self.state.subset, self.config.schedule.phase(self.state.epoch or 0)
-        if subset is not None and subset.weights is not None and phase == "pruned":
-            self._weights.copy_(subset.weights)
-        else:
-            self._weights.fill_(1.0)
+        if self._factors is not None:
+            self._factors.copy_(self._factors_of(self.state))
+
+    def _factors_of(self, state: EpochState) -> Tensor:
+        """Returns what the losses of a state's epoch are multiplied by, float32 [num_samples]."""
+        factors, subset = torch.ones_like(self.table.mean), state.subset
+        if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
+            return factors
+        assert subset.factors is not None
+        return factors.zero_().index_copy_(0, subset.ids, subset.factors)
 
     def _draw_share(self) -> Share:
         subset, epoch = self.current(), self.state.epoch or 0

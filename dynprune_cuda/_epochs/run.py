@@ -65,6 +65,7 @@ class Run(ABC):
         self._observed = False  # any score at all
         # Visits outside the subset when the current, pruned epoch began, 0-d.
         self._outside: Tensor | None = None
+        self._rescored = False  # in the current epoch, samples outside the subset on purpose
         self._strayed = False  # enough said of visits outside the subset
         self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: enough said
 
@@ -114,6 +115,7 @@ class Run(ABC):
                 self._begin(self._preview or self._next_state(0)[0])
                 if not self._observed:  # else visits may wait in an outbox
                     self._outside = self._visits_outside(self.state)
+                    self._rescored = False
             elif self.config.schedule.phase(0) == "pruned":
                 self._check_first()
         if self._share is None:
@@ -188,9 +190,11 @@ class Run(ABC):
         """Accepts what a scored step wrote; returns what to warn of."""
         return self._note(ids)
 
-    def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
-        """Enters values; returns what to warn of."""
-        self.table.update(self._scored(ids), values, correct)
+    def observe(
+        self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None
+    ) -> str | None:
+        """Enters values; returns what to warn of. `alpha` is that of `ScoreTable.update`."""
+        self.table.update(self._scored(ids), values, correct, alpha)
         return self._note(ids)
 
     def _scored(self, ids: Tensor) -> Tensor:
@@ -235,7 +239,7 @@ class Run(ABC):
         for name, mine in settings.items():
             if name not in ("version", "seed"):
                 read.same(name, mine)
-        weights = ("weights",) if self.config.policy.weighs else ()
+        weights = ("weights",) if self.config.policy.has_factors else ()
         read.has([*settings, "table", *ENTRIES, *weights])
         return read
 
@@ -262,7 +266,7 @@ class Run(ABC):
         """Takes over a loaded table and state, both checked."""
         self.table.take(columns)
         self.state, self._preview, self._share = state, None, None
-        self._outside = self._visits_outside(state)
+        self._outside, self._rescored = self._visits_outside(state), False
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())
         self._unscheduled = 0 if state.epoch is None else None
@@ -341,8 +345,13 @@ class Run(ABC):
             return None
         outside = self._visits_outside(self.state)
         assert outside is not None  # as when the epoch began
-        number = int(self._overlap(outside - self._outside))
+        on_purpose = self.ranks.add_up_(torch.full_like(outside, int(self._rescored)))
+        number = int(torch.where(on_purpose > 0, 0, self._overlap(outside - self._outside)))
         return None if self._strayed else warning(self.state.epoch, number)
+
+    def rescored(self) -> None:
+        """Notes that samples outside the subset are scored on purpose in the current epoch."""
+        self._rescored = True
 
     def _shard(self) -> Shard:
         """Returns which samples the rows of the table are of."""

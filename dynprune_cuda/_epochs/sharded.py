@@ -33,11 +33,13 @@ from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed
+from dynprune_cuda.functional.tilted import Tilted
 from dynprune_cuda.scores.sharded_table import RowsBefore, ShardedScoreTable
 from dynprune_cuda.scores.table import UpdateTarget
 
-KINDS_OF_RULES = (Ranking, Uniform, FixedIds)
+KINDS_OF_RULES = (Ranking, Tilted, Trimmed, Uniform, FixedIds)
 
 
 class ShardedRun(Run):
@@ -66,6 +68,8 @@ class ShardedRun(Run):
         )
         super().__init__(config, ranks, table)
         self._repeats: Repeats | None = None  # of the current epoch's share
+        # A share with its ids in order and their factors.
+        self._sorted: tuple[Share, Tensor, Tensor | None] | None = None
         # Repeated ids of the current epoch that were visited before a state was loaded.
         self._visited: Tensor | None = None
 
@@ -108,7 +112,7 @@ class ShardedRun(Run):
         self._observed = self._observed or messages.unobserved is not None
         self._strayed = self._strayed or messages.strays is not None
         self._begin(state)
-        self._outside = outside
+        self._outside, self._rescored = outside, False
         self._share, self._repeats = share, repeats
 
     def _enter_visits(self, what: str) -> RowsBefore:
@@ -203,8 +207,8 @@ class ShardedRun(Run):
             kinds = [isinstance(rule, kind) for kind in KINDS_OF_RULES]
             if not any(kinds):
                 raise TypeError(
-                    f"{self.config.policy!r} must return a Ranking, Uniform or FixedIds as its "
-                    f"ranking, got {type(rule).__name__}"
+                    f"{self.config.policy!r} must return a {RULES} as its ranking, got "
+                    f"{type(rule).__name__}"
                 )
             if isinstance(rule, FixedIds) and count != rule.count(self.config.num_samples):
                 raise ValueError(
@@ -215,15 +219,14 @@ class ShardedRun(Run):
             return {"keep": count, "the kind of ranking": kinds.index(True)}
 
         self.ranks.agree("set_epoch", table.device, rank)
-        ids = sharded.select(
-            rules[0],
-            count,
-            shard=table.shard,
-            seed=seed,
-            process_group=self.ranks,
-            device=table.device,
-        )
-        subset = Subset(start, ids, None, self._sizes_of(ids))
+        common: dict[str, Any] = {"shard": table.shard, "seed": seed, "process_group": self.ranks}
+        factors: Tensor | None = None
+        rule = rules[0]
+        if self.config.policy.rescales:
+            ids, factors = sharded.select_rescaled(rule, count, **common)
+        else:
+            ids = sharded.select(rule, count, device=table.device, **common)
+        subset = Subset(start, ids, factors, self._sizes_of(ids))
         if subset.total != count:
             raise RuntimeError(
                 f"{self.config.policy!r} selected {subset.total} samples: a bug, please report"
@@ -246,6 +249,34 @@ class ShardedRun(Run):
 
     # ---- visits
 
+    def factors(self, ids: Tensor) -> Tensor | None:
+        """Returns the factors of the current epoch, float32 [batch]; None in a full epoch.
+
+        They are 1 for rows without a sample, and for samples that others train on.
+        """
+        if not self.config.policy.rescales:
+            return None
+        if self._share is None:  # an epoch 0 that was not begun
+            subset = self.current()
+            known, factors = (None, None) if subset is None else (subset.ids, subset.factors)
+        else:
+            known, factors = self._sorted_share()
+        if known is None or factors is None:
+            return None
+        ids = self._on_device(ids)
+        places = torch.searchsorted(known, ids).clamp_(max=len(known) - 1)
+        return torch.where(known[places] == ids, factors[places], 1.0)
+
+    def _sorted_share(self) -> tuple[Tensor, Tensor | None]:
+        """Returns the ids of the current share, ascending, and their factors."""
+        share = self._share
+        assert share is not None
+        if self._sorted is None or self._sorted[0] is not share:
+            ids, order = share.ids.sort()
+            factors = None if share.factors is None else share.factors[order]
+            self._sorted = (share, ids, factors)
+        return self._sorted[1:]
+
     def _scored(self, ids: Tensor) -> Tensor:
         return self._repeats.without(self._on_device(ids)) if self._repeats else ids
 
@@ -260,9 +291,11 @@ class ShardedRun(Run):
             self._repeats.mark(torch.where(counts, self._on_device(ids), -1))
         return self._note(ids)
 
-    def observe(self, ids: Tensor, values: Tensor, correct: Tensor | None) -> str | None:
+    def observe(
+        self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None
+    ) -> str | None:
         """Puts values into the outbox; returns what to warn of."""
-        message = super().observe(ids, values, correct)
+        message = super().observe(ids, values, correct, alpha)
         if self._repeats:
             self._repeats.mark(self._on_device(ids))
         return message
@@ -291,10 +324,11 @@ class ShardedRun(Run):
             seed = derive_seed(state.seed, "order", epoch, ranks.rank)
             if subset is None:
                 return local_share(self.all_ids(), shard.sizes(), seed, shard)
-            return local_share(subset.ids, subset.sizes, seed, shard)
-        seed = derive_seed(state.seed, "order", epoch)
-        ids, sizes = (None, ()) if subset is None else (subset.ids, subset.sizes)
-        return moved_share(ids, sizes, seed, shard, ranks, self.table.mean[:0])
+            return local_share(subset.ids, subset.sizes, seed, shard, subset.factors)
+        seed, like = derive_seed(state.seed, "order", epoch), self.table.mean[:0]
+        if subset is None:
+            return moved_share(None, (), seed, shard, ranks, like)
+        return moved_share(subset.ids, subset.sizes, seed, shard, ranks, like, subset.factors)
 
     def _mask_of(self, ids: Tensor) -> Tensor:
         mask = torch.zeros_like(self.table.last_non_finite)
@@ -320,7 +354,7 @@ class ShardedRun(Run):
             (visited,) = to_owners([visited], shard, ranks)
             subset = self.state.subset
             chosen = self._mask_of(nothing if subset is None else subset.ids)
-            saved = self.state.saved(chosen, self._mask_of(visited), weighs=False)
+            saved = self.state.saved(chosen, self._mask_of(visited), self.config.policy.rescales)
             state = {**self.settings(), "table": self.table.state_dict(), **saved}
             pieces = shard.in_pieces()
             state = respread(state, shard, pieces, ranks)
@@ -368,7 +402,7 @@ class ShardedRun(Run):
             reader = self._reader(state)
             visited = reader.tensor("repeat", torch.bool, (len(shard),), device)
             columns = self.table.checked("state_dict['table']", state["table"])
-            saved = read_state(reader, len(shard), device, weighs=False)
+            saved = read_state(reader, len(shard), device, self.config.policy.rescales)
             read.append((saved, visited))
             start = saved.subset_epoch
             kept = self.config.schedule.kept(start) if start >= 0 else None

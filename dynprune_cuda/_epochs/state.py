@@ -34,14 +34,15 @@ class Subset(NamedTuple):
     Attributes:
         epoch: First epoch of the period that it serves.
         ids: Ascending sample ids that this process knows of, int64.
-        weights: Factors of the losses, float32 [num_samples], of a policy that weighs; or None.
+        factors: What the losses of `ids` are multiplied by, float32 [len(ids)], of a policy that
+            weighs or rescales; or None.
         sizes: How many samples each holder has: one entry for replicated scores, one per rank for
             sharded ones.
     """
 
     epoch: int
     ids: Tensor
-    weights: Tensor | None
+    factors: Tensor | None
     sizes: tuple[int, ...]
 
     @property
@@ -93,7 +94,7 @@ class EpochState:
             turnover=self.turnover if again is None else 1.0 - again.double() / subset.total,
         )
 
-    def saved(self, chosen: Tensor, repeat: Tensor, weighs: bool) -> dict[str, Any]:
+    def saved(self, chosen: Tensor, repeat: Tensor, has_factors: bool) -> dict[str, Any]:
         """Returns the entries of a saved state.
 
         Their keys and shapes are those of every run made alike, whatever it has selected so far:
@@ -102,7 +103,7 @@ class EpochState:
         Args:
             chosen: Which rows the subset has, bool [rows].
             repeat: What tells which repeated ids were visited.
-            weighs: Whether the policy weighs.
+            has_factors: Whether the policy multiplies losses by factors.
         """
         subset = self.subset
         state = {
@@ -114,10 +115,12 @@ class EpochState:
             "turnover": self.turnover.clone(),
             "repeat": repeat,
         }
-        if weighs:
-            weights = chosen.float() if subset is None else subset.weights
-            assert weights is not None
-            state["weights"] = weights.clone()
+        if has_factors:
+            weights = chosen.float()
+            if subset is not None:
+                assert subset.factors is not None
+                weights[chosen] = subset.factors  # waits; both are in the order of the samples
+            state["weights"] = weights
         return state
 
 
@@ -137,7 +140,8 @@ class SavedState(NamedTuple):
         """Returns the state, with the ids of the chosen rows and the sizes of their holders."""
         subset = None
         if sum(sizes):
-            subset = Subset(self.subset_epoch, ids, self.weights, sizes)
+            factors = None if self.weights is None else self.weights[self.chosen]
+            subset = Subset(self.subset_epoch, ids, factors, sizes)
         return EpochState(
             self.seed,
             self.epoch,
@@ -148,14 +152,14 @@ class SavedState(NamedTuple):
         )
 
 
-def read_state(read: StateReader, rows: int, device: torch.device, weighs: bool) -> SavedState:
+def read_state(read: StateReader, rows: int, device: torch.device, has_factors: bool) -> SavedState:
     """Reads the entries of `EpochState.saved`, but for "repeat".
 
     Args:
         read: A reader of a state that has all entries.
         rows: How many samples this process knows of.
         device: Where the tensors go.
-        weighs: Whether the policy weighs.
+        has_factors: Whether the policy multiplies losses by factors.
 
     Raises:
         TypeError: An entry has the wrong type.
@@ -169,7 +173,7 @@ def read_state(read: StateReader, rows: int, device: torch.device, weighs: bool)
     times = read.tensor("times_selected", torch.int32, (rows,), device)
     turnover = read.tensor("turnover", torch.float64, (), device)
     weights = None
-    if weighs:
+    if has_factors:
         weights = read.tensor("weights", torch.float32, (rows,), device)
         fits = weights.isfinite() & (weights >= 0) & ((weights > 0) == chosen)
         read.sound("weights", fits.all(), "it contradicts the subset")

@@ -121,7 +121,7 @@ class EpochIterator(Iterator[_Item]):
 
 class _IdIterator(EpochIterator[int]):
     def _walk(self, order: Tensor) -> Iterator[int]:
-        pieces = _batches(order, PIECE_IDS, drop_last=False)
+        pieces = id_batches(order, PIECE_IDS, drop_last=False)
         return (sample_id for piece in pieces for sample_id in piece)
 
     def _num_ids(self, item: int) -> int:
@@ -137,7 +137,7 @@ class _BatchIterator(EpochIterator[list[int]]):
         super().__init__(epoch, order, position)
 
     def _walk(self, order: Tensor) -> Iterator[list[int]]:
-        return _batches(order, self._batch_size, drop_last=self._drop_last)
+        return id_batches(order, self._batch_size, drop_last=self._drop_last)
 
     def _num_ids(self, item: list[int]) -> int:
         return len(item)
@@ -300,7 +300,7 @@ def _parse(state_dict: Any) -> tuple[int, int]:
     )
 
 
-def _batches(order: Tensor, batch_size: int, *, drop_last: bool) -> Iterator[list[int]]:
+def id_batches(order: Tensor, batch_size: int, *, drop_last: bool) -> Iterator[list[int]]:
     """Yields `order` (int64, 1-D, on any device) as lists of `batch_size` ints."""
     if drop_last:
         order = order[: len(order) // batch_size * batch_size]

@@ -25,31 +25,39 @@ from dynprune_cuda.functional.cross_entropy import (
     scored_cross_entropy_step_,
 )
 from dynprune_cuda.functional.errors import check_errors
+from dynprune_cuda.functional.inclusion import inclusion_probabilities
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import Trimmed
 from dynprune_cuda.functional.score_updates import update_scores_
 from dynprune_cuda.functional.selection import (
     permutation,
     select,
     select_epsilon_greedy,
+    select_rescaled,
     select_top_k,
     select_ucb,
     select_ucb1,
     select_uniform,
     select_weighted,
 )
+from dynprune_cuda.functional.tilted import Tilted
 
 __all__ = [
     "FixedIds",
     "Ranking",
     "ScoredLoss",
+    "Tilted",
+    "Trimmed",
     "Uniform",
     "check_errors",
+    "inclusion_probabilities",
     "last_layer_grand",
     "permutation",
     "scored_cross_entropy",
     "scored_cross_entropy_step_",
     "select",
     "select_epsilon_greedy",
+    "select_rescaled",
     "select_top_k",
     "select_ucb",
     "select_ucb1",

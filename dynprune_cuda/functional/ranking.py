@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,6 +155,23 @@ class Ranking(NamedTuple):
         by_bound = (RankingKind.UCB_VARIANCE, RankingKind.UCB_STD, RankingKind.UCB1)
         return "mean" if self.kind in by_bound else "scores"
 
+    def weights(self) -> Tensor:
+        """Returns what samples are drawn in proportion to, float32 [N]; NaN scores are infinite.
+
+        Raises:
+            ValueError: Nothing is drawn by weights.
+        """
+        values = self.values.to(torch.float32)
+        if self.kind == RankingKind.WEIGHT:
+            return values
+        if self.kind not in (RankingKind.SCORE_WEIGHT, RankingKind.SCORE_WEIGHT_SQRT):
+            raise ValueError(
+                f"rule must be drawn by weights to be rescaled, got {self.kind.name}: use "
+                "Ranking.by_weight or Ranking.by_score_weight"
+            )
+        values = values.nan_to_num(nan=math.inf, posinf=math.inf).clamp_(min=0.0)
+        return values.sqrt_() if self.kind == RankingKind.SCORE_WEIGHT_SQRT else values
+
     def num_random(self, k: int) -> int:
         """Returns how many of `k` samples are drawn at random."""
         return math.floor(self.random_share * k + 0.5) if self.random_share else 0
@@ -200,9 +217,6 @@ class FixedIds:
         if largest >= num_samples:
             raise ValueError(f"ids must be below num_samples={num_samples}, got {largest}")
         return len(self.tensor)
-
-
-SelectionRule: TypeAlias = Ranking | Uniform | FixedIds
 
 
 def _sorted_ids(ids: Any) -> Tensor:

@@ -19,8 +19,14 @@ from dynprune_cuda._checks.arguments import (
 )
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
-from dynprune_cuda._schedule.seeds import as_int64
-from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
+from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda.functional.inclusion import (
+    inclusion_probabilities,
+    loss_factors,
+)
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed, WeightedRule
+from dynprune_cuda.functional.tilted import Tilted
 
 Order = Literal["random", "ascending"]
 
@@ -211,10 +217,10 @@ def select(
     """Selects from a whole table by any rule.
 
     Args:
-        rule: A `Ranking` of all samples, `Uniform()`, or `FixedIds`.
+        rule: A `Ranking` of all samples, `Tilted`, `Trimmed`, `Uniform()`, or `FixedIds`.
         num_samples: N.
         k: See `functional`.
-        seed: See `functional`.
+        seed: See `functional`; an int for `Trimmed`.
         device: Where the ids go; a ranking's values are there already.
         order: See `functional`; fixed ids are ascending, whatever it is.
 
@@ -225,13 +231,8 @@ def select(
         TypeError: `rule` is none.
         ValueError: The rule does not fit the number of samples or `k`.
     """
-    if isinstance(rule, Ranking):
-        if len(rule.values) != num_samples:
-            raise ValueError(
-                f"{rule.name} must have {num_samples} elements, one per sample, got "
-                f"{len(rule.values)}"
-            )
-        return _select_ranked(rule, k, seed, order)
+    if isinstance(rule, Ranking | Tilted | Trimmed):
+        return _select_ranked(_as_ranking(rule, num_samples, seed), k, seed, order)
     k = _check_k(k, num_samples)
     as_choice("order", order, ("random", "ascending"))
     if isinstance(rule, Uniform):
@@ -242,7 +243,63 @@ def select(
         if k != rule.count(num_samples):
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         return move_without_waiting("ids", rule.tensor, as_device("device", device))
-    raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {type(rule).__name__}")
+    raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
+
+
+def select_rescaled(
+    rule: SelectionRule, num_samples: int, k: int, *, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Selects by weights, and tells what to multiply the losses by.
+
+    With the factors, the mean loss of the selection estimates the mean loss of all samples. They
+    are (k / N) / p, where p is the sample's `inclusion_probabilities` (Horvitz & Thompson 1952),
+    and at most 10. A factor of 10 stands for a sample that is taken a tenth as often as others.
+
+    Args:
+        rule: Of all samples, by weights: `Ranking.by_weight` or `Ranking.by_score_weight`,
+            `Tilted`, or `Trimmed`.
+        num_samples: N.
+        k: See `functional`.
+        seed: Any int.
+
+    Returns:
+        Ascending sample ids, int64 [k], and their factors, float32 [k], on the ranking's device.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: The rule is not drawn by weights, or does not fit the number of samples or `k`.
+    """
+    if not isinstance(rule, Ranking | Tilted | Trimmed):
+        raise TypeError(
+            f"rule must be a Ranking, Tilted or Trimmed, got {type(rule).__name__}: other rules "
+            "have no weights to rescale by"
+        )
+    ranking = _as_ranking(rule, num_samples, seed)
+    weights = ranking.weights()
+    ids = _select_ranked(ranking, k, seed, "ascending")
+    return ids, loss_factors(inclusion_probabilities(weights, k), k, num_samples)[ids]
+
+
+def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ranking:
+    """Returns the ranking that a rule amounts to, with the scores of all samples."""
+    inner = rule.ranking if isinstance(rule, Trimmed) else rule
+    values = inner.values
+    if len(values) != num_samples:
+        raise ValueError(
+            f"{inner.name} must have {num_samples} elements, one per sample, got {len(values)}"
+        )
+    if isinstance(rule, Trimmed):
+        if isinstance(seed, Tensor):
+            raise TypeError("seed must be an int for Trimmed, got a tensor")
+        left_out, exempt = rule.counts(num_samples)
+        seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+        values = rule.without(
+            select_top_k(rule.known(), left_out, seed=seeds[0], order="ascending"),
+            select_uniform(num_samples, exempt, seed=seeds[1], device=values.device),
+        )
+    if isinstance(inner, Tilted):
+        return inner.ranking(inner.histogram(), values)
+    return inner._replace(values=values)
 
 
 def _select_ranked(ranking: Ranking, k: int, seed: int | Tensor, order: Order) -> Tensor:

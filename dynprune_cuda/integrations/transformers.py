@@ -226,10 +226,10 @@ class PrunedTrainerMixin:
 
     def _observe_batch(self, ids: Tensor, loss: Tensor) -> None:
         """Credits a loss of the batch to its samples."""
-        if self.pruner.weighs:
+        if self.pruner.rescales:
             raise ValueError(
-                f"{self.pruner.policy!r} weighs the losses of single samples, and this model gives "
-                "one of the whole batch: override compute_loss"
+                f"{self.pruner.policy!r} rescales the losses of single samples, and this model "
+                "gives one of the whole batch: override compute_loss"
             )
         self.pruner.observe(ids, loss.detach())
 

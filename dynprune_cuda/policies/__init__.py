@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which samples to train on next: one small frozen class per rule, and how to write your own."""
 
+from dynprune_cuda.policies.adaptive import Adaptive
 from dynprune_cuda.policies.balanced import Balanced
 from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
+from dynprune_cuda.policies.paper import paper
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy
 from dynprune_cuda.policies.registry import names, register, resolve
 from dynprune_cuda.policies.static_subset import StaticSubset
@@ -14,6 +16,7 @@ from dynprune_cuda.policies.weighted import Weighted
 
 __all__ = [
     "UCB",
+    "Adaptive",
     "Balanced",
     "EpsilonGreedy",
     "Full",
@@ -25,6 +28,7 @@ __all__ = [
     "WeighingPolicy",
     "Weighted",
     "names",
+    "paper",
     "register",
     "resolve",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A floor for every class or group, whatever the policy."""
+"""A floor or a fixed share for every class or group, whatever the policy."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.functional.score_updates import FirstVisit
 from dynprune_cuda.policies.adapter import AnyPolicy, adapt
 from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, fingerprint_of, trusted
+from dynprune_cuda.policies.quotas import ClassShares, checked_shares, quotas, whole_shares
+from dynprune_cuda.scores.others import other_ids
 from dynprune_cuda.scores.table import ScoreTable
 
 
 @trusted
 @dataclass(frozen=True, eq=False, repr=False)
 class Balanced(WeighingPolicy):
-    """Another policy, held to keep at least a floor of every group; still exactly k samples.
+    """Another policy, held to a floor or a share of every group; still exactly k samples.
 
     `Pruner(groups=labels, group_floor=...)` makes one. First the policy fills the floor of each
     group from that group alone, then the rest of k from all samples that are left over. Nothing
     waits for the device, because the size of every group is known from the beginning. A selection
     costs one call of the policy per group.
+
+    With `class_shares` there is no rest. The shares decide how many samples of each group are kept,
+    and the policy decides which. A group that is smaller than its part is kept whole, and what it
+    lacks is divided among the others by their shares. Parts are rounded by largest remainder. Equal
+    remainders are ordered at random, by the seed of the selection.
 
     A policy that weighs, such as `InfoBatch`, works inside each group instead: with the group's own
     mean and share, so that no group loses more than the prune ratio; `floor` has no meaning then.
@@ -39,31 +46,47 @@ class Balanced(WeighingPolicy):
         floor: A float in [0, 1] is a share of the proportional part: of a group of n samples, at
             least `floor(group_floor * k * n / num_samples)` are kept; 1.0 keeps the groups'
             proportions. An int is a number of samples per group (or all, if the group is smaller).
+            None: 0.5, or nothing with `class_shares`.
+        class_shares: "equal": as many samples of each group. "proportional": the groups'
+            proportions. A dict {label: share}: numbers from 0 for every group, of which only the
+            ratios count. None: the floor.
 
     Raises:
         TypeError: An attribute has the wrong type.
-        ValueError: An attribute has the wrong shape, dtype or value, or the policy is one that
-            knows its samples from the beginning.
+        ValueError: An attribute has the wrong shape, dtype or value, there are `floor` and
+            `class_shares`, or the policy knows its samples from the beginning, or weighs and has
+            `class_shares`.
     """
 
     policy: AnyPolicy
     groups: Tensor
-    floor: float = 0.5
+    floor: float | None = None
+    class_shares: ClassShares | None = None
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
-        if isinstance(self.floor, bool):
-            raise TypeError(f"group_floor must be a number, got {self.floor!r}")
-        if hasattr(self.floor, "__index__"):
-            floor: float = as_int("group_floor", self.floor, minimum=0)
+        if self.class_shares is None:
+            floor = _checked_floor(0.5 if self.floor is None else self.floor)
+            object.__setattr__(self, "floor", floor)
         else:
-            floor = as_float("group_floor", self.floor, low=0.0, high=1.0)
-        object.__setattr__(self, "floor", floor)
+            if self.floor is not None:
+                raise ValueError(
+                    f"group_floor={self.floor} and class_shares={self.class_shares!r} exclude each "
+                    "other: leave one out"
+                )
+            if self._inside.weighs:
+                raise ValueError(
+                    f"class_shares={self.class_shares!r} do not fit {self.policy!r}, which decides "
+                    "how many samples it keeps: leave them out, or choose another policy"
+                )
+            object.__setattr__(self, "class_shares", checked_shares(self.class_shares))
         if self._inside.fixes_count:
             raise ValueError(
                 f"groups do not fit {self.policy!r}, which knows its samples from the beginning"
             )
         object.__setattr__(self, "groups", _checked_groups(self.groups))
+        if self.class_shares is not None:
+            _ = self._shares  # names missing and unknown labels
 
     @cached_property
     def _inside(self) -> Policy:
@@ -102,14 +125,30 @@ class Balanced(WeighingPolicy):
     @cached_property
     def fingerprint(self) -> str:
         """Tells one grouping from another in a saved state."""
-        inside = fingerprint_of(self.policy)
-        return f"Balanced({inside}, groups={digest(self.groups)}, floor={self.floor})"
+        inside, rule = fingerprint_of(self.policy), f"floor={self.floor}"
+        if isinstance(self.class_shares, str):
+            rule = f"class_shares={self.class_shares}"
+        elif self.class_shares is not None:
+            parts = [share / sum(self._shares) for share in self._shares]
+            rule = f"class_shares={digest(torch.tensor(parts, dtype=torch.float64))}"
+        return f"Balanced({inside}, groups={digest(self.groups)}, {rule})"
 
     @cached_property
+    def _labels_and_sizes(self) -> tuple[list[int], list[int]]:
+        """The labels, rising, and how many samples have each."""
+        labels, sizes = torch.unique(self.groups, return_counts=True)
+        return labels.tolist(), sizes.tolist()
+
+    @property
     def _sizes(self) -> list[int]:
         """How many samples each group has, by rising label."""
-        sizes: list[int] = torch.unique(self.groups, return_counts=True)[1].tolist()
-        return sizes
+        return self._labels_and_sizes[1]
+
+    @cached_property
+    def _shares(self) -> list[int]:
+        """The share of each group, by rising label; only their ratios count."""
+        assert self.class_shares is not None
+        return whole_shares(self.class_shares, *self._labels_and_sizes)
 
     @cached_property
     def _members(self) -> dict[torch.device, Tensor]:
@@ -128,20 +167,42 @@ class Balanced(WeighingPolicy):
             )
 
     def check_count(self, k: int) -> None:
-        """Checks that the floors fit into a selection of `k` samples.
+        """Checks that a selection of `k` samples is possible.
 
         Raises:
-            ValueError: They add up to more than `k`.
+            ValueError: The floors add up to more than `k`, or the groups with a share have fewer.
         """
-        if not self.weighs:
+        if self.class_shares is not None:
+            self.quotas(k, seed=0)
+        elif not self.weighs:
             self.floors(k)
 
+    def quotas(self, k: int, *, seed: int) -> list[int]:
+        """Returns how many samples of each group, by rising label, `class_shares` give.
+
+        Args:
+            k: How many samples are selected.
+            seed: Of the selection; decides between equal remainders.
+
+        Raises:
+            ValueError: The groups with a share have fewer than `k` samples.
+        """
+        sizes, shares = self._sizes, self._shares
+        most = sum(size for size, share in zip(sizes, shares, strict=True) if share)
+        if k > most:
+            raise ValueError(
+                f"keep must be at most {most} with class_shares={self.class_shares!r}, which leave "
+                f"no other samples, got {k}; give further classes a share above 0"
+            )
+        return quotas(sizes, shares, k, seed=seed)
+
     def floors(self, k: int) -> list[int]:
-        """Returns how many samples of each group, by rising label, any selection of `k` holds.
+        """Returns how many samples of each group, by rising label, `floor` asks for.
 
         Raises:
             ValueError: The floors add up to more than `k`.
         """
+        assert self.floor is not None
         if isinstance(self.floor, int):
             floors = [min(size, self.floor) for size in self._sizes]
         else:
@@ -156,14 +217,16 @@ class Balanced(WeighingPolicy):
 
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
-        inside, floors = self._inside, self.floors(k)
+        inside, shares = self._inside, self.class_shares
+        floors = self.floors(k) if shares is None else self.quotas(k, seed=seed)
         chosen = [
             ids[inside.select(table.part(ids), floor, seed=derive_seed(seed, "group", number))]
             for number, (ids, floor) in enumerate(zip(self._parts(table), floors, strict=True))
             if floor
         ]
         if sum(floors) < k:
-            ids = _others(chosen, sum(floors), table)
+            taken = torch.cat(chosen) if chosen else self.groups.new_empty(0, device=table.device)
+            ids = other_ids(taken, table.num_samples)
             rest, seed = k - sum(floors), derive_seed(seed, "rest")
             positions = inside.select(table.part(ids), rest, seed=seed)
             chosen.append(ids[positions])
@@ -189,23 +252,24 @@ class Balanced(WeighingPolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what can be computed again."""
-        return {name: getattr(self, name) for name in ("policy", "groups", "floor")}
+        names = ("policy", "groups", "floor", "class_shares")
+        return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
-        """Tells the policy inside and the number of groups."""
-        return f"Balanced({self.policy!r}, <{len(self._sizes)} groups>, floor={self.floor})"
+        """Tells the policy inside, the number of groups, and the floor or the shares."""
+        rule = f"floor={self.floor}"
+        if self.class_shares is not None:
+            rule = f"class_shares={self.class_shares!r}"
+        return f"Balanced({self.policy!r}, <{len(self._sizes)} groups>, {rule})"
 
 
-def _others(chosen: list[Tensor], num_chosen: int, table: ScoreTable) -> Tensor:
-    """Returns the ids that are not in `chosen`, ascending; how many they are needs no waiting."""
-    is_open = torch.ones(table.num_samples, dtype=torch.bool, device=table.device)
-    if chosen:
-        is_open.index_fill_(0, torch.cat(chosen), False)
-    size = table.num_samples - num_chosen
-    # The chosen ones all land in the slot behind the last, which is cut off.
-    slots = torch.where(is_open, is_open.cumsum(0) - 1, size)
-    ids = torch.empty(size + 1, dtype=torch.int64, device=table.device)
-    return ids.scatter_(0, slots, torch.arange(table.num_samples, device=table.device))[:size]
+def _checked_floor(floor: Any) -> float:
+    """Returns the floor as an int or a float in [0, 1]."""
+    if isinstance(floor, bool):
+        raise TypeError(f"group_floor must be a number, got {floor!r}")
+    if hasattr(floor, "__index__"):
+        return as_int("group_floor", floor, minimum=0)
+    return as_float("group_floor", floor, low=0.0, high=1.0)
 
 
 def _checked_groups(groups: Any) -> Tensor:

@@ -15,6 +15,7 @@ class Full(Policy):
     """Every sample, always: training without pruning."""
 
     static = True
+    default_period = 10  # as in saved states of version 0.1.0; only one selection is made
 
     def fixed_count(self, num_samples: int) -> int:
         """Returns `num_samples`."""

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda.functional.ranking import FixedIds, SelectionRule
+from dynprune_cuda.functional.ranking import FixedIds
+from dynprune_cuda.functional.rules import SelectionRule
 from dynprune_cuda.functional.score_updates import FirstVisit
 from dynprune_cuda.scores.table import ScoreTable
 
@@ -45,6 +46,8 @@ class Policy:
         static: One selection serves the whole run.
         uses_scores: Selecting before any score was observed earns a warning.
         weighs: The policy decides itself how many samples it keeps; see `WeighingPolicy`.
+        rescales: Losses are multiplied by the factors of `functional.select_rescaled`. For policies
+            whose `ranking` draws by weights, and that leave `select` as it is.
         first_visit: The score table's rule for first visits; see `ScoreTable`.
         default_period: Epochs between selections, if the `Pruner` is not told.
         default_alpha: Weight of the newest value in a moving average, if the `Pruner` is not told.
@@ -56,8 +59,9 @@ class Policy:
     static: bool = False
     uses_scores: bool = False
     weighs: bool = False
+    rescales: bool = False
     first_visit: FirstVisit = "zero"
-    default_period: int = 10
+    default_period: int = 1
     default_alpha: float = 0.8
     default_anneal_share: float = 0.0
     takes_negative_scores: bool = True
@@ -69,8 +73,8 @@ class Policy:
             table: The scores: of all samples, of one group, or of one rank's shard.
 
         Returns:
-            A `functional.Ranking` of the table's rows, `functional.Uniform()`, or the same
-            `functional.FixedIds` every time.
+            A `functional.Ranking` of the table's rows, such a ranking `functional.Trimmed`,
+            `functional.Uniform()`, or the same `functional.FixedIds` every time.
         """
         raise NotImplementedError(f"{type(self).__name__} must define ranking(table)")
 
@@ -114,6 +118,11 @@ class Policy:
     def selects_by_ranking(self) -> bool:
         """Whether `ranking` says everything, so that the policy can select from shards."""
         return getattr(self.select, "__func__", None) is Policy.select and not self.weighs
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether losses are multiplied by factors."""
+        return self.weighs or self.rescales
 
     def settings(self, epochs: int | None) -> dict[str, Any]:
         """Returns its own defaults of `period`, `alpha` and `anneal_epochs`.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynprune_cuda._schedule.keep import resolve_plan
 from dynprune_cuda.policies.adapter import AnyPolicy, as_object
+from dynprune_cuda.policies.adaptive import Adaptive
 from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.infobatch import InfoBatch
@@ -20,6 +21,7 @@ from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
 from dynprune_cuda.policies.weighted import Weighted
 
 _REGISTRY: dict[str, Callable[[], AnyPolicy]] = {
+    "adaptive": Adaptive,
     "full": Full,
     "random_static": RandomStatic,
     "uniform": UniformRandom,

@@ -35,6 +35,7 @@ class StaticSubset(Policy):
     num_samples: int | None = None
 
     static = True
+    default_period = 10  # as in saved states of version 0.1.0; only one selection is made
 
     def __post_init__(self) -> None:
         """Checks and sorts the ids."""

@@ -24,3 +24,4 @@ class RandomStatic(UniformRandom):
     """One uniformly random subset, drawn once and kept for the whole run."""
 
     static = True
+    default_period = 10  # as in saved states of version 0.1.0; only one selection is made

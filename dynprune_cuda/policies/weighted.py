@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynprune_cuda._checks.arguments import as_float
+from dynprune_cuda._checks.arguments import as_bool, as_float
 from dynprune_cuda.functional.ranking import Ranking
+from dynprune_cuda.functional.rules import Trimmed, as_share
 from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
 
@@ -21,29 +22,45 @@ class Weighted(Policy):
 
     Attributes:
         power: 0.5 or 1.
+        rescale: Multiply the losses by factors, so that an epoch's mean loss estimates that of all
+            samples; see `functional.select_rescaled`. `Pruner.cross_entropy` does it by itself;
+            for other losses see `Pruner.rescale`.
+        trim: Share of all samples, those with the highest means, that is left out, in [0, 1). A
+            tenth of all samples is exempt, anew at each selection. For data with wrong labels: 0.1
+            for 10 % of them. On clean data it costs accuracy.
 
     Raises:
-        TypeError: `power` is no number.
-        ValueError: `power` is another number.
+        TypeError: An attribute has the wrong type.
+        ValueError: `power` is another number, or `trim` out of range.
     """
 
     power: float = 1.0
+    rescale: bool = False
+    trim: float = 0.0
 
     uses_scores = True
     takes_negative_scores = False
 
     def __post_init__(self) -> None:
-        """Checks the parameter."""
+        """Checks the parameters."""
         power = as_float("power", self.power, low=0.0)
         if power not in (0.5, 1.0):
             raise ValueError(f"power must be 0.5 or 1, got {self.power!r}")
         object.__setattr__(self, "power", power)
+        as_bool("rescale", self.rescale)
+        object.__setattr__(self, "trim", as_share("trim", self.trim))
 
-    def ranking(self, table: ScoreTable) -> Ranking:
+    @property
+    def rescales(self) -> bool:  # type: ignore[override]
+        """Whether losses are multiplied by factors."""
+        return self.rescale
+
+    def ranking(self, table: ScoreTable) -> Ranking | Trimmed:
         """Returns the ranking by weights."""
-        return Ranking.by_score_weight(table.ranking_mean(), power=self.power)
+        ranking = Ranking.by_score_weight(table.ranking_mean(), power=self.power)
+        return Trimmed(ranking, self.trim) if self.trim else ranking
 
     @property
     def fingerprint(self) -> str:
-        """Tells the powers apart in a saved state; version 0.1.0 knew power 1 only."""
-        return "Weighted()" if self.power == 1.0 else repr(self)
+        """Tells the parameters apart in a saved state; version 0.1.0 knew none."""
+        return "Weighted()" if self == Weighted() else repr(self)

@@ -53,12 +53,23 @@ class ShardedScoreTable(ScoreTable):
         self.shard, self.ranks = shard, ranks
         self.outbox = VisitOutbox(shard.num_samples, self.device)
 
-    def update(self, ids: Tensor, values: Tensor, correct: Tensor | None = None) -> None:
+    def update(
+        self,
+        ids: Tensor,
+        values: Tensor,
+        correct: Tensor | None = None,
+        alpha: float | None = None,
+    ) -> None:
         """Puts values of any samples into the outbox; arguments and errors as `ScoreTable.update`.
 
         The owners enter them when the next epoch begins.
+
+        Raises:
+            ValueError: `alpha` is given: a visit on its way to its owner carries none.
         """
         check_ids_and_values(ids, values)
+        if alpha is not None:
+            raise ValueError(f"alpha must be left out for a sharded table, got {alpha!r}")
         if correct is not None:
             check_correct(correct, ids)
         ids = move_without_waiting("ids", ids.to(torch.int64), self.device)

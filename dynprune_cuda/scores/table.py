@@ -16,7 +16,7 @@ from dynprune_cuda._checks.arguments import as_choice, as_device, as_float, as_i
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
-from dynprune_cuda.stats import Stats, score_summary
+from dynprune_cuda.stats import Stats, gini, score_summary, share
 
 __all__ = ["ScoreTable"]
 
@@ -160,7 +160,13 @@ class ScoreTable:
         return UpdateTarget._make((ids, self.columns(), None))
 
     @torch.no_grad()
-    def update(self, ids: Tensor, values: Tensor, correct: Tensor | None = None) -> None:
+    def update(
+        self,
+        ids: Tensor,
+        values: Tensor,
+        correct: Tensor | None = None,
+        alpha: float | None = None,
+    ) -> None:
         """Enters one value per sample id, without waiting for the device.
 
         An id that occurs more than once counts once, with its last value. A row whose id is -1
@@ -173,11 +179,13 @@ class ScoreTable:
             correct: Was the sample classified correctly, bool [batch], on the CPU or on the table's
                 device; counts for nothing without `track_forgetting`. None: this visit does not
                 tell, and leaves `last_correct` and `forget_count` alone.
+            alpha: Weight of these values in the moving averages, in (0, 1]. None: the table's.
 
         Raises:
-            TypeError: `ids`, `values` or `correct` is no tensor.
-            ValueError: A dtype or a shape is wrong, the lengths differ, or a tensor is on a GPU and
-                the table on the CPU (moving it would wait for the GPU at every step).
+            TypeError: `ids`, `values` or `correct` is no tensor, or `alpha` no number.
+            ValueError: A dtype or a shape is wrong, the lengths differ, `alpha` is out of range, or
+                a tensor is on a GPU and the table on the CPU (moving it would wait for the GPU at
+                every step).
             IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
                 raised by the next call that may wait, such as `stats`).
         """
@@ -194,7 +202,7 @@ class ScoreTable:
             self.count,
             ids,
             values,
-            alpha=self.alpha,
+            alpha=self.alpha if alpha is None else alpha,
             first_visit=self.first_visit,
             non_finite_count=self.non_finite_count,
             last_non_finite=self.last_non_finite,
@@ -305,11 +313,14 @@ class ScoreTable:
             finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
             value was not finite), and over the visited samples `score_mean`, `score_min`,
             `score_max`, the percentiles `score_p05`, `_p25`, `_p50`, `_p75`, `_p95`, and
-            `score_variance` (the mean of `variance`), which are NaN while there are none. With
+            `score_variance` (the mean of `variance`), which are NaN while there are none.
+            `visits_gini` is the Gini coefficient of `count`, over all samples: 0 if all have as
+            many values, near 1 if few have nearly all; NaN before the first. With
             `track_forgetting` also `forget_events`, the sum of `forget_count`, and of the samples
-            that were visited at all `never_learned` (no visit found them correct) and
-            `unforgettable` (correct once, and ever since). Reading the first number raises
-            IndexError if an earlier update on a GPU met an id out of range.
+            that were visited at all `never_learned` (no visit found them correct),
+            `unforgettable` (correct once, and ever since) and `share_correct`, the share that was
+            correct at its last visit that told. Reading the first number raises IndexError if an
+            earlier update on a GPU met an id out of range.
         """
         visited = self.count > 0
         number = visited.sum()
@@ -321,6 +332,7 @@ class ScoreTable:
             "non_finite_samples": self.last_non_finite.sum(),
             **score_summary(self.mean, visited),
             "score_variance": self.variance.sum(dtype=torch.float64) / number,
+            "visits_gini": gini(self.count),
         }
         if self.last_correct is not None and self.forget_count is not None:
             steady = self.forget_count == 0
@@ -328,6 +340,7 @@ class ScoreTable:
             tensors["forget_events"] = self.forget_count.sum()
             tensors["never_learned"] = (seen & steady & ~self.last_correct).sum()
             tensors["unforgettable"] = (steady & self.last_correct).sum()
+            tensors["share_correct"] = share(self.last_correct, seen)
         return Stats({}, tensors, partial(functional.check_errors, self.device))
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.sharded.selection import (
     select,
     select_epsilon_greedy,
+    select_rescaled,
     select_top_k,
     select_ucb,
     select_ucb1,
@@ -35,6 +36,7 @@ __all__ = [
     "Shard",
     "select",
     "select_epsilon_greedy",
+    "select_rescaled",
     "select_top_k",
     "select_ucb",
     "select_ucb1",

@@ -12,10 +12,13 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import as_device, as_float, as_int, check_tensor, empty_on
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
-from dynprune_cuda._schedule.seeds import as_int64
-from dynprune_cuda.distributed.ranks import resolve
+from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda.distributed.ranks import Ranks, resolve
 from dynprune_cuda.distributed.shard import LAYOUTS, Shard
-from dynprune_cuda.functional.ranking import FixedIds, Ranking, SelectionRule, Uniform
+from dynprune_cuda.functional.inclusion import histogram, loss_factors, probabilities
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed, WeightedRule
+from dynprune_cuda.functional.tilted import Tilted
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
 from dynprune_cuda.sharded.ranking import DTYPES, check_rows, keys_of, options_hash
@@ -191,10 +194,11 @@ def select(
     process_group: Any = None,
     device: torch.device | str | int = "cpu",
 ) -> Tensor:
-    """This rank's part of `functional.select`, by any rule. Collective for a `Ranking`.
+    """This rank's part of `functional.select`, by any rule. Collective for rankings.
 
     Args:
-        rule: A `Ranking` of this rank's samples, `Uniform()`, or `FixedIds` of all ranks.
+        rule: A `Ranking`, `Tilted` or `Trimmed` of this rank's samples, `Uniform()`, or
+            `FixedIds` of all ranks.
         k: As in `select_top_k`.
         shard: As in `select_top_k`.
         seed: As in `select_top_k`.
@@ -218,15 +222,61 @@ def select(
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
         return move_without_waiting("ids", own, as_device("device", device))
+    if isinstance(rule, Ranking | Tilted | Trimmed):
+        ranking = _as_ranking(rule, shard, seed, resolve(process_group))
+        return _select(lambda: ranking, k, shard, seed, process_group, ranking.values)
 
-    def ranking() -> Ranking:
-        if not isinstance(rule, Ranking):
-            kind = type(rule).__name__
-            raise TypeError(f"rule must be a Ranking, Uniform or FixedIds, got {kind}")
-        return rule
+    def refused() -> Ranking:
+        raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
 
-    values = rule.values if isinstance(rule, Ranking) else None
-    return _select(ranking, k, shard, seed, process_group, values)
+    return _select(refused, k, shard, seed, process_group, None)
+
+
+def select_rescaled(
+    rule: SelectionRule, k: int, *, shard: Shard, seed: int = 0, process_group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """This rank's part of `functional.select_rescaled`. Collective.
+
+    The ranks add up a histogram of their weights, 66 KB, and agree about the factors by it.
+
+    Args:
+        rule: As in `functional.select_rescaled`, of this rank's samples.
+        k: As in `select_top_k`.
+        shard: As in `select_top_k`.
+        seed: As in `select_top_k`.
+        process_group: As in `select_top_k`.
+
+    Returns:
+        Ascending sample ids, int64, and their factors, float32 [as many].
+    """
+    ranks = resolve(process_group)
+    if not isinstance(rule, Ranking | Tilted | Trimmed):
+        raise TypeError(
+            f"rule must be a Ranking, Tilted or Trimmed, got {type(rule).__name__}: other rules "
+            "have no weights to rescale by"
+        )
+    ranking = _as_ranking(rule, shard, seed, ranks)
+    weights = ranking.weights()
+    ids = select(ranking, k, shard=shard, seed=seed, process_group=ranks)
+    counts = ranks.add_up_(histogram(weights))
+    factors = loss_factors(probabilities(weights, counts, k), k, shard.num_samples)
+    return ids, factors[shard.positions_of(ids)]
+
+
+def _as_ranking(rule: WeightedRule, shard: Shard, seed: int, ranks: Ranks) -> Ranking:
+    """Returns this rank's part of the ranking that a rule amounts to. Collective."""
+    inner = rule.ranking if isinstance(rule, Trimmed) else rule
+    values = inner.values
+    if isinstance(rule, Trimmed):
+        left_out, exempt = rule.counts(shard.num_samples)
+        seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+        common: Any = {"shard": shard, "process_group": ranks}
+        top = select_top_k(rule.known(), left_out, seed=seeds[0], **common)
+        again = select_uniform(exempt, shard=shard, seed=seeds[1], device=values.device)
+        values = rule.without(shard.positions_of(top), shard.positions_of(again))
+    if isinstance(inner, Tilted):
+        return inner.ranking(ranks.add_up_(inner.histogram()), values)
+    return inner._replace(values=values)
 
 
 def _select(

@@ -14,7 +14,7 @@ pytestmark = [
 AT_ONCE = TIMEOUT / 2
 OWN = {
     "result": "TypeError: FunctionPolicy(",
-    "sharded no rule": "TypeError: Ranks() must return a Ranking, Uniform or FixedIds",
+    "sharded no rule": "TypeError: Ranks() must return a Ranking, ",
     "sharded fixed of other length": "ValueError: keep must be the number of ids of Ranks(), 2,",
 }
 DIFFER = ("sharded uniform", "sharded fixed")

@@ -377,16 +377,6 @@ def test_margins_are_no_weights(device):
         Pruner(40, 0.5, "weighted", score="margin", device=device)
 
 
-def test_a_scalar_batch_loss_is_credited_to_every_sample_of_the_batch(device):
-    """The moving average over the batches that a sample was in."""
-    pruner = Pruner(N, 0.5, alpha=0.5, device=device)
-    for ids, loss in (([0, 1, 2], 4.0), ([0, 3], 1.0), ([1, 3], 8.0)):
-        value = torch.tensor(loss, device=device, requires_grad=True)
-        pruner.observe(torch.tensor(ids), value)
-    assert pruner.table.mean[:4].tolist() == [2.5, 6.0, 4.0, 4.5]
-    assert pruner.table.count[:4].tolist() == [2, 2, 1, 2]
-
-
 def test_sample_weights_mixup_and_loss_scales_reach_the_step(device):
     logits, target, ids = batch(device)
     weight = torch.linspace(0.5, 2, len(ids), device=device)
@@ -429,8 +419,8 @@ def test_sample_weights_multiply_the_factors_of_a_policy_that_weighs(device):
 def test_a_row_of_no_sample_trains_as_it_is() -> None:
     """An id of -1 takes no factor of another sample, and no entry of the table."""
     pruner = Pruner(4, policy="infobatch", epochs=8)
-    assert pruner._run._weights is not None
-    pruner._run._weights.fill_(2.0)
+    assert pruner._run._factors is not None
+    pruner._run._factors.fill_(2.0)
     logits, target = torch.tensor([[0.3, -0.2, 1.0]]), torch.tensor([1])
     plain = torch.nn.functional.cross_entropy(logits, target)
     nobody, somebody = torch.tensor([-1]), torch.tensor([0])

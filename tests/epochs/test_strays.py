@@ -127,6 +127,20 @@ def test_visits_before_the_first_epoch_are_no_strays(sharding):
     pruner.set_epoch(1)
 
 
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_rescored_samples_are_no_strays(sharding):
+    pruner = Pruner(N, 0.5, "uniform", sharding=sharding)
+    model = torch.nn.Linear(5, 3)
+    loader = DataLoader(DATA, batch_sampler=pruner.unselected_sampler(BATCH))
+    for epoch in (1, 2):
+        pruner.set_epoch(epoch)
+        pruner.rescore(model, loader)
+    pruner.set_epoch(3)
+    pruner.observe(torch.arange(N), torch.rand(N))  # in another epoch, this is noticed
+    with pytest.warns(RuntimeWarning, match=r"^at least 30 visits in epoch 3 "):
+        pruner.set_epoch(4)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 @pytest.mark.parametrize("rank", range(3))
 def test_visits_are_counted_without_waiting(device, layout, rank):

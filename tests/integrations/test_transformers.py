@@ -212,7 +212,7 @@ def test_a_model_with_its_own_loss(tmp_path):
     assert int(trainer.pruner.table.count.min()) == 1 and len(trainer.seen) == 7 + 4 * 3
     weighs = make(tmp_path, Regression(), Pruner(N, policy="infobatch", epochs=9), max_steps=9)
     weighs.train_dataset = trainer.train_dataset
-    with pytest.raises(ValueError, match="weighs the losses of single samples"):
+    with pytest.raises(ValueError, match="rescales the losses of single samples"):
         weighs.train()
 
 

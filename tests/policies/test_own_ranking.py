@@ -112,8 +112,8 @@ def test_a_uniform_rule_is_select_uniform():
 @pytest.mark.parametrize(
     ("rule", "error", "message"),
     [
-        (None, TypeError, "rule must be a Ranking, Uniform or FixedIds, got NoneType"),
-        (SCORES, TypeError, "rule must be a Ranking, Uniform or FixedIds, got Tensor"),
+        (None, TypeError, "rule must be a Ranking, Trimmed, Uniform or FixedIds, got NoneType"),
+        (SCORES, TypeError, "rule must be a Ranking, Trimmed, Uniform or FixedIds, got Tensor"),
         (Ranking.by_score(SCORES[:8]), ValueError, "scores must have 9 elements.*got 8"),
         (Ranking.by_weight(torch.ones(10)), ValueError, "weights must have 9 elements.*got 10"),
         (FixedIds([1, 2]), ValueError, "k must be the number of ids, 2, got 3"),
@@ -184,7 +184,7 @@ class Duck:
 
 def test_only_documented_attributes_of_other_objects_are_read():
     pruner = Pruner(9, 3, Duck(), epochs=8)
-    assert pruner.schedule.period == 10 and pruner.table.alpha == 0.8
+    assert pruner.schedule.period == 1 and pruner.table.alpha == 0.8
     assert pruner.schedule.anneal_epochs == 0
 
     @dataclasses.dataclass
@@ -197,7 +197,7 @@ def test_only_documented_attributes_of_other_objects_are_read():
             return Uniform()
 
     pruner = Pruner(9, 3, Own(0.5, 3.5, "mine"))
-    assert pruner.schedule.period == 10 and pruner.table.alpha == 0.8
+    assert pruner.schedule.period == 1 and pruner.table.alpha == 0.8
     assert pruner.state_dict()["policy"] == "mine"
 
 

@@ -23,11 +23,11 @@ from paths import ROOT
 # Each row is one level, the lowest first. A file may use its own folder and all rows above its own.
 PACKAGE = numbered(
     "_C _checks _version stats",
-    "_ops _schedule",
+    "_ops _schedule schedules",
     "distributed functional",
     "data scores sharded",
     "policies",
-    "_epochs static_scores",
+    "_epochs advice rescoring static_scores",
     "pruner",
     "hooks integrations plotting",
     "__init__",

@@ -9,7 +9,7 @@ import pytest
 NAMES = {
     "dynprune_cuda": """UCB Balanced DeviceLoader EpsilonGreedy Full IndexedDataset InfoBatch
         KeptHistory Pruner RandomStatic ScoreTable ScoredLoss StaticScores StaticSubset Stats
-        UniformRandom Weighted build_info functional plot_kept policies same_steps sharded
+        UniformRandom Weighted build_info functional plot_kept policies same_steps schedules sharded
         static_scores track_gradient_norm __version__""",
     "dynprune_cuda.functional": """ScoredLoss check_errors last_layer_grand permutation
         scored_cross_entropy scored_cross_entropy_step_ select_epsilon_greedy select_top_k
@@ -23,11 +23,14 @@ NAMES = {
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
     "dynprune_cuda.data": "DeviceLoader EpochBatchSampler EpochSampler IndexedDataset",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
+    "dynprune_cuda.data.unselected": "UnselectedBatchSampler",
     "dynprune_cuda.data.indexed": "IndexedDataset",
     "dynprune_cuda.data.device_loader": "DeviceLoader",
     "dynprune_cuda.pruner": "Pruner",
     "dynprune_cuda.hooks": "track_gradient_norm",
     "dynprune_cuda.plotting": "KeptHistory plot_kept",
+    "dynprune_cuda.rescoring": "Rescored",
+    "dynprune_cuda.schedules": "Ramp Wave growing oscillating shrinking",
     "dynprune_cuda.stats": "Stats",
     "dynprune_cuda.static_scores": """ForgettingCounter StaticScores el2n_scores forgetting_scores
         grand_scores random_scores""",

@@ -76,6 +76,61 @@ def test_quantiles_of_nothing_and_of_equal_scores(device):
     assert stats["score_p50"] == float(torch.tensor(0.1))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 17, N])
+@pytest.mark.parametrize("visits", [1, 2, 40])
+def test_the_gini_coefficient_is_the_mean_difference_of_two_counts(device, size, visits):
+    table = ScoreTable(size, device=device)
+    assert math.isnan(table.stats()["visits_gini"])
+    generator = torch.Generator().manual_seed(visits)
+    for _ in range(visits):
+        ids = torch.randperm(size, generator=generator)[: max(1, size // 3)]
+        table.update(ids.to(device), torch.ones(len(ids), device=device))
+    counts = [int(count) for count in table.count]
+    differences = sum(abs(a - b) for a in counts for b in counts)
+    expected = differences / (2 * size * sum(counts))
+    found = table.stats()["visits_gini"]
+    assert type(found) is float and found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_gini_coefficient_of_equal_and_of_single_visits(device):
+    table = ScoreTable(N, device=device)
+    table.update(torch.tensor([3], device=device), torch.ones(1, device=device))
+    assert table.stats()["visits_gini"] == pytest.approx(1 - 1 / N)
+    table.count.fill_(7)
+    assert table.stats()["visits_gini"] == 0.0
+
+
+def test_the_share_of_correct_samples(device):
+    pruner = Pruner(N, 20, track_forgetting=True, device=device)
+    assert math.isnan(pruner.stats()["share_correct"])
+    ids = torch.arange(10, device=device)
+    values = torch.ones(10, device=device)
+    values[9] = math.nan  # a visit all the same
+    pruner.observe(ids, values, ids < 4)
+    stats = pruner.stats()
+    assert stats["share_correct"] == 0.4 and type(stats["share_correct"]) is float
+    pruner.observe(ids[:5], values[:5])  # does not tell
+    pruner.observe(ids[:2], values[:2], ids[:2] > 5)
+    assert pruner.stats()["share_correct"] == 0.2
+    assert "share_below_ln2" not in pruner.stats()
+
+
+def test_the_share_of_losses_below_ln2_is_at_most_the_accuracy(device):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(N, 4, generator=generator)
+    target = torch.randint(4, (N,), generator=generator)
+    pruner = Pruner(2 * N, 20, device=device)
+    assert math.isnan(pruner.stats()["share_below_ln2"])
+    pruner.cross_entropy(logits.to(device), target.to(device), torch.arange(N, device=device))
+    chances = torch.softmax(logits.double(), 1)[torch.arange(N), target]
+    accuracy = float((logits.argmax(1) == target).double().mean())
+    found = pruner.stats()["share_below_ln2"]
+    assert type(found) is float and found == float((chances > 0.5).double().mean())
+    assert 0 < found < accuracy
+    assert "share_below_ln2" not in Pruner(N, 20, score="el2n", device=device).stats()
+    assert "share_correct" not in pruner.stats()
+
+
 def test_stats_wait_only_when_a_number_is_read(pruner):
     pruner.set_epoch(3)
     ids = torch.arange(N, device=pruner.device)

@@ -33,11 +33,13 @@ def unseeded(table, k, *, seed):
 
 # The last counts are below the number of ranks: some of them have no sample of their own.
 KEEP = [1.0, 30, 30, 17, 3, 2, 1]
+RESCALED = policies.Weighted(power=0.5, rescale=True, trim=0.2)
 MAKERS = {
     "ucb": lambda **more: Pruner(N, KEEP, "ucb", period=1, seed=3, **more),
     "ucb_std": lambda **more: Pruner(N, 0.4, policies.UCB(2.0, bonus="std"), period=3, **more),
     "epsilon_greedy": lambda **more: Pruner(N, 0.4, "epsilon_greedy", period=2, **more),
     "weighted": lambda **more: Pruner(N, 0.4, "weighted", period=2, **more),
+    "rescaled": lambda **more: Pruner(N, KEEP, RESCALED, period=1, **more),
     "uniform": lambda **more: Pruner(N, 25, "uniform", period=2, seed=-1, **more),
     "full": lambda **more: Pruner(N, policy="full", **more),
     "infobatch": lambda **more: Pruner(N, policy="infobatch", epochs=EPOCHS, **more),
@@ -77,7 +79,9 @@ def train(pruner, sampler, stop=None):
             correct = correctness(pruner, epoch, ids)
             if correct is not None:
                 correct = correct ^ again
-            pruner.observe(ids, value(epoch, ids) + 100 * again, correct)
+            # Scores with the factor that this process multiplies the losses by.
+            values = pruner.rescale(ids, value(epoch, ids) + 100 * again)
+            pruner.observe(ids, values, correct)
             seen.append((epoch, batch))
             batches += 1
             if len(seen) == stop:

@@ -23,12 +23,17 @@ from dynprune_cuda.sharded import Shard
 STRIDED, LOCAL = {"shard_layout": "strided"}, {"surplus": "local"}
 OPTIONS = {"strided": STRIDED, "local": LOCAL, "both": {**STRIDED, **LOCAL}}
 RUNS = [
-    *(("strided", name) for name in ("ucb", "weighted", "static")),
-    *(("local", name) for name in ("ucb", "static")),
+    *(("strided", name) for name in ("ucb", "weighted", "rescaled", "static")),
+    *(("local", name) for name in ("ucb", "rescaled", "static")),
     ("both", "ucb_std"),  # whose subset serves several epochs
 ]
 # Stopped before the last batch of the first epoch, which is padded, or after one of the second.
-RESUMED = [("strided", "ucb", 1), ("local", "ucb", -1), ("both", "ucb_std", 1)]
+RESUMED = [
+    ("strided", "ucb", 1),
+    ("strided", "rescaled", 1),
+    ("local", "ucb", -1),
+    ("both", "ucb_std", 1),
+]
 
 
 def whole_runs(rank, size):

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the TOML file of an experiment: settings, methods, and which runs to make of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dynprune_cuda import Pruner, policies
+from dynprune_cuda.functional import tilted
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Cell", "Experiment", "Method", "Setting", "read_experiment"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Data, network and budget; all methods of a setting take equally many steps."""
+
+    data: str  # "cifar10", "fashion" or "words"
+    model: str
+    budget: float  # epochs of full data that a run costs
+    samples: int = 0  # training samples, drawn by the seed; 0: all
+    validation: int = 0  # samples that are set aside to choose methods by
+    image_size: int = 0  # height and width; 0: as they are
+    label_noise: float = 0.0  # share of training labels that are replaced by another one
+    imbalance: float = 1.0  # samples of the most frequent class over those of the rarest
+    augment: bool = True
+    batch_size: int = 64
+    lr: float = 0.2
+    weight_decay: float = 5e-4
+    precision: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the samples are chosen.
+
+    Attributes:
+        label: Its name in tables.
+        policy: A registered name, a class of `dynprune_cuda.policies`, or "": the default.
+        options: Arguments of the class.
+        pruner: Arguments of `Pruner`.
+        groups: Whether the pruner gets the labels as groups.
+        steps: Steps, as a multiple of the setting's.
+    """
+
+    label: str
+    policy: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    pruner: dict[str, Any] = field(default_factory=dict)
+    groups: bool = False
+    steps: float = 1.0
+
+    def make(self, num_samples: int, labels: Any, seed: int, device: Any) -> Pruner:
+        """The pruner of a run."""
+        chosen: dict[str, Any] = dict(self.pruner)
+        if self.policy in policies.names():
+            chosen["policy"] = self.policy
+        elif self.policy:
+            chosen["policy"] = getattr(policies, self.policy)(**self.options)
+        if self.groups:
+            chosen["groups"] = labels
+        return Pruner(num_samples, seed=seed, device=device, **chosen)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    setting: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All of a file.
+
+    Attributes:
+        title: Of the report.
+        baseline: The method that others are compared with.
+        settings: By name.
+        methods: By name.
+        cells: The runs, in the order in which they are made.
+    """
+
+    title: str
+    baseline: str
+    settings: dict[str, Setting]
+    methods: dict[str, Method]
+    cells: tuple[Cell, ...]
+
+    def key(self, cell: Cell) -> str:
+        """A hash of everything that determines a run; a result counts if its key agrees."""
+        pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu")
+        parts = {
+            "setting": asdict(self.settings[cell.setting]),
+            "method": {k: v for k, v in asdict(self.methods[cell.method]).items() if k != "label"},
+            "made": repr(pruner),
+            "seed": cell.seed,
+        }
+        if isinstance(pruner.policy, policies.Adaptive):
+            parts["tilt"] = [tilted.MEMORISED, tilted.LEARNED, tilted.LEARNING, tilted.UNLEARNED]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Reads an experiment.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no TOML, or an entry is missing, unknown or of a wrong type.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+    common = document.pop("common", {})
+    settings = {
+        name: _filled(Setting, {**common, **table}, f"{path}: settings.{name}")
+        for name, table in document.pop("settings", {}).items()
+    }
+    methods = {
+        name: _filled(Method, table, f"{path}: methods.{name}")
+        for name, table in document.pop("methods", {}).items()
+    }
+    cells: list[Cell] = []
+    for entry in document.pop("runs", []):
+        if set(entry) != {"settings", "methods", "seeds"}:
+            raise ValueError(f"{path}: runs needs settings, methods and seeds, got {entry}")
+        for name, known in (("settings", settings), ("methods", methods)):
+            for item in entry[name]:
+                if item not in known:
+                    raise ValueError(f"{path}: runs.{name} must be of {list(known)}, got {item!r}")
+        cells += [
+            Cell(setting, method, seed)
+            for seed in entry["seeds"]
+            for setting in entry["settings"]
+            for method in entry["methods"]
+        ]
+    title, baseline = document.pop("title", ""), document.pop("baseline", "full")
+    if document:
+        raise ValueError(f"{path}: unknown {', '.join(document)}")
+    if not cells:
+        raise ValueError(f"{path}: runs is missing")
+    return Experiment(title, baseline, settings, methods, tuple(dict.fromkeys(cells)))
+
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "dict": (dict,),
+}
+
+
+def _filled(kind: Any, table: dict[str, Any], where: str) -> Any:
+    """A dataclass with the values of a table; errors name the entry."""
+    if strange := sorted(set(table) - {entry.name for entry in fields(kind)}):
+        raise ValueError(f"{where}: unknown {', '.join(strange)}")
+    try:
+        made = kind(**table)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+    for entry in fields(kind):
+        value, wanted = getattr(made, entry.name), str(entry.type).partition("[")[0]
+        right = TYPES[wanted]
+        if not isinstance(value, right) or (isinstance(value, bool) and wanted != "bool"):
+            raise ValueError(f"{where}: {entry.name} must be {wanted}, got {value!r}")
+    return made

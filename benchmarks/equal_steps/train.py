@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains one run: a fixed number of steps, whatever the pruner chooses."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from benchmarks.equal_steps.config import Method, Setting
+from benchmarks.equal_steps.data import Part, Task
+from benchmarks.equal_steps.models import make_model
+from benchmarks.training.images import ImageTask, Prepare, TensorImages
+from benchmarks.training.learning_rate import one_cycle
+from dynprune_cuda import DeviceLoader
+from dynprune_cuda.policies import Adaptive
+
+__all__ = ["train"]
+
+EVALUATION_BATCH = 500
+
+
+class Inputs:
+    """Turns the inputs of a batch into what the network takes."""
+
+    def __init__(self, task: Task, setting: Setting, device: torch.device) -> None:
+        images = task.train.inputs
+        self.is_text = images.dim() == 2
+        if self.is_text:
+            return
+        pixels = images.float().div(255).transpose(0, 1).flatten(1)
+        _, channels, height, width = images.shape
+        nothing = TensorImages(images[:0], [])
+        described = ImageTask(
+            setting.data,
+            nothing,
+            nothing,
+            task.num_classes,
+            (channels, height, width),
+            tuple(pixels.mean(dim=1).tolist()),
+            tuple(pixels.std(dim=1).tolist()),
+            crop_padding=max(1, height // 8) if setting.augment else 0,
+            flip=setting.augment,
+        )
+        self._prepare = Prepare(described, device)
+
+    def __call__(self, inputs: Tensor, *, augment: bool) -> Tensor:
+        if self.is_text:
+            return inputs
+        prepared = self._prepare(inputs, augment=augment)
+        return prepared.contiguous(memory_format=torch.channels_last)
+
+
+def train(setting: Setting, method: Method, task: Task, seed: int, device: str) -> dict[str, Any]:
+    """Trains a fresh model, and measures it after the last step.
+
+    Returns:
+        Accuracies in % (test set, validation set, training set by its clean labels), the rarest
+        class's, how the visits are spread, the mean tilt of `Adaptive`, and the cost.
+    """
+    place = torch.device(device)
+    torch.manual_seed(seed)
+    inputs, labels = task.train.inputs.to(place), task.train.labels.to(place)
+    num_samples = len(labels)
+    prepare = Inputs(task, setting, place)
+    shape = tuple(inputs.shape[1:])
+    model = make_model(setting.model, shape=shape, num_classes=task.num_classes).to(place)
+    if not prepare.is_text:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = SGD(
+        model.parameters(),
+        setting.lr,
+        momentum=0.9,
+        weight_decay=setting.weight_decay,
+        nesterov=True,
+        fused=True,
+    )
+    pruner = method.make(num_samples, task.train.labels, seed, place)
+    loader = DeviceLoader(
+        inputs,
+        labels,
+        pruner=pruner,
+        batch_size=setting.batch_size,
+        transforms=[lambda x, y: (prepare(x, augment=True), y)],
+    )
+    total = round(method.steps * setting.budget * num_samples / setting.batch_size)
+    mixed = setting.precision == "bfloat16"
+    start, cpu_start = time.perf_counter(), time.process_time()
+    step, epoch, samples = 0, 0, 0
+    tilts: list[Tensor] = []
+    model.train()
+    while step < total:
+        pruner.set_epoch(epoch)
+        if isinstance(pruner.policy, Adaptive) and epoch:
+            tilts.append(pruner.policy.tilt(pruner.table))
+        for x, y, ids in loader:
+            _set_learning_rate(optimizer, setting.lr, step / max(1, total - 1))
+            with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
+                logits = model(x)
+            loss = pruner.cross_entropy(logits.float(), y, ids)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step, samples = step + 1, samples + len(ids)
+            if step == total:
+                break
+        epoch += 1
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+
+    def measure(part: Part) -> tuple[float, float]:
+        return _accuracy(model, prepare, part, place, mixed)
+
+    test, worst = measure(task.test)
+    visits = pruner.table.count.cpu()
+    wrong = task.train.labels != task.clean
+    return {
+        "test": test,
+        "worst_class": worst,
+        "validation": measure(task.validation)[0] if len(task.validation.labels) else None,
+        "train": measure(Part(task.train.inputs[:10_000], task.clean[:10_000]))[0],
+        "steps": total,
+        "samples": samples,
+        "epochs": epoch,
+        "gini": _gini(visits),
+        "never_visited": 100 * float((visits == 0).double().mean()),
+        "visits_of_wrong_labels": 100 * float(visits[wrong].sum() / visits.sum()),
+        "wrong_labels": 100 * float(wrong.double().mean()),
+        "tilt": float(torch.stack(tilts).mean()) if tilts else None,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+    }
+
+
+def _set_learning_rate(optimizer: SGD, peak: float, progress: float) -> None:
+    factor, momentum = one_cycle(progress)
+    for group in optimizer.param_groups:
+        group["lr"], group["momentum"] = peak * factor, momentum
+
+
+@torch.inference_mode()
+def _accuracy(
+    model: nn.Module, prepare: Inputs, part: Part, device: torch.device, mixed: bool
+) -> tuple[float, float]:
+    """Accuracy in %, of all samples and of the class that has the lowest."""
+    model.eval()
+    hits = []
+    for inputs, labels in zip(
+        part.inputs.split(EVALUATION_BATCH), part.labels.split(EVALUATION_BATCH), strict=True
+    ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            logits = model(prepare(inputs.to(device), augment=False))
+        hits.append((logits.argmax(1).cpu() == labels).double())
+    model.train()
+    hit = torch.cat(hits)
+    classes = F.one_hot(part.labels).double()
+    by_class = (hit @ classes) / classes.sum(0).clamp(min=1)
+    return 100 * float(hit.mean()), 100 * float(by_class.min())
+
+
+def _gini(visits: Tensor) -> float:
+    """Gini coefficient of the visits: 0 if all samples were visited equally often."""
+    ordered, number = visits.double().sort().values, len(visits)
+    ranks = 2 * torch.arange(1, number + 1) - number - 1
+    return float((ranks * ordered).sum() / (number * ordered.sum()))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rule that selections take, and weighted rules without the greatest scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._checks.arguments import as_float
+from dynprune_cuda._ops.contract import RankingKind
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.tilted import Tilted
+
+
+@dataclass(frozen=True, eq=False)
+class Trimmed:
+    """A weighted ranking without its greatest scores, of which some are drawn nevertheless.
+
+    Under label noise, the greatest losses are mostly those of wrong labels. A tenth of the samples,
+    drawn anew by each seed, is exempt: what was left out is looked at again now and then.
+
+    Attributes:
+        ranking: `Ranking.by_score_weight` or `Tilted`.
+        share: Share of all samples that is left out, in [0, 1): `floor(share * N + 0.5)` samples
+            with the greatest scores. NaN is not left out.
+        revisited: Share of all samples that is exempt, in [0, 1].
+
+    Raises:
+        TypeError: An attribute has the wrong type.
+        ValueError: A share is out of range, or the ranking of another kind.
+    """
+
+    ranking: Ranking | Tilted
+    share: float
+    revisited: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the attributes."""
+        if not isinstance(self.ranking, Ranking | Tilted):
+            raise TypeError(
+                f"ranking must be a Ranking or Tilted, got {type(self.ranking).__name__}"
+            )
+        kind = RankingKind.SCORE_WEIGHT if isinstance(self.ranking, Tilted) else self.ranking.kind
+        if kind not in (RankingKind.SCORE_WEIGHT, RankingKind.SCORE_WEIGHT_SQRT):
+            raise ValueError(f"ranking must be made by Ranking.by_score_weight, got {kind.name}")
+        object.__setattr__(self, "share", as_share("share", self.share))
+        object.__setattr__(
+            self, "revisited", as_float("revisited", self.revisited, low=0.0, high=1.0)
+        )
+
+    def counts(self, num_samples: int) -> tuple[int, int]:
+        """Returns how many samples are left out, and how many are exempt."""
+        return (
+            math.floor(self.share * num_samples + 0.5),
+            math.floor(self.revisited * num_samples + 0.5),
+        )
+
+    def known(self) -> Tensor:
+        """Returns the scores, and -inf for NaN, which is not left out."""
+        return self.ranking.values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+
+    def without(self, rows: Tensor, exempt: Tensor) -> Tensor:
+        """Returns the scores, with -inf for `rows` but for those that are exempt."""
+        out = torch.zeros_like(self.ranking.values, dtype=torch.bool)
+        out.index_fill_(0, rows, True).index_fill_(0, exempt, False)
+        return self.ranking.values.masked_fill(out, -math.inf)
+
+
+# Rules whose samples are drawn by weights, which a selection computes from the scores of all.
+WeightedRule: TypeAlias = Ranking | Tilted | Trimmed
+SelectionRule: TypeAlias = Ranking | Tilted | Trimmed | Uniform | FixedIds
+RULES = "Ranking, Tilted, Trimmed, Uniform or FixedIds"
+
+
+def as_share(name: str, share: float) -> float:
+    """Returns a share that is left out, in [0, 1)."""
+    number = as_float(name, share, low=0.0, high=1.0)
+    if number == 1.0:
+        raise ValueError(f"{name} must be below 1, got {share!r}")
+    return number

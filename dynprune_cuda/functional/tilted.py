@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weighted sampling whose weights adapt to the run; public through `functional`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._checks.arguments import check_vector
+from dynprune_cuda.functional.inclusion import bin_means, histogram
+from dynprune_cuda.functional.ranking import Ranking
+
+# The effective share at which the tilt is 0, and from which on it is 1; and the same from above.
+# Measured: docs/choosing.md.
+MEMORISED, LEARNED = 0.42, 0.50
+LEARNING, UNLEARNED = 0.72, 0.80
+_STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not reach it
+
+
+@dataclass(frozen=True, eq=False)
+class Tilted:
+    """Samples drawn by the square root of their scores, as far as that pays, and else uniformly.
+
+    How far is read from the spread of the scores, by the effective share of the samples:
+    (sum of r)^2 / (N * sum of r^2), with r the square root of the score (Kish 1965). It is 1 for
+    equal scores and falls while the samples are learned, until few of them hold most of the loss.
+    Weights are `tilt * r + (1 - tilt) * mean of r`. The tilt is 1 for effective shares from 0.5 to
+    0.72, falls to 0 at 0.42 and at 0.8, and is a multiple of 1/64.
+
+    Attributes:
+        scores: [N] float32, float16 or bfloat16: losses, or others that are 0 for a sample that is
+            learned. A score that is not positive counts as 0. NaN comes first, and does not count
+            in the spread.
+
+    Raises:
+        TypeError: `scores` is no tensor.
+        ValueError: Its dtype or shape is wrong.
+    """
+
+    scores: Tensor
+
+    def __post_init__(self) -> None:
+        """Checks the scores."""
+        check_vector("scores", self.scores, (torch.float32, torch.float16, torch.bfloat16))
+
+    @property
+    def values(self) -> Tensor:
+        """The scores."""
+        return self.scores.detach()
+
+    @property
+    def name(self) -> str:
+        """What errors call the values."""
+        return "scores"
+
+    def histogram(self) -> Tensor:
+        """Returns what decides the tilt, int64 [2, NUM_BINS]; that of several ranks adds up."""
+        values = self.values.to(torch.float32)
+        # Unknown ones go where no sum looks: to the bin of infinity.
+        return histogram(values.clamp(min=0.0).masked_fill(values.isnan(), math.inf))
+
+    def ranking(self, table: Tensor, values: Tensor) -> Ranking:
+        """Returns the ranking by the weights of some scores.
+
+        Args:
+            table: The histogram of all scores.
+            values: Scores; -inf for those that are left out.
+        """
+        tilt, mean_root = tilt_of(table)
+        values = values.to(torch.float32)
+        roots = values.clamp(min=0.0).sqrt_()
+        # Each operation is rounded by itself, so that the weights are the same on every device.
+        weights = roots.mul_(tilt).add_((1.0 - tilt) * mean_root)
+        weights = weights.masked_fill_(values == -math.inf, 0.0)
+        return Ranking.by_weight(weights.masked_fill_(values.isnan(), math.inf))
+
+
+def effective_share(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the effective share of the samples, and the mean root of their scores, 0-d float64.
+
+    Args:
+        table: The histogram of the scores. NaN results from one without known scores.
+    """
+    means, counts, zeros = bin_means(table)
+    number = counts.sum() + zeros
+    roots = (counts * means.sqrt()).sum()
+    return roots * roots / (number * (counts * means).sum()), roots / number
+
+
+def tilt_of(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the tilt and the mean root, 0-d float32; 0 and 1 without known scores above 0."""
+    share, mean_root = effective_share(table)
+    rising = (share - MEMORISED) / (LEARNED - MEMORISED)
+    falling = (UNLEARNED - share) / (UNLEARNED - LEARNING)
+    tilt = (torch.minimum(rising, falling).clamp(0.0, 1.0) * _STEPS).round() / _STEPS
+    known = share.isfinite()
+    tilt = torch.where(known, tilt, 0.0)
+    return tilt.to(torch.float32), torch.where(known, mean_root, 1.0).to(torch.float32)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws by the scores where that pays, and uniformly where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dynprune_cuda.functional.rules import Trimmed, as_share
+from dynprune_cuda.functional.tilted import Tilted, tilt_of
+from dynprune_cuda.policies.protocol import Policy
+from dynprune_cuda.scores.table import ScoreTable
+
+
+@dataclass(frozen=True)
+class Adaptive(Policy):
+    """Samples drawn by the square root of their mean losses, as far as their spread says it pays.
+
+    While all samples are about equally hard, and once few of them hold most of the loss, choosing
+    by the loss costs accuracy: then the draw is uniform. In between it is that of `Weighted(0.5)`.
+    `functional.Tilted` tells how; docs/choosing.md has the measurements. The tilt depends on the
+    scores of the table only: it is the same on every rank, and part of a saved state. Samples that
+    were never visited, or whose newest value was not finite, come first.
+
+    The scores must be losses, or others that are 0 for what is learned, such as EL2N.
+
+    Attributes:
+        trim: As of `Weighted`.
+
+    Raises:
+        TypeError: `trim` is no number.
+        ValueError: `trim` is out of range.
+    """
+
+    trim: float = 0.0
+
+    uses_scores = True
+    takes_negative_scores = False
+
+    def __post_init__(self) -> None:
+        """Checks the parameter."""
+        object.__setattr__(self, "trim", as_share("trim", self.trim))
+
+    def ranking(self, table: ScoreTable) -> Tilted | Trimmed:
+        """Returns the rule by the scores."""
+        tilted = Tilted(table.ranking_mean())
+        return Trimmed(tilted, self.trim) if self.trim else tilted
+
+    @staticmethod
+    def tilt(table: ScoreTable) -> Tensor:
+        """Returns how far a selection from a whole table follows the scores, without waiting.
+
+        Args:
+            table: The scores of all samples.
+
+        Returns:
+            0-d float32, from 0, a uniform draw, to 1, that of `Weighted(0.5)`.
+        """
+        return tilt_of(Tilted(table.ranking_mean()).histogram())[0]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A forward-only pass that scores samples, such as those that an epoch leaves out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynprune_cuda import functional
+from dynprune_cuda.functional import ScoredLoss
+
+__all__ = ["Rescored"]
+
+# Of a model and a batch: ids, and values as `Pruner.observe` takes them.
+ScoreBatch = Callable[[nn.Module, Any], tuple[Tensor, Tensor | ScoredLoss]]
+
+IGNORE_INDEX = -100
+
+
+class Rescored(NamedTuple):
+    """What a scoring pass took.
+
+    Attributes:
+        seconds: Wall-clock time, loading and the device's work included.
+        batches: How many batches the loader had.
+        samples: How many rows they had.
+    """
+
+    seconds: float
+    batches: int
+    samples: int
+
+
+class Scores(Protocol):
+    """What a scoring pass needs to know of a `Pruner`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the scores are."""
+        ...
+
+    def observe(self, ids: Tensor, values: Tensor | ScoredLoss) -> None:
+        """Enters values."""
+        ...
+
+
+def rescore(
+    pruner: Scores,
+    model: nn.Module,
+    loader: Iterable[Any],
+    score: ScoreBatch | None,
+    *,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Rescored:
+    """Scores the samples of a loader without training; see `Pruner.rescore`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if score is not None and not callable(score):
+        raise TypeError(f"score must be a function (model, batch) -> (ids, values), got {score!r}")
+    has_options = weight is not None or ignore_index != IGNORE_INDEX or label_smoothing != 0
+    if score is not None and has_options:
+        raise ValueError(
+            "weight, ignore_index and label_smoothing must be left out with score, which computes "
+            f"the values itself, got {weight!r}, {ignore_index!r} and {label_smoothing!r}"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # its forward pass would wait for the other processes
+    device = pruner.device
+
+    def cross_entropy(model: nn.Module, batch: Any) -> tuple[Tensor, ScoredLoss]:
+        inputs, target, ids = (part.to(device, non_blocking=True) for part in _parts(batch))
+        scored = functional.scored_cross_entropy(
+            model(inputs),
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+        return ids.masked_fill(target == ignore_index, -1), scored
+
+    function: ScoreBatch = cross_entropy if score is None else score
+    began, batches, samples = time.perf_counter(), 0, 0
+    with _evaluating(model, device):
+        for batch in loader:
+            ids, values = function(model, batch)
+            pruner.observe(ids, values)
+            batches, samples = batches + 1, samples + len(ids)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return Rescored(time.perf_counter() - began, batches, samples)
+
+
+def _parts(batch: Any) -> list[Tensor]:
+    """Returns inputs, targets and ids of a batch."""
+    is_triple = isinstance(batch, list | tuple) and len(batch) == 3
+    if not is_triple or not all(isinstance(part, Tensor) for part in batch):
+        parts = batch if isinstance(batch, list | tuple) else [batch]
+        found = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(
+            f"loader must yield (inputs, targets, ids), three tensors, got {found}: pass score=, a "
+            "function (model, batch) -> (ids, values), for other batches"
+        )
+    return list(batch)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluates without gradients; then restores modules' modes and the random generators.
+
+    A `DataLoader` draws from torch's generator when it is iterated, and a dataset may draw from
+    any.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""advice(): each sentence where its number calls for it, and silence elsewhere."""
+
+import math
+import re
+import warnings
+
+import pytest
+import torch
+from paths import ROOT
+
+from dynprune_cuda import Pruner, policies
+from dynprune_cuda.advice import advise
+from dynprune_cuda.policies import UCB, Balanced, EpsilonGreedy, Full, UniformRandom, Weighted
+
+N = 1000
+PAGE = (ROOT / "docs" / "choosing.md").read_text()
+QUIET = {"share_correct": 0.9, "visits_gini": 0.4}
+LOW = "train on full data for fewer epochs, or train longer"
+HIGH = "the training data are memorised"
+GREEDY = "is below 0.3 for"
+UNEQUAL = "few samples get most of the visits"
+
+
+def say(stats=None, policy=Weighted(), keep=0.5, is_late=True):  # noqa: B008
+    return advise({**QUIET, **(stats or {})}, policy, keep=keep, is_late=is_late)
+
+
+@pytest.mark.parametrize(
+    ("options", "beginning", "part"),
+    [
+        ({"stats": {"share_correct": 0.7994}}, "share_correct=0.799 is below 0.80: ", LOW),
+        ({"stats": {"share_correct": 0.9951}}, "share_correct=0.9951 is above 0.995: ", HIGH),
+        ({"policy": UCB(), "keep": 0.29}, "keep=0.290 is below 0.3 for UCB(", GREEDY),
+        ({"policy": EpsilonGreedy(0.1), "keep": 0.1}, "keep=0.100 is below 0.3", GREEDY),
+        ({"stats": {"visits_gini": 0.651}}, "visits_gini=0.651 is above 0.65: ", UNEQUAL),
+    ],
+)
+def test_each_sentence(options, beginning, part):
+    text = say(**options)
+    assert text.startswith(beginning) and part in text
+    assert text.endswith("(docs/choosing.md).") and "\n" not in text
+    assert text == say(**options)
+    limit = re.search(r"(?:below|above) ([\d.]+\d)", text)[1]
+    percent = f"{100 * float(limit):g} %"
+    assert percent in PAGE or f"{float(limit):g}" in PAGE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stats": {"share_correct": 0.8}},
+        {"stats": {"share_correct": 0.995}},
+        {"stats": {"share_correct": 0.5}, "is_late": False},
+        {"stats": {"share_correct": 1.0}, "policy": UniformRandom()},
+        {"stats": {"share_correct": math.nan, "visits_gini": math.nan}},
+        {"stats": {"share_correct": 0.1, "visits_gini": 0.9}, "policy": Full()},
+        {"policy": UCB(), "keep": 0.3},
+        {"policy": Weighted(), "keep": 0.1},
+        {"stats": {"visits_gini": 0.65}},
+    ],
+)
+def test_silence(options):
+    assert say(**options) is None
+
+
+def test_the_accuracy_comes_first_and_the_visits_last():
+    stats = {"share_correct": 0.5, "visits_gini": 0.9}
+    assert LOW in say(stats, UCB(), 0.1)
+    assert GREEDY in say(stats, UCB(), 0.1, is_late=False)
+    assert UNEQUAL in say(stats, UCB(), 0.5, is_late=False)
+    assert HIGH in say({"share_correct": 1.0}, UCB(), 0.1)
+
+
+def test_a_policy_inside_groups_is_seen():
+    groups = torch.arange(N) % 2
+    assert GREEDY in say(policy=Balanced(UCB(), groups), keep=0.1)
+    assert say({"share_correct": 1.0}, Balanced(UniformRandom(), groups)) is None
+
+
+def test_without_correctness_the_losses_tell():
+    def of(share):
+        return advise(
+            {"share_below_ln2": share, "visits_gini": 0.1}, Weighted(), keep=0.5, is_late=True
+        )
+
+    assert of(0.69).startswith("share_below_ln2=0.690 is below 0.70, so that the training acc")
+    assert of(0.75) is None
+    assert HIGH in of(0.999)
+    assert advise({"visits_gini": 0.1}, Weighted(), keep=0.5, is_late=True) is None
+
+
+def observed(device, right, **options):
+    pruner = Pruner(N, 0.5, "weighted", device=device, **options)
+    ids = torch.arange(N, device=device)
+    correct = ids < right
+    pruner.observe(ids, torch.where(correct, 0.1, 2.0), correct)
+    return pruner
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_a_pruner_gives_it(device, tracks):
+    low = observed(device, 600, track_forgetting=tracks)
+    name = "share_correct" if tracks else "share_below_ln2"
+    assert low.advice().startswith(f"{name}=0.600 is below") and LOW in low.advice()
+    assert observed(device, 900, track_forgetting=tracks).advice() is None
+    assert HIGH in observed(device, N, track_forgetting=tracks).advice()
+    assert Pruner(N, 0.5, device=device, track_forgetting=tracks).advice() is None
+    assert observed(device, 600, score="el2n").advice() is None
+
+
+def test_a_low_accuracy_counts_in_the_second_half_of_a_run(device):
+    pruner = observed(device, 600, epochs=4, warmup_epochs=4)
+    said = []
+    for epoch in range(4):
+        pruner.set_epoch(epoch)
+        said.append(pruner.advice() is not None)
+    assert said == [False, False, True, True]
+
+
+def test_keep_is_that_of_the_run_or_of_the_epoch(device):
+    ids = torch.arange(N, device=device)
+    for keep, expected in ((100, True), (0.4, False), ([1.0, 0.1], True)):
+        pruner = Pruner(N, keep, "ucb", track_forgetting=True, device=device)
+        pruner.observe(ids, torch.ones(N, device=device), ids < 900)
+        pruner.set_epoch(1)
+        assert (pruner.advice() is not None) == expected
+
+
+@pytest.mark.parametrize("policy", ["ucb", policies.EpsilonGreedy(0.2)])
+def test_a_greedy_rule_that_keeps_little_is_warned_of(policy):
+    with pytest.warns(UserWarning, match=r"keep=0.100 is below 0.3 for .* choosing.md") as caught:
+        Pruner(1000, 0.1, policy)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="is below 0.3"):
+        Pruner(1000, 100, policy, groups=[0, 1] * 500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Pruner(1000, 0.3, policy)
+        Pruner(1000, [0.1, 0.5], policy)
+        Pruner(1000, 0.1, "uniform")
+        Pruner(1000, 0.1)
