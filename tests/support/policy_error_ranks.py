@@ -137,7 +137,8 @@ def policy_errors():
         epochs = pruner._run.state.epoch, pruner.num_selections
         FAILING[0] = False
         again = message(lambda pruner=pruner: pruner.set_epoch(0))
-        found[name] = text, seconds, epochs, again, pruner.num_selected
+        selected = pruner.num_selected if again == "no error" else None
+        found[name] = text, seconds, epochs, again, selected
     return found
 
 
