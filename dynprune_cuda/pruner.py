@@ -491,7 +491,7 @@ class Pruner:
     def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
         """Multiplies losses by the factors of a policy that rescales, without waiting.
 
-        These are `InfoBatch` and `Weighted(rescale=True)`.
+        These are `InfoBatch`, `RePB` and `Weighted(rescale=True)`.
 
         `cross_entropy` does it itself. For a loss of your own, where the mean of the batch was
         taken: `pruner.observe(ids, losses)`, then `pruner.rescale(ids, losses).mean()`.

@@ -129,7 +129,7 @@ def make_config(
         epochs=epochs,
     )
     for count in schedule.known_counts():
-        checked.check_count(count)
+        checked.check_count(count, num_samples)
     _check_rescaling(given, checked)
     as_choice("score", score, SCORES)
     if score == "margin" and not checked.takes_negative_scores:

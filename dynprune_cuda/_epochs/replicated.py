@@ -21,6 +21,7 @@ from dynprune_cuda._epochs.state import EpochState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks, checksum
 from dynprune_cuda.policies.protocol import WeighingPolicy
+from dynprune_cuda.scores.history import History
 from dynprune_cuda.scores.merge import merge_tables, visits_of
 from dynprune_cuda.scores.table import ScoreTable
 
@@ -96,7 +97,8 @@ class ReplicatedRun(Run):
         """Takes over what `state_dict` returned."""
         read, device = self._reader(state_dict), self.table.device
         has_factors = self.config.policy.has_factors
-        saved = read_state(read, self.config.num_samples, device, has_factors)
+        memory = self.config.policy.memory
+        saved = read_state(read, self.config.num_samples, device, has_factors, memory)
         repeat = read.tensor("repeat", torch.int64, (2,), device)
         fits = (repeat >= -1).all() & (repeat[0] < self.config.num_samples)
         read.sound("repeat", fits, "out of range")
@@ -141,7 +143,7 @@ class ReplicatedRun(Run):
         return made[0]
 
     def _subset_of(self, start: int, seed: int) -> Subset:
-        policy, table = self.config.policy, self.table
+        policy, table = self.config.policy, self._told(start)
         count = self.config.schedule.kept(start)
         factors: Tensor | None = None
         if count is None:
@@ -157,6 +159,39 @@ class ReplicatedRun(Run):
         else:
             ids = policy.select(table, count, seed=seed)
         return Subset(start, ids, factors, (len(ids),))
+
+    def _told(self, start: int) -> ScoreTable:
+        """Returns the table as the policy sees it when it selects for the period from `start`."""
+        policy = self.config.policy
+        if not (policy.uses_history or policy.memory):
+            return self.table
+        history = self._history(start) if policy.uses_history else None
+        return self.table.told(history, self.state.memory if policy.memory else None)
+
+    def _history(self, start: int) -> History:
+        state, schedule, device = self.state, self.config.schedule, self.table.device
+        length, places = 0, torch.full((self.config.num_samples,), -1, device=device)
+        if state.epoch is not None:
+            subset = state.subset if schedule.phase(state.epoch) == "pruned" else None
+            length = self.config.num_samples if subset is None else subset.total
+            seed = derive_seed(state.seed, "order", state.epoch)
+            order = functional.permutation(length, seed=seed, device=device)
+            ids = order if subset is None else subset.ids[order]
+            places.index_copy_(0, ids, torch.arange(length, device=device))
+        return History(
+            start,
+            schedule.epochs,
+            schedule.warmup_epochs,
+            schedule.period,
+            state.num_selections,
+            state.times_selected,
+            length,
+            places,
+        )
+
+    def _remembered(self, start: int, chosen: Tensor) -> Mapping[str, Tensor] | None:
+        policy = self.config.policy
+        return policy.remember(self._told(start), chosen) if policy.memory else None
 
     def _begin(self, state: EpochState) -> None:
         self.state, self._preview, self._share = state, None, None

@@ -59,7 +59,8 @@ class Run(ABC):
     def __init__(self, config: Config, ranks: Ranks, table: ScoreTable) -> None:
         """Begins before the first epoch."""
         self.config, self.ranks, self.table = config, ranks, table
-        self.state = EpochState.initial(config.seed, table.count)
+        memory = config.policy.initial_memory(len(table.count), table.device)
+        self.state = EpochState.initial(config.seed, table.count, memory)
         self._preview: EpochState | None = None  # what epoch 0 selects, looked at before it began
         self._share: Share | None = None  # of the current epoch, once it was drawn
         self._observed = False  # any score at all
@@ -239,8 +240,9 @@ class Run(ABC):
         for name, mine in settings.items():
             if name not in ("version", "seed"):
                 read.same(name, mine)
-        weights = ("weights",) if self.config.policy.has_factors else ()
-        read.has([*settings, "table", *ENTRIES, *weights])
+        policy = self.config.policy
+        more = {"weights": policy.has_factors, "memory": bool(policy.memory)}
+        read.has([*settings, "table", *ENTRIES, *(name for name in more if more[name])])
         return read
 
     def _check_total(self, saved: SavedState, total: int) -> None:
@@ -309,7 +311,7 @@ class Run(ABC):
                 again = None
                 if state.subset is not None:
                     again = self._overlap(chosen & self._mask_of(state.subset.ids))
-                state = state.selected(subset, chosen, again)
+                state = state.selected(subset, chosen, again, self._remembered(start, chosen))
             else:
                 state = replace(state, subset=state.subset._replace(epoch=start))
         return replace(state, epoch=epoch), messages
@@ -364,6 +366,10 @@ class Run(ABC):
     def _overlap(self, both: Tensor) -> Tensor:
         """Returns how many samples are set in all processes together, 0-d."""
         return both.sum()
+
+    def _remembered(self, start: int, chosen: Tensor) -> Mapping[str, Tensor] | None:
+        """Returns the policy's own columns after a selection; None if it has none."""
+        return None
 
     @abstractmethod
     def all_ids(self) -> Tensor:

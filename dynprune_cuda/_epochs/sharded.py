@@ -402,7 +402,7 @@ class ShardedRun(Run):
             reader = self._reader(state)
             visited = reader.tensor("repeat", torch.bool, (len(shard),), device)
             columns = self.table.checked("state_dict['table']", state["table"])
-            saved = read_state(reader, len(shard), device, self.config.policy.rescales)
+            saved = read_state(reader, len(shard), device, self.config.policy.rescales, {})
             read.append((saved, visited))
             start = saved.subset_epoch
             kept = self.config.schedule.kept(start) if start >= 0 else None

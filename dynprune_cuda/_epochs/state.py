@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ class EpochState:
         times_selected: How many selections chose each sample, int32 [rows].
         turnover: Share of the last selection that the one before had not chosen, 0-d float64; NaN
             before the second selection.
+        memory: The policy's own columns by name, [rows] each.
     """
 
     seed: int
@@ -71,20 +73,29 @@ class EpochState:
     num_selections: int
     times_selected: Tensor
     turnover: Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def initial(cls, seed: int, like: Tensor) -> EpochState:
+    def initial(cls, seed: int, like: Tensor, memory: Mapping[str, Tensor]) -> EpochState:
         """Returns the state before the first epoch of a table with rows like those of `like`."""
         nothing = torch.full((), float("nan"), dtype=torch.float64, device=like.device)
-        return cls(seed, None, None, 0, torch.zeros_like(like, dtype=torch.int32), nothing)
+        times = torch.zeros_like(like, dtype=torch.int32)
+        return cls(seed, None, None, 0, times, nothing, memory)
 
-    def selected(self, subset: Subset, chosen: Tensor, again: Tensor | None) -> EpochState:
+    def selected(
+        self,
+        subset: Subset,
+        chosen: Tensor,
+        again: Tensor | None,
+        memory: Mapping[str, Tensor] | None = None,
+    ) -> EpochState:
         """Returns the state after one more selection.
 
         Args:
             subset: What it gave.
             chosen: Which rows it chose, bool [rows].
             again: How many samples the selection before chose, too, 0-d; None if it is the first.
+            memory: The policy's own columns after it; None if they stay.
         """
         return replace(
             self,
@@ -92,6 +103,7 @@ class EpochState:
             num_selections=self.num_selections + 1,
             times_selected=self.times_selected + chosen,
             turnover=self.turnover if again is None else 1.0 - again.double() / subset.total,
+            memory=self.memory if memory is None else memory,
         )
 
     def saved(self, chosen: Tensor, repeat: Tensor, has_factors: bool) -> dict[str, Any]:
@@ -106,7 +118,7 @@ class EpochState:
             has_factors: Whether the policy multiplies losses by factors.
         """
         subset = self.subset
-        state = {
+        state: dict[str, Any] = {
             "epoch": -1 if self.epoch is None else self.epoch,
             "subset_epoch": -1 if subset is None else subset.epoch,
             "subset": chosen,
@@ -121,6 +133,8 @@ class EpochState:
                 assert subset.factors is not None
                 weights[chosen] = subset.factors  # waits; both are in the order of the samples
             state["weights"] = weights
+        if self.memory:
+            state["memory"] = {name: column.clone() for name, column in self.memory.items()}
         return state
 
 
@@ -135,6 +149,7 @@ class SavedState(NamedTuple):
     times_selected: Tensor
     turnover: Tensor
     seed: int
+    memory: Mapping[str, Tensor]
 
     def restored(self, ids: Tensor, sizes: tuple[int, ...]) -> EpochState:
         """Returns the state, with the ids of the chosen rows and the sizes of their holders."""
@@ -149,10 +164,17 @@ class SavedState(NamedTuple):
             self.num_selections,
             self.times_selected,
             self.turnover,
+            self.memory,
         )
 
 
-def read_state(read: StateReader, rows: int, device: torch.device, has_factors: bool) -> SavedState:
+def read_state(
+    read: StateReader,
+    rows: int,
+    device: torch.device,
+    has_factors: bool,
+    memory: Mapping[str, torch.dtype],
+) -> SavedState:
     """Reads the entries of `EpochState.saved`, but for "repeat".
 
     Args:
@@ -160,6 +182,7 @@ def read_state(read: StateReader, rows: int, device: torch.device, has_factors: 
         rows: How many samples this process knows of.
         device: Where the tensors go.
         has_factors: Whether the policy multiplies losses by factors.
+        memory: The policy's own columns: dtypes by name.
 
     Raises:
         TypeError: An entry has the wrong type.
@@ -179,6 +202,20 @@ def read_state(read: StateReader, rows: int, device: torch.device, has_factors: 
         read.sound("weights", fits.all(), "it contradicts the subset")
     read.sound("times_selected", ((times >= 0) & (times <= selections)).all(), "out of range")
     read.sound("turnover", ~((turnover < 0) | (turnover > 1)), "it is outside [0, 1]")
+    columns: dict[str, Tensor] = {}
+    if memory:
+        reader = StateReader(f"{read.name}['memory']", read.state["memory"])
+        reader.has(memory)
+        for name, dtype in memory.items():
+            columns[name] = reader.tensor(name, dtype, (rows,), device)
     return SavedState(
-        epoch if epoch >= 0 else None, start, chosen, weights, selections, times, turnover, seed
+        epoch if epoch >= 0 else None,
+        start,
+        chosen,
+        weights,
+        selections,
+        times,
+        turnover,
+        seed,
+        columns,
     )

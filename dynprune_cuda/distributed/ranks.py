@@ -310,14 +310,14 @@ def resolve(process_group: Any) -> Ranks:
     return Ranks(process_group, dist.get_rank(process_group), dist.get_world_size(process_group))
 
 
-def checksum(ids: Tensor, weights: Tensor | None) -> Tensor:
+def checksum(ids: Tensor, factors: Tensor | None) -> Tensor:
     """Returns a number that tells one selection from another, 0-d int64, without waiting.
 
     Args:
         ids: The selection, int64 [n].
-        weights: Factors of all samples, float32 [num_samples], or None.
+        factors: Of the losses of `ids`, float32 [n], or None.
     """
-    keys = ids.clone() if weights is None else ids + (weights[ids].view(torch.int32).long() << 32)
+    keys = ids.clone() if factors is None else ids + (factors.view(torch.int32).long() << 32)
     for multiplier in (-0x61C8864680B583EB, -0x4B47D0C5A2A51B75):  # any odd numbers without pattern
         keys.mul_(multiplier)
         keys.bitwise_xor_(keys >> 29)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -60,8 +60,10 @@ class AdaptedPolicy(WeighingPolicy):
         self.uses_scores = bool(getattr(own, "uses_scores", Policy.uses_scores))
         self.weighs = bool(getattr(own, "weighs", Policy.weighs))
         self.first_visit = getattr(own, "first_visit", Policy.first_visit)
+        self.uses_history = bool(getattr(own, "uses_history", Policy.uses_history))
         if isinstance(own, Policy):
             self.takes_negative_scores = own.takes_negative_scores
+            self.memory, self.whole = dict(own.memory), own.whole
 
     @property
     def fixes_count(self) -> bool:
@@ -79,10 +81,31 @@ class AdaptedPolicy(WeighingPolicy):
         if isinstance(self.own, Policy):
             self.own.check_size(num_samples)
 
-    def check_count(self, k: int) -> None:
+    def check_count(self, k: int, num_samples: int) -> None:
         """As of the user's policy, if it has one."""
         if isinstance(self.own, Policy):
-            self.own.check_count(k)
+            self.own.check_count(k, num_samples)
+
+    def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
+        """Lets the user's policy remember, and checks the columns.
+
+        Raises:
+            ValueError: A column is missing or unknown, or has another dtype, shape or device.
+        """
+        memory = dict(self.own.remember(table, chosen))
+        size = (table.num_samples,)
+        fits = memory.keys() == self.memory.keys() and all(
+            isinstance(column, Tensor)
+            and (column.dtype, tuple(column.shape)) == (self.memory[name], size)
+            and column.device == table.device
+            for name, column in memory.items()
+        )
+        if not fits:
+            raise ValueError(
+                f"{self.own!r} must remember one column per sample on {table.device} for each of "
+                f"{dict(self.memory)}, got {memory}"
+            )
+        return memory
 
     def settings(self, epochs: int | None) -> dict[str, Any]:
         """As of the user's policy; it may leave out what has the default."""

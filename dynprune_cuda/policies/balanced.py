@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,6 +64,8 @@ class Balanced(WeighingPolicy):
     floor: float | None = None
     class_shares: ClassShares | None = None
 
+    whole = True
+
     def __post_init__(self) -> None:
         """Checks the attributes."""
         if self.class_shares is None:
@@ -83,6 +86,11 @@ class Balanced(WeighingPolicy):
         if self._inside.fixes_count:
             raise ValueError(
                 f"groups do not fit {self.policy!r}, which knows its samples from the beginning"
+            )
+        if self._inside.whole:
+            raise ValueError(
+                f"groups do not fit {self.policy!r}, which decides about all samples at once: "
+                "leave them out, or choose another policy"
             )
         object.__setattr__(self, "groups", _checked_groups(self.groups))
         if self.class_shares is not None:
@@ -117,6 +125,20 @@ class Balanced(WeighingPolicy):
     def first_visit(self) -> FirstVisit:  # type: ignore[override]
         """As of the policy inside."""
         return self._inside.first_visit
+
+    @property
+    def uses_history(self) -> bool:  # type: ignore[override]
+        """As of the policy inside."""
+        return self._inside.uses_history
+
+    @property
+    def memory(self) -> Mapping[str, torch.dtype]:  # type: ignore[override]
+        """As of the policy inside."""
+        return self._inside.memory
+
+    def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
+        """As of the policy inside."""
+        return self._inside.remember(table, chosen)
 
     def settings(self, epochs: int | None) -> dict[str, Any]:
         """As of the policy inside."""
@@ -166,7 +188,7 @@ class Balanced(WeighingPolicy):
                 f"groups must have one label per sample, {num_samples}, got {len(self.groups)}"
             )
 
-    def check_count(self, k: int) -> None:
+    def check_count(self, k: int, num_samples: int) -> None:
         """Checks that a selection of `k` samples is possible.
 
         Raises:

@@ -11,11 +11,9 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_float
 from dynprune_cuda._schedule.seeds import derive_seed
+from dynprune_cuda.policies.arithmetic import as_integers
 from dynprune_cuda.policies.protocol import WeighingPolicy, trusted
 from dynprune_cuda.scores.table import ScoreTable
-
-# A score becomes an integer of so many bits: with up to 2^32 of them, no sum overflows 63 bits.
-_SCORE_BITS = 30
 
 
 @trusted
@@ -85,9 +83,5 @@ def _below_mean(scores: Tensor) -> Tensor:
     """Returns which scores are below the mean of those that are not NaN, exactly, bool."""
     known = ~scores.isnan()
     values = torch.where(known, scores, 0.0).double()
-    # Scaled by a power of two so that the largest has _SCORE_BITS bits; 2^e has the bits of
-    # (1023 + e) << 52 as a float64.
-    exponent = torch.frexp(values.abs().amax()).exponent.long()
-    scale = ((1023 + _SCORE_BITS - exponent) << 52).view(torch.float64)
-    integers = (values * scale).round_().long()
+    integers = as_integers(values, values.abs().amax())
     return known & (integers * known.sum() < integers.sum())

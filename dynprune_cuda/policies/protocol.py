@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda.functional.ranking import FixedIds
 from dynprune_cuda.functional.rules import SelectionRule
 from dynprune_cuda.functional.score_updates import FirstVisit
+from dynprune_cuda.scores.history import History
 from dynprune_cuda.scores.table import ScoreTable
 
 _Class = TypeVar("_Class", bound=type)
@@ -34,8 +38,8 @@ class Policy:
 
     A policy of your own need not be a subclass. Any object with the method `select` will do, or a
     function like it; then its result is checked, which waits for the device, and it cannot select
-    from shards. Such an object may have `static`, `uses_scores`, `weighs` and `first_visit`, a
-    method `fixed_count` or `settings`, and a str `fingerprint`.
+    from shards. Such an object may have `static`, `uses_scores`, `uses_history`, `weighs` and
+    `first_visit`, a method `fixed_count` or `settings`, and a str `fingerprint`.
 
     The table has one row per sample: `mean` and `variance` (moving averages of the score, float32),
     `count` (finite values, int32), `non_finite_count` (int32), `last_non_finite` (bool), and with
@@ -54,6 +58,12 @@ class Policy:
         default_anneal_share: Share of the run, at its end, that trains on everything, if the
             `Pruner` is not told; rounded up to whole epochs.
         takes_negative_scores: Whether scores below 0 are ranked like others.
+        uses_history: The policy reads `table.history`, which the run sets before it selects.
+        memory: Columns of its own: dtypes by name. The run sets `table.memory`, replaces it by what
+            `remember` returns after each selection, and saves it. Floats begin as NaN, others as 0.
+        whole: It decides about all samples at once, so that groups cannot be balanced around it.
+
+    Policies with `uses_history` or `memory` do not select from shards.
     """
 
     static: bool = False
@@ -65,6 +75,9 @@ class Policy:
     default_alpha: float = 0.8
     default_anneal_share: float = 0.0
     takes_negative_scores: bool = True
+    uses_history: bool = False
+    memory: Mapping[str, torch.dtype] = MappingProxyType({})
+    whole: bool = False
 
     def ranking(self, table: ScoreTable) -> SelectionRule:
         """Returns what to rank by, without waiting for the device.
@@ -88,8 +101,8 @@ class Policy:
 
         Returns:
             `k` distinct positions in the table, int64 [k], on the table's device; ascending if this
-            is not overridden. They are the sample ids, unless `groups` are balanced: then
-            `table.sample_ids` tells the ids.
+            is not overridden. They are the sample ids, unless the table is a part, as for `groups`
+            and in `Covered`: then `table.sample_ids` tells the ids.
         """
         rule, num_samples = self.ranking(table), table.num_samples
         if self.fixes_count and not isinstance(rule, FixedIds):
@@ -105,8 +118,32 @@ class Policy:
     def check_size(self, num_samples: int) -> None:
         """Raises ValueError if the policy does not fit a training set of this size."""
 
-    def check_count(self, k: int) -> None:
-        """Raises ValueError if the policy cannot select `k` samples."""
+    def check_count(self, k: int, num_samples: int) -> None:
+        """Raises ValueError if the policy cannot select `k` of `num_samples` samples."""
+
+    def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
+        """Returns the columns of `memory` after a selection, without waiting for the device.
+
+        Args:
+            table: What the selection was made from; `table.memory` is not to be changed.
+            chosen: Which samples were selected, bool [num_samples].
+
+        Returns:
+            New columns with the names and dtypes of `memory`, [num_samples] each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define remember(table, chosen)")
+
+    def initial_memory(self, num_samples: int, device: torch.device | str) -> dict[str, Tensor]:
+        """Returns the columns of `memory` before the first selection."""
+        return {
+            name: torch.full(
+                (num_samples,),
+                float("nan") if dtype.is_floating_point else 0,
+                dtype=dtype,
+                device=device,
+            )
+            for name, dtype in self.memory.items()
+        }
 
     @property
     def fixes_count(self) -> bool:
@@ -117,7 +154,9 @@ class Policy:
     @property
     def selects_by_ranking(self) -> bool:
         """Whether `ranking` says everything, so that the policy can select from shards."""
-        return getattr(self.select, "__func__", None) is Policy.select and not self.weighs
+        if self.weighs or self.uses_history or self.memory:
+            return False
+        return getattr(self.select, "__func__", None) is Policy.select
 
     @property
     def has_factors(self) -> bool:
@@ -158,6 +197,26 @@ class WeighingPolicy(Policy):
             table's device. Samples of weight 0 are left out.
         """
         raise NotImplementedError(f"{type(self).__name__} must define weigh(table, *, seed)")
+
+
+def history_of(policy: Policy, table: ScoreTable) -> History:
+    """Returns what the run told; ValueError if `table` was not given it."""
+    if table.history is None:
+        raise ValueError(
+            f"table must have a history for {policy!r}, got None: a Pruner sets it; for a table of "
+            "your own, pass table.told(scores.History(...), None)"
+        )
+    return table.history
+
+
+def memory_of(policy: Policy, table: ScoreTable) -> Mapping[str, Tensor]:
+    """Returns the policy's own columns; ValueError if `table` has none."""
+    if table.memory is None:
+        raise ValueError(
+            f"table must have a memory for {policy!r}, got None: a Pruner sets it; for a table of "
+            "your own, pass table.told(None, policy.initial_memory(num_samples, device))"
+        )
+    return table.memory
 
 
 _TRUSTED: set[type] = set()

@@ -14,8 +14,12 @@ from dynprune_cuda.policies.adapter import AnyPolicy, as_object
 from dynprune_cuda.policies.adaptive import Adaptive
 from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
+from dynprune_cuda.policies.ies import IES
 from dynprune_cuda.policies.infobatch import InfoBatch
+from dynprune_cuda.policies.orderdp import OrderDP
 from dynprune_cuda.policies.protocol import Policy, fingerprint_of
+from dynprune_cuda.policies.repb import RePB
+from dynprune_cuda.policies.seta import SeTa
 from dynprune_cuda.policies.ucb import UCB
 from dynprune_cuda.policies.uniform import RandomStatic, UniformRandom
 from dynprune_cuda.policies.weighted import Weighted
@@ -29,6 +33,10 @@ _REGISTRY: dict[str, Callable[[], AnyPolicy]] = {
     "ucb": UCB,
     "infobatch": InfoBatch,
     "weighted": Weighted,
+    "orderdp": OrderDP,
+    "seta": SeTa,
+    "ies": IES,
+    "repb": RePB,
 }
 
 

@@ -16,6 +16,7 @@ from dynprune_cuda._checks.arguments import as_choice, as_device, as_float, as_i
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
+from dynprune_cuda.scores.history import History
 from dynprune_cuda.stats import Stats, gini, score_summary, share
 
 __all__ = ["ScoreTable"]
@@ -76,11 +77,15 @@ class ScoreTable:
             classified correctly, and had been at the visit before (Toneva et al. 2019,
             https://arxiv.org/abs/1812.05159); None without `track_forgetting`.
         sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
+        history: None; where the run is, in the table of a policy with `uses_history`.
+        memory: None; the policy's own columns, in the table of a policy with `memory`.
     """
 
     last_correct: Tensor | None = None
     forget_count: Tensor | None = None
     sample_ids: Tensor | None = None
+    history: History | None = None
+    memory: Mapping[str, Tensor] | None = None
 
     @torch.inference_mode(False)  # tensors that it made could not be updated outside
     def __init__(
@@ -236,7 +241,23 @@ class ScoreTable:
                 raise IndexError(
                     f"sample_ids must be from 0 to {self.num_samples - 1}, got {low} to {high}"
                 ) from None
+        if self.history is not None:
+            part.history = self.history.part(sample_ids)
+        if self.memory is not None:
+            memory = self.memory.items()
+            part.memory = {name: column.index_select(0, sample_ids) for name, column in memory}
         return part
+
+    def told(self, history: History | None, memory: Mapping[str, Tensor] | None) -> ScoreTable:
+        """Returns a table with the same columns, and with what a run tells a policy.
+
+        Args:
+            history: Where the run is.
+            memory: The policy's own columns by name, [num_samples] each.
+        """
+        table = copy.copy(self)
+        table.history, table.memory = history, memory
+        return table
 
     def ranking_mean(self) -> Tensor:
         """Returns the mean as selections read it, without waiting for the device.

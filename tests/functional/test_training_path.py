@@ -6,6 +6,8 @@ host fails, and one that copies from the device to the host is seen by its devic
 run is the autograd engine, whose part of a step is one operator, and it is called by itself.
 """
 
+import dataclasses
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -99,6 +101,23 @@ def test_a_selection_brings_nothing_to_the_host(fake_device, policy):
         order = pruner.epoch_order()
         pruner.is_selected(order)
     assert state.subset.ids.shape == order.shape == (300,) and order.device.type == "cuda"
+    assert trace.operations > 5
+
+
+@pytest.mark.parametrize(
+    "policy", [policies.OrderDP(), policies.SeTa(), policies.IES(), policies.RePB()], ids=repr
+)
+def test_published_rules_bring_nothing_to_the_host(fake_device, policy):
+    pruner = Pruner(N, None, policy, device="cuda", epochs=9)
+    run = pruner._run
+    run.state = dataclasses.replace(run.state, epoch=0)
+    with on_device() as trace:
+        table = run._told(1)
+        if policy.weighs:
+            assert policy.weigh(table, seed=3).shape == (N,)
+        else:
+            assert policy.select(table, 300, seed=3).shape == (300,)
+        run._remembered(1, torch.ones(N, dtype=torch.bool, device="cuda"))
     assert trace.operations > 5
 
 

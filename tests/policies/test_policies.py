@@ -12,11 +12,15 @@ import torch
 
 from dynprune_cuda import policies
 from dynprune_cuda.policies import (
+    IES,
     UCB,
     EpsilonGreedy,
     Full,
     InfoBatch,
+    OrderDP,
     RandomStatic,
+    RePB,
+    SeTa,
     StaticSubset,
     UniformRandom,
     Weighted,
@@ -242,6 +246,10 @@ def test_names_are_the_classes_with_their_defaults():
         "ucb": UCB(c=1.0, bonus="variance"),
         "infobatch": InfoBatch(prune_ratio=0.5),
         "weighted": Weighted(),
+        "orderdp": OrderDP(),
+        "seta": SeTa(),
+        "ies": IES(),
+        "repb": RePB(),
     }
     with pytest.raises(ValueError, match="StaticSubset"):
         policies.resolve("static")

@@ -14,12 +14,13 @@ NAMES = {
     "dynprune_cuda.functional": """ScoredLoss check_errors last_layer_grand permutation
         scored_cross_entropy scored_cross_entropy_step_ select_epsilon_greedy select_top_k
         select_ucb select_ucb1 select_uniform select_weighted update_scores_
-        Ranking Uniform FixedIds select""",
+        Ranking Uniform FixedIds select Tilted Trimmed inclusion_probabilities select_rescaled""",
     "dynprune_cuda.sharded": """Shard select_epsilon_greedy select_top_k select_ucb select_ucb1
-        select_uniform select_weighted select""",
-    "dynprune_cuda.policies": """UCB Balanced EpsilonGreedy Full InfoBatch Policy RandomStatic
-        StaticSubset UniformRandom WeighingPolicy Weighted names register resolve""",
-    "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit",
+        select_uniform select_weighted select select_rescaled""",
+    "dynprune_cuda.policies": """UCB Adaptive Balanced Covered EpsilonGreedy Full IES InfoBatch
+        OrderDP paper Policy RandomStatic RePB SeTa StaticSubset UniformRandom
+        WeighingPolicy Weighted names register resolve""",
+    "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit History",
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
     "dynprune_cuda.data": "DeviceLoader EpochBatchSampler EpochSampler IndexedDataset",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
