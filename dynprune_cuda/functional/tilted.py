@@ -32,8 +32,8 @@ class Tilted:
 
     Attributes:
         scores: [N] float32, float16 or bfloat16: losses, or others that are 0 for a sample that is
-            learned. A score that is not positive counts as 0. NaN comes first, and does not count
-            in the spread.
+            learned. A score that is not positive counts as 0. NaN and infinity come first, and do
+            not count in the spread.
 
     Raises:
         TypeError: `scores` is no tensor.
@@ -75,7 +75,8 @@ class Tilted:
         # Each operation is rounded by itself, so that the weights are the same on every device.
         weights = roots.mul_(tilt).add_((1.0 - tilt) * mean_root)
         weights = weights.masked_fill_(values == -math.inf, 0.0)
-        return Ranking.by_weight(weights.masked_fill_(values.isnan(), math.inf))
+        first = values.isnan() | (values == math.inf)
+        return Ranking.by_weight(weights.masked_fill_(first, math.inf))
 
 
 def effective_share(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def test_keep_is_that_of_the_run_or_of_the_epoch(device):
 
 @pytest.mark.parametrize("policy", ["ucb", policies.EpsilonGreedy(0.2)])
 def test_a_greedy_rule_that_keeps_little_is_warned_of(policy):
-    with pytest.warns(UserWarning, match=r"keep=0.100 is below 0.3 for .* choosing.md") as caught:
+    with pytest.warns(UserWarning, match=r"keep=0.100 is below 0.3 for .*choosing.md") as caught:
         Pruner(1000, 0.1, policy)
     assert len(caught) == 1 and caught[0].filename == __file__
     with pytest.warns(UserWarning, match="is below 0.3"):

@@ -394,4 +394,4 @@ def test_repr_tells_where_the_run_is(device):
     pruner = Pruner(N, 0.5, seed=2, device=device)
     assert "epoch 0, warm-up" in repr(pruner) and "keep=30" in repr(pruner)
     pruner.set_epoch(1)
-    assert "epoch 1, pruned" in repr(pruner) and "UCB(c=1.0" in repr(pruner)
+    assert "epoch 1, pruned" in repr(pruner) and "policy=Adaptive(" in repr(pruner)

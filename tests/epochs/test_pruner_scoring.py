@@ -77,7 +77,7 @@ def test_a_batch_of_ignored_rows_has_torchs_mean(device):
 @pytest.mark.parametrize("score", SCORES)
 def test_the_configured_score_enters_the_table(device, score):
     logits, target, ids = batch(device)
-    pruner = Pruner(N, 0.5, score=score, device=device)
+    pruner = Pruner(N, 0.5, "ucb", score=score, device=device)
     pruner.cross_entropy(logits.requires_grad_(), target, ids)
     exact = logits.detach().double()
     probability = exact.softmax(1)
@@ -94,10 +94,10 @@ def test_the_configured_score_enters_the_table(device, score):
 
 def test_small_margins_rank_high(device):
     logits = torch.tensor([[9.0, 0.0], [0.1, 0.0], [0.0, 5.0]], device=device)
-    pruner = Pruner(3, 1, score="margin", device=device)
+    pruner = Pruner(3, 1, "ucb", score="margin", device=device)
     ids, target = torch.arange(3, device=device), torch.zeros(3, dtype=torch.int64, device=device)
     for keep, expected in ((1, [2]), (2, [1, 2])):
-        pruner = Pruner(3, keep, score="margin", device=device)
+        pruner = Pruner(3, keep, "ucb", score="margin", device=device)
         pruner.cross_entropy(logits, target, ids)
         pruner.set_epoch(1)
         assert pruner.selected.tolist() == expected
@@ -245,7 +245,7 @@ def test_a_training_step_does_not_wait(device, ids_on_cpu):
     target[2] = -100
     weight = class_weights(device)
     ids = ids.cpu() if ids_on_cpu else ids
-    pruner = Pruner(N, 0.5, score="margin", device=device)
+    pruner = Pruner(N, 0.5, "ucb", score="margin", device=device)
     pruner.cross_entropy(logits, target, ids)  # first use may initialise and wait
     logits.requires_grad_()
     with nothing_waits(device):

@@ -213,7 +213,7 @@ def test_copies_go_their_own_way(sharding):
     class Own(Pruner):
         pass
 
-    pruner = Own(N, 0.3, period=1, sharding=sharding)
+    pruner = Own(N, 0.3, "ucb", sharding=sharding)
     pruner.set_epoch(0)
     pruner.observe(IDS, IDS.float())
     Own.__qualname__ = "Own"

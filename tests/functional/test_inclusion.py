@@ -194,7 +194,7 @@ def test_wrong_arguments_are_refused():
         F.select(Trimmed(ranking, 0.1), 4, 2, seed=torch.tensor(1))
     with pytest.raises(ValueError, match="must be drawn by weights to be rescaled, got SCORE"):
         F.select_rescaled(Ranking.by_score(torch.ones(4)), 4, 2)
-    with pytest.raises(TypeError, match="must be a Ranking or Trimmed, got Uniform"):
+    with pytest.raises(TypeError, match="must be a Ranking, Tilted or Trimmed, got Uniform"):
         F.select_rescaled(F.Uniform(), 4, 2)
     with pytest.raises(ValueError, match="scores must have 5 elements"):
         F.select_rescaled(ranking, 5, 2)

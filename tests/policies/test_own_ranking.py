@@ -112,8 +112,16 @@ def test_a_uniform_rule_is_select_uniform():
 @pytest.mark.parametrize(
     ("rule", "error", "message"),
     [
-        (None, TypeError, "rule must be a Ranking, Trimmed, Uniform or FixedIds, got NoneType"),
-        (SCORES, TypeError, "rule must be a Ranking, Trimmed, Uniform or FixedIds, got Tensor"),
+        (
+            None,
+            TypeError,
+            "rule must be a Ranking, Tilted, Trimmed, Uniform or FixedIds, got NoneType",
+        ),
+        (
+            SCORES,
+            TypeError,
+            "rule must be a Ranking, Tilted, Trimmed, Uniform or FixedIds, got Tensor",
+        ),
         (Ranking.by_score(SCORES[:8]), ValueError, "scores must have 9 elements.*got 8"),
         (Ranking.by_weight(torch.ones(10)), ValueError, "weights must have 9 elements.*got 10"),
         (FixedIds([1, 2]), ValueError, "k must be the number of ids, 2, got 3"),

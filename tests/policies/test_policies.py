@@ -239,6 +239,7 @@ def test_bad_parameters_are_named_at_construction(make, error, message):
 
 def test_names_are_the_classes_with_their_defaults():
     assert {name: policies.resolve(name) for name in policies.names() if name != "static"} == {
+        "adaptive": policies.Adaptive(),
         "full": Full(),
         "random_static": RandomStatic(),
         "uniform": UniformRandom(),
@@ -254,7 +255,7 @@ def test_names_are_the_classes_with_their_defaults():
     with pytest.raises(ValueError, match="StaticSubset"):
         policies.resolve("static")
     known = ", ".join(map(repr, policies.names()))
-    assert known.startswith("'full', ") and known.endswith(", 'static'")
+    assert known.startswith("'adaptive', 'full', ") and known.endswith(", 'static'")
     for unknown in ("UCB", "InfoBatch", ""):
         with pytest.raises(ValueError, match=f"policy must be one of {known}, got '{unknown}'"):
             policies.resolve(unknown)

@@ -51,7 +51,9 @@ CSRC_RESERVED = {
     "*.cpp": [],
 }
 
-BENCHMARKS = numbered("common", "selection scoring loading sharding training", "sweep", "__init__")
+BENCHMARKS = numbered(
+    "common", "selection scoring loading sharding training", "equal_steps sweep", "__init__"
+)
 
 TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)/|Python\.h")
 CUDA_HEADER = re.compile(

@@ -39,6 +39,7 @@ MAKERS = {
     "ucb_std": lambda **more: Pruner(N, 0.4, policies.UCB(2.0, bonus="std"), period=3, **more),
     "epsilon_greedy": lambda **more: Pruner(N, 0.4, "epsilon_greedy", period=2, **more),
     "weighted": lambda **more: Pruner(N, 0.4, "weighted", period=2, **more),
+    "adaptive": lambda **more: Pruner(N, KEEP, policies.Adaptive(trim=0.1), **more),
     "rescaled": lambda **more: Pruner(N, KEEP, RESCALED, period=1, **more),
     "uniform": lambda **more: Pruner(N, 25, "uniform", period=2, seed=-1, **more),
     "full": lambda **more: Pruner(N, policy="full", **more),

@@ -33,7 +33,9 @@ MAKERS = {
     "keep_function": lambda device: Pruner(
         N, lambda epoch: 1.0 / (1 + epoch), "ucb", period=1, warmup_epochs=0, device=device
     ),
-    "forgetting": lambda device: Pruner(N, 0.4, period=2, track_forgetting=True, device=device),
+    "forgetting": lambda device: Pruner(
+        N, 0.4, "ucb", period=2, track_forgetting=True, device=device
+    ),
 }
 
 
