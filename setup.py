@@ -17,16 +17,19 @@ from setuptools import Extension, setup
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))  # a PEP 517 build does not have the project on its path
 
+import build_torch  # noqa: E402
 import cuda_toolkit  # noqa: E402
 from cuda_toolkit import Toolkit  # noqa: E402
 
 try:
     import torch
 except ImportError as error:
-    raise SystemExit(
-        "dynprune_cuda builds against the torch that is installed, and there is none. "
-        "Install torch >= 2.11, then: pip install --no-build-isolation ."
-    ) from error
+    raise SystemExit(build_torch.complaint(None, ())) from error
+
+if complaint := build_torch.complaint(
+    Path(torch.__file__).parent, build_torch.packages_of_the_interpreter()
+):
+    raise SystemExit(complaint)
 
 # The oldest torch whose stable ABI is used (2.11.0): one binary serves it and every later release.
 TORCH_TARGET_VERSION = "0x020b000000000000"

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from dynprune_cuda import distributed, functional
-from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
+from dynprune_cuda._checks.arguments import (
+    FLOATING,
+    INTEGER,
+    MAX_INT64,
+    as_bool,
+    as_int,
+    check_tensor,
+    check_vector,
+)
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda._epochs import make_run
 from dynprune_cuda._epochs.config import Config, make_config
@@ -167,22 +175,22 @@ class Pruner:
                 shard_layout=shard_layout,
                 surplus=surplus,
             )
+            ranks.check_device(config.device)
             made.append(make_run(config, ranks))
             return {}
 
-        place = torch.device(device)
-        ranks.check_device(place)
-        ranks.agree("making the pruner", place, make)
-        self._run = made[0]
-        ranks.check_settings(self._config.common(), self.device)
+        with torch.inference_mode(False):  # tensors that it made could not be trained with
+            ranks.agree("making the pruner", ranks.buffer_device(device), make)
+            self._run = made[0]
+            ranks.check_settings(self._config.common(), self.device)
+            # Made here, because the first step may be a captured one.
+            ticket = None
+            if self.device.type == "cuda":
+                ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
         if counts := self.schedule.known_counts():
             kept = sum(counts) / len(counts) / self.num_samples
             if message := about_greedy(self.policy, kept):
                 warnings.warn(message, UserWarning, stacklevel=2)
-        # Made here, because the first step may be a captured one.
-        ticket = None
-        if self.device.type == "cuda":
-            ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._ticket = ticket
         self._score = SCORES.index(self.score)
         # Of 0-d values; None: the table's. Visits on their way to other shards carry no alpha.
@@ -301,7 +309,7 @@ class Pruner:
             RuntimeError: Another process failed, or the pruner was made before torch.distributed
                 was initialised.
         """
-        epoch = as_int("epoch", epoch, minimum=0)
+        epoch = as_int("epoch", epoch, minimum=0, maximum=MAX_INT64)
         if epoch != self._run.state.epoch:
             with self._run.entering(epoch) as messages:
                 for message in messages:
@@ -325,12 +333,14 @@ class Pruner:
         """Returns whether the current epoch trains on each of `sample_ids`, without waiting.
 
         Args:
-            sample_ids: int64, any shape, on `device`.
+            sample_ids: Any integer dtype and shape, on the CPU or on `device`.
 
         Returns:
-            bool, of the same shape.
+            bool, of the same shape, on `device`.
 
         Raises:
+            TypeError: `sample_ids` is no tensor.
+            ValueError: `sample_ids` is of no integer dtype, or on another GPU.
             RuntimeError: With sharding="shard", where a process knows of its own samples only.
         """
         if self.sharding == "shard":
@@ -338,6 +348,8 @@ class Pruner:
                 "is_selected needs sharding='replicate': a process knows of its own samples only, "
                 "see selected"
             )
+        check_tensor("sample_ids", sample_ids, INTEGER)
+        sample_ids = move_without_waiting("sample_ids", sample_ids.to(torch.int64), self.device)
         subset = self._run.current()
         if subset is None:
             return (sample_ids >= 0) & (sample_ids < self.num_samples)
@@ -387,8 +399,11 @@ class Pruner:
 
         Args:
             drop_last: Whether a rest that does not divide is left out, instead of filled up.
+
+        Raises:
+            TypeError: `drop_last` is no bool.
         """
-        return self._run.share_length(None, drop_last)
+        return self._run.share_length(None, as_bool("drop_last", drop_last))
 
     @property
     def num_selected(self) -> int:
@@ -415,11 +430,14 @@ class Pruner:
             ValueError: An argument is out of range, or the length of the epoch is not known yet.
         """
         batch_size = as_int("batch_size", batch_size, minimum=1)
+        drop_last = as_bool("drop_last", drop_last)
         epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
         return num_batches(self._run.share_length(epoch, drop_last), batch_size, drop_last)
 
     def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
         """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
+
+        It takes one evaluation per selection where `keep` is a function, and less for numbers.
 
         Args:
             epochs: Number of epochs, at least 0.
@@ -431,7 +449,11 @@ class Pruner:
             ValueError: An argument is out of range, or the length of an epoch is not known yet.
         """
         epochs = as_int("epochs", epochs, minimum=0)
-        return sum(self.steps_per_epoch(batch_size, drop_last, epoch) for epoch in range(epochs))
+        # With surplus="local" two selections of as many samples need not be as many steps.
+        spans = self.schedule.spans(epochs, by_period=self.surplus == "local")
+        return sum(
+            length * self.steps_per_epoch(batch_size, drop_last, first) for first, length in spans
+        )
 
     def sampler(self, drop_last: bool = False) -> EpochSampler:
         """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch.
@@ -671,6 +693,7 @@ class Pruner:
                 before stays.
             IndexError: As `observe`.
         """
+        self._run.rescored()
         return rescore(
             self,
             model,
@@ -734,7 +757,8 @@ class Pruner:
         A run that loads it goes on bit for bit; the position inside the epoch belongs to the
         sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
         rest are ints, floats and strings: `torch.load(weights_only=True)` and
-        `torch.distributed.checkpoint` take it.
+        `torch.distributed.checkpoint` take it. Its version ends with a checksum of its contents,
+        also of those that are spread over processes.
 
         With several processes, this one asks no other for anything. After `set_epoch` the states
         of all of them are equal, and one is enough. In mid-epoch each holds the scores that it has

@@ -15,12 +15,15 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COUNT_DTYPES = (torch.int32, torch.int64)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MAX_SAMPLES = 1 << 32
+MAX_INT64 = (1 << 63) - 1
 
 
 def as_int(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Returns `value` as a Python int; a bool is no number here, and neither is 3.0."""
-    if isinstance(value, bool):
+    is_bool = isinstance(value, bool | np.bool_)
+    if is_bool or (isinstance(value, Tensor) and value.dtype == torch.bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     try:
         number = operator.index(value)
@@ -80,6 +83,27 @@ def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
+def as_device(name: str, value: Any) -> torch.device:
+    """Returns the device of a tensor made on `value`; None is torch's default device."""
+    return empty_on(name, value).device
+
+
+def empty_on(name: str, value: Any) -> Tensor:
+    """Returns an empty float32 tensor on `value`, if torch can make one there."""
+    if torch.compiler.is_compiling():
+        return torch.empty((0,), device=value)
+    try:
+        return torch.empty((0,), device=value)
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:
+        # torch names no argument, and raises another kind of error for each kind of device.
+        reason = str(error).split("\n")[0].split(". ")[0]
+        kind = ValueError if isinstance(value, torch.device | str | int) else TypeError
+        message = f"{name} must be a device that this torch can use, got {value!r}: {reason}"
+        raise kind(message) from error
+
+
 # A length that check_vector takes from `like`; a number, because torch 2.11 traces no other marker.
 _LIKE = -1
 
@@ -91,6 +115,42 @@ def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must have dtype {allowed}, got {value.dtype}")
+    if is_freed(value):
+        raise ValueError(
+            f"{name} must hold {value.numel()} elements, got a tensor whose storage was freed"
+        )
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Returns whether the memory of a tensor is gone, as after `untyped_storage().resize_(0)`."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return False  # others need not have a storage
+    if torch._C._are_functorch_transforms_active():
+        return False  # its tensors have none
+    return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0
+
+
+GRADIENTS = ("Grad", "Jvp")
+TRANSFORMS = (*GRADIENTS, "Vmap", "Functionalize")
+
+
+def refuse_transforms(function: str, kinds: tuple[str, ...]) -> None:
+    """Raises NotImplementedError inside `torch.func.grad`, `vmap` and the like.
+
+    Args:
+        function: What is called.
+        kinds: The kinds of transforms in which it does not work.
+    """
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    active = [level.key().name for level in torch._C._functorch.get_interpreter_stack() or []]
+    if not set(kinds).intersection(active):
+        return
+    raise NotImplementedError(
+        f"{function} does not work inside transforms of torch.func, got {', '.join(active)}: use "
+        "torch.nn.functional.cross_entropy there, and enter scores outside by update_scores_ or "
+        "Pruner.observe"
+    )
 
 
 def check_vector(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,32 @@ class StateReader:
         if type(theirs) is not type(mine) or theirs != mine:
             raise ValueError(
                 f"{self.name} is of another run: its {entry} is {theirs!r}, and here it is {mine!r}"
+            )
+
+    def sealed(self, versions: tuple[int, ...], newest: int) -> str | None:
+        """Returns the checksum in `version`, None of a state from before there was one.
+
+        Args:
+            versions: Versions without a checksum.
+            newest: The version with one.
+        """
+        version = self.state.get("version")
+        if type(version) is int and version in versions:
+            return None
+        found = re.fullmatch(rf"{newest}:([0-9a-f]{{32}})", str(version))
+        if found is None or not isinstance(version, str):
+            raise ValueError(
+                f"{self.name} is of another run: its version is {version!r}, and here it is "
+                f"{newest} with a checksum"
+            )
+        return found[1]
+
+    def intact(self, written: str | None, found: str) -> None:
+        """Checks that a state holds what was saved."""
+        if written is not None and written != found:
+            raise ValueError(
+                f"{self.name} is damaged: its contents do not match its checksum; take an earlier "
+                "one"
             )
 
     def integer(self, entry: str, minimum: int, maximum: int | None = None) -> int:

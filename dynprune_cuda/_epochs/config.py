@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import policies
-from dynprune_cuda._checks.arguments import as_bool, as_choice, as_float, as_int
+from dynprune_cuda._checks.arguments import as_bool, as_choice, as_device, as_float, as_int
 from dynprune_cuda._epochs.state import STATE_VERSION
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule
@@ -148,7 +148,7 @@ def make_config(
         as_float("alpha", alpha, low=0.0, high=1.0, above_low=True),
         as_bool("track_forgetting", track_forgetting),
         as_int("seed", seed) % 2**64,
-        torch.empty(0, device=device).device,
+        as_device("device", device),
         as_choice("sharding", sharding, SHARDINGS),
         as_choice("shard_layout", shard_layout, LAYOUTS),
         as_choice("surplus", surplus, SURPLUS),

@@ -89,6 +89,13 @@ def local_state(state: Any, shard: Shard) -> dict[str, Any]:
     return own
 
 
+def saved_repeat(own: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """Returns a state's repeats: `own` of `local_state` has lost those of replicated scores."""
+    repeat = state["repeat"]
+    replicated = isinstance(repeat, Tensor) and repeat.dtype == torch.int64
+    return repeat if replicated else own["repeat"]
+
+
 def checked_pieces(read: StateReader, table: ScoreTable, shard: Shard) -> dict[str, Any]:
     """Returns a state whose rows are ready to be sent: copies of the right types and lengths.
 

@@ -16,6 +16,7 @@ from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, replicated_share
 from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda._epochs.run import Messages, Run
+from dynprune_cuda._epochs.seal import check_seal, sealed
 from dynprune_cuda._epochs.state import EpochState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks, checksum
@@ -60,8 +61,11 @@ class ReplicatedRun(Run):
     @contextmanager
     def _beginning(self, state: EpochState, messages: Messages) -> Iterator[list[str]]:
         yield messages.texts()
+        outside = self._visits_outside(state)
         self._observed = self._observed or messages.unobserved is not None
+        self._strayed = self._strayed or messages.strays is not None
         self._begin(state)
+        self._outside, self._rescored = outside, False
 
     def factors(self, ids: Tensor) -> Tensor | None:
         """Returns the factors of the current epoch, float32 [batch]; 1 for rows without a sample.
@@ -87,7 +91,7 @@ class ReplicatedRun(Run):
         subset = self.state.subset
         chosen = self._mask_of(self._nothing() if subset is None else subset.ids)
         saved = self.state.saved(chosen, self._saved_repeat(), self.config.policy.has_factors)
-        return {**self.settings(), "table": self.table.state_dict(), **saved}
+        return sealed({**self.settings(), "table": self.table.state_dict(), **saved})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
@@ -101,6 +105,7 @@ class ReplicatedRun(Run):
         columns = self.table.checked("state_dict['table']", state_dict["table"])
         ids = saved.chosen.nonzero().flatten()  # waits: a state is loaded off the training path
         self._check_total(saved, len(ids))
+        check_seal(read)
         self._adopt(columns, saved.restored(ids, (len(ids),)))
         self._fill_factors()
         if self._repeats is not None:

@@ -17,9 +17,18 @@ from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share
-from dynprune_cuda._epochs.state import ENTRIES, EpochState, SavedState, Subset
+from dynprune_cuda._epochs.state import (
+    ENTRIES,
+    STATE_VERSION,
+    VERSIONS_BEFORE,
+    EpochState,
+    SavedState,
+    Subset,
+)
+from dynprune_cuda._epochs.strays import visits_outside, warning
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
+from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.scores.table import ScoreTable, UpdateTarget
 
 
@@ -28,6 +37,7 @@ class Messages(NamedTuple):
 
     unobserved: str | None  # once in a run
     lacking: str | None
+    strays: str | None = None  # once in a run
 
     def texts(self) -> list[str]:
         """Returns the messages that there are."""
@@ -54,6 +64,10 @@ class Run(ABC):
         self._preview: EpochState | None = None  # what epoch 0 selects, looked at before it began
         self._share: Share | None = None  # of the current epoch, once it was drawn
         self._observed = False  # any score at all
+        # Visits outside the subset when the current, pruned epoch began, 0-d.
+        self._outside: Tensor | None = None
+        self._rescored = False  # in the current epoch, samples outside the subset on purpose
+        self._strayed = False  # enough said of visits outside the subset
         self._unscheduled: int | None = 0  # rows observed before any set_epoch; None: enough said
 
     # ---- epochs
@@ -100,6 +114,9 @@ class Run(ABC):
             if self.ranks.size == 1:
                 self.current()
                 self._begin(self._preview or self._next_state(0)[0])
+                if not self._observed:  # else visits may wait in an outbox
+                    self._outside = self._visits_outside(self.state)
+                    self._rescored = False
             elif self.config.schedule.phase(0) == "pruned":
                 self._check_first()
         if self._share is None:
@@ -219,8 +236,9 @@ class Run(ABC):
         """Returns a reader of a state that has all entries, and is of a run like this one."""
         settings = self.settings()
         read = StateReader("state_dict", state)
+        read.sealed(VERSIONS_BEFORE, STATE_VERSION)
         for name, mine in settings.items():
-            if name != "seed":
+            if name not in ("version", "seed"):
                 read.same(name, mine)
         policy = self.config.policy
         more = {"weights": policy.has_factors, "memory": bool(policy.memory)}
@@ -250,6 +268,7 @@ class Run(ABC):
         """Takes over a loaded table and state, both checked."""
         self.table.take(columns)
         self.state, self._preview, self._share = state, None, None
+        self._outside, self._rescored = self._visits_outside(state), False
         seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
         self._observed = bool(seen.any())
         self._unscheduled = 0 if state.epoch is None else None
@@ -281,12 +300,13 @@ class Run(ABC):
     def _next_state(self, epoch: int) -> tuple[EpochState, Messages]:
         """Returns the state of an epoch, and what to warn of; selects if due. Changes nothing."""
         state, schedule = self.state, self.config.schedule
-        messages = Messages(None, None)
+        messages = Messages(None, None, self._strays())
         if schedule.phase(epoch) == "pruned":
             start = schedule.period_start(epoch)
             if state.subset is None or self._is_due(epoch, start, state.subset):
                 subset = self._select(start, self._selection_seed(start))
-                messages = Messages(self._unobserved(start), self._lacking(subset))
+                unobserved, lacking = self._unobserved(start), self._lacking(subset)
+                messages = messages._replace(unobserved=unobserved, lacking=lacking)
                 chosen = self._mask_of(subset.ids)
                 again = None
                 if state.subset is not None:
@@ -313,6 +333,31 @@ class Run(ABC):
             "at random; compute the loss with pruner.cross_entropy(...), or call "
             "pruner.observe(ids, values), in the training loop"
         )
+
+    def _visits_outside(self, state: EpochState) -> Tensor | None:
+        """Returns how often samples outside a pruned epoch's subset were visited so far, 0-d."""
+        subset = state.subset
+        if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
+            return None
+        return visits_outside(self.table, subset.ids, self._shard())
+
+    def _strays(self) -> str | None:
+        """Returns a warning of visits outside the subset in the epoch that ends. Waits."""
+        if self._outside is None or self.state.epoch is None:
+            return None
+        outside = self._visits_outside(self.state)
+        assert outside is not None  # as when the epoch began
+        on_purpose = self.ranks.add_up_(torch.full_like(outside, int(self._rescored)))
+        number = int(torch.where(on_purpose > 0, 0, self._overlap(outside - self._outside)))
+        return None if self._strayed else warning(self.state.epoch, number)
+
+    def rescored(self) -> None:
+        """Notes that samples outside the subset are scored on purpose in the current epoch."""
+        self._rescored = True
+
+    def _shard(self) -> Shard:
+        """Returns which samples the rows of the table are of."""
+        return Shard(self.config.num_samples, 0, 1)
 
     def _lacking(self, subset: Subset) -> str | None:
         """Returns a warning if a process has nothing of its own to train on."""

@@ -18,18 +18,28 @@ from torch import Tensor
 from dynprune_cuda import functional, sharded
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, local_share, moved_share
-from dynprune_cuda._epochs.pieces import checked_pieces, local_state, respread, shared_state
+from dynprune_cuda._epochs.pieces import (
+    checked_pieces,
+    local_state,
+    respread,
+    saved_repeat,
+    shared_state,
+)
 from dynprune_cuda._epochs.repeats import Repeats
 from dynprune_cuda._epochs.run import Messages, Run
+from dynprune_cuda._epochs.seal import check_seal, row_sums, sealed, total_sums
 from dynprune_cuda._epochs.state import EpochState, SavedState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
-from dynprune_cuda.functional.ranking import FixedIds
-from dynprune_cuda.functional.rules import SelectionRule
+from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
+from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed
+from dynprune_cuda.functional.tilted import Tilted
 from dynprune_cuda.scores.sharded_table import RowsBefore, ShardedScoreTable
 from dynprune_cuda.scores.table import UpdateTarget
+
+KINDS_OF_RULES = (Ranking, Tilted, Trimmed, Uniform, FixedIds)
 
 
 class ShardedRun(Run):
@@ -94,12 +104,15 @@ class ShardedRun(Run):
     ) -> Iterator[list[str]]:
         try:
             yield messages.texts()
+            outside = self._visits_outside(state)
         except BaseException:
             self.table.restore(before)
             raise
         self.table.outbox.clear()
         self._observed = self._observed or messages.unobserved is not None
+        self._strayed = self._strayed or messages.strays is not None
         self._begin(state)
+        self._outside, self._rescored = outside, False
         self._share, self._repeats = share, repeats
 
     def _enter_visits(self, what: str) -> RowsBefore:
@@ -182,14 +195,28 @@ class ShardedRun(Run):
         return self.table.shard.ids(self.table.device)
 
     def _select(self, start: int, seed: int) -> Subset:
-        table, count = self.table, self.config.schedule.kept(start)
-        assert count is not None  # of policies that rank
+        table, count = self.table, 0
         rules: list[SelectionRule] = []
 
         def rank() -> dict[str, int]:
             """Asks the policy, where an error reaches the other ranks."""
-            rules.append(self.config.policy.ranking(table))
-            return {}
+            nonlocal count
+            kept = self.config.schedule.kept(start)
+            assert kept is not None  # of policies that rank
+            count, rule = kept, self.config.policy.ranking(table)
+            kinds = [isinstance(rule, kind) for kind in KINDS_OF_RULES]
+            if not any(kinds):
+                raise TypeError(
+                    f"{self.config.policy!r} must return a {RULES} as its ranking, got "
+                    f"{type(rule).__name__}"
+                )
+            if isinstance(rule, FixedIds) and count != rule.count(self.config.num_samples):
+                raise ValueError(
+                    f"keep must be the number of ids of {self.config.policy!r}, "
+                    f"{len(rule.tensor)}, got {count}"
+                )
+            rules.append(rule)
+            return {"keep": count, "the kind of ranking": kinds.index(True)}
 
         self.ranks.agree("set_epoch", table.device, rank)
         common: dict[str, Any] = {"shard": table.shard, "seed": seed, "process_group": self.ranks}
@@ -307,6 +334,9 @@ class ShardedRun(Run):
         mask = torch.zeros_like(self.table.last_non_finite)
         return mask.index_fill_(0, self.table.shard.positions_of(ids), True)
 
+    def _shard(self) -> Shard:
+        return self.table.shard
+
     def _ids_of(self, mask: Tensor) -> Tensor:
         """Returns the ids of the rows that are set, ascending. Waits."""
         return self.table.shard.ids_at(mask.nonzero().flatten())
@@ -326,12 +356,16 @@ class ShardedRun(Run):
             chosen = self._mask_of(nothing if subset is None else subset.ids)
             saved = self.state.saved(chosen, self._mask_of(visited), self.config.policy.rescales)
             state = {**self.settings(), "table": self.table.state_dict(), **saved}
-            state = respread(state, shard, shard.in_pieces(), ranks)
+            pieces = shard.in_pieces()
+            state = respread(state, shard, pieces, ranks)
+            mine = row_sums(state, self.table, pieces)
+            sums = total_sums(mine, shard.num_samples, ranks, self.table.mean)
+            state = sealed(state, sums)
         except BaseException:
             self.table.restore(before)
             raise
         self.table.outbox.clear()
-        return shared_state(state, shard.in_pieces(), ranks)
+        return shared_state(state, pieces, ranks)
 
     def _sound(self) -> dict[str, int]:
         self._check_shard()
@@ -349,11 +383,16 @@ class ShardedRun(Run):
         state: dict[str, Any] = {}
         columns: dict[str, Tensor] = {}
         read: list[tuple[SavedState, Tensor]] = []
+        written: dict[str, Any] = {}  # as it was saved, with this process's rows
+        mine: dict[str, int | None] = {}
 
         def take() -> dict[str, int]:
-            nonlocal state
+            nonlocal state, written, mine
             self._check_shard()
             state = local_state(state_dict, pieces)
+            self._reader(state)
+            written = {**state, "repeat": saved_repeat(state, state_dict)}
+            mine = row_sums(written, self.table, pieces)
             if shard != pieces:
                 state = checked_pieces(self._reader(state), self.table, pieces)
             return {}
@@ -375,13 +414,19 @@ class ShardedRun(Run):
                 "keep": -1 if kept is None else kept,
             }
 
+        def intact() -> dict[str, int]:
+            check_seal(self._reader(written), sums)
+            return {}
+
         ranks.agree("load_state_dict", device, take)
+        sums = total_sums(mine, shard.num_samples, ranks, self.table.mean)
         state = respread(state, pieces, shard, ranks)
         ranks.agree("load_state_dict", device, check)
         saved, visited = read[0]
         ids = self._ids_of(saved.chosen)
         sizes = self._sizes_of(ids)
         self._check_total(saved, sum(sizes))
+        ranks.agree("load_state_dict", device, intact)
         loaded = saved.restored(ids, sizes)
         visited = self._own_repeats(self._ids_of(visited))
         share = None if loaded.epoch is None else self._share_of(loaded)

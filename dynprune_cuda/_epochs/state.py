@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import MAX_INT64
 from dynprune_cuda._checks.saved_state import StateReader
 
-STATE_VERSION = 2  # grows with every change of what a state holds
+MAX_SELECTIONS = torch.iinfo(torch.int32).max  # times_selected counts in int32
+# Grows with every change of what a state holds. From 3 on, "version" ends with a checksum: an entry
+# of its own would keep torch.distributed.checkpoint from loading what earlier versions saved.
+STATE_VERSION = 3
+VERSIONS_BEFORE = (2,)
 ENTRIES = (
     "epoch",
     "subset_epoch",
@@ -184,10 +189,10 @@ def read_state(
         ValueError: An entry is damaged.
     """
     seed = read.integer("seed", 0, 2**64 - 1)
-    epoch = read.integer("epoch", -1)
-    start = read.integer("subset_epoch", -1)
+    epoch = read.integer("epoch", -1, MAX_INT64)
+    start = read.integer("subset_epoch", -1, MAX_INT64)
     chosen = read.tensor("subset", torch.bool, (rows,), device)
-    selections = read.integer("num_selections", 0)
+    selections = read.integer("num_selections", 0, MAX_SELECTIONS)
     times = read.tensor("times_selected", torch.int32, (rows,), device)
     turnover = read.tensor("turnover", torch.float64, (), device)
     weights = None

@@ -31,6 +31,8 @@ def resolve_plan(keep: Any, num_samples: int) -> int | tuple[int, ...] | Callabl
 
 def resolve_keep(keep: Any, num_samples: int, name: str = "keep") -> int:
     """Returns how many of `num_samples` samples `keep`, a fraction or a count, selects."""
+    if getattr(keep, "ndim", None) == 0 and hasattr(keep, "item"):
+        keep = keep.item()  # of NumPy and torch, whose bools and floats both have __index__
     if isinstance(keep, bool) or not (hasattr(keep, "__float__") or hasattr(keep, "__index__")):
         raise TypeError(
             f"{name} must be a float (fraction) or an int (count), got {keep!r} of type "

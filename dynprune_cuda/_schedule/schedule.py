@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dynprune_cuda._checks.arguments import as_bool, as_int
@@ -74,6 +74,35 @@ class Schedule:
         if isinstance(self.keep, tuple):
             return self.keep[min(start, len(self.keep) - 1)]
         return resolve_keep(self.keep(start), self.num_samples, f"keep({start})")
+
+    def spans(self, epochs: int, *, by_period: bool = False) -> Iterator[tuple[int, int]]:
+        """Yields runs of epochs that train on as many samples: the first epoch, and how many.
+
+        Args:
+            epochs: Where the last run ends.
+            by_period: Whether a run must not be longer than a selection serves.
+        """
+        last = epochs  # first epoch of the annealing
+        if self.epochs is not None and self.anneal_epochs:
+            last = min(epochs, self.epochs - self.anneal_epochs)
+        first = min(self.warmup_epochs, epochs)
+        if first:
+            yield 0, first
+        constant = None if by_period else self._constant_from()
+        while first < last:
+            serves = last
+            if constant is None or first < constant:
+                serves = min(first + self.period, last)
+            yield first, serves - first
+            first = serves
+        if first < epochs:
+            yield first, epochs - first
+
+    def _constant_from(self) -> int | None:
+        """Returns the epoch from which all selections keep as many samples; None: not known."""
+        if isinstance(self.keep, int):
+            return 0
+        return len(self.keep) - 1 if isinstance(self.keep, tuple) else None
 
     def known_counts(self) -> tuple[int, ...]:
         """Returns what selections may keep, as far as it is known without calling a function."""

@@ -7,9 +7,10 @@ import copy
 from collections.abc import MutableMapping
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda.data.generators import PlacedBatch, seed_worker
 
 __all__ = ["IndexedDataset"]
 
@@ -27,6 +28,10 @@ class IndexedDataset(Dataset[Any]):
     - A dict, or another mutable mapping, is copied and gets the key `"sample_id"`.
     - Anything else becomes `(sample, id)`. This includes named tuples, which keep their field
       names that way: `for batch, ids in loader: batch.image`.
+
+    In workers of a `DataLoader` with `pruner.batch_sampler`, the generators of torch, NumPy and
+    Python are seeded for each batch, by `torch.initial_seed()`, the epoch and the batch's place:
+    what is drawn there, such as augmentations, is the same in a run that is resumed.
 
     Other attributes (`classes`, `targets`, ...) are those of the wrapped dataset.
 
@@ -63,6 +68,8 @@ class IndexedDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Any) -> list[Any]:
         """Returns the samples at `indices`, in one call if the wrapped dataset can do that."""
+        if isinstance(indices, PlacedBatch) and get_worker_info() is not None:
+            seed_worker(indices)
         sample_ids = [self._sample_id(index) for index in indices]
         fetch = getattr(self.dataset, "__getitems__", None)
         if fetch is None:

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda._schedule.schedule import num_batches
+from dynprune_cuda.data.generators import LoaderDraw, PlacedBatch
 
 __all__ = ["EpochBatchSampler", "EpochSampler"]
 
@@ -60,11 +61,17 @@ class EpochIterator(Iterator[_Item]):
         position: How many ids of that epoch were handed out, those before its start included.
     """
 
+    _draw: LoaderDraw | None = None  # until the first item was asked for
+
     def __init__(self, epoch: int, order: Tensor, position: int) -> None:
         """Starts at `position` in `order`, the ids of `epoch`."""
         self.epoch = epoch
         self._order = order
         self._start_at(position)
+
+    def follow(self, draw: LoaderDraw) -> None:
+        """Takes back what the loader drew, if this is the rest of an epoch."""
+        self._draw = draw
 
     def _start_at(self, position: int) -> None:
         if position > len(self._order):
@@ -85,6 +92,9 @@ class EpochIterator(Iterator[_Item]):
 
     def __next__(self) -> _Item:
         """Returns the next item."""
+        if self._draw is not None:
+            self._draw.end(resumed=self.position > 0)
+            self._draw = None
         item = next(self._items)
         self.position += self._num_ids(item)
         return item
@@ -123,6 +133,7 @@ class _BatchIterator(EpochIterator[list[int]]):
         self, epoch: int, order: Tensor, position: int, batch_size: int, drop_last: bool
     ) -> None:
         self._batch_size, self._drop_last = batch_size, drop_last
+        self._seed = torch.initial_seed()
         super().__init__(epoch, order, position)
 
     def _walk(self, order: Tensor) -> Iterator[list[int]]:
@@ -131,6 +142,12 @@ class _BatchIterator(EpochIterator[list[int]]):
     def _num_ids(self, item: list[int]) -> int:
         return len(item)
 
+    def __next__(self) -> list[int]:
+        position = self.position
+        batch = PlacedBatch(super().__next__())
+        batch.place = self._seed, self.epoch, position
+        return batch
+
 
 class ResumableSampler:
     """What samplers and `DeviceLoader` share: iterators of the current epoch, and the position."""
@@ -138,12 +155,16 @@ class ResumableSampler:
     source: EpochSource
     drop_last: bool
     _newest: EpochIterator[Any] | None = None
+    _draw: LoaderDraw | None = None
     _resumed: tuple[int, int] | None = None  # epoch and position of a state that was loaded
 
     def iterate(self, iterator: Callable[..., _Iterator], *options: Any) -> _Iterator:
         """Makes an iterator of the given class over what is left of the current epoch."""
         order = self.source.epoch_order()[: self.source.share_length(self.drop_last)]
+        self._draw = self._draw or LoaderDraw()
+        self._draw.begin()
         newest = iterator(self.source.epoch, order, self._start(), *options)
+        newest.follow(self._draw)
         self._newest = newest
         return newest
 
@@ -185,7 +206,7 @@ class ResumableSampler:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies start where the state says; iterators stay behind."""
-        return {**self.__dict__, "_newest": None}
+        return {**self.__dict__, "_newest": None, "_draw": None}
 
 
 class EpochSampler(ResumableSampler, Sampler[int]):
@@ -218,7 +239,9 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
 
     For `DataLoader(batch_sampler=...)`. Ids leave a GPU in chunks of about a million, through
     pinned memory, while earlier ones are in use; no list ever holds more than one batch. Iterating
-    has no side effect, as in `EpochSampler`.
+    has no side effect, as in `EpochSampler`, but for one. When an epoch begins, a `DataLoader`
+    draws a number from torch's generator. In the rest of an epoch that is resumed, this draw is
+    taken back: restore the generators before the loop, and dropout goes on as it would have.
 
     Attributes:
         batch_size: Ids per batch; the last batch of an epoch may be smaller.

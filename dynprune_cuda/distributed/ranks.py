@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import as_device
 from dynprune_cuda._schedule.seeds import as_int64
 
 SETTING_BYTES = 96  # of each setting's text, when all ranks compare theirs
@@ -20,6 +21,7 @@ SETTING_BYTES = 96  # of each setting's text, when all ranks compare theirs
 _LOST = "lost"  # of an object that was unpickled
 _EARLY = "not initialised"  # of one that was made before torch.distributed was
 NUMBERS = 8  # that ranks compare at most in `agree`
+ERROR_BYTES = 512  # of each rank's error, when others tell of it
 
 
 @contextmanager
@@ -142,17 +144,36 @@ class Ranks:
             values = [bytes(rank[number].tolist()).decode().rstrip() for rank in gathered]
             self._check_equal(f"{name} must be the same on every rank", values)
 
-    def check_device(self, device: torch.device) -> None:
+    def check_device(self, device: torch.device, name: str = "device") -> None:
         """Raises ValueError if the group's collectives cannot reach tensors on `device`."""
         if self.size == 1:
             return
-        config = str(dist.get_backend_config(self._group))
-        reached = sorted(part.split(":")[0] for part in config.split(","))
+        reached = self._reached()
         if device.type not in reached:
             raise ValueError(
-                f"device must be one that the process group can reach, {' or '.join(reached)}, got "
+                f"{name} must be one that the process group can reach, {' or '.join(reached)}, got "
                 f"'{device}': the scores are exchanged where they live"
             )
+
+    def buffer_device(self, wanted: Any) -> torch.device:
+        """Returns a device for `agree`: `wanted` where the group can reach it, or one that it can.
+
+        A rank whose arguments are wrong needs one, too: else its error would not reach the others.
+        """
+        try:
+            device = as_device("device", wanted)
+        except (TypeError, ValueError):
+            device = torch.device("cpu")
+        if self.size == 1 or device.type in self._reached():
+            return device
+        if "cpu" in self._reached():
+            return torch.device("cpu")
+        return as_device("device", self._reached()[0])
+
+    def _reached(self) -> list[str]:
+        """Returns the types of the devices whose tensors the group can exchange."""
+        config = str(dist.get_backend_config(self._group))
+        return sorted(part.split(":")[0] for part in config.split(","))
 
     def agree(
         self,
@@ -173,8 +194,9 @@ class Ranks:
             Whether any rank answered yes.
 
         Raises:
-            RuntimeError: `prepare` failed on another rank, or the ranks disagree.
-            Exception: What `prepare` raised on this rank.
+            RuntimeError: `prepare` failed on another rank, whose error is told.
+            ValueError: The ranks disagree.
+            Exception: What `prepare` raised on this rank, whatever happens to the others.
         """
         if self.size == 1:
             prepare()
@@ -189,15 +211,35 @@ class Ranks:
             error = caught
         words = [int(error is not None), int(vote), *compared]
         words += [0] * (2 + NUMBERS - len(words))
-        gathered = self._gather(torch.tensor(words, dtype=torch.int64, device=device)).tolist()
+        try:
+            gathered = self._gather(torch.tensor(words, dtype=torch.int64, device=device)).tolist()
+            failed = [rank for rank, theirs in enumerate(gathered) if theirs[0]]
+            texts = self._errors(error, device) if failed else []
+        except RuntimeError:
+            if error is not None:  # of more use than that another process is gone
+                raise error from None
+            raise
         if error is not None:
             raise error
-        if failed := [rank for rank, theirs in enumerate(gathered) if theirs[0]]:
-            raise RuntimeError(f"{what} failed on rank {failed}, whose own error tells why")
+        if failed:
+            first = failed[0]
+            raise RuntimeError(
+                f"{what} failed on rank {failed}, whose own error tells why; that of rank {first} "
+                f"is {texts[first]}"
+            )
         for number, name in enumerate(numbers, start=2):
             values = [theirs[number] for theirs in gathered]
             self._check_equal(f"{what} found ranks that differ: {name} must be the same", values)
         return any(theirs[1] for theirs in gathered)
+
+    def _errors(self, mine: Exception | None, device: torch.device) -> list[str]:
+        """Returns the type and the message of each rank's error, "" where there is none."""
+        text = b""
+        if mine is not None:
+            text = f"{type(mine).__name__}: {mine}".encode("ascii", "backslashreplace")
+        padded = torch.tensor(list(text[:ERROR_BYTES].ljust(ERROR_BYTES)), dtype=torch.uint8)
+        gathered = self._gather(padded.to(device)).cpu()
+        return [bytes(theirs.tolist()).decode().rstrip() for theirs in gathered]
 
     def _gather(self, mine: Tensor) -> Tensor:
         """Returns the tensors of all ranks, [size, ...]."""

@@ -11,11 +11,14 @@ from torch.autograd import forward_ad
 
 from dynprune_cuda._checks.arguments import (
     FLOATING,
+    GRADIENTS,
+    TRANSFORMS,
     as_choice,
     as_float,
     as_int,
     check_tensor,
     check_vector,
+    refuse_transforms,
 )
 from dynprune_cuda._ops import StepLoss, ops
 from dynprune_cuda._ops.contract import Reduction, Score, StepArguments, StepColumn
@@ -86,7 +89,8 @@ def scored_cross_entropy(
         target: [B] int64, int32 or uint8 class indices. Out of range: IndexError on the CPU; on
             CUDA loss and scores are NaN, the gradient is 0, and `check_errors` raises.
         weight: [C] class weights, or None; they scale the loss, not the scores.
-        ignore_index: Target of rows without loss and scores.
+        ignore_index: Target of rows without loss and scores. Their gradient is 0, also where their
+            logits are not finite and torch's gradient is NaN.
         label_smoothing: In [0, 1]; as in torch.nn.functional.cross_entropy.
         reduction: "none", "sum", or "mean": the sum divided by the targets' class weights (by the
             number of rows that are not ignored, without class weights).
@@ -102,6 +106,7 @@ def scored_cross_entropy(
     weight, *rest = _check_cross_entropy(
         logits, target, weight, ignore_index, label_smoothing, target_b, lam
     )
+    refuse_transforms("scored_cross_entropy", GRADIENTS)
     as_choice("reduction", reduction, REDUCTIONS)
     ignore_index, label_smoothing, target_b, mix = rest
     *scored, _saved = ops.scored_cross_entropy(
@@ -192,6 +197,7 @@ def scored_cross_entropy_step_(
     alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
     as_choice("score", score, SCORES)
     as_choice("first_visit", first_visit, FIRST_VISITS)
+    check_tensor("logits", logits, FLOATING)
     if mean.device != logits.device:
         raise ValueError(f"mean must be on {logits.device}, got {mean.device}")
     if ticket is not None:
@@ -275,6 +281,10 @@ def step_loss(
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()  # its tensors have no storage
+        and logits.untyped_storage().nbytes()  # 0 if it was freed, or if there are no rows
+        and target.untyped_storage().nbytes()
+        and sample_ids.untyped_storage().nbytes()
     ):
         # An ordinary step. The operator checks its arguments before it changes anything, but names
         # less of them: the checks in Python run only after it has refused. Its kernels for meta
@@ -318,6 +328,7 @@ def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
         arguments.second_target,
         arguments.lam,
     )
+    refuse_transforms("the scored step", TRANSFORMS)
     check_vector("sample_ids", arguments.sample_ids, (torch.int64,), logits)
     compute = _compute_dtype(logits)
     if sample_weight is not None:
@@ -368,8 +379,10 @@ def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Te
         )
     if features.device != el2n.device:
         raise ValueError(f"features must be on {el2n.device}, got {features.device}")
-    norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=el2n.dtype)
-    return el2n.detach() * (torch.hypot(norm, torch.ones_like(norm)) if bias else norm)
+    compute = torch.promote_types(el2n.dtype, features.dtype)
+    norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=compute)
+    factor = torch.hypot(norm, torch.ones_like(norm)) if bias else norm
+    return (el2n.detach() * factor).to(el2n.dtype)
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from dynprune_cuda._checks.arguments import empty_on
 from dynprune_cuda._ops import ops
 
 
@@ -12,10 +13,11 @@ def check_errors(device: torch.device | str | int) -> None:
     """Raises what kernels on `device` found wrong with their data; waits for the device.
 
     Raises:
+        TypeError: `device` is none.
         IndexError: For targets or sample ids out of range.
-        ValueError: For negative or NaN weights.
+        ValueError: For negative or NaN weights, or a `device` that torch cannot use.
     """
-    place = torch.empty((0,), device=device)
+    place = empty_on("device", device)
     if not place.is_cuda:
         return  # CPU ops raise at once
     (targets, target), (ids, sample_id), (weights, weight_id) = ops.take_errors(place).tolist()

@@ -15,6 +15,7 @@ from dynprune_cuda._checks.arguments import (
     as_float,
     check_num_samples,
     check_vector,
+    refuse_transforms,
 )
 from dynprune_cuda._ops import ops
 
@@ -79,6 +80,7 @@ def update_scores_(
         forget_count: [N] int32, or None; forgetting events: grows by one when a sample that was
             correct is not (Toneva et al. 2019, arXiv:1812.05159). Needs `last_correct`.
     """
+    refuse_transforms("update_scores_", ("Vmap", "Functionalize"))
     columns = check_columns(
         mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count
     )
@@ -138,6 +140,11 @@ def check_columns(
         if not column.is_contiguous():
             raise ValueError(
                 f"{name} is updated in place and must be contiguous, got strides {column.stride()}"
+            )
+        if not torch.compiler.is_compiling() and column.is_neg():
+            raise ValueError(
+                f"{name} is updated in place and must own its values, got a view that negates "
+                f"them; pass {name}.resolve_neg()"
             )
     if forget_count is not None and last_correct is None:
         raise ValueError("forget_count needs last_correct beside it")

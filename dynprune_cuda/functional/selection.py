@@ -8,7 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_choice, as_float, as_int, check_num_samples
+from dynprune_cuda._checks.arguments import (
+    as_choice,
+    as_device,
+    as_float,
+    as_int,
+    check_num_samples,
+    empty_on,
+    is_freed,
+)
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
@@ -150,7 +158,7 @@ def select_uniform(
     num_samples = as_int("num_samples", num_samples, minimum=0)
     check_num_samples("num_samples", num_samples)
     k = _check_k(k, num_samples)
-    like = torch.empty((0,), device=device)
+    like = empty_on("device", device)
     return _ids(
         ops.select_uniform(like, num_samples, k, *_seed_and_order(seed, order, like.device))
     )
@@ -229,12 +237,12 @@ def select(
     as_choice("order", order, ("random", "ascending"))
     if isinstance(rule, Uniform):
         if k == num_samples and order == "ascending":
-            return torch.arange(num_samples, device=device)
+            return torch.arange(num_samples, device=as_device("device", device))
         return select_uniform(num_samples, k, seed=seed, device=device, order=order)
     if isinstance(rule, FixedIds):
         if k != rule.count(num_samples):
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
-        return move_without_waiting("ids", rule.tensor, torch.device(device))
+        return move_without_waiting("ids", rule.tensor, as_device("device", device))
     raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
 
 
@@ -311,6 +319,8 @@ def _seed_and_order(seed: Any, order: Any, device: torch.device) -> tuple[Tensor
     """seed_tensor, seed and ascending, as every selection op takes them last."""
     ascending = as_choice("order", order, ("random", "ascending")) == "ascending"
     if isinstance(seed, Tensor):
+        if is_freed(seed):
+            raise ValueError("seed must be a number, got a tensor whose storage was freed")
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise ValueError(
                 "seed must be an int or a 0-d int64 tensor, "

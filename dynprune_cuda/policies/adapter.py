@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -170,17 +171,36 @@ def as_object(policy: Any) -> AnyPolicy:
     Raises:
         TypeError: `policy` is neither.
     """
-    if not isinstance(policy, type):
+    # A tensor has a method `select`, too.
+    if not isinstance(policy, type | Tensor):
         method = "weigh" if getattr(policy, "weighs", False) else "select"
         if callable(getattr(policy, method, None)):
+            _check_parameters(policy, method, getattr(policy, method))
             own: AnyPolicy = policy
             return own
         if callable(policy):
+            _check_parameters(policy, "select", policy)
             return FunctionPolicy(policy)
     raise TypeError(
         "policy must be a name or an object with a method select(table, k, *, seed), or a function "
         f"like it, got {policy!r}"
     )
+
+
+def _check_parameters(policy: Any, method: str, function: Callable[..., Tensor]) -> None:
+    """Raises TypeError if a function does not take what a selection passes to it."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # builtin functions need not tell
+    try:
+        signature.bind(*(("table", "k") if method == "select" else ("table",)), seed=0)
+    except TypeError as error:
+        wanted = "select(table, k, *, seed)" if method == "select" else "weigh(table, *, seed)"
+        raise TypeError(
+            f"policy must take the arguments of {wanted}, got {policy!r}, whose parameters are "
+            f"{signature}: {error}"
+        ) from None
 
 
 def adapt(policy: Any) -> Policy:

@@ -41,6 +41,11 @@ class Policy:
     from shards. Such an object may have `static`, `uses_scores`, `uses_history`, `weighs` and
     `first_visit`, a method `fixed_count` or `settings`, and a str `fingerprint`.
 
+    The table has one row per sample: `mean` and `variance` (moving averages of the score, float32),
+    `count` (finite values, int32), `non_finite_count` (int32), `last_non_finite` (bool), and with
+    `track_forgetting` also `last_correct` (bool) and `forget_count` (int32). `ranking_mean()` is
+    `mean`, and NaN where a sample should rank first. See `ScoreTable`.
+
     Attributes:
         static: One selection serves the whole run.
         uses_scores: Selecting before any score was observed earns a warning.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_choice, as_float, as_int
+from dynprune_cuda._checks.arguments import as_choice, as_device, as_float, as_int, check_vector
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
@@ -87,6 +87,7 @@ class ScoreTable:
     history: History | None = None
     memory: Mapping[str, Tensor] | None = None
 
+    @torch.inference_mode(False)  # tensors that it made could not be updated outside
     def __init__(
         self,
         num_samples: int,
@@ -116,7 +117,7 @@ class ScoreTable:
         self.first_visit = first_visit
         if not isinstance(track_forgetting, bool):
             raise TypeError(f"track_forgetting must be a bool, got {track_forgetting!r}")
-        size = self.num_samples
+        size, device = self.num_samples, as_device("device", device)
         self.mean = torch.full((size,), float("nan"), dtype=torch.float32, device=device)
         self.variance = torch.zeros(size, dtype=torch.float32, device=device)
         self.count = torch.zeros(size, dtype=torch.int32, device=device)
@@ -223,11 +224,23 @@ class ScoreTable:
 
         Returns:
             A table of n rows, whose `sample_ids` tell which samples they are.
+
+        Raises:
+            TypeError: `sample_ids` is no tensor.
+            ValueError: `sample_ids` has the wrong dtype, shape or device.
+            IndexError: An id is out of range (CPU; on a GPU it is an error of the device).
         """
+        check_vector("sample_ids", sample_ids, (torch.int64,), self.mean, None)
         part = copy.copy(self)
         part.num_samples, part.sample_ids = len(sample_ids), sample_ids
         for name in self.column_types:
-            setattr(part, name, getattr(self, name).index_select(0, sample_ids))
+            try:
+                setattr(part, name, getattr(self, name).index_select(0, sample_ids))
+            except IndexError:
+                low, high = int(sample_ids.min()), int(sample_ids.max())
+                raise IndexError(
+                    f"sample_ids must be from 0 to {self.num_samples - 1}, got {low} to {high}"
+                ) from None
         if self.history is not None:
             part.history = self.history.part(sample_ids)
         if self.memory is not None:
@@ -292,8 +305,12 @@ class ScoreTable:
         }
         mean, variance, count, broken, is_broken, *forgetting = columns.values()
         read.sound("count", (count >= 0).all(), "a count is negative")
-        read.sound("mean", ~(mean.isnan() & (count > 0)).any(), "a visited sample has no mean")
+        visited = count > 0
+        read.sound("mean", mean[visited].isfinite().all(), "a visited sample has no mean")
+        read.sound("mean", mean[~visited].isnan().all(), "a sample without visits has a mean")
         read.sound("variance", ~(variance < 0).any(), "a variance is negative")
+        # The operators write the greatest float instead of an infinity.
+        read.sound("variance", variance.isfinite().all(), "a variance is not finite")
         read.sound("non_finite_count", (broken >= 0).all(), "a count is negative")
         read.sound("last_non_finite", (broken[is_broken] > 0).all(), "it contradicts the counts")
         if forgetting:

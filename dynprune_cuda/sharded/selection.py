@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_float, as_int, check_tensor
+from dynprune_cuda._checks.arguments import as_device, as_float, as_int, check_tensor, empty_on
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
@@ -179,7 +179,7 @@ def select_uniform(
         As `select_top_k`. Waits for the device, to learn how many there are.
     """
     k = as_int("k", k, minimum=0, maximum=shard.num_samples)
-    like = torch.empty((0,), device=device)
+    like = empty_on("device", device)
     part = (shard.num_samples, shard.first, shard.stride, len(shard))
     places = ops.permutation_part(like, *part, True, None, as_int64(as_int("seed", seed)))
     return shard.ids_at((places < k).nonzero().flatten())
@@ -213,19 +213,23 @@ def select(
         ValueError: As of `select_top_k`, or fixed ids do not fit `k`.
         RuntimeError: Another rank's arguments are wrong.
     """
-    if isinstance(rule, Ranking | Tilted | Trimmed):
-        ranking = _as_ranking(rule, shard, seed, resolve(process_group))
-        return _select(lambda: ranking, k, shard, seed, process_group, ranking.values)
     if isinstance(rule, Uniform):
         if k == shard.num_samples:
-            return shard.ids(torch.device(device))
+            return shard.ids(as_device("device", device))
         return select_uniform(k, shard=shard, seed=seed, device=device)
     if isinstance(rule, FixedIds):
         if k != rule.count(shard.num_samples):
             raise ValueError(f"k must be the number of ids, {len(rule.tensor)}, got {k}")
         own = rule.tensor[shard.owner_of(rule.tensor) == shard.rank]
-        return move_without_waiting("ids", own, torch.device(device))
-    raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
+        return move_without_waiting("ids", own, as_device("device", device))
+    if isinstance(rule, Ranking | Tilted | Trimmed):
+        ranking = _as_ranking(rule, shard, seed, resolve(process_group))
+        return _select(lambda: ranking, k, shard, seed, process_group, ranking.values)
+
+    def refused() -> Ranking:
+        raise TypeError(f"rule must be a {RULES}, got {type(rule).__name__}")
+
+    return _select(refused, k, shard, seed, process_group, None)
 
 
 def select_rescaled(
@@ -281,7 +285,7 @@ def _select(
     shard: Shard,
     seed: int,
     process_group: Any,
-    like: Tensor,
+    like: Tensor | None,
 ) -> Tensor:
     """Agrees with all ranks about the arguments, then selects together.
 
@@ -302,6 +306,7 @@ def _select(
         k = as_int("k", k, minimum=0, maximum=shard.num_samples)
         seed = as_int("seed", seed)
         ranking = make_ranking()
+        ranks.check_device(ranking.values.device, f"the device of {ranking.name}")
         check_rows(ranking, shard)
         if bracket_search.is_faster(ranking, shard):
             sample = bracket_search.draw_sample(ranking, shard, seed)
@@ -319,7 +324,7 @@ def _select(
         }
 
     device = like.device if isinstance(like, Tensor) else torch.device("cpu")
-    ranks.agree("the selection", device, prepare)
+    ranks.agree("the selection", ranks.buffer_device(device), prepare)
     assert ranking is not None
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import as_device, as_int
 from dynprune_cuda.static_scores.early import EarlyModels, Loader, Loss, Train, num_samples_of
 from dynprune_cuda.static_scores.result import StaticScores
 
@@ -33,9 +33,11 @@ class ForgettingCounter:
         forget_count: Forgetting events, int32 [num_samples].
     """
 
+    @torch.inference_mode(False)  # tensors that it made could not be updated outside
     def __init__(self, num_samples: int, *, device: torch.device | str | int = "cpu") -> None:
         """Begins before the first visit; the counts live on `device`."""
         size = as_int("num_samples", num_samples, minimum=1)
+        device = as_device("device", device)
         self._mean, self._variance = torch.zeros(2, size, device=device).unbind(0)
         self.count, self.forget_count = torch.zeros(
             2, size, dtype=torch.int32, device=device

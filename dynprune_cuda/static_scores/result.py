@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
+from dynprune_cuda._checks.checksum import checksum
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._schedule.keep import resolve_keep
 from dynprune_cuda._version import __version__
@@ -87,17 +88,20 @@ class StaticScores:
     def subset(self, keep: float, *, seed: int = 0) -> StaticSubset:
         """Returns `top` as a policy.
 
-        `Pruner(len(scores), policy=scores.subset(0.3), warmup_epochs=0)` trains on nothing else.
+        `Pruner(len(scores), policy=scores.subset(0.3), warmup_epochs=0)` trains on nothing else. A
+        pruner of another number of samples refuses it.
         """
-        return StaticSubset(self.top(keep, seed=seed))
+        return StaticSubset(self.top(keep, seed=seed), len(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the scores to a file that `torch.load(weights_only=True)` can read.
 
-        The file is there as a whole or not at all, whenever the process ends.
+        The file is there as a whole or not at all, whenever the process ends. It has a checksum of
+        its contents, and `load` refuses a file whose contents have changed.
         """
         state = {name: getattr(self, name) for name in _ENTRIES[1:]}
         state.update(format=_FORMAT, seeds=list(self.seeds))
+        state["checksum"] = checksum(state)
         new = Path(f"{os.fspath(path)}.{os.getpid()}.new")
         try:
             torch.save(state, new)
@@ -131,21 +135,25 @@ class StaticScores:
             FileNotFoundError: There is no such file.
             ValueError: The file holds no static scores, is damaged, or holds others than wanted.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # of a damaged file torch.load raises anything
-            raise ValueError(f"{path} holds no static scores, or is damaged") from error
+        with open(path, "rb") as file:
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # of a damaged file torch.load raises anything
+                raise ValueError(f"{path} holds no static scores, or is damaged") from error
         if not isinstance(state, dict) or "values" not in state:
-            raise ValueError(f"{path} holds no static scores")
+            raise ValueError(f"{path} holds no static scores, or is damaged")
+        written = state.pop("checksum", None)  # version 0.1.0 wrote none
         StateReader(str(path), state).has(_ENTRIES)
-        if state.pop("format") != _FORMAT:
+        if state["format"] != _FORMAT:
             raise ValueError(f"{path} was written by another version of dynprune_cuda")
         try:
-            scores = cls(**{**state, "seeds": tuple(state["seeds"])})
-        except TypeError as error:
+            found = None if written is None else checksum(state)
+            own = {name: state[name] for name in _ENTRIES[1:]}
+            scores = cls(**{**own, "seeds": tuple(own["seeds"])})
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+        if found != written:
+            raise ValueError(f"{path} is damaged: its contents do not match its checksum")
         wanted: dict[str, Any] = {"method": method, "epochs": epochs, "about": about}
         wanted["seeds"] = None if seeds is None else tuple(seeds)
         for name, value in wanted.items():

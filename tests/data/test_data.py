@@ -231,7 +231,7 @@ def test_batches_are_the_epoch_cut_into_lists(device, monkeypatch, size, drop_la
     batches = list(sampler)
     expected = order[: size // 4 * 4] if drop_last else order
     assert [i for batch in batches for i in batch] == expected.tolist()
-    assert all(type(batch) is list and len(batch) == 4 for batch in batches[:-1])
+    assert all(isinstance(batch, list) and len(batch) == 4 for batch in batches[:-1])
     assert all(type(i) is int for batch in batches for i in batch)
     assert len(batches) == len(sampler) == (size // 4 if drop_last else -(-size // 4))
     assert list(sampler.sampler) == list(EpochSampler(Epoch(order, device))) == order.tolist()

@@ -209,10 +209,10 @@ def test_errors_are_raised_on_every_rank(world):
                 f"ValueError: set_epoch found ranks that differ: {name} must be the same, got "
                 f"{values[0]} on rank {others}, {values[1]} on rank [{last}]{here}"
             )
+        own = f"ValueError: keep(0) as a count must be from 1 to num_samples={N}, got 0"
         failed = f"RuntimeError: set_epoch failed on rank [{last}], whose own error tells why"
-        if number == last:
-            failed = f"ValueError: keep(0) as a count must be from 1 to num_samples={N}, got 0"
-        assert found["failed"] == failed
+        failed += f"; that of rank {last} is {own}"
+        assert found["failed"] == (own if number == last else failed)
         assert "the selection of FunctionPolicy" in found["unseeded"]
         assert "unseeded" in found["unseeded"] and "differ" in found["unseeded"]
         assert found["too early"].startswith("RuntimeError: set_epoch must be called first")

@@ -73,6 +73,7 @@ def test_selections_are_due_after_warm_up_and_every_period(device, policy, warmu
         assert len(set(subsets[warmup:])) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 def test_selections_see_the_scores_of_their_moment_only(device):
     pruner = Pruner(N, 10, "ucb", period=2, device=device)
     observe_all(pruner, torch.arange(N))
@@ -341,6 +342,7 @@ def test_a_bad_epoch_is_refused(device, epoch):
     assert pruner.epoch == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 @pytest.mark.parametrize("policy", [*NAMES, "full"])
 def test_copies_go_on_alike_and_apart(device, clone, policy):

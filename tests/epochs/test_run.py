@@ -144,6 +144,7 @@ class Failing(policies.UniformRandom):
         return super().ranking(table)
 
 
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_an_error_leaves_the_state_as_it_was(sharding, monkeypatch):
     pruner = Pruner(N, 0.3, Failing(), period=1, sharding=sharding)

@@ -40,7 +40,7 @@ def test_a_run_goes_on_as_the_version_before_would(saved, case):
         mine = {**after, **after["table"]}[name]
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(mine, value, rtol=0, atol=0, equal_nan=True)
-        else:
+        elif name != "version":  # which now ends with a checksum
             assert mine == value, name
     sampler = pruner.batch_sampler(BATCH)
     sampler.load_state_dict(one["sampler"])

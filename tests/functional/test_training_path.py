@@ -125,6 +125,7 @@ def make_without_asking(monkeypatch):
     """Lets pruners be made without the other processes, which compare their settings then."""
     for name in ("check_device", "check_settings"):
         monkeypatch.setattr(distributed.Ranks, name, lambda *_: None)
+    monkeypatch.setattr(distributed.Ranks, "buffer_device", lambda _, wanted: wanted)
 
     def agree(ranks, what, device, prepare, vote=False):
         prepare()

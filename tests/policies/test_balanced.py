@@ -112,6 +112,7 @@ def test_groups_of_equal_size_do_not_draw_alike(device):
 @pytest.mark.parametrize(
     "policy", ["ucb", "epsilon_greedy", "uniform", "weighted", "random_static"]
 )
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 def test_every_policy_takes_groups_in_a_pruner(device, policy):
     pruner = Pruner(N, 0.2, policy, period=1, groups=LABELS, group_floor=2, device=device)
     for epoch in range(4):

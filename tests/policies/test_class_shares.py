@@ -139,6 +139,7 @@ def test_the_policy_decides_which_samples_of_a_group(device):
     assert set(ids.tolist()) == best
 
 
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 @pytest.mark.parametrize("policy", ["ucb", "epsilon_greedy", "uniform", "weighted"])
 def test_every_policy_takes_shares_in_a_pruner(device, policy):
     shares = {3: 1, -5: 2, 8: 0, 900: 0}

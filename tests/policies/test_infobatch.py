@@ -278,6 +278,7 @@ def test_rescale_leaves_other_policies_alone_and_names_bad_input(device):
         pruner.rescale([0, 1], losses)
 
 
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 @pytest.mark.parametrize("policy", ["ucb", "infobatch"])
 def test_a_compiled_step_is_compiled_once_for_all_epochs(device, policy):
     pruner = Pruner(N, None if policy == "infobatch" else 0.5, policy, period=1, device=device)

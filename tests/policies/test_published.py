@@ -154,6 +154,7 @@ def course(i, epoch):
     return 3.0 * (0.35 + 0.01 * (i % 30)) ** epoch + back * (epoch % 2)
 
 
+@pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
 @pytest.mark.parametrize("is_rescored", [True, False])
 def test_ies_leaves_out_what_no_longer_changes_its_course(device, is_rescored):
     pruner = Pruner(N, policy=IES(0.05), device=device)

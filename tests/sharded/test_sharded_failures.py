@@ -56,6 +56,24 @@ def test_a_pruner_of_another_rank_is_refused(world):
 
 
 @pytest.mark.slow
+def test_damage_of_one_ranks_rows_is_refused_by_all(world):
+    for results in world:
+        *columns, number = results["damaged_pieces"]
+        for text, count, epoch in columns:
+            assert text.startswith("ValueError: state_dict is damaged: its contents do not match")
+            assert count == epoch == 0
+        assert number[0].startswith(("ValueError", "RuntimeError: load_state_dict failed on rank"))
+
+
+@pytest.mark.slow
+def test_all_ranks_are_warned_once_of_a_loader_that_does_not_follow(world):
+    for results in world:
+        for texts in results["strays"]:
+            assert [len(found) for found in texts] == [0, 0, 1, 0]
+            assert texts[2][0].startswith("at least 13 visits in epoch 1 were of samples outside")
+
+
+@pytest.mark.slow
 def test_visits_are_entered_on_all_ranks_or_on_none(world):
     for rank, results in enumerate(world):
         calls, visits = results["failed_entry"]

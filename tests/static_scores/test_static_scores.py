@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner, StaticScores, static_scores
+from dynprune_cuda.policies import StaticSubset
 from dynprune_cuda.static_scores import (
     ForgettingCounter,
     el2n_scores,
@@ -230,6 +231,28 @@ def test_random_scores_give_nested_uniform_subsets() -> None:
     assert len(small & other) < 30  # 10 are expected
     hits = sum(i < 500 for seed in range(20) for i in random_scores(1000, seed=seed).top(0.1))
     assert 850 < hits < 1150  # 1000 are expected, with a standard deviation of 21
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_a_subset_is_refused_by_a_pruner_of_another_size(sharding: str) -> None:
+    subset = StaticScores(torch.rand(10), "mine").subset(0.5)
+    assert subset.num_samples == 10 and "of 10>" in repr(subset)
+    for size in (20, 11, 9, 5):
+        with pytest.raises(ValueError, match=rf"num_samples must be 10.* got {size}"):
+            Pruner(size, policy=subset, sharding=sharding)
+    pruner = Pruner(10, policy=subset, warmup_epochs=0, sharding=sharding)
+    pruner.set_epoch(0)
+    assert torch.equal(pruner.selected, subset.ids)
+    # The same ids are the same subset, whether their size is known or not.
+    assert subset.fingerprint == StaticSubset(subset.ids).fingerprint
+    Pruner(20, policy=StaticSubset(subset.ids))
+
+
+def test_the_size_of_a_subset_is_checked() -> None:
+    for size, error in ((9, ValueError), (0, ValueError), (10.0, TypeError), (True, TypeError)):
+        with pytest.raises(error):
+            StaticSubset([3, 9], size)
+    assert StaticSubset([3, 9], 10).fixed_count(10) == 2
 
 
 def test_top_takes_the_greatest_and_breaks_ties_at_random() -> None:

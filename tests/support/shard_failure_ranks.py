@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each of two processes of `test_sharded_failures.py` does; the results are compared there."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,40 @@ def differing_states(rank, folder):
     return found, other.epoch, other.seed, int(other.table.count.sum())
 
 
+def damaged_pieces(rank, folder):
+    """One number of one rank's rows is another: no rank takes anything over."""
+    pruner = visited()
+    found = []
+    for column, change in (("mean", 0.5), ("variance", 1.0), ("count", 1)):
+        state = pruner.state_dict()
+        if rank == 1:
+            state["table"][column].to_local()[3] += change
+        other = make()
+        found.append((message(lambda other=other, state=state: other.load_state_dict(state)),))
+        found[-1] += (int(other.table.count.sum()), other.epoch)
+    state = {**pruner.state_dict(), "num_selections": 1 + rank}
+    found.append((message(lambda: make().load_state_dict(state)),))
+    make().load_state_dict(pruner.state_dict())
+    return found
+
+
+def strays(rank, folder):
+    """Both ranks train on all samples in a pruned epoch; what each is warned of."""
+    found = []
+    for sharding in ("replicate", "shard"):
+        pruner = Pruner(N, 7, "uniform", sharding=sharding)
+        texts = []
+        for epoch in range(4):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                pruner.set_epoch(epoch)
+            texts.append([str(warning.message) for warning in caught])
+            ids = torch.arange(rank, N, 2)
+            pruner.observe(ids, torch.rand(len(ids)))
+        found.append(texts)
+    return found
+
+
 def constructors(rank, folder):
     """What only one rank is told is an error on both, not a wait for the other."""
     return message(lambda: make(track_forgetting=rank == 1)), make().num_samples
@@ -134,6 +169,8 @@ SCENARIOS = (
     converted,
     differing_calls,
     differing_states,
+    damaged_pieces,
+    strays,
     constructors,
 )
 

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run with dropout and augmentation that is resumed inside an epoch goes on bit for bit.
+
+The way is the documented one: save model, optimiser, pruner, position and generators; restore them
+before the loop.
+"""
+
+import copy
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dynprune_cuda import IndexedDataset, Pruner
+from dynprune_cuda.data.generators import PlacedBatch
+
+N, BATCH, EPOCHS = 60, 8, 4
+KINDS = ["plain", "stateful"]
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
+quiet = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Samples with noise from the generators of torch, NumPy and Python."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        noise = torch.rand(()).item() + np.random.rand() + random.random()
+        return torch.sin(torch.arange(5.0) * (i + 1)) + noise, i % 3
+
+
+class Run:
+    """A training with dropout whose state is all that is saved."""
+
+    def __init__(self, kind, num_workers, seed=0, **options):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(5, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 3)
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.pruner = Pruner(N, 0.5, "ucb", period=2)
+        self.sampler = self.pruner.batch_sampler(BATCH)
+        make = DataLoader
+        if kind == "stateful":
+            make = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+        data = IndexedDataset(Augmented())
+        self.loader = make(data, batch_sampler=self.sampler, num_workers=num_workers, **options)
+        self.kind, self.num_workers, self.trained = kind, num_workers, 0
+
+    def train(self, stop=None):
+        """Trains until `stop` batches were seen; returns their ids and losses."""
+        seen = []
+        for epoch in range(self.pruner.epoch, EPOCHS):
+            if epoch != self.pruner.epoch:
+                self.trained = 0
+            self.pruner.set_epoch(epoch)
+            for inputs, labels, ids in self.loader:
+                loss = self.pruner.cross_entropy(self.model(inputs), labels, ids)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                self.trained += len(ids)
+                seen.append((ids.tolist(), inputs.sum().item().hex(), loss.item().hex()))
+                if len(seen) == stop:
+                    return seen
+        return seen
+
+    def save(self):
+        if self.kind == "stateful":
+            position = self.loader.state_dict()
+        elif self.num_workers:
+            position = {"epoch": self.pruner.epoch, "ids": self.trained}
+        else:
+            position = self.sampler.state_dict()
+        return copy.deepcopy(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "pruner": self.pruner.state_dict(),
+                "position": position,
+                "generators": [torch.get_rng_state(), np.random.get_state(), random.getstate()],
+                "trained": self.trained,
+            }
+        )
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pruner.load_state_dict(state["pruner"])
+        (self.loader if self.kind == "stateful" else self.sampler).load_state_dict(
+            state["position"]
+        )
+        self.trained = state["trained"]
+        torch.set_rng_state(state["generators"][0])
+        np.random.set_state(state["generators"][1])
+        random.setstate(state["generators"][2])
+
+    def result(self):
+        parameters = [parameter.detach().clone() for parameter in self.model.parameters()]
+        return [*parameters, *self.pruner.table.state_dict().values(), torch.get_rng_state()]
+
+
+@quiet
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_workers", WORKERS)
+def test_dropout_and_augmentation_go_on_bit_for_bit(kind, num_workers):
+    whole = Run(kind, num_workers)
+    expected = whole.train()
+    assert len({noise for _, noise, _ in expected}) == len(expected)
+    for stop in random.Random(0).sample(range(1, len(expected)), 10):
+        first = Run(kind, num_workers)
+        assert first.train(stop) == expected[:stop]
+        state = first.save()
+        del first
+        second = Run(kind, num_workers, seed=stop)
+        second.load(state)
+        assert second.train() == expected[stop:], stop
+        assert all(map(torch.equal, second.result(), whole.result())), stop
+
+
+@quiet
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_persistent_workers_draw_anew_each_epoch(kind):
+    seen = [noise for _, noise, _ in Run(kind, 2, persistent_workers=True).train()]
+    assert len(set(seen)) == len(seen)
+    # The same as in new workers, until the losses differ: each new worker's seed is drawn.
+    assert [noise for _, noise, _ in Run(kind, 2).train(8)] == seen[:8]
+    varied = {noise for _, noise, _ in Run(kind, 2, seed=1).train()}
+    assert not varied.intersection(seen)
+
+
+@pytest.mark.parametrize("position", [0, 8])
+def test_only_the_draw_of_a_resumed_loader_is_taken_back(position):
+    pruner = Pruner(N, 0.5)
+    sampler = pruner.batch_sampler(BATCH)
+    if position:
+        sampler.load_state_dict({"epoch": 0, "ids": position})
+    loader = DataLoader(torch.arange(N), batch_sampler=sampler)
+    before = torch.get_rng_state()
+    next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before) == (position > 0)
+    own = DataLoader(torch.arange(N), batch_sampler=sampler, generator=torch.Generator())
+    before = torch.get_rng_state()
+    next(iter(own))
+    assert torch.equal(torch.get_rng_state(), before)
+    # What others draw or set between is theirs.
+    for change in (lambda: torch.rand(3), lambda: torch.manual_seed(5)):
+        batches = iter(loader)
+        change()
+        before = torch.get_rng_state()
+        next(batches)
+        assert torch.equal(torch.get_rng_state(), before)
+    before = torch.get_rng_state()
+    assert len(list(sampler)) > 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_are_lists_that_know_their_place():
+    pruner = Pruner(N, 0.5)
+    batches = list(islice(pruner.batch_sampler(BATCH), 3))
+    assert all(isinstance(batch, PlacedBatch) for batch in batches)
+    assert [batch.place for batch in batches] == [
+        (torch.initial_seed(), 0, BATCH * number) for number in range(3)
+    ]
+    assert batches[0] == pruner.epoch_order()[:BATCH].tolist()
+    before = torch.get_rng_state()
+    IndexedDataset(torch.arange(N)).__getitems__(batches[0])  # in no worker
+    assert torch.equal(torch.get_rng_state(), before)
