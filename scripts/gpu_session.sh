@@ -182,11 +182,11 @@ step_accuracy() {
 
 step_sweep() {
     if on_gpu; then
-        python -m benchmarks.sweep.reproduce benchmarks/sweep/configs/cifar10_one_gpu.toml --data-root "$CIFAR10" \
-            --minutes "${SWEEP_MINUTES:-25}" --out "$OUT/reproduce"
+        python -m benchmarks.equal_steps.experiment benchmarks/equal_steps/configs/cifar10_one_gpu.toml \
+            --device cuda --data-root "$CIFAR10" --minutes "${SWEEP_MINUTES:-8}" --out "$OUT/equal_steps"
     else
-        skipped "the sweep: it needs a GPU; its options are read"
-        python -m benchmarks.sweep.reproduce --help > /dev/null
+        skipped "the experiment: it needs a GPU; its options are read, and tests run it on the CPU"
+        python -m benchmarks.equal_steps.experiment --help > /dev/null
     fi
 }
 
@@ -203,7 +203,7 @@ case $call in
     call1) budget=240 plan=(machine=12 smoke=40 test_cuda=30 cuda_tests=98 sanitizers=60) ;;
     call2) budget=330 plan=(machine=12 selection=70 selection_base=22 scoring_bfloat16=85 scoring_float32=35
         scoring_base=20 ncu=58 top_k_1e9=15 accuracy=12) ;;
-    sweep) budget=$((${SWEEP_MINUTES:-25} * 60 + 60)) plan=(machine=15 "sweep=$budget") ;;
+    sweep) budget=$((${SWEEP_MINUTES:-8} * 60 + 60)) plan=(machine=15 "sweep=$budget") ;;
     *) usage ;;
 esac
 shift

@@ -82,6 +82,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What a method was to reach; the report says whether it did.
+
+    Attributes:
+        text: What it is.
+        method: Of `Experiment.methods`.
+        settings: In each of which it must hold.
+        least: Points of test accuracy above the baseline. None: not below it by more than one
+            standard error.
+    """
+
+    text: str
+    method: str
+    settings: list[str]
+    least: float | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Settings that differ in their budget only: what does the baseline cost for an accuracy?"""
+
+    settings: list[str] = field(default_factory=list)
+    method: str = ""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """All of a file.
 
@@ -91,6 +117,8 @@ class Experiment:
         settings: By name.
         methods: By name.
         cells: The runs, in the order in which they are made.
+        goals: What was to be shown.
+        steps: By which settings the report interpolates the cost of an accuracy.
     """
 
     title: str
@@ -98,6 +126,8 @@ class Experiment:
     settings: dict[str, Setting]
     methods: dict[str, Method]
     cells: tuple[Cell, ...]
+    goals: tuple[Goal, ...] = ()
+    steps: Steps = Steps()
 
     def key(self, cell: Cell) -> str:
         """A hash of everything that determines a run; a result counts if its key agrees."""
@@ -147,12 +177,24 @@ def read_experiment(path: Path) -> Experiment:
             for setting in entry["settings"]
             for method in entry["methods"]
         ]
+    goals = tuple(
+        _filled(Goal, table, f"{path}: goals[{number}]")
+        for number, table in enumerate(document.pop("goals", []))
+    )
+    steps = _filled(Steps, document.pop("steps", {}), f"{path}: steps")
+    for where, settings_of, method in (
+        *(("goals", goal.settings, goal.method) for goal in goals),
+        ("steps", steps.settings, steps.method),
+    ):
+        strange = [*(set(settings_of) - set(settings)), *({method} - {*methods, ""})]
+        if strange:
+            raise ValueError(f"{path}: {where} names the unknown {', '.join(sorted(strange))}")
     title, baseline = document.pop("title", ""), document.pop("baseline", "full")
     if document:
         raise ValueError(f"{path}: unknown {', '.join(document)}")
     if not cells:
         raise ValueError(f"{path}: runs is missing")
-    return Experiment(title, baseline, settings, methods, tuple(dict.fromkeys(cells)))
+    return Experiment(title, baseline, settings, methods, tuple(dict.fromkeys(cells)), goals, steps)
 
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -161,6 +203,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
     "dict": (dict,),
+    "list": (list,),
+    "float | None": (int, float, type(None)),
 }
 
 
@@ -173,8 +217,8 @@ def _filled(kind: Any, table: dict[str, Any], where: str) -> Any:
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
     for entry in fields(kind):
-        value, wanted = getattr(made, entry.name), str(entry.type).partition("[")[0]
-        right = TYPES[wanted]
+        value, wanted = getattr(made, entry.name), str(entry.type)
+        right = TYPES[wanted.partition("[")[0]]
         if not isinstance(value, right) or (isinstance(value, bool) and wanted != "bool"):
             raise ValueError(f"{where}: {entry.name} must be {wanted}, got {value!r}")
     return made

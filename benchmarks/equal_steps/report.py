@@ -7,14 +7,15 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import markdown
 from benchmarks.common.result_files import read_lines, write_text
-from benchmarks.equal_steps.config import Experiment
+from benchmarks.equal_steps.config import Experiment, Goal
 
-__all__ = ["paired", "write_report"]
+__all__ = ["goals_table", "paired", "steps_saved", "write_report"]
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by method and seed
 
@@ -29,6 +30,10 @@ def write_report(experiment: Experiment, out: Path) -> None:
     if not found:
         return
     parts = [f"# {experiment.title}", NOTES.format(baseline=experiment.baseline)]
+    if experiment.goals:
+        parts += ["## Goals", goals_table(experiment, found)]
+    if saved := steps_saved(experiment, found):
+        parts += ["## Steps for the same accuracy", saved]
     for name in experiment.settings:
         if name in found:
             parts += [f"## {name}", _description(experiment, name), _table(experiment, found[name])]
@@ -40,6 +45,75 @@ The learning rate has one cycle over the run's own steps. Accuracies are those a
 Differences to `{baseline}` are paired by seed: mean ± standard error (number of seeds). Methods are
 chosen by the validation column only. The Gini coefficient tells how unevenly the visits are spread:
 0 is evenly."""
+
+
+def goals_table(experiment: Experiment, found: Mapping[str, Results]) -> str:
+    """One row for each goal and setting: reached, missed, or not run."""
+    rows: list[Sequence[str]] = [("goal", "setting", "difference", "verdict")]
+    for goal in experiment.goals:
+        for setting in goal.settings:
+            runs = found.get(setting, {})
+            result = paired(runs.get(goal.method, {}), runs.get(experiment.baseline, {}), "test")
+            verdict = "not run" if result is None else _verdict(goal, *result)
+            rows.append((goal.text, setting, _text(result), verdict))
+    return markdown.table(rows)
+
+
+def _verdict(goal: Goal, mean: float, error: float, number: int) -> str:
+    if number == 1:
+        return "one seed: not decided"
+    reached = mean >= -error if goal.least is None else mean >= goal.least
+    return "reached" if reached else "**missed**"
+
+
+def steps_saved(experiment: Experiment, found: Mapping[str, Results]) -> str:
+    """What full data must cost to reach a method's accuracy, interpolated between its runs.
+
+    Means over the seeds that all of these settings have; linear in the logarithm of the budget.
+    """
+    plan = experiment.steps
+    full = {name: found.get(name, {}).get(experiment.baseline, {}) for name in plan.settings}
+    full = {name: runs for name, runs in full.items() if runs}
+    seeds = set.intersection(*(set(runs) for runs in full.values())) if full else set()
+    if len(full) < 2 or not seeds:
+        return ""
+    curve = sorted(
+        (experiment.settings[name].budget, statistics.fmean(runs[seed]["test"] for seed in seeds))
+        for name, runs in full.items()
+    )
+    rows: list[Sequence[str]] = [
+        ("epochs' worth of steps", "full data, %", "method, %", "full data needs", "times as many")
+    ]
+    for name in plan.settings:
+        runs = found.get(name, {}).get(plan.method, {})
+        if name not in full or not seeds <= set(runs):
+            continue
+        budget = experiment.settings[name].budget
+        own = statistics.fmean(runs[seed]["test"] for seed in seeds)
+        needed = _budget_for(own, curve)
+        beyond = f"more than {curve[-1][0]:g}"
+        rows.append(
+            (
+                f"{budget:g}",
+                f"{dict(curve)[budget]:.2f}",
+                f"{own:.2f}",
+                beyond if needed is None else f"{needed:.1f}",
+                "" if needed is None else f"{needed / budget:.2f}",
+            )
+        )
+    label = experiment.methods[plan.method].label
+    return f"{label}; {len(seeds)} seeds.\n\n{markdown.table(rows)}" if len(rows) > 1 else ""
+
+
+def _budget_for(accuracy: float, curve: Sequence[tuple[float, float]]) -> float | None:
+    """The least budget at which the curve reaches an accuracy; None if it never does."""
+    if accuracy <= curve[0][1]:
+        return curve[0][0]
+    for (budget, low), (next_budget, high) in pairwise(curve):
+        if low < accuracy <= high:
+            part = (accuracy - low) / (high - low)
+            return budget * math.exp(part * math.log(next_budget / budget))
+    return None
 
 
 def _description(experiment: Experiment, name: str) -> str:
@@ -102,7 +176,10 @@ def paired(
 def _difference(
     runs: Mapping[int, Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]], column: str
 ) -> str:
-    result = paired(runs, baseline, column)
+    return _text(paired(runs, baseline, column))
+
+
+def _text(result: tuple[float, float, int] | None) -> str:
     if result is None:
         return ""
     mean, error, number = result

@@ -68,10 +68,7 @@ def what_happened(out: Path) -> dict[Any, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "keeps", "limit"),
-    [("cifar10_2cores", [0.1, 0.5], 0), ("cifar10_one_gpu", [0.5], 32)],
-)
+@pytest.mark.parametrize(("name", "keeps", "limit"), [("cifar10_2cores", [0.1, 0.5], 0)])
 def test_the_configurations_for_real_run_as_they_are(
     name: str,
     keeps: list[float],

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiments of equal steps: their files, their data, their runs and their report."""
+
+import gzip
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from packed_cifar import jpegs, pack
+from paths import ROOT
+
+from benchmarks.equal_steps import experiment as program
+from benchmarks.equal_steps.config import Cell, Setting, read_experiment
+from benchmarks.equal_steps.data import make_task
+from benchmarks.equal_steps.report import goals_table, paired, steps_saved
+
+CONFIGS = sorted((ROOT / "benchmarks" / "equal_steps" / "configs").glob("*.toml"))
+
+SMALL = """
+title = "small"
+[common]
+data = "fashion"
+model = "conv3-2"
+image_size = 7
+samples = 60
+validation = 20
+batch_size = 10
+precision = "float32"
+[settings.one]
+budget = 2
+[settings.two]
+budget = 4
+[settings.noisy]
+budget = 2
+label_noise = 0.5
+[methods.full]
+label = "full data"
+policy = "full"
+[methods.default]
+label = "default"
+pruner = { keep = 0.5 }
+[methods.equal]
+label = "equal"
+policy = "Weighted"
+options = { power = 0.5 }
+pruner = { keep = 0.5, class_shares = "equal" }
+groups = true
+[methods.more]
+label = "more"
+policy = "full"
+steps = 1.5
+[[runs]]
+settings = ["one", "two", "noisy"]
+methods = ["full", "default", "equal", "more"]
+seeds = [0, 1]
+[steps]
+settings = ["one", "two"]
+method = "default"
+[[goals]]
+text = "never worse"
+method = "default"
+settings = ["one", "noisy"]
+[[goals]]
+text = "much better"
+method = "equal"
+settings = ["one"]
+least = 99.0
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with 200 grey images in IDX files, and 40 packed colour images."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "fashion_mnist"
+    folder.mkdir(parents=True)
+    for part, number in (("train", 200), ("t10k", 50)):
+        images = rng.integers(0, 256, (number, 28, 28), dtype=np.uint8).tobytes()
+        labels = (np.arange(number) % 4).astype(np.uint8).tobytes()
+        for name, head, body in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(bytes(head) + body))
+    images = jpegs(40)
+    packed = pack(images, [i % 4 for i in range(40)], [0] * 30 + [1] * 10)
+    (tmp_path / "data" / "cifar10.bin").write_bytes(packed)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
+def run(config: Path, out: Path, root: Path, *options: str) -> list[dict]:
+    program.main([str(config), "--out", str(out), "--data-root", str(root), *options])
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:keep=")
+def test_committed_files_are_right(path: Path) -> None:
+    made = read_experiment(path)
+    keys = {made.key(cell) for cell in made.cells}
+    assert len(keys) == len(made.cells), "every run has a key of its own"
+    for name in {cell.method for cell in made.cells}:
+        made.methods[name].make(1000, [0, 1] * 500, 0, "cpu")
+
+
+@pytest.mark.slow
+def test_runs_are_made_once_and_reported(config: Path, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(config, out, root, "--settings", "one", "--seeds", "0")
+    assert [(e["method"], e["steps"]) for e in first] == [
+        ("full", 12),
+        ("default", 12),
+        ("equal", 12),
+        ("more", 18),
+    ]
+    entries = run(config, out, root)
+    assert entries[:4] == first and len(entries) == 24
+    assert run(config, out, root) == entries
+    by_cell = {(e["setting"], e["method"], e["seed"]): e for e in entries}
+    assert len(by_cell) == 24
+    for entry in entries:
+        assert entry["samples"] <= 10 * entry["steps"] and entry["never_visited"] == 0
+        assert (entry["wrong_labels"] > 20) == (entry["setting"] == "noisy")
+        assert (entry["tilt"] is not None) == (entry["method"] == "default")
+        assert 0 <= entry["gini"] < 1 and entry["machine"]["threads"] == 1
+    full = by_cell["one", "full", 0]
+    assert full["epochs"] == 2 and full["gini"] == 0
+    report = (out / "report.md").read_text()
+    assert "| default |" in report and "**missed**" in report and "(2)" in report
+    assert "epochs' worth of steps, batches of 10" in report
+    assert not list(out.glob("*.claim"))
+
+
+@pytest.mark.slow
+def test_a_run_depends_on_its_seed_only(config: Path, root: Path, tmp_path: Path) -> None:
+    options = ("--settings", "one", "--methods", "default", "--seeds", "1")
+    (first,), (second,) = (run(config, tmp_path / name, root, *options) for name in "ab")
+    for name in ("seconds", "cpu_seconds", "finished", "machine"):
+        first.pop(name), second.pop(name)
+    assert first == second
+
+
+def test_a_claimed_run_is_left_to_its_process(config: Path, root: Path, tmp_path: Path) -> None:
+    made = read_experiment(config)
+    key = made.key(made.cells[0])
+    with program.claimed(tmp_path, key) as mine:
+        assert mine and (tmp_path / f"{key}.claim").read_text() == str(os.getpid())
+        with program.claimed(tmp_path, key) as other:
+            assert not other
+    (tmp_path / f"{key}.claim").write_text("999999999")  # of a process that was killed
+    with program.claimed(tmp_path, key) as mine:
+        assert mine
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_tasks_are_drawn_by_the_seed(root: Path) -> None:
+    setting = Setting("fashion", "conv3-2", 1, samples=100, validation=30, image_size=14)
+    first, again, other = (make_task(setting, root, seed) for seed in (0, 0, 1))
+    assert first.train.inputs.shape == (100, 1, 14, 14) and len(first.validation.labels) == 30
+    assert torch.equal(first.train.inputs, again.train.inputs)
+    assert not torch.equal(first.train.inputs, other.train.inputs)
+    assert torch.equal(first.train.labels, first.clean) and first.num_classes == 4
+    held_out = {image.numpy().tobytes() for image in first.validation.inputs}
+    assert not held_out & {image.numpy().tobytes() for image in first.train.inputs}
+    with pytest.raises(ValueError, match="samples must be at most 170, got 180"):
+        make_task(Setting("fashion", "x", 1, samples=180, validation=30), root, 0)
+    with pytest.raises(ValueError, match="data must be cifar10, fashion or words, got 'x'"):
+        make_task(Setting("x", "x", 1), root, 0)
+    packed = make_task(Setting("cifar10", "x", 1), root, 0)
+    assert packed.train.inputs.shape == (30, 3, 8, 8) and len(packed.test.labels) == 10
+
+
+def test_a_long_tail_has_the_sizes_that_it_should(root: Path) -> None:
+    setting = Setting("fashion", "conv3-2", 1, samples=40, imbalance=8)
+    task = make_task(setting, root, 0)
+    assert task.clean.bincount().tolist() == [40, 20, 10, 5]
+
+
+def test_differences_are_paired() -> None:
+    runs = {0: {"test": 3.0}, 1: {"test": 5.0}, 2: {"test": 9.0}}
+    baseline = {0: {"test": 1.0}, 1: {"test": 1.0}, 7: {"test": 0.0}}
+    assert paired(runs, baseline, "test") == (3.0, 1.0, 2)
+    mean, error, number = paired({0: {"test": 2.0}}, baseline, "test")
+    assert (mean, number) == (1.0, 1) and math.isnan(error)
+    assert paired({5: {"test": 2.0}}, baseline, "test") is None
+
+
+def test_goals_and_steps(config: Path) -> None:
+    made = read_experiment(config)
+
+    def runs(**values: float) -> dict[str, dict[int, dict[str, float]]]:
+        return {
+            name: {seed: {"test": value + seed * 0.1} for seed in (0, 1)}
+            for name, value in values.items()
+        }
+
+    found = {
+        "one": runs(full=80.0, default=85.0, equal=81.0),
+        "two": runs(full=90.0, default=91.0),
+    }
+    rows = goals_table(made, found).splitlines()[2:]
+    assert [row.rsplit("|")[-2].strip() for row in rows] == ["reached", "not run", "**missed**"]
+    table = steps_saved(made, found).splitlines()
+    # Half-way between budgets 2 and 4, and beyond all of them.
+    assert "| 2 | 80.05 | 85.05 | 2.8 | 1.41 |" in table
+    assert "| 4 | 90.05 | 91.05 | more than 4 |  |" in table
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("budget = 4", "budgets = 4", "settings.two: unknown budgets"),
+        ("budget = 4", 'budget = "4"', "settings.two: budget must be float, got '4'"),
+        ('label = "more"', "", "methods.more: .*'label'"),
+        ('["full", "default", "equal", "more"]', '["none"]', r"runs.methods .* got 'none'"),
+        ("seeds = [0, 1]", "", "runs needs settings, methods and seeds"),
+        ('method = "equal"', 'method = "none"', "goals names the unknown none"),
+        ('title = "small"', 'titles = "small"', "unknown titles"),
+        ('title = "small"', "title =", "is no TOML"),
+    ],
+)
+def test_wrong_files_are_refused(config: Path, old: str, new: str, message: str) -> None:
+    config.write_text(SMALL.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        read_experiment(config)
+
+
+def test_keys_tell_what_a_run_depends_on(config: Path) -> None:
+    made = read_experiment(config)
+    keys = {made.key(cell) for cell in made.cells}
+    assert len(keys) == 24
+    config.write_text(SMALL.replace('label = "default"', 'label = "another name"'))
+    assert read_experiment(config).key(Cell("one", "default", 0)) in keys
+    config.write_text(SMALL.replace("keep = 0.5 }", "keep = 0.4 }"))
+    assert read_experiment(config).key(Cell("one", "default", 0)) not in keys
+
+
+def test_words_are_split_and_encoded() -> None:
+    pytest.importorskip("wordfreq")
+    from benchmarks.equal_steps.words import LANGUAGES, LENGTH, load_words
+
+    (letters, labels), (test_letters, test_labels) = load_words()
+    assert letters.shape == (len(labels), LENGTH) and len(labels) > 30_000
+    assert 0.15 < len(test_labels) / (len(labels) + len(test_labels)) < 0.25
+    assert set(labels.tolist()) == set(range(len(LANGUAGES)))
+    assert len(torch.unique(torch.cat([letters, test_letters]), dim=0)) > 0.95 * (
+        len(labels) + len(test_labels)
+    )
