@@ -19,7 +19,7 @@ images, order = images.float() / 255, torch.randperm(5000)
 test, train = order[:1000], order[1000:]
 train_set = TensorDataset(images[train], labels[train])
 
-pruner = Pruner(len(train_set), keep=0.3, policy="ucb", period=2, device=device)
+pruner = Pruner(len(train_set), keep=0.3, device=device)
 loader = DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(32))
 net = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
 model = DistributedDataParallel(net)

@@ -48,7 +48,8 @@ class UCB(Policy):
         Source: https://github.com/henryqin1997/InfoBatch-ImageNet, `imagenet/infobatch_ucb.py` and
         `imagenet/prune_experiment_ucb.py`: c = 1 on the variance, a first visit that counts as the
         variance `alpha * loss**2`, alpha = 0.8, a selection every 10 epochs after one warm-up
-        epoch on full data. The last three are the defaults of `Pruner`; the script keeps 59 %.
+        epoch on full data. Pass `period=10` to `Pruner`; its alpha and warm-up are these. The
+        script keeps 59 %.
         """
         return cls(c=1.0, bonus="variance", first_visit="published")
 
