@@ -18,6 +18,7 @@ from benchmarks.equal_steps.config import Experiment, Goal
 __all__ = ["goals_table", "paired", "steps_saved", "write_report"]
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by method and seed
+Difference = tuple[str, str, float, float, int]  # setting, method, mean, standard error, seeds
 
 
 def write_report(experiment: Experiment, out: Path) -> None:
@@ -37,7 +38,30 @@ def write_report(experiment: Experiment, out: Path) -> None:
     for name in experiment.settings:
         if name in found:
             parts += [f"## {name}", _description(experiment, name), _table(experiment, found[name])]
+    if figure := _figure(experiment, found, out):
+        parts.insert(2, figure)
     write_text(out / "report.md", "\n\n".join(parts) + "\n")
+
+
+def _figure(experiment: Experiment, found: Mapping[str, Results], out: Path) -> str:
+    """Draws the differences of at least two seeds; returns the figure's line of the report."""
+    differences: list[Difference] = []
+    for setting in experiment.settings:
+        runs = found.get(setting, {})
+        for method in experiment.methods:
+            if method != experiment.baseline:
+                result = paired(runs.get(method, {}), runs.get(experiment.baseline, {}), "test")
+                if result is not None and result[2] > 1:
+                    differences.append((setting, method, *result))
+    if not differences:
+        return ""
+    try:
+        from benchmarks.equal_steps.plots import plot_differences
+    except ImportError as error:
+        return f"No figure: {error}."
+    labels = {name: name for name in experiment.settings}
+    plot_differences(experiment, differences, out / "differences.png", labels)
+    return "![Differences to the baseline](differences.png)"
 
 
 NOTES = """All runs of a setting take equally many steps, unless the method's name says otherwise.
