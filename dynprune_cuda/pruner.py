@@ -749,6 +749,41 @@ class Pruner:
         is_late = plan.epochs is None or 2 * (self.epoch + 1) > plan.epochs
         return advise(self.stats(), self.policy, keep=kept / self.num_samples, is_late=is_late)
 
+    # ---- another number of samples
+
+    def resize(self, num_samples: int, *, groups: Any = None) -> None:
+        """Goes on with more or fewer samples, between epochs. Collective; waits for the device.
+
+            train_set.extend(new_samples)
+            pruner.resize(len(train_set))
+            pruner.set_epoch(epoch)  # selects, also inside a period
+
+        Sample ids stay: new samples get the ids from the old `num_samples` on, and rank first until
+        they are visited. Those from the new one on leave. A fraction in `keep` is one of the new
+        size. `times_selected`, `num_selections` and `turnover` go on, over the samples that stay.
+
+        Until the next `set_epoch` the pruner is as before its first: `epoch` is 0. Samplers and
+        loaders follow; a `DeviceLoader` refuses until it has the new tensors. Iterators that are in
+        use keep the old ids. The table is a new object: capture CUDA graphs of the step again.
+
+        With sharding="shard", rows move to where the new shards are.
+
+        Args:
+            num_samples: Size of the training set, at least 1.
+            groups: With groups, the labels of all samples, integers [num_samples].
+
+        Raises:
+            TypeError: `num_samples` is no int.
+            ValueError: `num_samples` is below 1, or does not fit `keep` or the policy; or `groups`
+                are missing, surplus or of another length; or the processes differ. Policies with
+                `memory` or `uses_history` cannot be resized, nor can `RandomStatic`. Nothing
+                changes, but that processes may have shared their scores.
+            IndexError: An earlier step on a GPU met a target or an id out of range.
+            RuntimeError: Another process failed.
+        """
+        with torch.inference_mode(False):
+            self._run = self._run.resized(num_samples, groups)
+
     # ---- saved states
 
     def state_dict(self) -> dict[str, Any]:
@@ -776,7 +811,7 @@ class Pruner:
         """
         return self._run.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, grow: bool = False) -> None:
         """Takes over what `state_dict` returned, from any device. Waits for the device.
 
         The pruner must have been made like the one that was saved; of its arguments, `epochs`,
@@ -788,6 +823,8 @@ class Pruner:
 
         Args:
             state_dict: From `state_dict`.
+            grow: Whether the state may be of fewer samples, the first ones. The pruner is then as
+                after `resize`: the next `set_epoch` begins an epoch.
 
         Raises:
             TypeError: The state is no mapping, or an entry has the wrong type.
@@ -796,7 +833,11 @@ class Pruner:
                 differ. Nothing changes then.
             RuntimeError: Another process failed.
         """
-        self._run.load_state_dict(state_dict)
+        if as_bool("grow", grow):
+            with torch.inference_mode(False):
+                self._run = self._run.grown(state_dict)
+        else:
+            self._run.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""

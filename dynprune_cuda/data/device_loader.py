@@ -98,6 +98,12 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Returns an iterator over the current epoch: the tensors of each batch, and its ids."""
+        rows, wanted = len(self.tensors[0]), self.sampler.source.num_samples
+        if rows != wanted:
+            raise ValueError(
+                f"tensors must have {wanted} rows, one per sample, got {rows}: the pruner was "
+                "resized; make a new DeviceLoader with the new tensors"
+            )
         return self.sampler.iterate(_DeviceIterator, self)
 
     def state_dict(self) -> dict[str, int]:
