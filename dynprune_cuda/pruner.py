@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, about_greedy, advise
+from dynprune_cuda.data.bucketing import WINDOW, BucketBatchSampler
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
@@ -391,6 +392,19 @@ class Pruner:
         """
         return self._run.order()
 
+    def whole_order(self) -> Tensor:
+        """Returns the ids of the current epoch of all processes, in the epoch's order.
+
+        Process r of R trains on the ids r, r + R, ... of it; see `Ranks.share`.
+
+        Returns:
+            int64 [num_selected] on `device`. Not to be changed.
+
+        Raises:
+            RuntimeError: As `selected`. Or with sharding="shard" and several processes.
+        """
+        return self._run.whole_order()
+
     def share_length(self, drop_last: bool = False) -> int:
         """Returns how many ids of the current epoch this process gets, as every other one does.
 
@@ -464,15 +478,37 @@ class Pruner:
         """
         return EpochSampler(self, drop_last)
 
-    def batch_sampler(self, batch_size: int, drop_last: bool = False) -> EpochBatchSampler:
+    def batch_sampler(
+        self,
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        window: int = WINDOW,
+    ) -> EpochBatchSampler:
         """Returns a sampler for `DataLoader(batch_sampler=...)` that follows the current epoch.
 
         Args:
-            batch_size: Samples per batch, at least 1.
+            batch_size: Samples per batch, at least 1; with `max_tokens`, at most so many.
             drop_last: Whether to leave out a smaller last batch, and what does not divide among
                 the processes. With False, some of them repeat an id, whose second visit changes no
                 score.
+            lengths: The length of each sample, any integers [num_samples]: batches are of like
+                lengths then. See `data.BucketBatchSampler`, as for the other two.
+            max_tokens: Most tokens of a batch with its padding; needs `lengths`.
+            window: With `lengths`, how many batches are made from a piece of the random order.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of range, or does not fit another one.
         """
+        if lengths is not None:
+            return BucketBatchSampler(
+                self, batch_size, drop_last, lengths=lengths, max_tokens=max_tokens, window=window
+            )
+        if max_tokens is not None:
+            raise ValueError(f"max_tokens={max_tokens} needs lengths=, the length of each sample")
         return EpochBatchSampler(self, batch_size, drop_last)
 
     def unselected_sampler(self, batch_size: int) -> UnselectedBatchSampler:

@@ -243,6 +243,15 @@ class ReplicatedRun(Run):
             self._note_repeat(share)
         return share
 
+    def whole_order(self) -> Tensor:
+        """Returns the current epoch's ids of all processes, in order; see `Pruner.whole_order`."""
+        own = self.order()  # begins epoch 0 if no epoch has begun
+        if self.ranks.size == 1:
+            return own
+        subset, seed = self.current(), derive_seed(self.state.seed, "order", self.state.epoch or 0)
+        order = functional.permutation(self.num_selected(), seed=seed, device=self.table.device)
+        return order if subset is None else subset.ids[order]
+
     def _note_repeat(self, share: Share) -> None:
         """Remembers the id that comes again in a share, and its visits before the epoch.
 

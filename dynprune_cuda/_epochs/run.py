@@ -125,6 +125,15 @@ class Run(ABC):
             self._share = self._draw_share()
         return self._share.ids
 
+    def whole_order(self) -> Tensor:
+        """Returns the current epoch's ids of all processes, in order; see `Pruner.whole_order`."""
+        if self.ranks.size > 1:
+            raise RuntimeError(
+                f"whole_order needs sharding='replicate' with {self.ranks.size} processes: a "
+                "process knows its own share only, see epoch_order"
+            )
+        return self.order()
+
     def count(self, epoch: int) -> int:
         """Returns how many samples `epoch` trains on, in all processes together.
 
