@@ -30,6 +30,7 @@ from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, about_greedy, advise
 from dynprune_cuda.data.bucketing import WINDOW, BucketBatchSampler
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.data.streams import FilteredStream, Streams
 from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
 from dynprune_cuda.policies.adapter import AnyPolicy
@@ -193,6 +194,7 @@ class Pruner:
             if message := about_greedy(self.policy, kept):
                 warnings.warn(message, UserWarning, stacklevel=2)
         self._ticket = ticket
+        self._streams = Streams()
         self._score = SCORES.index(self.score)
         # Of 0-d values; None: the table's. Visits on their way to other shards carry no alpha.
         self._batch_alpha = BATCH_ALPHA if alpha is None and self.sharding != "shard" else None
@@ -316,6 +318,7 @@ class Pruner:
                 for message in messages:
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
         self._run.scheduled()
+        self._streams.update(self)
 
     @property
     def selected(self) -> Tensor:
@@ -510,6 +513,33 @@ class Pruner:
         if max_tokens is not None:
             raise ValueError(f"max_tokens={max_tokens} needs lengths=, the length of each sample")
         return EpochBatchSampler(self, batch_size, drop_last)
+
+    def filter(
+        self,
+        stream: Iterable[Any],
+        key: Callable[[Any], int] | None = None,
+        *,
+        decode: Callable[[Any], Any] | None = None,
+        drop_last: bool = False,
+    ) -> FilteredStream:
+        """Returns an iterable data set of the samples of a stream that the current epoch trains on.
+
+        What is not selected is dropped before it is decoded; see `data.FilteredStream`.
+
+        Args:
+            stream: Yields raw items; every worker of every process reads the whole of it.
+            key: Returns the sample id of a raw item. None: its place in the stream.
+            decode: Makes a sample of a raw item. None: the item is the sample.
+            drop_last: Whether samples that do not divide among all workers of all processes are
+                left out. With False, some workers repeat a sample, which then has the id -1.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: Several processes hold the scores in shards.
+        """
+        filtered = FilteredStream(self, stream, key, decode=decode, drop_last=drop_last)
+        filtered.update(self, begun=self._run.state.epoch is not None)
+        return self._streams.add(filtered)
 
     def unselected_sampler(self, batch_size: int) -> UnselectedBatchSampler:
         """Returns a sampler for `DataLoader(batch_sampler=...)` of what the epoch leaves out.
@@ -819,6 +849,7 @@ class Pruner:
         """
         with torch.inference_mode(False):
             self._run = self._run.resized(num_samples, groups)
+        self._streams.update(self, begun=False)
 
     # ---- saved states
 
@@ -874,6 +905,7 @@ class Pruner:
                 self._run = self._run.grown(state_dict)
         else:
             self._run.load_state_dict(state_dict)
+        self._streams.update(self, begun=self._run.state.epoch is not None)
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""

@@ -5,11 +5,13 @@ from dynprune_cuda.data.bucketing import BucketBatchSampler
 from dynprune_cuda.data.device_loader import DeviceLoader
 from dynprune_cuda.data.indexed import IndexedDataset
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.data.streams import FilteredStream
 
 __all__ = [
     "BucketBatchSampler",
     "DeviceLoader",
     "EpochBatchSampler",
     "EpochSampler",
+    "FilteredStream",
     "IndexedDataset",
 ]

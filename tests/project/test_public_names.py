@@ -23,8 +23,9 @@ NAMES = {
     "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit History",
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
     "dynprune_cuda.data": """BucketBatchSampler DeviceLoader EpochBatchSampler EpochSampler
-        IndexedDataset""",
+        FilteredStream IndexedDataset""",
     "dynprune_cuda.data.bucketing": "BucketBatchSampler",
+    "dynprune_cuda.data.streams": "FilteredStream",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
     "dynprune_cuda.data.unselected": "UnselectedBatchSampler",
     "dynprune_cuda.data.indexed": "IndexedDataset",
