@@ -28,7 +28,6 @@ from dynprune_cuda._checks.arguments import (
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._schedule.keep import resolve_keep
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
-from dynprune_cuda.functional.cross_entropy import TARGET_DTYPES
 from dynprune_cuda.functional.ranking import Ranking
 
 __all__ = ["BatchChoice", "BatchSelector"]
@@ -239,7 +238,6 @@ class BatchSelector:
             scores = scored.loss - reference
         else:
             scores = getattr(scored, self.by)
-        check_vector("target", target, TARGET_DTYPES, scores)
         return self.choose(scores.masked_fill(target == self.ignore_index, -torch.inf))
 
     @torch.no_grad()
