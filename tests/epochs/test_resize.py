@@ -2,6 +2,7 @@
 """`Pruner.resize` and `load_state_dict(grow=True)`, against new pruners with the same rows."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dynprune_cuda import DeviceLoader, IndexedDataset, Pruner, policies
 from dynprune_cuda.distributed import Shard, routing
+from dynprune_cuda.distributed.shard import LAYOUTS
 
 N = 60
 SIZES = (97, 61, 60, 41)
@@ -278,9 +280,9 @@ def test_one_process_with_sharded_scores(name, layout):
             assert whole.times_selected.equal(pruner.times_selected)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+@pytest.mark.parametrize("layouts", list(itertools.product(LAYOUTS, LAYOUTS)))
 @pytest.mark.parametrize(("old", "new"), [(13, 17), (17, 13), (9, 30), (30, 9), (8, 8)])
-def test_rows_move_to_the_new_shards(old, new, layout):
+def test_rows_move_to_the_new_shards(old, new, layouts):
     """All ranks at once: what each sends is what the others receive."""
     size, common = 4, min(old, new)
     sent = {}
@@ -299,12 +301,12 @@ def test_rows_move_to_the_new_shards(old, new, layout):
             return [torch.cat(part) for part in parts]
 
     def move(ranks):
-        source = Shard(old, ranks.rank, size, layout)
-        target = Shard(new, ranks.rank, size, layout)
+        source = Shard(old, ranks.rank, size, layouts[0])
+        target = Shard(new, ranks.rank, size, layouts[1])
         ids = source.ids()
         return target, routing.moved_rows([ids, ids.float() / 2], source, target, ranks)
 
-    if old != new:
+    if old != new or layouts[0] != layouts[1]:
         for rank in range(size):
             with pytest.raises(StopIteration):
                 move(Sending(rank))
