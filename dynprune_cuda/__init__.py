@@ -12,6 +12,7 @@ from dynprune_cuda import functional, policies, schedules
 from dynprune_cuda._ops import compiled
 from dynprune_cuda._schedule.schedule import same_steps
 from dynprune_cuda._version import __version__
+from dynprune_cuda.batch_selection import BatchChoice, BatchSelector
 from dynprune_cuda.data import DeviceLoader, IndexedDataset
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.hooks import track_gradient_norm
@@ -76,6 +77,8 @@ def build_info() -> dict[str, str]:
 __all__ = [
     "UCB",
     "Balanced",
+    "BatchChoice",
+    "BatchSelector",
     "DeviceLoader",
     "EpsilonGreedy",
     "Full",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule, num_batches
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, about_greedy, advise
+from dynprune_cuda.data.bucketing import WINDOW, BucketBatchSampler
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.data.streams import FilteredStream, Streams
 from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
 from dynprune_cuda.policies.adapter import AnyPolicy
@@ -192,6 +194,7 @@ class Pruner:
             if message := about_greedy(self.policy, kept):
                 warnings.warn(message, UserWarning, stacklevel=2)
         self._ticket = ticket
+        self._streams = Streams()
         self._score = SCORES.index(self.score)
         # Of 0-d values; None: the table's. Visits on their way to other shards carry no alpha.
         self._batch_alpha = BATCH_ALPHA if alpha is None and self.sharding != "shard" else None
@@ -315,6 +318,7 @@ class Pruner:
                 for message in messages:
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
         self._run.scheduled()
+        self._streams.update(self)
 
     @property
     def selected(self) -> Tensor:
@@ -391,6 +395,19 @@ class Pruner:
         """
         return self._run.order()
 
+    def whole_order(self) -> Tensor:
+        """Returns the ids of the current epoch of all processes, in the epoch's order.
+
+        Process r of R trains on the ids r, r + R, ... of it; see `Ranks.share`.
+
+        Returns:
+            int64 [num_selected] on `device`. Not to be changed.
+
+        Raises:
+            RuntimeError: As `selected`. Or with sharding="shard" and several processes.
+        """
+        return self._run.whole_order()
+
     def share_length(self, drop_last: bool = False) -> int:
         """Returns how many ids of the current epoch this process gets, as every other one does.
 
@@ -464,16 +481,65 @@ class Pruner:
         """
         return EpochSampler(self, drop_last)
 
-    def batch_sampler(self, batch_size: int, drop_last: bool = False) -> EpochBatchSampler:
+    def batch_sampler(
+        self,
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        window: int = WINDOW,
+    ) -> EpochBatchSampler:
         """Returns a sampler for `DataLoader(batch_sampler=...)` that follows the current epoch.
 
         Args:
-            batch_size: Samples per batch, at least 1.
+            batch_size: Samples per batch, at least 1; with `max_tokens`, at most so many.
             drop_last: Whether to leave out a smaller last batch, and what does not divide among
                 the processes. With False, some of them repeat an id, whose second visit changes no
                 score.
+            lengths: The length of each sample, any integers [num_samples]: batches are of like
+                lengths then. See `data.BucketBatchSampler`, as for the other two.
+            max_tokens: Most tokens of a batch with its padding; needs `lengths`.
+            window: With `lengths`, how many batches are made from a piece of the random order.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of range, or does not fit another one.
         """
+        if lengths is not None:
+            return BucketBatchSampler(
+                self, batch_size, drop_last, lengths=lengths, max_tokens=max_tokens, window=window
+            )
+        if max_tokens is not None:
+            raise ValueError(f"max_tokens={max_tokens} needs lengths=, the length of each sample")
         return EpochBatchSampler(self, batch_size, drop_last)
+
+    def filter(
+        self,
+        stream: Iterable[Any],
+        key: Callable[[Any], int] | None = None,
+        *,
+        decode: Callable[[Any], Any] | None = None,
+        drop_last: bool = False,
+    ) -> FilteredStream:
+        """Returns an iterable data set of the samples of a stream that the current epoch trains on.
+
+        What is not selected is dropped before it is decoded; see `data.FilteredStream`.
+
+        Args:
+            stream: Yields raw items; every worker of every process reads the whole of it.
+            key: Returns the sample id of a raw item. None: its place in the stream.
+            decode: Makes a sample of a raw item. None: the item is the sample.
+            drop_last: Whether samples that do not divide among all workers of all processes are
+                left out. With False, some workers repeat a sample, which then has the id -1.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: Several processes hold the scores in shards.
+        """
+        filtered = FilteredStream(self, stream, key, decode=decode, drop_last=drop_last)
+        filtered.update(self, begun=self._run.state.epoch is not None)
+        return self._streams.add(filtered)
 
     def unselected_sampler(self, batch_size: int) -> UnselectedBatchSampler:
         """Returns a sampler for `DataLoader(batch_sampler=...)` of what the epoch leaves out.
@@ -749,6 +815,42 @@ class Pruner:
         is_late = plan.epochs is None or 2 * (self.epoch + 1) > plan.epochs
         return advise(self.stats(), self.policy, keep=kept / self.num_samples, is_late=is_late)
 
+    # ---- another number of samples
+
+    def resize(self, num_samples: int, *, groups: Any = None) -> None:
+        """Goes on with more or fewer samples, between epochs. Collective; waits for the device.
+
+            train_set.extend(new_samples)
+            pruner.resize(len(train_set))
+            pruner.set_epoch(epoch)  # selects, also inside a period
+
+        Sample ids stay: new samples get the ids from the old `num_samples` on, and rank first until
+        they are visited. Those from the new one on leave. A fraction in `keep` is one of the new
+        size. `times_selected`, `num_selections` and `turnover` go on, over the samples that stay.
+
+        Until the next `set_epoch` the pruner is as before its first: `epoch` is 0. Samplers and
+        loaders follow; a `DeviceLoader` refuses until it has the new tensors. Iterators that are in
+        use keep the old ids. The table is a new object: capture CUDA graphs of the step again.
+
+        With sharding="shard", rows move to where the new shards are.
+
+        Args:
+            num_samples: Size of the training set, at least 1.
+            groups: With groups, the labels of all samples, integers [num_samples].
+
+        Raises:
+            TypeError: `num_samples` is no int.
+            ValueError: `num_samples` is below 1, or does not fit `keep` or the policy; or `groups`
+                are missing, surplus or of another length; or the processes differ. Policies with
+                `memory` or `uses_history` cannot be resized, nor can `RandomStatic`. Nothing
+                changes, but that processes may have shared their scores.
+            IndexError: An earlier step on a GPU met a target or an id out of range.
+            RuntimeError: Another process failed.
+        """
+        with torch.inference_mode(False):
+            self._run = self._run.resized(num_samples, groups)
+        self._streams.update(self, begun=False)
+
     # ---- saved states
 
     def state_dict(self) -> dict[str, Any]:
@@ -776,7 +878,7 @@ class Pruner:
         """
         return self._run.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, grow: bool = False) -> None:
         """Takes over what `state_dict` returned, from any device. Waits for the device.
 
         The pruner must have been made like the one that was saved; of its arguments, `epochs`,
@@ -788,6 +890,8 @@ class Pruner:
 
         Args:
             state_dict: From `state_dict`.
+            grow: Whether the state may be of fewer samples, the first ones. The pruner is then as
+                after `resize`: the next `set_epoch` begins an epoch.
 
         Raises:
             TypeError: The state is no mapping, or an entry has the wrong type.
@@ -796,7 +900,12 @@ class Pruner:
                 differ. Nothing changes then.
             RuntimeError: Another process failed.
         """
-        self._run.load_state_dict(state_dict)
+        if as_bool("grow", grow):
+            with torch.inference_mode(False):
+                self._run = self._run.grown(state_dict)
+        else:
+            self._run.load_state_dict(state_dict)
+        self._streams.update(self, begun=self._run.state.epoch is not None)
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of the epoch for `Pruner(keep=...)`: how much of the data each epoch trains on."""
+"""Functions of the epoch for `Pruner(keep=...)`: how much of the data each epoch trains on.
+
+`SelectionWindow` is for `BatchSelector`: it says which steps choose rows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from dynprune_cuda._checks.arguments import as_choice, as_float, as_int
 
-__all__ = ["Ramp", "Wave", "growing", "oscillating", "shrinking"]
+__all__ = ["Ramp", "SelectionWindow", "Wave", "growing", "oscillating", "shrinking"]
 
 CURVES = ("linear", "cosine")
 
@@ -51,6 +54,57 @@ class Ramp:
         """Returns the fraction of `epoch`, a float in (0, 1]."""
         passed = min(max(epoch - self.first_epoch, 0), self.epochs - 1)
         return _between(self.start, self.end, passed / (self.epochs - 1), self.curve)
+
+
+@dataclass(frozen=True)
+class SelectionWindow:
+    """Says which steps choose rows by a `BatchSelector`; the others train on the whole batch.
+
+        window = SelectionWindow(start=0.5, end=0.9, interrupt=2)
+        if window(epoch / epochs, step):
+            rows, _ = selector(...)
+
+    The schedule is that of Composer's selective backpropagation
+    (https://docs.mosaicml.com/projects/composer), with its defaults. A rule that always chooses is
+    `SelectionWindow(0.0, 1.0, 0)`.
+
+    Attributes:
+        start: Share of the run at which choosing begins, in [0, 1].
+        end: Share of the run at which it ends, from `start` to 1; itself outside.
+        interrupt: In between, each `interrupt`-th step of an epoch trains on the whole batch; 0: no
+            step does.
+
+    Raises:
+        TypeError: An attribute has the wrong type.
+        ValueError: An attribute is out of range.
+    """
+
+    start: float = 0.5
+    end: float = 0.9
+    interrupt: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks the attributes."""
+        object.__setattr__(self, "start", as_float("start", self.start, low=0.0, high=1.0))
+        object.__setattr__(self, "end", as_float("end", self.end, low=self.start, high=1.0))
+        object.__setattr__(self, "interrupt", as_int("interrupt", self.interrupt, minimum=0))
+
+    def __call__(self, progress: float, step: int) -> bool:
+        """Returns whether a step chooses rows.
+
+        Args:
+            progress: The share of the run that is over, in [0, 1].
+            step: The step in the epoch, from 0.
+
+        Raises:
+            TypeError: An argument is no number.
+            ValueError: An argument is out of range.
+        """
+        progress = as_float("progress", progress, low=0.0, high=1.0)
+        step = as_int("step", step, minimum=0)
+        if not self.start <= progress < self.end:
+            return False
+        return self.interrupt == 0 or (step + 1) % self.interrupt != 0
 
 
 @dataclass(frozen=True)

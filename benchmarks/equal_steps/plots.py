@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.common.plots import COLOURS, plt, save, tidy
-from benchmarks.equal_steps.config import Experiment
-from benchmarks.equal_steps.report import Difference
+from benchmarks.equal_steps.config import Difference, Experiment
 
 __all__ = ["plot_differences"]
 

@@ -13,12 +13,11 @@ from typing import Any
 
 from benchmarks.common import markdown
 from benchmarks.common.result_files import read_lines, write_text
-from benchmarks.equal_steps.config import Experiment, Goal
+from benchmarks.equal_steps.config import Difference, Experiment, Goal
 
 __all__ = ["goals_table", "paired", "steps_saved", "write_report"]
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by method and seed
-Difference = tuple[str, str, float, float, int]  # setting, method, mean, standard error, seeds
 
 
 def write_report(experiment: Experiment, out: Path) -> None:

@@ -43,6 +43,7 @@ class Config:
         sharding: "replicate" or "shard".
         shard_layout: "contiguous" or "strided".
         surplus: "move" or "local".
+        given_keep: `keep` as the user passed it: a fraction is one of any number of samples.
     """
 
     num_samples: int
@@ -57,6 +58,7 @@ class Config:
     sharding: str
     shard_layout: str
     surplus: str
+    given_keep: Keep | None
 
     def settings(self, seed: int, alpha: float) -> dict[str, Any]:
         """Returns the entries of a saved state that a loaded one must share, and the seed."""
@@ -152,6 +154,7 @@ def make_config(
         as_choice("sharding", sharding, SHARDINGS),
         as_choice("shard_layout", shard_layout, LAYOUTS),
         as_choice("surplus", surplus, SURPLUS),
+        keep,
     )
     _check_sharding(config)
     return config

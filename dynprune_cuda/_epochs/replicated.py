@@ -15,9 +15,10 @@ from dynprune_cuda import functional
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, replicated_share
 from dynprune_cuda._epochs.repeats import Repeats
+from dynprune_cuda._epochs.resize import resized_state, stale, take_rows
 from dynprune_cuda._epochs.run import Messages, Run
 from dynprune_cuda._epochs.seal import check_seal, sealed
-from dynprune_cuda._epochs.state import EpochState, Subset, read_state
+from dynprune_cuda._epochs.state import STALE, EpochState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks, checksum
 from dynprune_cuda.policies.protocol import WeighingPolicy
@@ -111,6 +112,22 @@ class ReplicatedRun(Run):
         if self._repeats is not None:
             self._repeats.ids.copy_(repeat[:1])
             self._visits_before.copy_(repeat[1:])
+
+    def _share_visits(self) -> None:
+        if self.ranks.size > 1:
+            merge_tables(self.table, self.ranks)
+
+    def _move_rows_to(self, run: Run) -> None:
+        rows = min(self.config.num_samples, run.config.num_samples)
+        old = {name: getattr(self.table, name)[:rows] for name in self.table.column_types}
+        take_rows(run.table, old)
+        subset, left = self.state.subset, None
+        if subset is not None:
+            number = int((subset.ids < rows).sum())  # they are ascending; waits
+            factors = None if subset.factors is None else subset.factors[:number].clone()
+            left = stale(subset.ids[:number].clone(), factors, (number,))
+        times = self.state.times_selected[:rows]
+        run.state = resized_state(self.state, times, run.table.mean, left)
 
     def _saved_repeat(self) -> Tensor:
         """Returns the repeated id and its visits before the epoch, int64 [2]; -1 for no id."""
@@ -208,7 +225,11 @@ class ReplicatedRun(Run):
     def _factors_of(self, state: EpochState) -> Tensor:
         """Returns what the losses of a state's epoch are multiplied by, float32 [num_samples]."""
         factors, subset = torch.ones_like(self.table.mean), state.subset
-        if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
+        if (
+            subset is None
+            or subset.epoch == STALE
+            or self.config.schedule.phase(state.epoch or 0) != "pruned"
+        ):
             return factors
         assert subset.factors is not None
         return factors.zero_().index_copy_(0, subset.ids, subset.factors)
@@ -221,6 +242,15 @@ class ReplicatedRun(Run):
         if self._repeats is not None:
             self._note_repeat(share)
         return share
+
+    def whole_order(self) -> Tensor:
+        """Returns the current epoch's ids of all processes, in order; see `Pruner.whole_order`."""
+        own = self.order()  # begins epoch 0 if no epoch has begun
+        if self.ranks.size == 1:
+            return own
+        subset, seed = self.current(), derive_seed(self.state.seed, "order", self.state.epoch or 0)
+        order = functional.permutation(self.num_selected(), seed=seed, device=self.table.device)
+        return order if subset is None else subset.ids[order]
 
     def _note_repeat(self, share: Share) -> None:
         """Remembers the id that comes again in a share, and its visits before the epoch.

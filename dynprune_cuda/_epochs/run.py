@@ -17,8 +17,10 @@ from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share
+from dynprune_cuda._epochs.resize import resized_config, smaller_config
 from dynprune_cuda._epochs.state import (
     ENTRIES,
+    STALE,
     STATE_VERSION,
     VERSIONS_BEFORE,
     EpochState,
@@ -123,6 +125,15 @@ class Run(ABC):
             self._share = self._draw_share()
         return self._share.ids
 
+    def whole_order(self) -> Tensor:
+        """Returns the current epoch's ids of all processes, in order; see `Pruner.whole_order`."""
+        if self.ranks.size > 1:
+            raise RuntimeError(
+                f"whole_order needs sharding='replicate' with {self.ranks.size} processes: a "
+                "process knows its own share only, see epoch_order"
+            )
+        return self.order()
+
     def count(self, epoch: int) -> int:
         """Returns how many samples `epoch` trains on, in all processes together.
 
@@ -218,6 +229,78 @@ class Run(ABC):
     def _on_device(self, ids: Tensor) -> Tensor:
         return move_without_waiting("ids", ids.to(torch.int64), self.table.device)
 
+    # ---- another number of samples
+
+    def resized(self, num_samples: Any, groups: Any = None) -> Run:
+        """Returns this run on another number of samples, before an epoch. Collective; waits.
+
+        On an error nothing changes, but that visits may have been shared.
+
+        Args:
+            num_samples: Size of the training set.
+            groups: The labels of all samples; of a policy with groups.
+        """
+        self.ranks.check_alone()
+        made: list[Run] = []
+
+        def make() -> dict[str, int]:
+            functional.check_errors(self.table.device)
+            made.append(self._fresh(resized_config(self.config, num_samples, groups)))
+            return {"num_samples": made[0].config.num_samples, **self._place_of_resize()}
+
+        self._observed = self.ranks.agree("resize", self.table.device, make, self._observed)
+        self.ranks.check_settings(made[0].config.common(), self.table.device)
+        self._share_visits()
+        self._move_to(made[0])
+        return made[0]
+
+    def grown(self, state_dict: Mapping[str, Any]) -> Run:
+        """Returns this run with a loaded state, which may be of fewer samples.
+
+        Collective if `load_state_dict` is. On an error, nothing changes.
+        """
+        config = self._config_of(state_dict)
+        if config is None:
+            self.load_state_dict(state_dict)
+            return self
+        smaller, run = self._fresh(config), self._fresh(self.config)
+        smaller.load_state_dict(state_dict)
+        smaller._move_to(run)
+        return run
+
+    def _config_of(self, state_dict: Mapping[str, Any]) -> Config | None:
+        """Returns what a state of fewer samples was saved with; None if it has as many."""
+        return smaller_config(self.config, state_dict)
+
+    def _place_of_resize(self) -> dict[str, int]:
+        """Returns what all processes must agree about before they resize."""
+        state = self.state
+        return {
+            "epoch": -1 if state.epoch is None else state.epoch,
+            "num_selections": state.num_selections,
+            "seed": state.seed,
+        }
+
+    def _fresh(self, config: Config) -> Run:
+        """Returns a run of the same processes before its first epoch."""
+        run = type(self)(config, self.ranks)  # type: ignore[call-arg]
+        run.table.alpha = self.table.alpha
+        return run
+
+    def _move_to(self, run: Run) -> None:
+        """Gives a fresh run of another size the rows that it has, and the rest of the state."""
+        self._move_rows_to(run)
+        run._observed, run._strayed = self._observed, self._strayed
+        run._unscheduled = self._unscheduled
+
+    @abstractmethod
+    def _share_visits(self) -> None:
+        """Enters the visits that other processes have seen. Collective."""
+
+    @abstractmethod
+    def _move_rows_to(self, run: Run) -> None:
+        """Gives a fresh run of another size the rows that it has, and the state."""
+
     # ---- saved states
 
     @abstractmethod
@@ -237,6 +320,12 @@ class Run(ABC):
         settings = self.settings()
         read = StateReader("state_dict", state)
         read.sealed(VERSIONS_BEFORE, STATE_VERSION)
+        theirs, own = read.state.get("num_samples"), self.config.num_samples
+        if type(theirs) is int and 0 < theirs < own:
+            raise ValueError(
+                f"state_dict is of another run: its num_samples is {theirs}, and here it is {own}; "
+                "if these are the first ones of the same data, load it with grow=True"
+            )
         for name, mine in settings.items():
             if name not in ("version", "seed"):
                 read.same(name, mine)
@@ -248,9 +337,12 @@ class Run(ABC):
     def _check_total(self, saved: SavedState, total: int) -> None:
         """Checks that the subset of a state, of `total` samples in all processes, fits the run."""
         start, schedule = saved.subset_epoch, self.config.schedule
-        if (start >= 0) != (total > 0):
+        is_pruned = saved.epoch is not None and schedule.phase(saved.epoch) == "pruned"
+        # A stale selection is there between a resize and the next pruned epoch.
+        fits = (total == 0 or not is_pruned) if start == STALE else total > 0
+        if not fits:
             raise ValueError("state_dict['subset'] is damaged: it contradicts 'subset_epoch'")
-        if saved.epoch is not None and schedule.phase(saved.epoch) == "pruned":
+        if saved.epoch is not None and is_pruned:
             wanted = schedule.period_start(saved.epoch)
             if start != wanted:
                 raise ValueError(
@@ -318,6 +410,8 @@ class Run(ABC):
 
     def _is_due(self, epoch: int, start: int, subset: Subset) -> bool:
         """Whether an epoch of the period from `start` needs another selection than `subset`."""
+        if subset.epoch == STALE:
+            return True
         return not self.config.policy.static and (epoch == start or start != subset.epoch)
 
     def _selection_seed(self, start: int) -> int:

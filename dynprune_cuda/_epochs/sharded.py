@@ -26,12 +26,13 @@ from dynprune_cuda._epochs.pieces import (
     shared_state,
 )
 from dynprune_cuda._epochs.repeats import Repeats
+from dynprune_cuda._epochs.resize import resized_state, stale, take_rows
 from dynprune_cuda._epochs.run import Messages, Run
 from dynprune_cuda._epochs.seal import check_seal, row_sums, sealed, total_sums
-from dynprune_cuda._epochs.state import EpochState, SavedState, Subset, read_state
+from dynprune_cuda._epochs.state import STALE, EpochState, SavedState, Subset, read_state
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
-from dynprune_cuda.distributed.routing import to_owners
+from dynprune_cuda.distributed.routing import moved_rows, to_owners
 from dynprune_cuda.distributed.shard import Shard
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
 from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed
@@ -177,7 +178,8 @@ class ShardedRun(Run):
         if self.count(epoch) == self.config.num_samples:
             return shard.sizes()
         start = self.config.schedule.period_start(epoch)
-        if subset is not None and (policy.static or subset.epoch == start):
+        static = policy.static and subset is not None and subset.epoch != STALE
+        if subset is not None and (static or subset.epoch == start):
             return subset.sizes
         rule = policy.ranking(self.table) if policy.fixes_count else None
         if isinstance(rule, FixedIds):
@@ -340,6 +342,48 @@ class ShardedRun(Run):
     def _ids_of(self, mask: Tensor) -> Tensor:
         """Returns the ids of the rows that are set, ascending. Waits."""
         return self.table.shard.ids_at(mask.nonzero().flatten())
+
+    # ---- another number of samples
+
+    def _place_of_resize(self) -> dict[str, int]:
+        self._check_shard()
+        self.table.outbox.check_ids()
+        return super()._place_of_resize()
+
+    def _share_visits(self) -> None:
+        self._enter_visits("resize")
+        self.table.outbox.clear()
+
+    def _config_of(self, state_dict: Mapping[str, Any]) -> Config | None:
+        found: list[Config | None] = []
+
+        def read() -> dict[str, int]:
+            found.append(super(ShardedRun, self)._config_of(state_dict))
+            config = self.config if found[0] is None else found[0]
+            return {"num_samples": config.num_samples}
+
+        self.ranks.agree("load_state_dict", self.table.device, read)
+        return found[0]
+
+    def _move_rows_to(self, run: Run) -> None:
+        """Collective: where shards begin depends on the number of samples."""
+        assert isinstance(run, ShardedRun)
+        names, subset = list(self.table.column_types), self.state.subset
+        chosen = self._mask_of(self.all_ids()[:0] if subset is None else subset.ids)
+        columns = [getattr(self.table, name) for name in names]
+        columns += [self.state.times_selected, chosen]
+        if self.config.policy.rescales:
+            factors = torch.zeros_like(self.table.mean)
+            if subset is not None and subset.factors is not None:
+                factors[self.table.shard.positions_of(subset.ids)] = subset.factors
+            columns.append(factors)
+        moved = moved_rows(columns, self.table.shard, run.table.shard, self.ranks)
+        take_rows(run.table, dict(zip(names, moved, strict=False)))
+        times, is_chosen, *weights = moved[len(names) :]
+        rows = is_chosen.nonzero().flatten()  # waits
+        ids = run.table.shard.ids_at(rows)
+        left = stale(ids, weights[0][rows] if weights else None, self._sizes_of(ids))
+        run.state = resized_state(self.state, times, run.table.mean, left)
 
     # ---- saved states
 

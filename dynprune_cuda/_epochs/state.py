@@ -18,6 +18,7 @@ MAX_SELECTIONS = torch.iinfo(torch.int32).max  # times_selected counts in int32
 # of its own would keep torch.distributed.checkpoint from loading what earlier versions saved.
 STATE_VERSION = 3
 VERSIONS_BEFORE = (2,)
+STALE = -1  # `Subset.epoch` of a selection from a training set of another size
 ENTRIES = (
     "epoch",
     "subset_epoch",
@@ -33,7 +34,7 @@ class Subset(NamedTuple):
     """What one selection gave.
 
     Attributes:
-        epoch: First epoch of the period that it serves.
+        epoch: First epoch of the period that it serves; `STALE` if it serves none any more.
         ids: Ascending sample ids that this process knows of, int64.
         factors: What the losses of `ids` are multiplied by, float32 [len(ids)], of a policy that
             weighs or rescales; or None.

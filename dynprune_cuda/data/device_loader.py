@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynprune_cuda.data.bucketing import BucketBatchSampler
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochIterator, EpochSource
 
 __all__ = ["DeviceLoader"]
@@ -67,6 +68,11 @@ class DeviceLoader:
             sampler = EpochBatchSampler(pruner, batch_size, drop_last)  # type: ignore[arg-type]
         elif not isinstance(sampler, EpochBatchSampler):
             raise TypeError(f"sampler must be a batch_sampler, got {type(sampler).__name__}")
+        elif isinstance(sampler, BucketBatchSampler):
+            raise TypeError(
+                "sampler must have no lengths=, got a BucketBatchSampler: tensors in memory have "
+                "one length; use a DataLoader"
+            )
         elif batch_size is not None or drop_last:
             raise TypeError("batch_size and drop_last must be left out: the sampler has its own")
         if not tensors:
@@ -98,6 +104,12 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Returns an iterator over the current epoch: the tensors of each batch, and its ids."""
+        rows, wanted = len(self.tensors[0]), self.sampler.source.num_samples
+        if rows != wanted:
+            raise ValueError(
+                f"tensors must have {wanted} rows, one per sample, got {rows}: the pruner was "
+                "resized; make a new DeviceLoader with the new tensors"
+            )
         return self.sampler.iterate(_DeviceIterator, self)
 
     def state_dict(self) -> dict[str, int]:

@@ -286,6 +286,14 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
         """Returns an iterator over the current epoch, from its beginning."""
         return self.iterate(_BatchIterator, self.batch_size, self.drop_last)
 
+    def ids_after(self, batches: int) -> int:
+        """Returns how many ids the first batches of the current epoch have."""
+        return min(batches * self.batch_size, self.source.share_length(self.drop_last))
+
+    def batches_before(self, ids: int) -> int:
+        """Returns how many batches of the current epoch the first ids take."""
+        return -(-ids // self.batch_size)
+
 
 def _parse(state_dict: Any) -> tuple[int, int]:
     """Returns epoch and position of a sampler's state."""

@@ -31,18 +31,23 @@ def to_owners(columns: list[Tensor], shard: Shard, ranks: Ranks) -> list[Tensor]
 def moved_rows(columns: list[Tensor], source: Shard, target: Shard, ranks: Ranks) -> list[Tensor]:
     """Gives each process the rows of other samples than it has. Collective; waits.
 
+    Rows move of samples that both shards know: with another number of samples in all, those with
+    the smaller ids.
+
     Args:
         columns: What belongs to this process's samples, [len(source)].
         source: Which samples these are.
-        target: Whose rows it gets instead, [len(target)].
+        target: Whose rows it gets instead, [len(target)], or the first ones of them.
         ranks: The processes.
     """
     if source == target:
         return columns
-    device = columns[0].device
-    wanted_by, order = target.owner_of(source.ids(device)).sort(stable=True)
+    device, common = columns[0].device, min(source.num_samples, target.num_samples)
+    ids = source.ids(device)[: source.num_below(common)]
+    wanted_by, order = target.owner_of(ids).sort(stable=True)
     counts = torch.bincount(wanted_by, minlength=source.size)
-    received = ranks.exchange([column[order] for column in columns], counts)
+    received = ranks.exchange([column[: len(ids)][order] for column in columns], counts)
     # Of each sender the samples come by rising id, as it held them.
-    places = source.owner_of(target.ids(device)).sort(stable=True).indices
+    wanted = target.ids(device)[: target.num_below(common)]
+    places = source.owner_of(wanted).sort(stable=True).indices
     return [torch.empty_like(column).index_copy_(0, places, column) for column in received]

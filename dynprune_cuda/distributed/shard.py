@@ -71,6 +71,10 @@ class Shard:
         """Returns how many samples each rank holds."""
         return [len(replace(self, rank=rank)) for rank in range(self.size)]
 
+    def num_below(self, sample_id: int) -> int:
+        """Returns how many samples of this rank have smaller ids; they are its first ones."""
+        return min(len(range(self.first, sample_id, self.stride)), len(self))
+
     def in_pieces(self) -> Shard:
         """Returns the shard of this rank if all were contiguous."""
         return replace(self, layout="contiguous")

@@ -247,7 +247,7 @@ def select(
 
 
 def select_rescaled(
-    rule: SelectionRule, num_samples: int, k: int, *, seed: int = 0
+    rule: SelectionRule, num_samples: int, k: int, *, seed: int | Tensor = 0
 ) -> tuple[Tensor, Tensor]:
     """Selects by weights, and tells what to multiply the losses by.
 
@@ -260,7 +260,7 @@ def select_rescaled(
             `Tilted`, or `Trimmed`.
         num_samples: N.
         k: See `functional`.
-        seed: Any int.
+        seed: See `functional`; an int for `Trimmed`.
 
     Returns:
         Ascending sample ids, int64 [k], and their factors, float32 [k], on the ranking's device.

@@ -48,9 +48,7 @@ class BatchCounter:
         Args:
             sampler: Gives the batches.
         """
-        length = self.pruner.share_length(sampler.drop_last)
-        ids = min(self.count * sampler.batch_size, length)
-        return {"pruner": self.pruner.state_dict(), "ids": ids}
+        return {"pruner": self.pruner.state_dict(), "ids": sampler.ids_after(self.count)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], sampler: EpochBatchSampler) -> None:
         """Continues where `state_dict` was: restores the pruner, the count and the sampler.
@@ -60,7 +58,7 @@ class BatchCounter:
             sampler: Gives the batches; its next iterator continues behind the counted ones.
         """
         self.pruner.load_state_dict(state_dict["pruner"])
-        self.count = -(-state_dict["ids"] // sampler.batch_size)
+        self.count = sampler.batches_before(state_dict["ids"])
         sampler.load_state_dict({"epoch": self.pruner.epoch, "ids": state_dict["ids"]})
 
 

@@ -47,5 +47,7 @@ def test_the_default_is_within_two_points_of_full_data() -> None:
     default = [accuracy(seed, keep=0.3) for seed in range(3)]
     assert statistics.fmean(full) > 85
     assert statistics.fmean(default) > statistics.fmean(full) - 2, (default, full)
+
+
 if __name__ == "__main__":
     print([accuracy(s, policy="full") for s in range(3)], [accuracy(s, keep=0.3) for s in range(3)])

@@ -231,6 +231,7 @@ def test_a_pruner_keeps_exactly_k_and_rescales(device):
     torch.testing.assert_close(loss, (plain * factors[chosen]).mean())
 
 
+@pytest.mark.filterwarnings("ignore:at least .* visits in epoch")
 def test_a_resumed_pruner_has_the_same_factors():
     def make():
         return Pruner(100, 0.3, policies.Weighted(rescale=True, trim=0.1), period=2)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from waiting import WAITING, no_cuda_waiting
 
-from dynprune_cuda import DeviceLoader, Pruner, distributed, functional, policies
+from dynprune_cuda import BatchSelector, DeviceLoader, Pruner, distributed, functional, policies
 from dynprune_cuda.functional.cross_entropy import SCORES
 from dynprune_cuda.functional.ranking import Ranking
 from dynprune_cuda.scores import merge, outbox
@@ -81,6 +81,22 @@ def test_a_step_brings_nothing_to_the_host(fake_device, monkeypatch, policy, sco
         )
         pruner.stats()
     assert trace.operations > 50
+
+
+@pytest.mark.parametrize("by", ["loss", "margin", "excess"])
+@pytest.mark.parametrize("policy", ["top_k", "percentile", "epsilon_greedy", "uniform", "weighted"])
+def test_a_selection_in_the_batch_brings_nothing_to_the_host(fake_device, policy, by):
+    if (by, policy) == ("margin", "weighted"):
+        by = "el2n"
+    rescale = policy != "top_k" and by != "excess"
+    logits, labels, _ = batch()
+    selector = BatchSelector(0.25, by, policy, rescale=rescale, epsilon=0.5, device="cuda")
+    reference = (torch.rand(B, device="cuda"),) if by == "excess" else ()
+    with on_device() as trace:
+        choice = selector(logits, labels, *reference)
+    assert choice.rows.shape == (8,) and choice.rows.device.type == "cuda"
+    assert (choice.weights is not None) == rescale
+    assert trace.operations > 5
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,15 @@ def name_of(path):
 
 def test_there_is_one_per_framework():
     names = {name_of(path) for path in EXAMPLES}
-    assert names == {"pytorch", "ddp", "lightning", "transformers", "accelerate", "ray"}
+    assert names == {
+        "pytorch",
+        "ddp",
+        "lightning",
+        "transformers",
+        "accelerate",
+        "ray",
+        "selective",
+    }
 
 
 def missing(path):

@@ -27,7 +27,7 @@ PACKAGE = numbered(
     "distributed functional",
     "data scores sharded",
     "policies",
-    "_epochs advice rescoring static_scores",
+    "_epochs advice batch_selection rescoring static_scores",
     "pruner",
     "hooks integrations plotting",
     "__init__",

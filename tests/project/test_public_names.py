@@ -7,10 +7,10 @@ import inspect
 import pytest
 
 NAMES = {
-    "dynprune_cuda": """UCB Balanced DeviceLoader EpsilonGreedy Full IndexedDataset InfoBatch
-        KeptHistory Pruner RandomStatic ScoreTable ScoredLoss StaticScores StaticSubset Stats
-        UniformRandom Weighted build_info functional plot_kept policies same_steps schedules sharded
-        static_scores track_gradient_norm __version__""",
+    "dynprune_cuda": """UCB Balanced BatchChoice BatchSelector DeviceLoader EpsilonGreedy Full
+        IndexedDataset InfoBatch KeptHistory Pruner RandomStatic ScoreTable ScoredLoss StaticScores
+        StaticSubset Stats UniformRandom Weighted build_info functional plot_kept policies
+        same_steps schedules sharded static_scores track_gradient_norm __version__""",
     "dynprune_cuda.functional": """ScoredLoss check_errors last_layer_grand permutation
         scored_cross_entropy scored_cross_entropy_step_ select_epsilon_greedy select_top_k
         select_ucb select_ucb1 select_uniform select_weighted update_scores_
@@ -22,7 +22,10 @@ NAMES = {
         WeighingPolicy Weighted names register resolve""",
     "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit History",
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
-    "dynprune_cuda.data": "DeviceLoader EpochBatchSampler EpochSampler IndexedDataset",
+    "dynprune_cuda.data": """BucketBatchSampler DeviceLoader EpochBatchSampler EpochSampler
+        FilteredStream IndexedDataset""",
+    "dynprune_cuda.data.bucketing": "BucketBatchSampler",
+    "dynprune_cuda.data.streams": "FilteredStream",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
     "dynprune_cuda.data.unselected": "UnselectedBatchSampler",
     "dynprune_cuda.data.indexed": "IndexedDataset",
@@ -31,7 +34,8 @@ NAMES = {
     "dynprune_cuda.hooks": "track_gradient_norm",
     "dynprune_cuda.plotting": "KeptHistory plot_kept",
     "dynprune_cuda.rescoring": "Rescored",
-    "dynprune_cuda.schedules": "Ramp Wave growing oscillating shrinking",
+    "dynprune_cuda.batch_selection": "BatchChoice BatchSelector",
+    "dynprune_cuda.schedules": "Ramp SelectionWindow Wave growing oscillating shrinking",
     "dynprune_cuda.stats": "Stats",
     "dynprune_cuda.static_scores": """ForgettingCounter StaticScores el2n_scores forgetting_scores
         grand_scores random_scores""",
