@@ -56,6 +56,10 @@ class Pruner:
     selection the subset stays, in an order that is drawn anew each epoch. The warm-up before and
     the annealing at the end train on everything. Before the first `set_epoch` the epoch is 0.
 
+    The first `set_epoch` may name a later epoch than the warm-up while a policy that needs scores
+    has none: the loop counts from 1, or a state was not loaded. A RuntimeWarning says so, and the
+    warm-up runs then, for `warmup_epochs` epochs. Lengths count the epochs before as full.
+
     A jump, forwards or backwards, selects if the subset at hand belongs to another period: with
     the scores of now and the seed of the period that the epoch lies in.
 
@@ -226,7 +230,7 @@ class Pruner:
     @property
     def schedule(self) -> Schedule:
         """When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`."""
-        return self._config.schedule
+        return self._run.schedule
 
     @property
     def score(self) -> str:

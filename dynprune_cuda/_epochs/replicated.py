@@ -91,7 +91,8 @@ class ReplicatedRun(Run):
         subset = self.state.subset
         chosen = self._mask_of(self._nothing() if subset is None else subset.ids)
         saved = self.state.saved(chosen, self._saved_repeat(), self.config.policy.has_factors)
-        return sealed({**self.settings(), "table": self.table.state_dict(), **saved})
+        state = {**self.settings(), "table": self.table.state_dict(), **saved}
+        return sealed(state, self.state.first_epoch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
@@ -169,7 +170,7 @@ class ReplicatedRun(Run):
         return self.table.told(history, self.state.memory if policy.memory else None)
 
     def _history(self, start: int) -> History:
-        state, schedule, device = self.state, self.config.schedule, self.table.device
+        state, schedule, device = self.state, self.schedule, self.table.device
         length, places = 0, torch.full((self.config.num_samples,), -1, device=device)
         if state.epoch is not None:
             subset = state.subset if schedule.phase(state.epoch) == "pruned" else None
@@ -181,7 +182,7 @@ class ReplicatedRun(Run):
         return History(
             start,
             schedule.epochs,
-            schedule.warmup_epochs,
+            schedule.warm_until,
             schedule.period,
             state.num_selections,
             state.times_selected,
@@ -208,7 +209,7 @@ class ReplicatedRun(Run):
     def _factors_of(self, state: EpochState) -> Tensor:
         """Returns what the losses of a state's epoch are multiplied by, float32 [num_samples]."""
         factors, subset = torch.ones_like(self.table.mean), state.subset
-        if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
+        if subset is None or self.schedule_of(state).phase(state.epoch or 0) != "pruned":
             return factors
         assert subset.factors is not None
         return factors.zero_().index_copy_(0, subset.ids, subset.factors)

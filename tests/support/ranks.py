@@ -260,6 +260,7 @@ def errors(rank, size):
     found["too early"] = message(lambda: MAKERS["at_once"]().selected)
     pruner.set_epoch(1)
     alone = Pruner(N, 20, seed=rank, process_group=False)
+    alone.set_epoch(0)
     alone.set_epoch(1)
     found["alone"] = str(len(alone.epoch_order()))
     return found, before["subset_epoch"], pruner.selected
