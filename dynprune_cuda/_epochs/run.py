@@ -16,6 +16,7 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
+from dynprune_cuda._epochs.late import about_late_warmup, about_no_scores
 from dynprune_cuda._epochs.order import Share
 from dynprune_cuda._epochs.state import (
     ENTRIES,
@@ -25,7 +26,6 @@ from dynprune_cuda._epochs.state import (
     SavedState,
     Subset,
 )
-from dynprune_cuda._epochs.late import about_late_warmup, about_no_scores
 from dynprune_cuda._epochs.strays import visits_outside, warning
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda._schedule.seeds import derive_seed

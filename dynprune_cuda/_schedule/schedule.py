@@ -117,6 +117,20 @@ class Schedule:
             return 0
         return len(self.keep) - 1 if isinstance(self.keep, tuple) else None
 
+    def counts(self) -> set[int] | None:
+        """Returns how many samples epochs of the run train on; None if it is not known before."""
+        pruned_until = None if self.epochs is None else self.epochs - self.anneal_epochs
+        found = set()
+        if self.warm_until or (self.epochs is not None and self.anneal_epochs):
+            found.add(self.num_samples)
+        if pruned_until is None or self.warm_until < pruned_until:
+            if not isinstance(self.keep, int | tuple):
+                return None
+            last = -1 if isinstance(self.keep, int) else len(self.keep) - 1
+            kept = (self.keep,) if isinstance(self.keep, int) else self.keep
+            found.update(kept if last < 0 else kept[min(self.warm_until, last) : pruned_until])
+        return found
+
     def known_counts(self) -> tuple[int, ...]:
         """Returns what selections may keep, as far as it is known without calling a function."""
         if isinstance(self.keep, int):

@@ -10,8 +10,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
+from dynprune_cuda import Pruner
 from dynprune_cuda.data import EpochBatchSampler, EpochSampler, IndexedDataset, samplers
 
 Pair = collections.namedtuple("Pair", ["image", "label"])
@@ -196,9 +205,53 @@ def test_only_map_style_datasets_can_be_indexed():
         def __iter__(self):
             return iter(())
 
-    for wrong in (Stream(), iter([1]), 3):
+    class Sized(Stream):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return i
+
+    for wrong in (Stream(), Sized(), ChainDataset([Sized()])):
+        with pytest.raises(TypeError, match=r"must be map-style, got the iterable (Stream|S|Ch)"):
+            IndexedDataset(wrong)
+    for wrong in (iter([1]), 3):
         with pytest.raises(TypeError, match=r"dataset must be map-style.*__len__"):
             IndexedDataset(wrong)
+
+
+def test_a_dataset_of_another_length_is_refused_when_it_is_wrapped():
+    pruner = Pruner(7, 0.5)
+    for size in (6, 8):
+        for wrap in (
+            pruner.wrap,
+            lambda data: IndexedDataset(data, 7),
+            lambda data: IndexedDataset(data, pruner),
+        ):
+            with pytest.raises(ValueError, match=f"must have 7 samples.* got list of {size}"):
+                wrap(list(range(size)))
+    wrapped = pruner.wrap(list("abcdefg"))
+    assert type(wrapped) is IndexedDataset and wrapped[2] == ("c", 2)
+    with pytest.raises(TypeError, match="must be map-style"):
+        pruner.wrap(3)
+    with pytest.raises(TypeError, match="num_samples must be an int"):
+        IndexedDataset([1], "7")
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [5, 9, 100])
+def test_a_loader_of_another_length_fails_at_its_first_batch(num_workers, size):
+    pruner = Pruner(7, 3, "uniform")
+    data = TensorDataset(torch.arange(size))
+    loader = DataLoader(
+        IndexedDataset(data), batch_sampler=pruner.batch_sampler(2), num_workers=num_workers
+    )
+    for epoch in range(2):
+        pruner.set_epoch(epoch)
+        text = f"must have 7 samples, as the pruner, got TensorDataset of {size}.*Pruner.{size}, "
+        with pytest.raises(ValueError, match=text):
+            next(iter(loader))
+    assert not pruner.table.count.any()
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
