@@ -172,7 +172,7 @@ def test_what_cannot_be_counted_is_refused():
     loader = Prefetching(sampler)
     loader.in_order = False
     assert len(next(iter(loader))) == BATCH
-    with pytest.raises(ValueError, match="which batches were trained on: .* prefetches 6 batches"):
+    with pytest.raises(ValueError, match=r"which batches were trained on: .* prefetches 6 batches"):
         sampler.state_dict()
     by_id = pruner.sampler()
     next(iter(Prefetching(torch.utils.data.BatchSampler(by_id, BATCH, False))))
