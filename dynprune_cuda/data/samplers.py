@@ -111,7 +111,7 @@ class EpochIterator(Iterator[_Item]):
             ValueError: It cannot be told from what was asked for.
         """
         if self.prefetch.batches and not self.prefetch.has_state:
-            raise ValueError(_PREFETCHED.format("samples", self.prefetch.batches))
+            raise ValueError(_PREFETCHED.format(what="samples", ahead=self.prefetch.batches))
         return self.position
 
     @property
@@ -140,7 +140,8 @@ class EpochIterator(Iterator[_Item]):
 
 
 _PREFETCHED = (
-    "state_dict cannot tell which {} were trained on: the DataLoader prefetches {} batches; use "
+    "state_dict cannot tell which {what} were trained on: the DataLoader prefetches {ahead} "
+    "batches; use "
     "pruner.batch_sampler(batch_size) and in_order=True, the state of a StatefulDataLoader "
     '(torchdata), or {{"epoch": pruner.epoch, "ids": trained}} with the number of samples trained '
     "on in this epoch"
@@ -181,7 +182,7 @@ class _BatchIterator(EpochIterator[list[int]]):
         # A loader with workers asks for some batches at first, and then for one more before it
         # hands one out, also at the end, where it gets none.
         if not (self.prefetch.in_order or self.prefetch.has_state):
-            raise ValueError(_PREFETCHED.format("batches", self.prefetch.batches))
+            raise ValueError(_PREFETCHED.format(what="batches", ahead=self.prefetch.batches))
         batches = max(0, self._asked - self.prefetch.batches)
         return min(self.position, self._start + batches * self._batch_size)
 
