@@ -304,6 +304,7 @@ class Run(ABC):
         return {
             "epoch": epoch,
             "the epoch before it": -1 if state.epoch is None else state.epoch,
+            "the first epoch": state.first_epoch,
             "keep": -1 if kept is None else kept,
             "the epoch of the last selection": -1 if state.subset is None else state.subset.epoch,
             "num_selections": state.num_selections,

@@ -141,10 +141,9 @@ class EpochIterator(Iterator[_Item]):
 
 _PREFETCHED = (
     "state_dict cannot tell which {what} were trained on: the DataLoader prefetches {ahead} "
-    "batches; use "
-    "pruner.batch_sampler(batch_size) and in_order=True, the state of a StatefulDataLoader "
-    '(torchdata), or {{"epoch": pruner.epoch, "ids": trained}} with the number of samples trained '
-    "on in this epoch"
+    "batches; use pruner.batch_sampler(batch_size) and in_order=True, the state of a "
+    'StatefulDataLoader (torchdata), or {{"epoch": pruner.epoch, "ids": trained}} with the number '
+    "of samples trained on in this epoch"
 )
 
 
