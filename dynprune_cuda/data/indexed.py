@@ -46,7 +46,7 @@ class IndexedDataset(Dataset[Any]):
             dataset: Anything with `__len__` and `__getitem__`; `__getitems__` is used if it is
                 there.
             num_samples: How many samples there must be: an int, or the pruner. None: as many as
-                the pruner has whose `batch_sampler` gives the first batch.
+                the pruner has whose `batch_sampler` gives a batch, checked there.
 
         Raises:
             TypeError: `dataset` is iterable, or lacks `__len__` or `__getitem__`; or `num_samples`
@@ -66,7 +66,7 @@ class IndexedDataset(Dataset[Any]):
             )
         if num_samples is not None:
             size = as_int("num_samples", getattr(num_samples, "num_samples", num_samples))
-            _check_size(dataset, size)
+            check_size(dataset, size)
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class IndexedDataset(Dataset[Any]):
             ValueError: `indices` are of a pruner with another number of samples.
         """
         if isinstance(indices, PlacedBatch):
-            _check_size(self.dataset, indices.num_samples)
+            check_size(self.dataset, indices.num_samples)
             if get_worker_info() is not None:
                 seed_worker(indices)
         sample_ids = [self._sample_id(index) for index in indices]
@@ -116,14 +116,16 @@ class IndexedDataset(Dataset[Any]):
         return f"IndexedDataset({self.dataset!r})"
 
 
-def _check_size(dataset: Any, num_samples: int) -> None:
+def check_size(dataset: Any, num_samples: int) -> None:
     """Raises ValueError if a dataset is not what a pruner of `num_samples` chooses from."""
-    size = len(dataset)
+    try:
+        size = len(dataset)
+    except TypeError:  # a loader's dataset need not have one
+        return
     if size != num_samples:
         raise ValueError(
             f"dataset must have {num_samples} samples, as the pruner, got {type(dataset).__name__} "
-            f"of {size}: make the pruner with the length of the dataset that is wrapped, "
-            f"Pruner({size}, ...)"
+            f"of {size}: make the pruner with the length of the training set, Pruner({size}, ...)"
         )
 
 

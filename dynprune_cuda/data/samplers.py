@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda._schedule.schedule import num_batches
 from dynprune_cuda.data.generators import LoaderDraw, PlacedBatch
+from dynprune_cuda.data.indexed import check_size
 from dynprune_cuda.data.prefetch import Prefetch, find_prefetch
 
 __all__ = ["EpochBatchSampler", "EpochSampler"]
@@ -72,9 +73,15 @@ class EpochIterator(Iterator[_Item]):
         self._order = order
         self._start_at(position)
 
-    def follow(self, draw: LoaderDraw, prefetch: Prefetch) -> None:
-        """Takes back what the loader drew, if this is the rest of an epoch; counts what it has."""
-        self._draw, self.prefetch = draw, prefetch
+    def follow(self, draw: LoaderDraw, prefetch: Prefetch, num_samples: int) -> None:
+        """Takes back what the loader drew, if this is the rest of an epoch; counts what it has.
+
+        Args:
+            draw: Of the loader.
+            prefetch: What the loader asks for ahead.
+            num_samples: How many samples its dataset must have.
+        """
+        self._draw, self.prefetch, self._num_samples = draw, prefetch, num_samples
 
     def _start_at(self, position: int) -> None:
         if position > len(self._order):
@@ -95,8 +102,15 @@ class EpochIterator(Iterator[_Item]):
         raise NotImplementedError
 
     def __next__(self) -> _Item:
-        """Returns the next item."""
+        """Returns the next item.
+
+        Raises:
+            ValueError: It is the first, and the loader's dataset has another length.
+        """
         if self._draw is not None:
+            # Not before: a loader with workers cannot be taken down while it is made.
+            if self.prefetch.dataset is not None:
+                check_size(self.prefetch.dataset, self._num_samples)
             self._draw.end(resumed=self.position > 0)
             self._draw = None
         self._asked += 1
@@ -164,10 +178,8 @@ class _BatchIterator(EpochIterator[list[int]]):
         position: int,
         batch_size: int,
         drop_last: bool,
-        num_samples: int,
     ) -> None:
         self._batch_size, self._drop_last = batch_size, drop_last
-        self._num_samples = num_samples
         self._seed = torch.initial_seed()
         super().__init__(epoch, order, position)
 
@@ -208,7 +220,7 @@ class ResumableSampler:
         self._draw = self._draw or LoaderDraw()
         self._draw.begin()
         newest = iterator(self.source.epoch, order, self._start(), *options)
-        newest.follow(self._draw, find_prefetch())
+        newest.follow(self._draw, find_prefetch(), self.source.num_samples)
         self._newest = newest
         return newest
 
@@ -339,9 +351,7 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Returns an iterator over the current epoch, from its beginning."""
-        return self.iterate(
-            _BatchIterator, self.batch_size, self.drop_last, self.source.num_samples
-        )
+        return self.iterate(_BatchIterator, self.batch_size, self.drop_last)
 
 
 def _parse(state_dict: Any) -> tuple[int, int]:

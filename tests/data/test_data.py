@@ -240,18 +240,44 @@ def test_a_dataset_of_another_length_is_refused_when_it_is_wrapped():
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [5, 9, 100])
-def test_a_loader_of_another_length_fails_at_its_first_batch(num_workers, size):
+@pytest.mark.parametrize("wrap", [IndexedDataset, lambda data: data])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated:UserWarning")
+@pytest.mark.parametrize("kind", ["plain", "stateful"])
+def test_a_loader_of_another_length_fails_at_its_first_batch(
+    kind, batched, wrap, size, num_workers
+):
+    make = DataLoader
+    if kind == "stateful":
+        make = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     pruner = Pruner(7, 3, "uniform")
-    data = TensorDataset(torch.arange(size))
-    loader = DataLoader(
-        IndexedDataset(data), batch_sampler=pruner.batch_sampler(2), num_workers=num_workers
-    )
+    how = {"batch_size": 2, "sampler": pruner.sampler()}
+    if batched:
+        how = {"batch_sampler": pruner.batch_sampler(2)}
+    loader = make(wrap(TensorDataset(torch.arange(size))), num_workers=num_workers, **how)
     for epoch in range(2):
         pruner.set_epoch(epoch)
-        text = f"must have 7 samples, as the pruner, got TensorDataset of {size}.*Pruner.{size}, "
+        text = rf"must have 7 samples, as the pruner, got \w+Dataset of {size}: .*Pruner\({size}, "
         with pytest.raises(ValueError, match=text):
             next(iter(loader))
     assert not pruner.table.count.any()
+
+
+def test_a_batch_of_ids_of_another_length_is_refused_without_a_loader():
+    pruner = Pruner(7, 0.5)
+    batch = next(iter(pruner.batch_sampler(2)))
+    with pytest.raises(ValueError, match="must have 7 samples, as the pruner, got list of 9"):
+        IndexedDataset(list(range(9))).__getitems__(batch)
+    assert len(IndexedDataset(list(range(7))).__getitems__(batch)) == 2
+
+
+def test_a_dataset_without_a_length_is_loaded():
+    class Endless(Dataset):
+        def __getitem__(self, i):
+            return i
+
+    loader = DataLoader(Endless(), batch_sampler=Pruner(7, 0.5).batch_sampler(7))
+    assert sorted(next(iter(loader)).tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
