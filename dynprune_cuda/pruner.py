@@ -24,11 +24,13 @@ from dynprune_cuda._checks.arguments import (
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda._epochs import make_run
 from dynprune_cuda._epochs.config import Config, make_config
+from dynprune_cuda._epochs.lengths import Lengths
 from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._schedule.keep import Keep
-from dynprune_cuda._schedule.schedule import Schedule, num_batches
+from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values, about_greedy, advise
 from dynprune_cuda.data.bucketing import WINDOW, BucketBatchSampler
+from dynprune_cuda.data.indexed import IndexedDataset
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.data.streams import FilteredStream, Streams
 from dynprune_cuda.data.unselected import UnselectedBatchSampler
@@ -57,6 +59,10 @@ class Pruner:
     Epochs `warmup_epochs`, `warmup_epochs + period`, ... select a new subset; until the next
     selection the subset stays, in an order that is drawn anew each epoch. The warm-up before and
     the annealing at the end train on everything. Before the first `set_epoch` the epoch is 0.
+
+    The first `set_epoch` may name a later epoch than the warm-up while a policy that needs scores
+    has none: the loop counts from 1, or a state was not loaded. A RuntimeWarning says so, and the
+    warm-up runs then, for `warmup_epochs` epochs. Lengths count the epochs before as full.
 
     A jump, forwards or backwards, selects if the subset at hand belongs to another period: with
     the scores of now and the seed of the period that the epoch lies in.
@@ -184,6 +190,7 @@ class Pruner:
         with torch.inference_mode(False):  # tensors that it made could not be trained with
             ranks.agree("making the pruner", ranks.buffer_device(device), make)
             self._run = made[0]
+            self.lengths = Lengths(self._run)  # of epochs; samplers ask it
             ranks.check_settings(self._config.common(), self.device)
             # Made here, because the first step may be a captured one.
             ticket = None
@@ -229,7 +236,7 @@ class Pruner:
     @property
     def schedule(self) -> Schedule:
         """When it selects: `keep`, `period`, `warmup_epochs`, `anneal_epochs`, `epochs`."""
-        return self._config.schedule
+        return self._run.schedule
 
     @property
     def score(self) -> str:
@@ -449,7 +456,7 @@ class Pruner:
         batch_size = as_int("batch_size", batch_size, minimum=1)
         drop_last = as_bool("drop_last", drop_last)
         epoch = self.epoch if epoch is None else as_int("epoch", epoch, minimum=0)
-        return num_batches(self._run.share_length(epoch, drop_last), batch_size, drop_last)
+        return self.lengths.steps(epoch, batch_size, drop_last)
 
     def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
         """Returns how many batches the epochs 0 to `epochs - 1` have, for an LR schedule.
@@ -466,11 +473,46 @@ class Pruner:
             ValueError: An argument is out of range, or the length of an epoch is not known yet.
         """
         epochs = as_int("epochs", epochs, minimum=0)
-        # With surplus="local" two selections of as many samples need not be as many steps.
-        spans = self.schedule.spans(epochs, by_period=self.surplus == "local")
-        return sum(
-            length * self.steps_per_epoch(batch_size, drop_last, first) for first, length in spans
-        )
+        batch_size = as_int("batch_size", batch_size, minimum=1)
+        return self.lengths.total(epochs, batch_size, as_bool("drop_last", drop_last))
+
+    def locate_step(self, step: int, batch_size: int, drop_last: bool = False) -> tuple[int, int]:
+        """Returns the epoch that a step of the run lies in, and its place in that epoch.
+
+            epoch, batches = pruner.locate_step(steps_done, batch_size)  # where to go on
+
+        Epochs differ in length, so `divmod(step, len(loader))` gives neither. It costs as much as
+        `total_steps`.
+
+        Args:
+            step: How many steps come before it, from the start of epoch 0, at least 0.
+            batch_size: As in `steps_per_epoch`.
+            drop_last: As in `steps_per_epoch`.
+
+        Returns:
+            The epoch, and how many of its steps come before; `locate_step(total_steps(e))` is
+            `(e, 0)`.
+
+        Raises:
+            TypeError: An argument is no int.
+            ValueError: An argument is out of range, the length of an epoch is not known yet, or an
+                epoch before the step has no steps at all.
+        """
+        step = as_int("step", step, minimum=0)
+        batch_size = as_int("batch_size", batch_size, minimum=1)
+        return self.lengths.locate(step, batch_size, as_bool("drop_last", drop_last))
+
+    def wrap(self, dataset: Any) -> IndexedDataset:
+        """Returns `IndexedDataset(dataset)`, checked to have as many samples as the pruner.
+
+        Args:
+            dataset: A map-style dataset of `num_samples` samples.
+
+        Raises:
+            TypeError: `dataset` is not map-style.
+            ValueError: `dataset` has another length.
+        """
+        return IndexedDataset(dataset, self.num_samples)
 
     def sampler(self, drop_last: bool = False) -> EpochSampler:
         """Returns a sampler for `DataLoader(sampler=...)` that follows the current epoch.

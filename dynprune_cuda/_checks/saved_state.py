@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import MAX_INT64, as_int
+
+# Behind the checksum, which has 32 digits.
+_FIRST_EPOCH = "[1-9][0-9]{0,18}"
 
 
 class StateReader:
@@ -49,13 +52,19 @@ class StateReader:
         version = self.state.get("version")
         if type(version) is int and version in versions:
             return None
-        found = re.fullmatch(rf"{newest}:([0-9a-f]{{32}})", str(version))
+        found = re.fullmatch(rf"{newest}:([0-9a-f]{{32}})(:{_FIRST_EPOCH})?", str(version))
         if found is None or not isinstance(version, str):
             raise ValueError(
                 f"{self.name} is of another run: its version is {version!r}, and here it is "
                 f"{newest} with a checksum"
             )
         return found[1]
+
+    def first_epoch(self) -> int:
+        """Returns the epoch that `version` names behind the checksum; 0 if it names none."""
+        found = re.search(f":({_FIRST_EPOCH})$", str(self.state["version"]))
+        first = 0 if found is None else int(found[1])
+        return as_int(f"{self.name}['version']", first, minimum=0, maximum=MAX_INT64)
 
     def intact(self, written: str | None, found: str) -> None:
         """Checks that a state holds what was saved."""

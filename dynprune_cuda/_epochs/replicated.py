@@ -92,7 +92,8 @@ class ReplicatedRun(Run):
         subset = self.state.subset
         chosen = self._mask_of(self._nothing() if subset is None else subset.ids)
         saved = self.state.saved(chosen, self._saved_repeat(), self.config.policy.has_factors)
-        return sealed({**self.settings(), "table": self.table.state_dict(), **saved})
+        state = {**self.settings(), "table": self.table.state_dict(), **saved}
+        return sealed(state, self.state.first_epoch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
@@ -186,7 +187,7 @@ class ReplicatedRun(Run):
         return self.table.told(history, self.state.memory if policy.memory else None)
 
     def _history(self, start: int) -> History:
-        state, schedule, device = self.state, self.config.schedule, self.table.device
+        state, schedule, device = self.state, self.schedule, self.table.device
         length, places = 0, torch.full((self.config.num_samples,), -1, device=device)
         if state.epoch is not None:
             subset = state.subset if schedule.phase(state.epoch) == "pruned" else None
@@ -198,7 +199,7 @@ class ReplicatedRun(Run):
         return History(
             start,
             schedule.epochs,
-            schedule.warmup_epochs,
+            schedule.warm_until,
             schedule.period,
             state.num_selections,
             state.times_selected,
@@ -228,7 +229,7 @@ class ReplicatedRun(Run):
         if (
             subset is None
             or subset.epoch == STALE
-            or self.config.schedule.phase(state.epoch or 0) != "pruned"
+            or self.schedule_of(state).phase(state.epoch or 0) != "pruned"
         ):
             return factors
         assert subset.factors is not None

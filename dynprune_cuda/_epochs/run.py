@@ -16,6 +16,7 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
+from dynprune_cuda._epochs.late import about_late_warmup, about_no_scores
 from dynprune_cuda._epochs.order import Share
 from dynprune_cuda._epochs.resize import resized_config, smaller_config
 from dynprune_cuda._epochs.state import (
@@ -28,6 +29,7 @@ from dynprune_cuda._epochs.state import (
     Subset,
 )
 from dynprune_cuda._epochs.strays import visits_outside, warning
+from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.shard import Shard
@@ -40,6 +42,7 @@ class Messages(NamedTuple):
     unobserved: str | None  # once in a run
     lacking: str | None
     strays: str | None = None  # once in a run
+    late: str | None = None  # once in a run
 
     def texts(self) -> list[str]:
         """Returns the messages that there are."""
@@ -95,12 +98,21 @@ class Run(ABC):
         Raises:
             RuntimeError: Epoch 0 begins with a selection of several processes.
         """
-        if self.config.schedule.phase(self.state.epoch or 0) != "pruned":
+        if self.schedule.phase(self.state.epoch or 0) != "pruned":
             return None
         if self.state.epoch is None and self._preview is None:
             self._check_first()
             self._preview, _ = self._next_state(0)
         return self._shown.subset
+
+    @property
+    def schedule(self) -> Schedule:
+        """When the run selects; its warm-up begins with the run's first epoch."""
+        return self.schedule_of(self.state)
+
+    def schedule_of(self, state: EpochState) -> Schedule:
+        """Returns the schedule of a run in `state`."""
+        return self.config.schedule.beginning_at(state.first_epoch)
 
     @property
     def _shown(self) -> EpochState:
@@ -119,7 +131,7 @@ class Run(ABC):
                 if not self._observed:  # else visits may wait in an outbox
                     self._outside = self._visits_outside(self.state)
                     self._rescored = False
-            elif self.config.schedule.phase(0) == "pruned":
+            elif self.schedule.phase(0) == "pruned":
                 self._check_first()
         if self._share is None:
             self._share = self._draw_share()
@@ -140,7 +152,7 @@ class Run(ABC):
         Raises:
             ValueError: It is not known before the selection is made.
         """
-        schedule, subset = self.config.schedule, self._shown.subset
+        schedule, subset = self.schedule, self._shown.subset
         if schedule.phase(epoch) != "pruned":
             return self.config.num_samples
         start = schedule.period_start(epoch)
@@ -175,7 +187,7 @@ class Run(ABC):
         always = ((times == state.num_selections) & (times > 0)).sum()
         known = {
             "epoch": epoch,
-            "phase": self.config.schedule.phase(epoch),
+            "phase": self.schedule.phase(epoch),
             "num_selected": num_selected,
             "selected_fraction": num_selected / self.config.num_samples,
             "num_selections": state.num_selections,
@@ -336,7 +348,8 @@ class Run(ABC):
 
     def _check_total(self, saved: SavedState, total: int) -> None:
         """Checks that the subset of a state, of `total` samples in all processes, fits the run."""
-        start, schedule = saved.subset_epoch, self.config.schedule
+        start = saved.subset_epoch
+        schedule = self.config.schedule.beginning_at(saved.first_epoch)
         is_pruned = saved.epoch is not None and schedule.phase(saved.epoch) == "pruned"
         # A stale selection is there between a resize and the next pruned epoch.
         fits = (total == 0 or not is_pruned) if start == STALE else total > 0
@@ -377,12 +390,13 @@ class Run(ABC):
     def _place(self, epoch: int) -> dict[str, int]:
         """Returns what all processes must agree about before they begin `epoch` together."""
         functional.check_errors(self.table.device)
-        state, schedule = self.state, self.config.schedule
+        state, schedule = self.state, self.schedule
         start = schedule.period_start(epoch)
         kept = schedule.kept(start) if schedule.phase(epoch) == "pruned" else None
         return {
             "epoch": epoch,
             "the epoch before it": -1 if state.epoch is None else state.epoch,
+            "the first epoch": state.first_epoch,
             "keep": -1 if kept is None else kept,
             "the epoch of the last selection": -1 if state.subset is None else state.subset.epoch,
             "num_selections": state.num_selections,
@@ -391,13 +405,17 @@ class Run(ABC):
 
     def _next_state(self, epoch: int) -> tuple[EpochState, Messages]:
         """Returns the state of an epoch, and what to warn of; selects if due. Changes nothing."""
-        state, schedule = self.state, self.config.schedule
+        state = self._entered(epoch)
+        schedule = self.schedule_of(state)
         messages = Messages(None, None, self._strays())
+        if state.first_epoch != self.state.first_epoch:
+            late = about_late_warmup(epoch, schedule.warmup_epochs, self.config.policy)
+            messages = messages._replace(late=late)
         if schedule.phase(epoch) == "pruned":
             start = schedule.period_start(epoch)
             if state.subset is None or self._is_due(epoch, start, state.subset):
                 subset = self._select(start, self._selection_seed(start))
-                unobserved, lacking = self._unobserved(start), self._lacking(subset)
+                unobserved, lacking = self._unobserved(epoch, start), self._lacking(subset)
                 messages = messages._replace(unobserved=unobserved, lacking=lacking)
                 chosen = self._mask_of(subset.ids)
                 again = None
@@ -418,20 +436,29 @@ class Run(ABC):
         number = 0 if self.config.policy.static else start
         return derive_seed(self.state.seed, "select", number)
 
-    def _unobserved(self, start: int) -> str | None:
+    def _entered(self, epoch: int) -> EpochState:
+        """Returns the state with the warm-up moved to `epoch`, if it was missed; else unchanged.
+
+        It was missed if the run begins behind it, and the policy needs scores, and there are none.
+        """
+        state, schedule = self.state, self.schedule
+        if state.epoch is not None or self._observed or not self.config.policy.uses_scores:
+            return state
+        if schedule.warmup_epochs == 0 or schedule.phase(epoch) != "pruned":
+            return state
+        return replace(state, first_epoch=epoch)
+
+    def _unobserved(self, epoch: int, start: int) -> str | None:
         """Returns a warning if the policy needs scores and there are none."""
         if start == 0 or self._observed or not self.config.policy.uses_scores:
             return None
-        return (
-            f"no score was observed before epoch {start}, so {self.config.policy!r} selects "
-            "at random; compute the loss with pruner.cross_entropy(...), or call "
-            "pruner.observe(ids, values), in the training loop"
-        )
+        first = epoch if self.state.epoch is None else None
+        return about_no_scores(start, self.config.policy, first)
 
     def _visits_outside(self, state: EpochState) -> Tensor | None:
         """Returns how often samples outside a pruned epoch's subset were visited so far, 0-d."""
         subset = state.subset
-        if subset is None or self.config.schedule.phase(state.epoch or 0) != "pruned":
+        if subset is None or self.schedule_of(state).phase(state.epoch or 0) != "pruned":
             return None
         return visits_outside(self.table, subset.ids, self._shard())
 

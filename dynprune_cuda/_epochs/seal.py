@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checksum of a saved state, in its entry "version"; of states in pieces, that of the whole."""
+"""The checksum of a saved state, in its entry "version"; of states in pieces, that of the whole.
+
+If the run began later than with epoch 0, without scores, its first epoch follows the checksum.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,17 @@ from dynprune_cuda.scores.table import ScoreTable
 Sums = Mapping[str, tuple[int, int]]  # of columns in pieces: rows in all processes, and their sum
 
 
-def sealed(state: dict[str, Any], sums: Sums | None = None) -> dict[str, Any]:
-    """Returns a state whose version ends with the checksum of everything else. Waits."""
-    return {**state, "version": f"{STATE_VERSION}:{_checksum(state, sums)}"}
+def sealed(state: dict[str, Any], first_epoch: int = 0, sums: Sums | None = None) -> dict[str, Any]:
+    """Returns a state whose version tells the checksum of everything else. Waits."""
+    version = f"{STATE_VERSION}:{_checksum(state, first_epoch, sums)}"
+    return {**state, "version": f"{version}:{first_epoch}" if first_epoch else version}
 
 
 def check_seal(read: StateReader, sums: Sums | None = None) -> None:
     """Raises ValueError if a state does not hold what was saved. Waits."""
     written = read.sealed(VERSIONS_BEFORE, STATE_VERSION)
     if written is not None:
-        read.intact(written, _checksum(read.state, sums))
+        read.intact(written, _checksum(read.state, read.first_epoch(), sums))
 
 
 def row_sums(state: Mapping[str, Any], table: ScoreTable, shard: Shard) -> dict[str, int | None]:
@@ -72,5 +76,8 @@ def total_sums(
     }
 
 
-def _checksum(state: Mapping[str, Any], sums: Sums | None) -> str:
-    return checksum({name: state[name] for name in state if name != "version"}, sums)
+def _checksum(state: Mapping[str, Any], first_epoch: int, sums: Sums | None) -> str:
+    contents = {name: state[name] for name in state if name != "version"}
+    if first_epoch:
+        contents["first_epoch"] = first_epoch
+    return checksum(contents, sums)

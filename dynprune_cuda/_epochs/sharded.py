@@ -177,7 +177,7 @@ class ShardedRun(Run):
         shard, subset, policy = self.table.shard, self._shown.subset, self.config.policy
         if self.count(epoch) == self.config.num_samples:
             return shard.sizes()
-        start = self.config.schedule.period_start(epoch)
+        start = self.schedule.period_start(epoch)
         static = policy.static and subset is not None and subset.epoch != STALE
         if subset is not None and (static or subset.epoch == start):
             return subset.sizes
@@ -320,7 +320,7 @@ class ShardedRun(Run):
         """Draws what this process trains on in a state's epoch. Collective in a pruned epoch."""
         shard, ranks = self.table.shard, self.ranks
         epoch, subset = state.epoch or 0, None
-        if state.epoch is not None and self.config.schedule.phase(epoch) == "pruned":
+        if state.epoch is not None and self.schedule_of(state).phase(epoch) == "pruned":
             subset = state.subset
         if self._stays:
             seed = derive_seed(state.seed, "order", epoch, ranks.rank)
@@ -404,7 +404,7 @@ class ShardedRun(Run):
             state = respread(state, shard, pieces, ranks)
             mine = row_sums(state, self.table, pieces)
             sums = total_sums(mine, shard.num_samples, ranks, self.table.mean)
-            state = sealed(state, sums)
+            state = sealed(state, self.state.first_epoch, sums)
         except BaseException:
             self.table.restore(before)
             raise
@@ -452,6 +452,7 @@ class ShardedRun(Run):
             kept = self.config.schedule.kept(start) if start >= 0 else None
             return {
                 "epoch": -1 if saved.epoch is None else saved.epoch,
+                "the first epoch": saved.first_epoch,
                 "the epoch of the last selection": start,
                 "num_selections": saved.num_selections,
                 "seed": saved.seed,

@@ -66,6 +66,7 @@ class EpochState:
         turnover: Share of the last selection that the one before had not chosen, 0-d float64; NaN
             before the second selection.
         memory: The policy's own columns by name, [rows] each.
+        first_epoch: Where the warm-up begins, see `Schedule`.
     """
 
     seed: int
@@ -75,6 +76,7 @@ class EpochState:
     times_selected: Tensor
     turnover: Tensor
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    first_epoch: int = 0
 
     @classmethod
     def initial(cls, seed: int, like: Tensor, memory: Mapping[str, Tensor]) -> EpochState:
@@ -108,7 +110,7 @@ class EpochState:
         )
 
     def saved(self, chosen: Tensor, repeat: Tensor, has_factors: bool) -> dict[str, Any]:
-        """Returns the entries of a saved state.
+        """Returns the entries of a saved state, but for `first_epoch`: the seal holds it.
 
         Their keys and shapes are those of every run made alike, whatever it has selected so far:
         `torch.distributed.checkpoint` loads into a state of the same shape.
@@ -151,6 +153,7 @@ class SavedState(NamedTuple):
     turnover: Tensor
     seed: int
     memory: Mapping[str, Tensor]
+    first_epoch: int
 
     def restored(self, ids: Tensor, sizes: tuple[int, ...]) -> EpochState:
         """Returns the state, with the ids of the chosen rows and the sizes of their holders."""
@@ -166,6 +169,7 @@ class SavedState(NamedTuple):
             self.times_selected,
             self.turnover,
             self.memory,
+            self.first_epoch,
         )
 
 
@@ -219,4 +223,5 @@ def read_state(
         turnover,
         seed,
         columns,
+        read.first_epoch(),
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda._schedule.keep import resolve_keep
@@ -26,6 +26,7 @@ class Schedule:
         warmup_epochs: First epochs on full data.
         anneal_epochs: Last epochs on full data.
         epochs: Length of the run, None if it is open.
+        first_epoch: Where the warm-up begins; above 0 if the run began later, without scores.
     """
 
     num_samples: int
@@ -34,6 +35,7 @@ class Schedule:
     warmup_epochs: int
     anneal_epochs: int
     epochs: int | None
+    first_epoch: int = 0
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -55,9 +57,20 @@ class Schedule:
                 f"keep must have one entry per epoch, {self.epochs}, got {len(self.keep)}"
             )
 
+    def beginning_at(self, first_epoch: int) -> Schedule:
+        """Returns the schedule of a run whose warm-up begins at `first_epoch`."""
+        if first_epoch == self.first_epoch:
+            return self
+        return replace(self, first_epoch=first_epoch)
+
+    @property
+    def warm_until(self) -> int:
+        """The first epoch after the warm-up; those before it train on everything."""
+        return self.first_epoch + self.warmup_epochs
+
     def phase(self, epoch: int) -> str:
         """Returns "warm-up", "pruned" or "annealing"."""
-        if epoch < self.warmup_epochs:
+        if epoch < self.warm_until:
             return "warm-up"
         if self.epochs is not None and self.anneal_epochs:
             return "annealing" if epoch >= self.epochs - self.anneal_epochs else "pruned"
@@ -65,7 +78,7 @@ class Schedule:
 
     def period_start(self, epoch: int) -> int:
         """Returns the epoch whose selection serves the pruned epoch `epoch`."""
-        return epoch - (epoch - self.warmup_epochs) % self.period
+        return epoch - (epoch - self.warm_until) % self.period
 
     def kept(self, start: int) -> int | None:
         """Returns how many samples the selection of epoch `start` keeps; None: not known before."""
@@ -85,7 +98,7 @@ class Schedule:
         last = epochs  # first epoch of the annealing
         if self.epochs is not None and self.anneal_epochs:
             last = min(epochs, self.epochs - self.anneal_epochs)
-        first = min(self.warmup_epochs, epochs)
+        first = min(self.warm_until, epochs)
         if first:
             yield 0, first
         constant = None if by_period else self._constant_from()
@@ -103,6 +116,20 @@ class Schedule:
         if isinstance(self.keep, int):
             return 0
         return len(self.keep) - 1 if isinstance(self.keep, tuple) else None
+
+    def counts(self) -> set[int] | None:
+        """Returns how many samples epochs of the run train on; None if it is not known before."""
+        pruned_until = None if self.epochs is None else self.epochs - self.anneal_epochs
+        found = set()
+        if self.warm_until or (self.epochs is not None and self.anneal_epochs):
+            found.add(self.num_samples)
+        if pruned_until is None or self.warm_until < pruned_until:
+            if not isinstance(self.keep, int | tuple):
+                return None
+            last = -1 if isinstance(self.keep, int) else len(self.keep) - 1
+            kept = (self.keep,) if isinstance(self.keep, int) else self.keep
+            found.update(kept if last < 0 else kept[min(self.warm_until, last) : pruned_until])
+        return found
 
     def known_counts(self) -> tuple[int, ...]:
         """Returns what selections may keep, as far as it is known without calling a function."""

@@ -54,9 +54,11 @@ class PlacedBatch(list[int]):
 
     Attributes:
         place: The seed of torch's generator, the epoch, and how many ids came before.
+        num_samples: Size of the training set that the ids count in.
     """
 
     place: tuple[int, int, int]
+    num_samples: int
 
 
 def seed_worker(batch: PlacedBatch) -> None:

@@ -7,7 +7,7 @@ import copy
 from collections.abc import MutableMapping
 from typing import Any
 
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dynprune_cuda._checks.arguments import as_int
 from dynprune_cuda.data.generators import PlacedBatch, seed_worker
@@ -39,22 +39,34 @@ class IndexedDataset(Dataset[Any]):
         dataset: The wrapped dataset.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        """Wraps `dataset`.
+    def __init__(self, dataset: Any, num_samples: Any = None) -> None:
+        """Wraps `dataset`; `Pruner.wrap` passes the size, too.
 
         Args:
             dataset: Anything with `__len__` and `__getitem__`; `__getitems__` is used if it is
                 there.
+            num_samples: How many samples there must be: an int, or the pruner. None: as many as
+                the pruner has whose `batch_sampler` gives a batch, checked there.
 
         Raises:
-            TypeError: `dataset` lacks `__len__` or `__getitem__`, as iterable datasets do.
+            TypeError: `dataset` is iterable, or lacks `__len__` or `__getitem__`; or `num_samples`
+                is no int.
+            ValueError: `dataset` has another length.
         """
+        if isinstance(dataset, IterableDataset):  # it may have both methods
+            raise TypeError(
+                f"dataset must be map-style, got the iterable {type(dataset).__name__}: its "
+                "samples have no positions to choose from; load them into one with __getitem__"
+            )
         missing = [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]
         if missing:
             raise TypeError(
                 "dataset must be map-style: "
                 f"{type(dataset).__name__} has no {' and no '.join(missing)}"
             )
+        if num_samples is not None:
+            size = as_int("num_samples", getattr(num_samples, "num_samples", num_samples))
+            check_size(dataset, size)
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -67,9 +79,15 @@ class IndexedDataset(Dataset[Any]):
         return _with_id(self.dataset[sample_id], sample_id)
 
     def __getitems__(self, indices: Any) -> list[Any]:
-        """Returns the samples at `indices`, in one call if the wrapped dataset can do that."""
-        if isinstance(indices, PlacedBatch) and get_worker_info() is not None:
-            seed_worker(indices)
+        """Returns the samples at `indices`, in one call if the wrapped dataset can do that.
+
+        Raises:
+            ValueError: `indices` are of a pruner with another number of samples.
+        """
+        if isinstance(indices, PlacedBatch):
+            check_size(self.dataset, indices.num_samples)
+            if get_worker_info() is not None:
+                seed_worker(indices)
         sample_ids = [self._sample_id(index) for index in indices]
         fetch = getattr(self.dataset, "__getitems__", None)
         if fetch is None:
@@ -96,6 +114,19 @@ class IndexedDataset(Dataset[Any]):
     def __repr__(self) -> str:
         """Names the wrapped dataset."""
         return f"IndexedDataset({self.dataset!r})"
+
+
+def check_size(dataset: Any, num_samples: int) -> None:
+    """Raises ValueError if a dataset is not what a pruner of `num_samples` chooses from."""
+    try:
+        size = len(dataset)
+    except TypeError:  # a loader's dataset need not have one
+        return
+    if size != num_samples:
+        raise ValueError(
+            f"dataset must have {num_samples} samples, as the pruner, got {type(dataset).__name__} "
+            f"of {size}: make the pruner with the length of the training set, Pruner({size}, ...)"
+        )
 
 
 def _with_id(sample: Any, sample_id: int) -> Any:

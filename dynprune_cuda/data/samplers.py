@@ -13,6 +13,8 @@ from torch.utils.data import Sampler
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda._schedule.schedule import num_batches
 from dynprune_cuda.data.generators import LoaderDraw, PlacedBatch
+from dynprune_cuda.data.indexed import check_size
+from dynprune_cuda.data.prefetch import Prefetch, find_prefetch
 
 __all__ = ["EpochBatchSampler", "EpochSampler"]
 
@@ -59,8 +61,10 @@ class EpochIterator(Iterator[_Item]):
     Attributes:
         epoch: The epoch that it walks through.
         position: How many ids of that epoch were handed out, those before its start included.
+        prefetch: How far its loader asks ahead.
     """
 
+    prefetch = Prefetch()
     _draw: LoaderDraw | None = None  # until the first item was asked for
 
     def __init__(self, epoch: int, order: Tensor, position: int) -> None:
@@ -69,9 +73,15 @@ class EpochIterator(Iterator[_Item]):
         self._order = order
         self._start_at(position)
 
-    def follow(self, draw: LoaderDraw) -> None:
-        """Takes back what the loader drew, if this is the rest of an epoch."""
-        self._draw = draw
+    def follow(self, draw: LoaderDraw, prefetch: Prefetch, num_samples: int) -> None:
+        """Takes back what the loader drew, if this is the rest of an epoch; counts what it has.
+
+        Args:
+            draw: Of the loader.
+            prefetch: What the loader asks for ahead.
+            num_samples: How many samples its dataset must have.
+        """
+        self._draw, self.prefetch, self._num_samples = draw, prefetch, num_samples
 
     def _start_at(self, position: int) -> None:
         if position > len(self._order):
@@ -79,7 +89,8 @@ class EpochIterator(Iterator[_Item]):
                 f"the state's ids must be at most {len(self._order)}, the length of epoch "
                 f"{self.epoch}, got {position}"
             )
-        self.position = position
+        self.position = self._start = position
+        self._asked = 0  # how often it was asked for an item
         self._items = self._walk(self._order[position:])
 
     def _walk(self, order: Tensor) -> Iterator[_Item]:
@@ -91,13 +102,36 @@ class EpochIterator(Iterator[_Item]):
         raise NotImplementedError
 
     def __next__(self) -> _Item:
-        """Returns the next item."""
+        """Returns the next item.
+
+        Raises:
+            ValueError: It is the first, and the loader's dataset has another length.
+        """
         if self._draw is not None:
+            # Not before: a loader with workers cannot be taken down while it is made.
+            if self.prefetch.dataset is not None:
+                check_size(self.prefetch.dataset, self._num_samples)
             self._draw.end(resumed=self.position > 0)
             self._draw = None
+        self._asked += 1
         item = next(self._items)
         self.position += self._num_ids(item)
         return item
+
+    def trained(self) -> int:
+        """Returns how many ids of the epoch have left the loader, those before its start included.
+
+        Raises:
+            ValueError: It cannot be told from what was asked for.
+        """
+        if self.prefetch.batches and not self.prefetch.has_state:
+            raise ValueError(_PREFETCHED.format(what="samples", ahead=self.prefetch.batches))
+        return self.position
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing has left the loader yet."""
+        return self._asked <= self.prefetch.batches
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position, for loaders that keep the state of their sampler's iterator."""
@@ -119,6 +153,14 @@ class EpochIterator(Iterator[_Item]):
         self._start_at(position)
 
 
+_PREFETCHED = (
+    "state_dict cannot tell which {what} were trained on: the DataLoader prefetches {ahead} "
+    "batches; use pruner.batch_sampler(batch_size) and in_order=True, the state of a "
+    'StatefulDataLoader (torchdata), or {{"epoch": pruner.epoch, "ids": trained}} with the number '
+    "of samples trained on in this epoch"
+)
+
+
 class _IdIterator(EpochIterator[int]):
     def _walk(self, order: Tensor) -> Iterator[int]:
         pieces = id_batches(order, PIECE_IDS, drop_last=False)
@@ -130,7 +172,12 @@ class _IdIterator(EpochIterator[int]):
 
 class _BatchIterator(EpochIterator[list[int]]):
     def __init__(
-        self, epoch: int, order: Tensor, position: int, batch_size: int, drop_last: bool
+        self,
+        epoch: int,
+        order: Tensor,
+        position: int,
+        batch_size: int,
+        drop_last: bool,
     ) -> None:
         self._batch_size, self._drop_last = batch_size, drop_last
         self._seed = torch.initial_seed()
@@ -142,10 +189,19 @@ class _BatchIterator(EpochIterator[list[int]]):
     def _num_ids(self, item: list[int]) -> int:
         return len(item)
 
+    def trained(self) -> int:
+        # A loader with workers asks for some batches at first, and then for one more before it
+        # hands one out, also at the end, where it gets none.
+        if not (self.prefetch.in_order or self.prefetch.has_state):
+            raise ValueError(_PREFETCHED.format(what="batches", ahead=self.prefetch.batches))
+        batches = max(0, self._asked - self.prefetch.batches)
+        return min(self.position, self._start + batches * self._batch_size)
+
     def __next__(self) -> list[int]:
         position = self.position
         batch = PlacedBatch(super().__next__())
         batch.place = self._seed, self.epoch, position
+        batch.num_samples = self._num_samples
         return batch
 
 
@@ -164,7 +220,7 @@ class ResumableSampler:
         self._draw = self._draw or LoaderDraw()
         self._draw.begin()
         newest = iterator(self.source.epoch, order, self._start(), *options)
-        newest.follow(self._draw)
+        newest.follow(self._draw, find_prefetch(), self.source.num_samples)
         self._newest = newest
         return newest
 
@@ -175,18 +231,21 @@ class ResumableSampler:
         return self._resumed[1] if self._resumed else 0
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the position in the current epoch: how many ids the newest iterator handed out.
+        """Returns the position in the current epoch: how many ids have left the newest iterator.
 
-        A `DataLoader` with workers asks for ids ahead of the training: keep the state of a
-        `StatefulDataLoader` (torchdata) instead, which knows what was trained on, or set `"ids"`
-        to the number of samples trained on in this epoch.
+        Of a `DataLoader` with workers, what they prefetch does not count with `EpochBatchSampler`.
 
         Returns:
             `{"epoch": ..., "ids": ...}`.
+
+        Raises:
+            ValueError: A `DataLoader` with workers prefetches by `EpochSampler`, or hands batches
+                out in another order. Keep the state of a `StatefulDataLoader` (torchdata) then, or
+                set `"ids"` to the number of samples trained on in this epoch.
         """
         epoch = self.source.epoch
         if self._newest is not None and self._newest.epoch == epoch:
-            return self._newest.state_dict()
+            return {"epoch": epoch, "ids": self._newest.trained()}
         return {"epoch": epoch, "ids": self._start()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -203,6 +262,15 @@ class ResumableSampler:
         """
         self._resumed = _parse(state_dict)
         self._newest = None
+
+    def batches_in(self, batch_size: int) -> int:
+        """Returns the number of batches in the current epoch; may warn that epochs differ."""
+        lengths = getattr(self.source, "lengths", None)
+        # `list(loader)` asks for the length, too, behind the iterator that it has just made.
+        is_hint = self._newest is not None and self._newest.is_fresh
+        if lengths is not None and not is_hint:
+            lengths.asked(batch_size, self.drop_last)
+        return num_batches(self.source.share_length(self.drop_last), batch_size, self.drop_last)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies start where the state says; iterators stay behind."""
@@ -227,7 +295,7 @@ class EpochSampler(ResumableSampler, Sampler[int]):
 
     def __len__(self) -> int:
         """Returns the number of ids in the current epoch, of this process."""
-        return self.source.share_length(self.drop_last)
+        return self.batches_in(1)
 
     def __iter__(self) -> Iterator[int]:
         """Returns an iterator over the current epoch, from its beginning."""
@@ -279,8 +347,7 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Returns the number of batches in the current epoch, of this process."""
-        length = self.source.share_length(self.drop_last)
-        return num_batches(length, self.batch_size, self.drop_last)
+        return self.batches_in(self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Returns an iterator over the current epoch, from its beginning."""

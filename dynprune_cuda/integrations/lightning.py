@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
-from dynprune_cuda.data.samplers import EpochBatchSampler
+from dynprune_cuda.data.samplers import EpochBatchSampler, ResumableSampler
 from dynprune_cuda.integrations.batches import BatchCounter
+from dynprune_cuda.integrations.lengths import EpochLengths, numbers_of
 from dynprune_cuda.pruner import Pruner
 
 try:
@@ -26,6 +28,7 @@ except ImportError:
 __all__ = ["PrunerCallback"]
 
 KEY = "dynprune_cuda"  # in a checkpoint
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # likewise, Lightning's
 
 
 class PrunerCallback(Callback):  # type: ignore[misc]
@@ -52,21 +55,38 @@ class PrunerCallback(Callback):  # type: ignore[misc]
     checkpoints are those of rank 0: one from inside an epoch lacks the scores that other ranks have
     seen since it began.
 
+    A DataModule that builds its data in `setup` makes the pruner and its sampler there, and the
+    callback is told where they are: `PrunerCallback(lambda trainer: trainer.datamodule.sampler)`.
+
+    `trainer.estimated_stepping_batches` multiplies the first epoch's length: schedule by
+    `callback.stepping_batches(trainer)`. `save_hyperparameters()` of a model or a DataModule that
+    takes the pruner, or a sampler of it, leaves both out of checkpoints: pass them to
+    `load_from_checkpoint`.
+
     With several processes, start them by torchrun, and call `torch.distributed.init_process_group`
     before the pruner is made: Lightning itself would do it too late.
 
     Attributes:
-        sampler: Gives the batches.
-        pruner: Its pruner.
+        sampler: Gives the batches. If a function finds it, it is there from `setup` on.
+        pruner: Its pruner, likewise.
         log_stats: Whether statistics are logged.
     """
 
-    def __init__(self, sampler: EpochBatchSampler, *, log_stats: bool = False) -> None:
+    sampler: EpochBatchSampler
+    pruner: Pruner
+
+    def __init__(
+        self,
+        sampler: EpochBatchSampler | Callable[[Trainer], EpochBatchSampler],
+        *,
+        log_stats: bool = False,
+    ) -> None:
         """Follows the pruner that made `sampler`.
 
         Args:
             sampler: From `Pruner.batch_sampler`; the training loader must use this very object, as
-                its `batch_sampler` (`DataLoader`) or `sampler` (`DeviceLoader`).
+                its `batch_sampler` (`DataLoader`) or `sampler` (`DeviceLoader`). Or a function that
+                gets the trainer and returns it, called at each `fit` behind `DataModule.setup`.
             log_stats: Whether to send the numbers of `pruner.stats()` to the trainer's loggers at
                 the end of every epoch, which waits for the device once.
 
@@ -75,20 +95,28 @@ class PrunerCallback(Callback):  # type: ignore[misc]
             ValueError: The pruner has sharding="shard" and several processes.
         """
         super().__init__()
+        self.log_stats = log_stats
+        self._find: Callable[[Trainer], EpochBatchSampler] | None = None
+        if callable(sampler):
+            self._find = sampler
+        else:
+            self._follow(sampler)
+
+    def _follow(self, sampler: EpochBatchSampler) -> None:
         if not isinstance(sampler, EpochBatchSampler) or not isinstance(sampler.source, Pruner):
             raise TypeError(
                 f"sampler must be what pruner.batch_sampler(...) returned, got {sampler!r}"
             )
-        self.sampler = sampler
-        self.pruner: Pruner = sampler.source
-        self.log_stats = log_stats
-        self._batches = BatchCounter(self.pruner)
+        self._batches = BatchCounter(sampler.source)
+        self.sampler, self.pruner = sampler, sampler.source
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the trainer, and begins the first epoch before any loader is asked for it.
 
         Raises:
-            ValueError: The trainer does not reload its loaders at every epoch.
+            TypeError: The callback's function found no sampler of a pruner.
+            ValueError: The trainer does not reload its loaders at every epoch, or would validate
+                after more batches than an epoch has.
         """
         if stage == "fit":
             every = trainer.reload_dataloaders_every_n_epochs
@@ -97,13 +125,78 @@ class PrunerCallback(Callback):  # type: ignore[misc]
                     f"reload_dataloaders_every_n_epochs must be 1, got {every}: epochs differ in "
                     "length, and Lightning asks for it only when it reloads"
                 )
+            if self._find is not None:
+                found = self._find(trainer)
+                if found is not getattr(self, "sampler", self):
+                    self._follow(found)
+            self._check_validation(trainer)
             self._begin(trainer)
+
+    def _check_validation(self, trainer: Trainer) -> None:
+        """Checks what Lightning itself would find in the middle of the run."""
+        every = trainer.val_check_interval
+        if not isinstance(every, int) or trainer.check_val_every_n_epoch is None:
+            return
+        shortest = self._lengths(trainer).shortest()
+        if trainer.limit_val_batches and shortest is not None and every > shortest[1]:
+            raise ValueError(
+                f"val_check_interval must be at most {shortest[1]}, the batches of epoch "
+                f"{shortest[0]}, got {every}: use a float, a fraction of each epoch, or "
+                "check_val_every_n_epoch=None, which counts batches over epochs"
+            )
+
+    def _lengths(self, trainer: Trainer) -> EpochLengths:
+        return EpochLengths(
+            self.sampler,
+            -1 if trainer.max_epochs is None else trainer.max_epochs,
+            trainer.max_steps,
+            accumulate=trainer.accumulate_grad_batches,
+            limit=trainer.limit_train_batches,
+        )
+
+    def stepping_batches(self, trainer: Trainer) -> int:
+        """Returns how many steps the optimiser takes in the run, for a learning-rate schedule.
+
+        It is what `trainer.estimated_stepping_batches` is for epochs of one length.
+
+        Raises:
+            ValueError: The run has no end, or the length of an epoch is not known yet.
+        """
+        if trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
+            raise ValueError("max_epochs or max_steps must be set, got a run without an end")
+        total = self._lengths(trainer).total_updates()
+        if total is None:
+            raise ValueError(
+                f"{self.pruner.policy!r} decides at each selection how many samples it keeps: "
+                'schedule the learning rate by epochs, with "interval": "epoch"'
+            )
+        return total
+
+    def _check_schedules(self, trainer: Trainer) -> None:
+        """Checks that no learning rate follows the length of one epoch."""
+        if trainer.max_epochs in (None, -1):
+            return
+        lengths = self._lengths(trainer)
+        wrong = lengths.wrong_totals()
+        for config in trainer.lr_scheduler_configs:
+            found = numbers_of(config.scheduler) & wrong if config.interval == "step" else None
+            if found:
+                total = lengths.total_updates()
+                way_out = 'give it "interval": "epoch"'
+                if total is not None:
+                    way_out = f"use callback.stepping_batches(trainer), {total} here"
+                raise ValueError(
+                    f"{type(config.scheduler).__name__} must not be made with {min(found)} steps, "
+                    "the epochs of the run times the length of one of them, as in "
+                    f"trainer.estimated_stepping_batches: epochs differ in length; {way_out}"
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the loader is the pruner's; a resumed run may begin another epoch here.
 
         Raises:
-            ValueError: No training loader uses the callback's sampler.
+            ValueError: No training loader uses the callback's sampler, or a learning rate is
+                scheduled by `trainer.estimated_stepping_batches`.
         """
         names = ("batch_sampler", "sampler")
         used = [
@@ -117,6 +210,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
                 "DataLoader(..., batch_sampler=sampler), got a loader with "
                 f"{[type(sampler).__name__ for sampler in used if sampler is not None]}"
             )
+        self._check_schedules(trainer)
         self._begin(trainer)
 
     def on_train_batch_end(
@@ -142,7 +236,16 @@ class PrunerCallback(Callback):  # type: ignore[misc]
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the pruner's state, the epoch to go on with, and the position in the pruner's."""
+        """Adds the pruner's state, the epoch to go on with, and the position in the pruner's.
+
+        A pruner among the hyperparameters would be saved whole, and could not be loaded safely.
+        """
+        for name in HYPER_PARAMETERS:
+            kept = dict(checkpoint.get(name, {}))
+            for key in [key for key in kept if isinstance(kept[key], Pruner | ResumableSampler)]:
+                del kept[key]
+            if len(kept) < len(checkpoint.get(name, {})):
+                checkpoint[name] = kept
         checkpoint[KEY] = {
             **self._batches.state_dict(self.sampler),
             "epoch": self._next(trainer),

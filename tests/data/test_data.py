@@ -10,8 +10,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
+from dynprune_cuda import Pruner
 from dynprune_cuda.data import EpochBatchSampler, EpochSampler, IndexedDataset, samplers
 
 Pair = collections.namedtuple("Pair", ["image", "label"])
@@ -196,9 +205,79 @@ def test_only_map_style_datasets_can_be_indexed():
         def __iter__(self):
             return iter(())
 
-    for wrong in (Stream(), iter([1]), 3):
+    class Sized(Stream):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return i
+
+    for wrong in (Stream(), Sized(), ChainDataset([Sized()])):
+        with pytest.raises(TypeError, match=r"must be map-style, got the iterable (Stream|S|Ch)"):
+            IndexedDataset(wrong)
+    for wrong in (iter([1]), 3):
         with pytest.raises(TypeError, match=r"dataset must be map-style.*__len__"):
             IndexedDataset(wrong)
+
+
+def test_a_dataset_of_another_length_is_refused_when_it_is_wrapped():
+    pruner = Pruner(7, 0.5)
+    for size in (6, 8):
+        for wrap in (
+            pruner.wrap,
+            lambda data: IndexedDataset(data, 7),
+            lambda data: IndexedDataset(data, pruner),
+        ):
+            with pytest.raises(ValueError, match=f"must have 7 samples.* got list of {size}"):
+                wrap(list(range(size)))
+    wrapped = pruner.wrap(list("abcdefg"))
+    assert type(wrapped) is IndexedDataset and wrapped[2] == ("c", 2)
+    with pytest.raises(TypeError, match="must be map-style"):
+        pruner.wrap(3)
+    with pytest.raises(TypeError, match="num_samples must be an int"):
+        IndexedDataset([1], "7")
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [5, 9, 100])
+@pytest.mark.parametrize("wrap", [IndexedDataset, lambda data: data])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated:UserWarning")
+@pytest.mark.parametrize("kind", ["plain", "stateful"])
+def test_a_loader_of_another_length_fails_at_its_first_batch(
+    kind, batched, wrap, size, num_workers
+):
+    make = DataLoader
+    if kind == "stateful":
+        make = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    pruner = Pruner(7, 3, "uniform")
+    how = {"batch_size": 2, "sampler": pruner.sampler()}
+    if batched:
+        how = {"batch_sampler": pruner.batch_sampler(2)}
+    loader = make(wrap(TensorDataset(torch.arange(size))), num_workers=num_workers, **how)
+    for epoch in range(2):
+        pruner.set_epoch(epoch)
+        text = rf"must have 7 samples, as the pruner, got \w+Dataset of {size}: .*Pruner\({size}, "
+        with pytest.raises(ValueError, match=text):
+            next(iter(loader))
+    assert not pruner.table.count.any()
+
+
+def test_a_batch_of_ids_of_another_length_is_refused_without_a_loader():
+    pruner = Pruner(7, 0.5)
+    batch = next(iter(pruner.batch_sampler(2)))
+    with pytest.raises(ValueError, match="must have 7 samples, as the pruner, got list of 9"):
+        IndexedDataset(list(range(9))).__getitems__(batch)
+    assert len(IndexedDataset(list(range(7))).__getitems__(batch)) == 2
+
+
+def test_a_dataset_without_a_length_is_loaded():
+    class Endless(Dataset):
+        def __getitem__(self, i):
+            return i
+
+    loader = DataLoader(Endless(), batch_sampler=Pruner(7, 0.5).batch_sampler(7))
+    assert sorted(next(iter(loader)).tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])

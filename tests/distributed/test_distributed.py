@@ -59,6 +59,18 @@ def test_all_worlds_choose_the_same(world, alone, name):
         assert_same(its_state, state)
 
 
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_a_missed_warmup_runs_on_all_ranks(world, sharding):
+    runs = [rank["late_start"][sharding] for rank in world]
+    for expected, rest, texts, firsts in runs:
+        assert rest == [step for step in expected if step[0] > 3]
+        assert len(texts) == 1 and texts[0].startswith("set_epoch(3) is the first of this pruner")
+        assert firsts == [3, 3, 0]
+    for epoch, count in ((3, N), (4, 18), (5, 18), (6, 18)):
+        visited = {i for run in runs for step in run[0] if step[0] == epoch for i in step[1]}
+        assert len(visited) == count
+
+
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_every_rank_trains_on_its_share(world, alone, name, drop_last):
@@ -274,8 +286,9 @@ def test_a_pruner_made_too_early_says_so(monkeypatch):
         with pytest.raises(RuntimeError, match="4 processes: make it after init_process_group"):
             made_early.set_epoch(1)
         assert made_early.epoch == 0
-    alone.set_epoch(1)
+    alone.set_epoch(0)
     monkeypatch.setattr(dist, "get_world_size", lambda group=None: 1)
+    pruner.set_epoch(0)
     pruner.set_epoch(1)
     assert pruner.num_selected == len(pruner.epoch_order()) == 31
 

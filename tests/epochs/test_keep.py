@@ -101,6 +101,7 @@ def test_one_entry_per_epoch_of_a_run_of_known_length():
 
 def test_a_bad_answer_of_a_function_is_named_and_changes_nothing(device):
     pruner = Pruner(N, {1: 0.5, 2: 0.0, 3: "x"}.get, period=1, device=device)
+    pruner.set_epoch(0)
     pruner.set_epoch(1)
     before = pruner.selected
     for epoch, message in ((2, r"keep\(2\) .* got 0.0"), (3, r"keep\(3\) must be a float")):

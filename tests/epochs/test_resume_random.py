@@ -75,10 +75,9 @@ class Run:
     def save(self):
         if self.kind == "stateful":
             position = self.loader.state_dict()
-        elif self.num_workers:
-            position = {"epoch": self.pruner.epoch, "ids": self.trained}
         else:
             position = self.sampler.state_dict()
+            assert position == {"epoch": self.pruner.epoch, "ids": self.trained}
         return copy.deepcopy(
             {
                 "model": self.model.state_dict(),
@@ -123,6 +122,94 @@ def test_dropout_and_augmentation_go_on_bit_for_bit(kind, num_workers):
         second.load(state)
         assert second.train() == expected[stop:], stop
         assert all(map(torch.equal, second.result(), whole.result())), stop
+
+
+class Prefetching:
+    """Asks a sampler as the workers of a loader do."""
+
+    num_workers, prefetch_factor, in_order = 2, 3, True
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self):
+        return PrefetchingDataLoaderIter(self)
+
+
+class PrefetchingDataLoaderIter:
+    def __init__(self, loader):
+        self.asked = iter(loader.batch_sampler)
+        self.waiting = [next(self.asked, None) for _ in range(6)]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = self.waiting.pop(0)
+        self.waiting.append(next(self.asked, None))
+        if batch is None:
+            raise StopIteration
+        return batch
+
+
+@pytest.mark.parametrize("start", [0, 8, 32, 60])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_what_workers_prefetched_does_not_count(start, drop_last):
+    pruner = Pruner(N, 0.5)
+    sampler = pruner.batch_sampler(BATCH, drop_last)
+    sampler.load_state_dict({"epoch": 0, "ids": start})
+    trained = start
+    for batch in Prefetching(sampler):
+        trained += len(batch)
+        assert sampler.state_dict() == {"epoch": 0, "ids": trained}
+    assert trained == (max(start, N - N % BATCH) if drop_last else N)
+    assert sampler.state_dict() == {"epoch": 0, "ids": trained}
+
+
+def test_what_cannot_be_counted_is_refused():
+    pruner = Pruner(N, 0.5, "uniform")
+    sampler = pruner.batch_sampler(BATCH)
+    loader = Prefetching(sampler)
+    loader.in_order = False
+    assert len(next(iter(loader))) == BATCH
+    with pytest.raises(ValueError, match=r"which batches were trained on: .* prefetches 6 batches"):
+        sampler.state_dict()
+    by_id = pruner.sampler()
+    next(iter(Prefetching(torch.utils.data.BatchSampler(by_id, BATCH, False))))
+    with pytest.raises(ValueError, match=r"which samples were .*; use pruner\.batch_sampler\("):
+        by_id.state_dict()
+    pruner.set_epoch(1)  # whose iterator does not exist yet
+    assert sampler.state_dict() == by_id.state_dict() == {"epoch": 1, "ids": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_left_loader_with_workers_counts_what_was_trained_on(persistent):
+    pruner = Pruner(100, 0.5)
+    sampler = pruner.batch_sampler(10)
+    options = {"num_workers": 2, "prefetch_factor": 2, "persistent_workers": persistent}
+    loader = DataLoader(IndexedDataset(torch.arange(100)), batch_sampler=sampler, **options)
+    for stop in (1, 6, 10):
+        seen = []
+        for _, ids in loader:
+            seen += ids.tolist()
+            if len(seen) == 10 * stop:
+                break
+        position = sampler.state_dict()
+        assert position == {"epoch": 0, "ids": 10 * stop}
+        resumed = pruner.batch_sampler(10)
+        resumed.load_state_dict(position)
+        assert sorted(seen + [i for batch in resumed for i in batch]) == list(range(100))
+    unordered = DataLoader(
+        IndexedDataset(torch.arange(100)), batch_sampler=sampler, num_workers=2, in_order=False
+    )
+    next(iter(unordered))
+    with pytest.raises(ValueError, match="prefetches 4 batches"):
+        sampler.state_dict()
+    by_id = pruner.sampler()
+    next(iter(DataLoader(IndexedDataset(torch.arange(100)), 10, sampler=by_id, num_workers=2)))
+    with pytest.raises(ValueError, match="prefetches 4 batches"):
+        by_id.state_dict()
 
 
 @quiet

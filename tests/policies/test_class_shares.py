@@ -241,6 +241,7 @@ def test_a_keep_that_shares_cannot_fill_is_an_error_before_the_epoch_begins(devi
     pruner = Pruner(
         N, lambda epoch: 0.5, groups=LABELS, class_shares={3: 0, -5: 1, 8: 1, 900: 0}, device=device
     )
+    pruner.set_epoch(0)
     with pytest.raises(ValueError, match="keep must be at most 47"):
         pruner.set_epoch(1)
     assert pruner.epoch == 0

@@ -24,6 +24,17 @@ def test_its_python_is_python():
         ast.parse(block.replace("False, ...)", "False)"))
 
 
+def test_every_framework_has_a_table_of_what_was_run():
+    sections = re.split(r"^## ", PAGE, flags=re.M)[1:]
+    frameworks = [text for text in sections if not text.startswith("Epochs differ")]
+    assert len(frameworks) >= 7
+    for text in frameworks:
+        assert re.search(r"^\| run( with [A-Z]?\w+ \d+\.\d+[.\d]*)? \|", text, re.M), text[:40]
+        assert "refused" in text, text[:40]
+    named = set(re.findall(r"`(test_\w+\.py)`", PAGE))
+    assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("patch") is None, reason="needs patch")
 def test_the_change_of_timms_script_is_a_patch_of_about_ten_lines(tmp_path):

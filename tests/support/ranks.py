@@ -6,6 +6,7 @@ import os
 import pickle
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -260,6 +261,7 @@ def errors(rank, size):
     found["too early"] = message(lambda: MAKERS["at_once"]().selected)
     pruner.set_epoch(1)
     alone = Pruner(N, 20, seed=rank, process_group=False)
+    alone.set_epoch(0)
     alone.set_epoch(1)
     found["alone"] = str(len(alone.epoch_order()))
     return found, before["subset_epoch"], pruner.selected
@@ -277,6 +279,38 @@ def subgroup(rank, size):
     return seen, subsets, pruner.state_dict(), message(lambda: lost.set_epoch(0))
 
 
+def late_start(rank, size):
+    """Runs that begin behind the warm-up: without scores, resumed, and scored by one rank."""
+
+    def go(pruner, epochs):
+        visited = []
+        for epoch in epochs:
+            pruner.set_epoch(epoch)
+            for batch in pruner.batch_sampler(BATCH):
+                ids = torch.tensor(batch)
+                pruner.observe(ids, value(epoch, ids))
+                visited.append((epoch, batch))
+        return visited
+
+    found = {}
+    for sharding in ("replicate", "shard"):
+        make = partial(Pruner, N, 0.3, "ucb", period=2, sharding=sharding)
+        whole, first, second, scored = make(), make(), make(), make()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            expected = go(whole, range(3, 7))
+        go(first, range(3, 4))
+        second.load_state_dict(first.state_dict())
+        rest = go(second, range(4, 7))
+        if rank == 0:
+            scored.observe(torch.arange(N), torch.rand(N))
+        scored.set_epoch(3)
+        texts = [str(one.message) for one in caught]
+        firsts = [pruner.schedule.first_epoch for pruner in (whole, second, scored)]
+        found[sharding] = expected, rest, texts, firsts
+    return found
+
+
 def checkpointed(rank, size):
     """What `torchrun_script.py` does, without a break."""
     with tempfile.TemporaryDirectory() as folder:
@@ -292,6 +326,7 @@ SCENARIOS = (
     ddp,
     torch_sampler,
     more_visits_win,
+    late_start,
     checkpointed,
 )
 WITH_OTHERS = (errors, subgroup)

@@ -79,6 +79,7 @@ def lengths(rank, size):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             before = [pruner.steps_per_epoch(BATCH), message(partial(pruner.total_steps, 3, BATCH))]
+            pruner.set_epoch(0)
             pruner.set_epoch(1)
             after = [pruner.steps_per_epoch(BATCH), len(pruner.batch_sampler(BATCH))]
             after += [pruner.num_selected, message(partial(pruner.total_steps, 3, BATCH))]
