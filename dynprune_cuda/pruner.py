@@ -891,6 +891,7 @@ class Pruner:
         """
         with torch.inference_mode(False):
             self._run = self._run.resized(num_samples, groups)
+        self.lengths.follow(self._run)
         self._streams.update(self, begun=False)
 
     # ---- saved states
@@ -945,6 +946,7 @@ class Pruner:
         if as_bool("grow", grow):
             with torch.inference_mode(False):
                 self._run = self._run.grown(state_dict)
+            self.lengths.follow(self._run)
         else:
             self._run.load_state_dict(state_dict)
         self._streams.update(self, begun=self._run.state.epoch is not None)

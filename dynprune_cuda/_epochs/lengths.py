@@ -33,6 +33,10 @@ class Lengths:
         self._run = run
         self._known = False  # whether the program knows that epochs differ
 
+    def follow(self, run: Run) -> None:
+        """Counts the steps of `run` from now on, as after a resize."""
+        self._run = run
+
     def steps(self, epoch: int, batch_size: int, drop_last: bool) -> int:
         """Returns how many batches an epoch has, of each process."""
         return num_batches(self._run.share_length(epoch, drop_last), batch_size, drop_last)

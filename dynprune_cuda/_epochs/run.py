@@ -102,6 +102,7 @@ class Run(ABC):
             return None
         if self.state.epoch is None and self._preview is None:
             self._check_first()
+            self._look_for_scores()
             self._preview, _ = self._next_state(0)
         return self._shown.subset
 
@@ -435,6 +436,12 @@ class Run(ABC):
     def _selection_seed(self, start: int) -> int:
         number = 0 if self.config.policy.static else start
         return derive_seed(self.state.seed, "select", number)
+
+    def _look_for_scores(self) -> None:
+        """Notes scores that somebody put into the table before the first epoch. Waits."""
+        if not self._observed and self.state.epoch is None:
+            seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
+            self._observed = bool(seen.any())
 
     def _entered(self, epoch: int) -> EpochState:
         """Returns the state with the warm-up moved to `epoch`, if it was missed; else unchanged.

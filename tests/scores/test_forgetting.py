@@ -149,7 +149,7 @@ def test_state_part_and_copies_hold_the_events(device):
 
 
 def test_a_state_with_other_columns_is_refused(device):
-    tracked, plain = MAKERS["forgetting"](device), Pruner(N, 0.4, period=2, device=device)
+    tracked, plain = MAKERS["forgetting"](device), Pruner(N, 0.4, "ucb", period=2, device=device)
     train(tracked, tracked.batch_sampler(8), 9)
     for mine, theirs in ((plain, tracked), (tracked, plain)):
         before = mine.table.count.clone()

@@ -130,7 +130,7 @@ def test_a_constructor_that_fails_on_one_rank_fails_on_all(world):
 
 
 def test_a_failed_entry_is_taken_back(monkeypatch):
-    pruner = Pruner(6, 3, sharding="shard")
+    pruner = Pruner(6, 3, "ucb", sharding="shard")
     for _ in range(2):
         pruner.observe(torch.tensor([1, 4, 1]), torch.tensor([7.0, 2.0, 3.0]))
     real, calls = functional.update_scores_, []
@@ -195,7 +195,7 @@ def test_lack_of_memory_is_no_lost_process(monkeypatch):
 @pytest.fixture
 def spread():
     """A pruner of one of two processes."""
-    pruner = Pruner(6, 3, sharding="shard")
+    pruner = Pruner(6, 3, "ucb", sharding="shard")
     pruner._run.ranks = Ranks(None, 0, 2)
     return pruner
 
@@ -242,7 +242,7 @@ def test_an_epoch_that_cannot_be_begun_can_be_begun_again(surplus, monkeypatch):
         return pruner.epoch, pruner.selected.tolist(), pruner.epoch_order().tolist()
 
     def begun():
-        pruner = Pruner(12, 6, sharding="shard", surplus=surplus, process_group=False)
+        pruner = Pruner(12, 6, "ucb", sharding="shard", surplus=surplus, process_group=False)
         pruner.set_epoch(0)
         pruner.observe(torch.arange(12), torch.arange(12.0))
         return pruner
