@@ -52,10 +52,10 @@ class ReplicatedRun(Run):
         if self.ranks.size == 1:
             self.ranks.check_alone()
             functional.check_errors(self.table.device)
-            self._look_for_scores()
+            self._look_for_scores(epoch)
         else:
             place = partial(self._place, epoch)
-            self._look_for_scores()
+            self._look_for_scores(epoch)
             observed = self.ranks.agree("set_epoch", self.table.device, place, self._observed)
             self._observed = observed
             merge_tables(self.table, self.ranks)

@@ -102,7 +102,7 @@ class Run(ABC):
             return None
         if self.state.epoch is None and self._preview is None:
             self._check_first()
-            self._look_for_scores()
+            self._look_for_scores(0)
             self._preview, _ = self._next_state(0)
         return self._shown.subset
 
@@ -437,9 +437,11 @@ class Run(ABC):
         number = 0 if self.config.policy.static else start
         return derive_seed(self.state.seed, "select", number)
 
-    def _look_for_scores(self) -> None:
-        """Notes scores that somebody put into the table before the first epoch. Waits."""
-        if not self._observed and self.state.epoch is None:
+    def _look_for_scores(self, epoch: int) -> None:
+        """Notes scores that somebody put into the table before a first, pruned epoch. Waits."""
+        if self._observed or self.state.epoch is not None:
+            return
+        if self.config.policy.uses_scores and self.schedule.phase(epoch) == "pruned":
             seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
             self._observed = bool(seen.any())
 

@@ -83,7 +83,7 @@ class ShardedRun(Run):
         """
         self.ranks.check_alone()
         place = partial(self._place, epoch)
-        self._look_for_scores()
+        self._look_for_scores(epoch)
         observed = self.ranks.agree("set_epoch", self.table.device, place, self._observed)
         self._observed = self._observed or observed
         before = self._enter_visits("set_epoch")

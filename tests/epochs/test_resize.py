@@ -251,7 +251,7 @@ def test_loaders_follow_or_refuse():
     assert len(loader) == 5
     ids = torch.cat([ids for _, ids in loader])
     assert len(ids) == 45 and set(ids.tolist()) >= set(range(N, 90))
-    with pytest.raises(ValueError, match="dataset must have 90 samples, as the pruner, got .* 60"):
+    with pytest.raises(ValueError, match=r"dataset must have 90 samples, as the pruner, got .* 60"):
         list(stale)
     with pytest.raises(ValueError, match="tensors must have 90 rows, one per sample, got 60"):
         list(on_device)

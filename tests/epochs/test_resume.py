@@ -207,6 +207,7 @@ def test_a_loader_with_workers_can_be_told_where_it_was():
     loader = DataLoader(IndexedDataset(torch.arange(N)), batch_sampler=sampler, num_workers=2)
     whole = [ids.tolist() for _, ids in loader]
     assert [ids.tolist() for _, ids in islice(loader, 2)] == whole[:2]
-    assert sampler.state_dict()["ids"] > 2 * BATCH  # asked for ahead of the training
+    # Workers asked for more, ahead of the training; what left the loader counts.
+    assert sampler.state_dict()["ids"] == 2 * BATCH
     sampler.load_state_dict({"epoch": pruner.epoch, "ids": 2 * BATCH})
     assert [ids.tolist() for _, ids in loader] == whole[2:]
