@@ -27,7 +27,12 @@ _PAGE = "(docs/choosing.md)"
 
 
 def advise(
-    stats: Mapping[str, Any], policy: AnyPolicy, *, keep: float, is_late: bool
+    stats: Mapping[str, Any],
+    policy: AnyPolicy,
+    *,
+    keep: float,
+    is_late: bool,
+    rounding: float = 0.0,
 ) -> str | None:
     """Returns the first thing that speaks against choosing samples so, as one sentence, or None.
 
@@ -36,6 +41,7 @@ def advise(
         policy: The selection rule.
         keep: The fraction of the data that a pruned epoch trains on.
         is_late: Whether a low training accuracy tells about the end of the run.
+        rounding: By how much `keep` may be off, because samples are whole.
     """
     if isinstance(policy, Balanced):
         policy = policy.policy
@@ -56,7 +62,7 @@ def advise(
             f"{name}={correct:.4f} is above {MEMORISED}: the training data are memorised, and most "
             f"choices by scores lost there, so use policy='uniform' or full data {_PAGE}."
         )
-    if greedy := about_greedy(policy, keep):
+    if greedy := about_greedy(policy, keep, rounding):
         return greedy
     if (unequal := stats["visits_gini"]) > UNEQUAL_VISITS:
         return (
@@ -66,16 +72,17 @@ def advise(
     return None
 
 
-def about_greedy(policy: AnyPolicy, keep: float) -> str | None:
+def about_greedy(policy: AnyPolicy, keep: float, rounding: float = 0.0) -> str | None:
     """Returns a sentence if a greedy rule keeps so little that it lost accuracy, or None.
 
     Args:
         policy: The selection rule.
         keep: The fraction of the data that a pruned epoch trains on.
+        rounding: By how much it may be off, because samples are whole.
     """
     if isinstance(policy, Balanced):
         policy = policy.policy
-    if not isinstance(policy, UCB | EpsilonGreedy) or keep >= GREEDY_KEEP:
+    if not isinstance(policy, UCB | EpsilonGreedy) or keep + rounding >= GREEDY_KEEP:
         return None
     return (
         f"keep={keep:.3f} is below {GREEDY_KEEP} for {policy!r}, which lost 1.4 to 4.5 points of "

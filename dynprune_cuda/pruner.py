@@ -113,8 +113,8 @@ class Pruner:
                 given, it must agree. InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
-            period: Epochs between selections, at least 1. None: 1, which was the most accurate
-                setting of every policy. `policies.paper` has the period of the paper, 10.
+            period: Epochs between selections, at least 1. None: 1; see docs/choosing.md.
+                `policies.paper` has the period of the paper, 10.
             warmup_epochs: First epochs, which train on everything.
             anneal_epochs: Last epochs, which train on everything; needs `epochs`. None: 0, or what
                 the policy's source does.
@@ -198,7 +198,7 @@ class Pruner:
                 ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
         if counts := self.schedule.known_counts():
             kept = sum(counts) / len(counts) / self.num_samples
-            if message := about_greedy(self.policy, kept):
+            if message := about_greedy(self.policy, kept, 0.5 / self.num_samples):
                 warnings.warn(message, UserWarning, stacklevel=2)
         self._ticket = ticket
         self._streams = Streams()
@@ -855,7 +855,13 @@ class Pruner:
         plan = self.schedule
         kept = plan.keep if isinstance(plan.keep, int) else self.num_selected
         is_late = plan.epochs is None or 2 * (self.epoch + 1) > plan.epochs
-        return advise(self.stats(), self.policy, keep=kept / self.num_samples, is_late=is_late)
+        return advise(
+            self.stats(),
+            self.policy,
+            keep=kept / self.num_samples,
+            rounding=0.5 / self.num_samples,
+            is_late=is_late,
+        )
 
     # ---- another number of samples
 

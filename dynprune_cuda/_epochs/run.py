@@ -459,7 +459,7 @@ class Run(ABC):
 
     def _unobserved(self, epoch: int, start: int) -> str | None:
         """Returns a warning if the policy needs scores and there are none."""
-        if start == 0 or self._observed or not self.config.policy.uses_scores:
+        if epoch == 0 or self._observed or not self.config.policy.uses_scores:
             return None
         first = epoch if self.state.epoch is None else None
         return about_no_scores(start, self.config.policy, first)

@@ -26,10 +26,12 @@ def inclusion_probabilities(weights: Tensor, k: int) -> Tensor:
     A sample's place in the order is Exp(1) / weight. So the selection takes those whose place is
     below some value t, and sample i is among them with probability 1 - exp(-weights[i] * t). Here
     t is such that the probabilities add up to k (Rosen 1997, sequential Poisson sampling). This is
-    exact as N grows; for 10 samples it is off by up to a tenth.
+    exact as k and N - k grow, while no sample holds a fixed share of the weight. For 10 samples it
+    is off by up to a tenth; small probabilities beside a dominating weight by more.
 
     Args:
-        weights: [N] float32, >= 0, not NaN. Infinite weights are taken first, zeros last.
+        weights: [N] float32, >= 0, not NaN. Infinite weights are taken first, zeros last. The
+            positive ones should span at most 20 decades, and none be below 1e-30.
         k: How many samples are selected, from 0 to N.
 
     Returns:

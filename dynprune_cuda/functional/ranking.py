@@ -163,7 +163,7 @@ class Ranking(NamedTuple):
         """
         values = self.values.to(torch.float32)
         if self.kind == RankingKind.WEIGHT:
-            return values
+            return values.nan_to_num(nan=0.0, posinf=math.inf).clamp_(min=0.0)  # as selections do
         if self.kind not in (RankingKind.SCORE_WEIGHT, RankingKind.SCORE_WEIGHT_SQRT):
             raise ValueError(
                 f"rule must be drawn by weights to be rescaled, got {self.kind.name}: use "

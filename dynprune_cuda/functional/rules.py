@@ -20,6 +20,7 @@ from dynprune_cuda.functional.tilted import Tilted
 class Trimmed:
     """A weighted ranking without its greatest scores, of which some are drawn nevertheless.
 
+    What is left out is drawn only when nothing else is left, and counts as 0 in a rescaled mean.
     Under label noise, the greatest losses are mostly those of wrong labels. A tenth of the samples,
     drawn anew by each seed, is exempt: what was left out is looked at again now and then.
 
@@ -64,11 +65,18 @@ class Trimmed:
         return self.ranking.values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
     def without(self, rows: Tensor, exempt: Tensor) -> Tensor:
-        """Returns the scores, with -inf for `rows` but for those that are exempt."""
-        out = torch.zeros_like(self.ranking.values, dtype=torch.bool)
-        out.index_fill_(0, rows, True).index_fill_(0, exempt, False)
-        return self.ranking.values.masked_fill(out, -math.inf)
+        """Returns the scores as float32, with -inf for `rows` but for those that are exempt.
 
+        Others are at least LEAST, so that learned samples come before those that are left out.
+        """
+        values = self.ranking.values.to(torch.float32)
+        out = torch.zeros_like(values, dtype=torch.bool)
+        out.index_fill_(0, rows, True).index_fill_(0, exempt, False)
+        return values.clamp(min=LEAST).masked_fill_(out, -math.inf)
+
+
+# A score that weighs next to nothing, and more than nothing.
+LEAST = 1e-16
 
 # Rules whose samples are drawn by weights, which a selection computes from the scores of all.
 WeightedRule: TypeAlias = Ranking | Tilted | Trimmed

@@ -23,7 +23,8 @@ class Adaptive(Policy):
     scores of the table only: it is the same on every rank, and part of a saved state. Samples that
     were never visited, or whose newest value was not finite, come first.
 
-    The scores must be losses, or others that are 0 for what is learned, such as EL2N.
+    The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
+    0, such as negated confidences, count as 0: use `UCB` for them.
 
     Attributes:
         trim: As of `Weighted`.

@@ -141,3 +141,12 @@ def test_a_greedy_rule_that_keeps_little_is_warned_of(policy):
         Pruner(1000, [0.1, 0.5], policy)
         Pruner(1000, 0.1, "uniform")
         Pruner(1000, 0.1)
+
+
+@pytest.mark.parametrize("number", [101, 1234, 1281167])
+def test_rounding_of_a_count_is_not_warned_of(number):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Pruner(number, 0.3, **policies.paper("ucb"))
+    with pytest.warns(UserWarning, match="is below 0.3"):
+        Pruner(number, 0.28, "ucb")

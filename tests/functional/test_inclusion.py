@@ -269,3 +269,14 @@ def test_trim_leaves_noise_out():
     top = set(values.topk(100).indices.tolist())
     assert len(top & set(chosen.tolist())) <= 20  # a tenth of them is exempt
     assert len(top & set(policies.Weighted(0.5).select(table, 300, seed=1).tolist())) > 50
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_learned_samples_come_before_those_that_are_left_out(power):
+    scores = torch.cat([torch.zeros(700), torch.full((200,), 0.5), torch.full((100,), 3.0)])
+    rule = Trimmed(Ranking.by_score_weight(scores, power=power), 0.1, revisited=0.0)
+    assert (F.select(rule, 1000, 900, seed=1) < 900).all()
+    ids, factors = F.select_rescaled(rule, 1000, 500, seed=1)
+    assert (ids < 900).all() and factors.isfinite().all()
+    more = F.select(rule, 1000, 950, seed=1)
+    assert (more >= 900).sum() == 50
