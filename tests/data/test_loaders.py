@@ -278,8 +278,9 @@ def test_the_sampler_adds_eight_bytes_per_id():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     added = [float(number) for number in re.findall(r"([\d.]+) bytes per id", done.stdout)]
-    # The first epoch loads code that the others find there.
-    assert len(added) == 3 and 7 < min(added) < 9, done.stdout
+    # The first epoch loads code that the others find there; a later one may find free memory of
+    # the selection before it, and add nothing to the peak.
+    assert len(added) == 3 and 7 < sorted(added)[1] < 9, done.stdout
 
 
 def test_lightning_len_is_read_once():
