@@ -200,6 +200,7 @@ def test_evaluation_is_the_trainers_own(tmp_path):
     assert torch.equal(before["table"]["count"], after["table"]["count"])
 
 
+@pytest.mark.filterwarnings("ignore:a whole batch's loss tells little:RuntimeWarning")
 def test_a_model_with_its_own_loss(tmp_path):
     class Regression(Model):
         def forward(self, x, labels=None):
