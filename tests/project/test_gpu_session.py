@@ -98,7 +98,9 @@ def machine(tmp_path):
     for name in ("python3", "ncu", "compute-sanitizer", "nvidia-smi"):
         path = programs / name
         path.write_text(
-            f"#!/bin/sh\n(printf '%s' {name}; printf '\\t%s' \"$@\"; echo) >> {tmp_path}/told\n"
+            # One write for each line: programs run at the same time.
+            f"#!/bin/sh\nline=$(printf '%s' {name}; printf '\\t%s' \"$@\")\n"
+            f"printf '%s\\n' \"$line\" >> {tmp_path}/told\n"
             'case "$*" in *"$FAILS"*) exit 1 ;; *"$HANGS"*) sleep 100 ;; esac\n'
         )
         path.chmod(0o755)
