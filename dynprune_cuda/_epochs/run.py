@@ -375,8 +375,7 @@ class Run(ABC):
         self.table.take(columns)
         self.state, self._preview, self._share = state, None, None
         self._outside, self._rescored = self._visits_outside(state), False
-        seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
-        self._observed = bool(seen.any())
+        self._observed = self._has_scores()
         self._unscheduled = 0 if state.epoch is None else None
 
     # ---- what the two kinds of run have in common, and what they do in their own way
@@ -442,8 +441,11 @@ class Run(ABC):
         if self._observed or self.state.epoch is not None:
             return
         if self.config.policy.uses_scores and self.schedule.phase(epoch) == "pruned":
-            seen = (self.table.count > 0) | (self.table.non_finite_count > 0)
-            self._observed = bool(seen.any())
+            self._observed = self._has_scores()
+
+    def _has_scores(self) -> bool:
+        """Whether any value was entered into the table. Waits."""
+        return bool(((self.table.count > 0) | (self.table.non_finite_count > 0)).any())
 
     def _entered(self, epoch: int) -> EpochState:
         """Returns the state with the warm-up moved to `epoch`, if it was missed; else unchanged.
@@ -454,6 +456,8 @@ class Run(ABC):
         if state.epoch is not None or self._observed or not self.config.policy.uses_scores:
             return state
         if schedule.warmup_epochs == 0 or schedule.phase(epoch) != "pruned":
+            return state
+        if self._unscheduled is None:  # epochs were set before a resize
             return state
         return replace(state, first_epoch=epoch)
 

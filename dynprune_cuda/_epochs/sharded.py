@@ -381,7 +381,7 @@ class ShardedRun(Run):
         moved = moved_rows(columns, self.table.shard, run.table.shard, self.ranks)
         take_rows(run.table, dict(zip(names, moved, strict=False)))
         times, is_chosen, *weights = moved[len(names) :]
-        rows = is_chosen.nonzero().flatten()  # waits
+        rows = is_chosen.nonzero().flatten()  # waits: a resize is off the training path
         ids = run.table.shard.ids_at(rows)
         left = stale(ids, weights[0][rows] if weights else None, self._sizes_of(ids))
         run.state = resized_state(self.state, times, run.table.mean, left)

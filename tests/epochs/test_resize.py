@@ -315,3 +315,12 @@ def test_rows_move_to_the_new_shards(old, new, layouts):
         wanted = [i for i in target.ids().tolist() if i < common]
         assert ids.tolist() == wanted and halves.tolist() == [i / 2 for i in wanted]
         assert target.num_below(common) == len(wanted)
+
+
+def test_a_resize_before_any_score_begins_no_second_warm_up():
+    pruner = Pruner(100, [0.1, 0.2, 0.3], epochs=3)
+    pruner.set_epoch(0)
+    pruner.resize(120)
+    with pytest.warns(RuntimeWarning, match="no score was observed"):
+        pruner.set_epoch(1)
+    assert pruner.num_selected == 24
