@@ -15,9 +15,9 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import as_float, as_int, digest
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._schedule.seeds import derive_seed
-from dynprune_cuda.functional.score_updates import FirstVisit
-from dynprune_cuda.policies.adapter import AnyPolicy, adapt
-from dynprune_cuda.policies.protocol import Policy, WeighingPolicy, fingerprint_of, trusted
+from dynprune_cuda.policies.adapter import AnyPolicy
+from dynprune_cuda.policies.inside import WithPolicyInside
+from dynprune_cuda.policies.protocol import WeighingPolicy, fingerprint_of, trusted
 from dynprune_cuda.policies.quotas import ClassShares, checked_shares, quotas, whole_shares
 from dynprune_cuda.scores.others import other_ids
 from dynprune_cuda.scores.table import ScoreTable
@@ -25,7 +25,7 @@ from dynprune_cuda.scores.table import ScoreTable
 
 @trusted
 @dataclass(frozen=True, eq=False, repr=False)
-class Balanced(WeighingPolicy):
+class Balanced(WithPolicyInside, WeighingPolicy):
     """Another policy, held to a floor or a share of every group; still exactly k samples.
 
     `Pruner(groups=labels, group_floor=...)` makes one. First the policy fills the floor of each
@@ -96,11 +96,6 @@ class Balanced(WeighingPolicy):
         if self.class_shares is not None:
             _ = self._shares  # names missing and unknown labels
 
-    @cached_property
-    def _inside(self) -> Policy:
-        """The policy inside, whose results need no check."""
-        return adapt(self.policy)
-
     @property
     def static(self) -> bool:  # type: ignore[override]
         """As of the policy inside."""
@@ -112,26 +107,6 @@ class Balanced(WeighingPolicy):
         return self._inside.weighs
 
     @property
-    def uses_scores(self) -> bool:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.uses_scores
-
-    @property
-    def takes_negative_scores(self) -> bool:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.takes_negative_scores
-
-    @property
-    def first_visit(self) -> FirstVisit:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.first_visit
-
-    @property
-    def uses_history(self) -> bool:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.uses_history
-
-    @property
     def memory(self) -> Mapping[str, torch.dtype]:  # type: ignore[override]
         """As of the policy inside."""
         return self._inside.memory
@@ -139,10 +114,6 @@ class Balanced(WeighingPolicy):
     def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
         """As of the policy inside."""
         return self._inside.remember(table, chosen)
-
-    def settings(self, epochs: int | None) -> dict[str, Any]:
-        """As of the policy inside."""
-        return self._inside.settings(epochs)
 
     @cached_property
     def fingerprint(self) -> str:

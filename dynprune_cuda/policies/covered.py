@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +12,9 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_int
 from dynprune_cuda._schedule.seeds import derive_seed
-from dynprune_cuda.functional.score_updates import FirstVisit
-from dynprune_cuda.policies.adapter import AnyPolicy, adapt
-from dynprune_cuda.policies.protocol import Policy, fingerprint_of, memory_of, trusted
+from dynprune_cuda.policies.adapter import AnyPolicy
+from dynprune_cuda.policies.inside import WithPolicyInside
+from dynprune_cuda.policies.protocol import fingerprint_of, memory_of, trusted
 from dynprune_cuda.policies.registry import resolve
 from dynprune_cuda.scores.others import other_ids
 from dynprune_cuda.scores.table import ScoreTable
@@ -26,7 +24,7 @@ _WAITS = "selections_since"
 
 @trusted
 @dataclass(frozen=True)
-class Covered(Policy):
+class Covered(WithPolicyInside):
     """Another policy, which selects every sample once in any `every` selections; exactly k.
 
     Samples that are due come first, those that have waited longest before the others, and the
@@ -70,31 +68,6 @@ class Covered(Policy):
                     f"policy must be another one for Covered: {self.policy!r} {why}; use it alone"
                 )
 
-    @cached_property
-    def _inside(self) -> Policy:
-        """The policy inside, whose results need no check."""
-        return adapt(self.policy)
-
-    @property
-    def uses_scores(self) -> bool:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.uses_scores
-
-    @property
-    def uses_history(self) -> bool:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.uses_history
-
-    @property
-    def takes_negative_scores(self) -> bool:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.takes_negative_scores
-
-    @property
-    def first_visit(self) -> FirstVisit:  # type: ignore[override]
-        """As of the policy inside."""
-        return self._inside.first_visit
-
     @property
     def memory(self) -> Mapping[str, torch.dtype]:  # type: ignore[override]
         """How many selections ago each sample was selected, and what the policy inside keeps."""
@@ -104,10 +77,6 @@ class Covered(Policy):
     def fingerprint(self) -> str:
         """Tells one from another in a saved state."""
         return f"Covered({fingerprint_of(self.policy)}, every={self.every})"
-
-    def settings(self, epochs: int | None) -> dict[str, Any]:
-        """As of the policy inside."""
-        return self._inside.settings(epochs)
 
     def check_size(self, num_samples: int) -> None:
         """As of the policy inside."""

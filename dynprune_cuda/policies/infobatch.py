@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_float
 from dynprune_cuda._schedule.seeds import derive_seed
+from dynprune_cuda.functional.rules import as_share
 from dynprune_cuda.policies.arithmetic import as_integers
 from dynprune_cuda.policies.protocol import WeighingPolicy, trusted
 from dynprune_cuda.scores.table import ScoreTable
@@ -52,10 +52,7 @@ class InfoBatch(WeighingPolicy):
 
     def __post_init__(self) -> None:
         """Checks the parameter."""
-        ratio = as_float("prune_ratio", self.prune_ratio, low=0.0, high=1.0)
-        if ratio == 1.0:
-            raise ValueError(f"prune_ratio must be below 1, got {self.prune_ratio!r}")
-        object.__setattr__(self, "prune_ratio", ratio)
+        object.__setattr__(self, "prune_ratio", as_share("prune_ratio", self.prune_ratio))
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
         """Returns 0, 1 or `1 / (1 - prune_ratio)` for each sample, without waiting.
