@@ -53,6 +53,7 @@ class Method:
         options: Arguments of the class.
         pruner: Arguments of `Pruner`.
         groups: Whether the pruner gets the labels as groups.
+        rescore: Whether each epoch ends with a forward pass over the samples that it left out.
         steps: Steps, as a multiple of the setting's.
     """
 
@@ -61,6 +62,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     pruner: dict[str, Any] = field(default_factory=dict)
     groups: bool = False
+    rescore: bool = False
     steps: float = 1.0
 
     def make(self, num_samples: int, labels: Any, seed: int, device: Any) -> Pruner:
@@ -135,9 +137,13 @@ class Experiment:
     def key(self, cell: Cell) -> str:
         """A hash of everything that determines a run; a result counts if its key agrees."""
         pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu")
+        method = asdict(self.methods[cell.method])
+        del method["label"]
+        if not method["rescore"]:  # as before there was this setting
+            del method["rescore"]
         parts = {
             "setting": asdict(self.settings[cell.setting]),
-            "method": {k: v for k, v in asdict(self.methods[cell.method]).items() if k != "label"},
+            "method": method,
             "made": repr(pruner),
             "seed": cell.seed,
         }

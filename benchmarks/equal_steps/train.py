@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from benchmarks.equal_steps.data import Part, Task
 from benchmarks.equal_steps.models import make_model
 from benchmarks.training.images import ImageTask, Prepare, TensorImages
 from benchmarks.training.learning_rate import one_cycle
-from dynprune_cuda import DeviceLoader
+from dynprune_cuda import DeviceLoader, Pruner
 from dynprune_cuda.policies import Adaptive
 
 __all__ = ["train"]
 
 EVALUATION_BATCH = 500
+FORWARD_SHARE = 1 / 3  # cost of a forward pass, of a training step with as many samples
 
 
 class Inputs:
@@ -58,6 +60,9 @@ class Inputs:
 def train(setting: Setting, method: Method, task: Task, seed: int, device: str) -> dict[str, Any]:
     """Trains a fresh model, and measures it after the last step.
 
+    Forward passes of a method that rescores count as `FORWARD_SHARE` of a step with as many
+    samples, so that all methods of a setting cost the same.
+
     Returns:
         Accuracies in % (test set, validation set, training set by its clean labels), the rarest
         class's, how the visits are spread, the mean tilt of `Adaptive`, and the cost.
@@ -90,15 +95,19 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
     total = round(method.steps * setting.budget * num_samples / setting.batch_size)
     mixed = setting.precision == "bfloat16"
     start, cpu_start = time.perf_counter(), time.process_time()
-    step, epoch, samples = 0, 0, 0
+    step, epoch, samples, rescored = 0, 0, 0, 0
     tilts: list[Tensor] = []
     model.train()
-    while step < total:
+
+    def spent() -> float:
+        return step + FORWARD_SHARE * rescored / setting.batch_size
+
+    while spent() < total:
         pruner.set_epoch(epoch)
         if isinstance(pruner.policy, Adaptive) and epoch:
             tilts.append(pruner.policy.tilt(pruner.table))
         for x, y, ids in loader:
-            _set_learning_rate(optimizer, setting.lr, step / max(1, total - 1))
+            _set_learning_rate(optimizer, setting.lr, min(1.0, spent() / max(1, total - 1)))
             with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
                 logits = model(x)
             loss = pruner.cross_entropy(logits.float(), y, ids)
@@ -106,9 +115,14 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
             loss.backward()
             optimizer.step()
             step, samples = step + 1, samples + len(ids)
-            if step == total:
+            if spent() >= total:
                 break
         epoch += 1
+        if method.rescore and spent() < total:
+            with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
+                rescored += pruner.rescore(
+                    model, _left_out(pruner, prepare, inputs, labels)
+                ).samples
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
     def measure(part: Part) -> tuple[float, float]:
@@ -122,8 +136,9 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
         "worst_class": worst,
         "validation": measure(task.validation)[0] if len(task.validation.labels) else None,
         "train": measure(Part(task.train.inputs[:10_000], task.clean[:10_000]))[0],
-        "steps": total,
+        "steps": step,
         "samples": samples,
+        "rescored": rescored,
         "epochs": epoch,
         "gini": _gini(visits),
         "never_visited": 100 * float((visits == 0).double().mean()),
@@ -133,6 +148,14 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
     }
+
+
+def _left_out(
+    pruner: Pruner, prepare: Inputs, inputs: Tensor, labels: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields inputs, labels and ids of the samples that the epoch left out."""
+    for ids in pruner.unselected_share().split(EVALUATION_BATCH):
+        yield prepare(inputs[ids], augment=False), labels[ids], ids
 
 
 def _set_learning_rate(optimizer: SGD, peak: float, progress: float) -> None:

@@ -147,6 +147,16 @@ def test_runs_are_made_once_and_reported(config: Path, root: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_forward_passes_cost_steps(config: Path, root: Path, tmp_path: Path) -> None:
+    table = '[methods.rescored]\nlabel = "r"\npruner = { keep = 0.5 }\nrescore = true\n'
+    table += '[[runs]]\nsettings = ["two"]\nmethods = ["rescored"]\nseeds = [0]\n[steps]'
+    config.write_text(SMALL.replace("[steps]", table))
+    (entry,) = run(config, tmp_path / "out", root, "--methods", "rescored")
+    # To be spent: 24. The warm-up costs 6, four pruned epochs 3 + 1 (of 30 samples), the last 2.
+    assert (entry["steps"], entry["rescored"], entry["epochs"]) == (20, 120, 6)
+
+
+@pytest.mark.slow
 def test_a_run_depends_on_its_seed_only(config: Path, root: Path, tmp_path: Path) -> None:
     options = ("--settings", "one", "--methods", "default", "--seeds", "1")
     (first,), (second,) = (run(config, tmp_path / name, root, *options) for name in "ab")
