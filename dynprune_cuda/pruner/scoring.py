@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the losses of a training step become scores."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynprune_cuda import functional
+from dynprune_cuda._checks.arguments import FLOATING, check_vector
+from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
+from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
+from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
+from dynprune_cuda.pruner.status import RunStatus
+from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
+
+__all__ = ["Scoring"]
+
+
+class Scoring(RunStatus):
+    """The part of a `Pruner` that a training step calls: losses in, scores into the table."""
+
+    _ticket: Tensor | None  # of the step's launches, on a GPU
+    _score: int  # place of `score` in `SCORES`
+    _batch_alpha: float | None  # of 0-d values; None: the table's
+    _warns_of_batch_values: bool
+
+    def _prepare_scoring(self, alpha: float | None) -> None:
+        """Allocates what a step needs, because the first step may be a captured one."""
+        self._ticket = None
+        if self.device.type == "cuda":
+            self._ticket = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self._score = SCORES.index(self.score)
+        # Visits on their way to other shards carry no alpha.
+        self._batch_alpha = BATCH_ALPHA if alpha is None and self.sharding != "shard" else None
+        self._warns_of_batch_values = True
+
+    def rescale(self, ids: Tensor, losses: Tensor) -> Tensor:
+        """Multiplies losses by the factors of a policy that rescales, without waiting.
+
+        These are `InfoBatch`, `RePB` and `Weighted(rescale=True)`.
+
+        `cross_entropy` does it itself. For a loss of your own, where the mean of the batch was
+        taken: `pruner.observe(ids, losses)`, then `pruner.rescale(ids, losses).mean()`.
+
+        Args:
+            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`.
+            losses: One loss per sample [batch], on `device`; not changed.
+
+        Returns:
+            `losses` itself under policies that do not rescale, otherwise a new tensor of the same
+            dtype, differentiable; in warm-up and annealing every factor is 1.
+
+        Raises:
+            TypeError: `ids` or `losses` is no tensor.
+            ValueError: A dtype or a shape is wrong, or the lengths differ.
+        """
+        check_ids_and_values(ids, losses)
+        factors = self._run.factors(ids)
+        return losses if factors is None else losses * factors.to(losses.dtype)
+
+    def cross_entropy(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        ids: Tensor,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        sample_weight: Tensor | None = None,
+        target_b: Tensor | None = None,
+        lam: float | Tensor | None = None,
+        grad_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Computes the cross-entropy and enters the samples' scores, without waiting.
+
+        The loss is that of `torch.nn.functional.cross_entropy` with the same options. Ignored rows
+        leave their samples' scores alone. The scores enter the table at this call, not at the
+        backward pass: compute a validation loss with torch's own function. One backward pass per
+        call; see `functional.scored_cross_entropy_step_`. Keep the call out of checkpointed
+        regions, which would enter the scores twice, and let no two calls on one pruner overlap.
+
+        Args:
+            logits: Floating point [batch, num_classes] on `device`.
+            target: Class indices, int64, int32 or uint8 [batch].
+            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`; -1 for a row that
+                belongs to no sample, and only trains.
+            weight: Class weights [num_classes].
+            ignore_index: Target of rows that count for nothing.
+            label_smoothing: In [0, 1].
+            reduction: "mean" (weighted by the targets' class weights), "sum" or "none".
+            sample_weight: Factors of the rows' losses [batch], known before the forward pass; they
+                change neither the scores nor what "mean" divides by.
+            target_b: Second class indices [batch] of mixed samples; the scores are those of
+                `target`, but for the score "loss".
+            lam: Weight of the first target, with `target_b`: a float, or a 0-d or [batch] tensor.
+            grad_scale: The factor that a loss scaler multiplies the loss with, as a 0-d tensor on
+                `device`; it saves work in the backward pass. It must be the factor that comes: a
+                float16 gradient is rounded with it, and may underflow or overflow under another.
+
+        Returns:
+            The loss: 0-d, or [batch] for "none"; float32, or float64 for float64 logits.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument has the wrong dtype, shape, length or value.
+            IndexError: A target or an id is out of range (CPU; on a GPU the row is skipped and the
+                error is raised by the next call that may wait, such as `set_epoch`).
+        """
+        table = self.table
+        device = table.mean.device
+        check_ids(ids)
+        if ids.dtype != torch.int64 or ids.device != device:
+            ids = move_without_waiting("ids", ids.to(torch.int64), device)
+        factors = self._run.factors(ids)
+        if factors is not None and sample_weight is not None:
+            check_vector("sample_weight", sample_weight, FLOATING, ids)
+            sample_weight = sample_weight * factors
+        elif factors is not None:
+            sample_weight = factors
+        target_rows = self._run.update_target(ids)
+        published = table.first_visit == "published"
+        loss: Tensor = step_loss(
+            logits,
+            target,
+            target_rows.rows,
+            target_rows.columns,
+            TableOptions._make((self._ticket, table.alpha, published, self._score)),
+            loss_only=True,
+            sample_weight=sample_weight,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            target_b=target_b,
+            lam=lam,
+            grad_scale=grad_scale,
+        )
+        if message := self._run.commit(target_rows, ids):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return loss
+
+    def observe(
+        self,
+        ids: Tensor,
+        values: Tensor | functional.ScoredLoss,
+        correct: Tensor | None = None,
+    ) -> None:
+        """Enters values for losses that `cross_entropy` does not cover, without waiting.
+
+        A 0-d value is credited to every sample of its batch. Only the moving average over the
+        batches that a sample was in tells the samples apart, and it tells little of large batches:
+        at batch size 64 its rank correlation with the true loss was 0.28 with alpha 0.1, and 0.09
+        with alpha 0.8. So such values enter with alpha 0.1, unless `Pruner` was given `alpha`. With
+        sharding="shard" they enter with the pruner's alpha: give it `alpha=0.1`. The first 0-d
+        value of more than one sample is a RuntimeWarning. Enter per-sample values where possible.
+
+        Args:
+            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`. A row whose id
+                is -1 belongs to no sample and is skipped.
+            values: One value per sample, floating point [batch]; bigger means more worth training
+                on. Or the result of `functional.scored_cross_entropy`, of which the configured
+                `score` is taken: the scores of ignored rows are 0, so give those rows the id -1
+                (`ids.masked_fill(target == ignore_index, -1)`). Or a 0-d value of the whole batch,
+                such as a loss that has no per-sample value; see below.
+            correct: Was the sample classified correctly, bool [batch]; counts for nothing without
+                `track_forgetting`. None: what a `ScoredLoss` says, or, with other values, unknown:
+                the visit then counts as no forgetting event.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A dtype or a shape is wrong, or the lengths differ.
+            IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
+                raised by the next call that may wait, such as `set_epoch`).
+        """
+        if isinstance(values, functional.ScoredLoss):
+            if correct is None and self.table.track_forgetting:
+                correct = values.correct
+            values = self._score_of(values)
+        is_shared = False  # by several samples
+        if isinstance(values, Tensor) and values.dim() == 0:
+            check_ids(ids)
+            is_shared = len(ids) > 1
+            values = values.detach().expand(len(ids))
+        check_ids_and_values(ids, values)
+        alpha = self._batch_alpha if is_shared else None
+        messages = [self._run.observe(ids, values, correct, alpha)]
+        if is_shared and self._warns_of_batch_values:
+            self._warns_of_batch_values = False
+            used = self.table.alpha if alpha is None else alpha
+            messages.append(about_batch_values(used, self.sharding))
+        for message in filter(None, messages):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def rescore(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        score: ScoreBatch | None = None,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        label_smoothing: float = 0.0,
+    ) -> Rescored:
+        """Scores samples by forward passes only, such as those that the epoch left out. Waits.
+
+            rest = DataLoader(indexed_set, batch_sampler=pruner.unselected_sampler(512))
+            ...
+            pruner.rescore(model, rest)  # at the end of an epoch
+
+        The model runs with `model.eval()` and without gradients. The modes of all its modules, and
+        the random generators of Python, NumPy and torch in this process, are afterwards as before.
+        Autocast is yours: `with torch.autocast("cuda", torch.bfloat16): pruner.rescore(...)`.
+
+        The values enter the table as a training step's do: they count as visits, in `visits_gini`
+        and in forgetting events, too. They are of the model in evaluation mode, so they may be
+        lower than the losses of training. Pass the `weight` and `label_smoothing` of the training.
+
+        With several processes each enters what its own loader yields, and `set_epoch` shares it.
+        With sharding="shard" the scores enter when the next epoch begins.
+
+        Args:
+            model: On `device`; of DistributedDataParallel, the module inside is used.
+            loader: Yields (inputs, targets, ids), three tensors on any device: targets are class
+                indices [batch], and ids are integers [batch], -1 for no sample.
+            score: A function `(model, batch) -> (ids, values)` for other batches or other scores,
+                with ids and values as `observe` takes them.
+            weight: Class weights [num_classes], on `device`.
+            ignore_index: Target of rows that count for nothing.
+            label_smoothing: In [0, 1].
+
+        Returns:
+            The seconds that it took, and how many batches and samples the loader had.
+
+        Raises:
+            TypeError: An argument or a batch has the wrong type.
+            ValueError: An argument or a batch has the wrong dtype, shape or value. What was entered
+                before stays.
+            IndexError: As `observe`.
+        """
+        self._run.rescored()
+        return rescore(
+            self,
+            model,
+            loader,
+            score,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+
+    def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
+        """Returns the configured score, detached: bigger means more worth training on."""
+        if self.score == "margin":
+            return -scored.margin
+        values: Tensor = getattr(scored, self.score)
+        return values.detach()
