@@ -31,8 +31,8 @@ help: ## Show this list
 
 build: $(BUILT) ## Set up .venv and build the extension in place
 
-demo: $(BUILT) ## Train on real data with and without pruning and compare (under 3 minutes on 2 cores)
-	@$(BIN)/python -m benchmarks.training.train
+demo: $(BUILT) ## Train on real data with and without choosing, for equally many steps, and compare (under 3 minutes)
+	@$(BIN)/python -m benchmarks.equal_steps.demo
 
 test: $(BUILT) ## Run all tests: CPU, emulated CUDA, and CUDA where a GPU is visible
 	@$(BIN)/python -m pytest

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ Difference = tuple[str, str, float, float, int]
 class Setting:
     """Data, network and budget; all methods of a setting take equally many steps."""
 
-    data: str  # "cifar10", "fashion" or "words"
+    data: str  # "cifar10", "digits", "fashion" or "words"
     model: str
     budget: float  # epochs of full data that a run costs
     samples: int = 0  # training samples, drawn by the seed; 0: all
@@ -136,7 +137,9 @@ class Experiment:
 
     def key(self, cell: Cell) -> str:
         """A hash of everything that determines a run; a result counts if its key agrees."""
-        pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu")
+        with warnings.catch_warnings():  # the run itself says it
+            warnings.simplefilter("ignore", UserWarning)
+            pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu")
         method = asdict(self.methods[cell.method])
         del method["label"]
         if not method["rescore"]:  # as before there was this setting

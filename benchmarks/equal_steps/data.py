@@ -15,9 +15,13 @@ from torch import Tensor
 
 from benchmarks.equal_steps.config import Setting
 from benchmarks.equal_steps.words import load_words
+from benchmarks.training.image_datasets import load_mnist5k
+from benchmarks.training.images import ImageSet, TensorImages
 from benchmarks.training.packed_cifar import read_packed_cifar
 
-__all__ = ["Part", "Task", "make_task"]
+__all__ = ["Part", "Task", "fashion_folder", "make_task"]
+
+FASHION_OF_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,34 @@ def _load(name: str, root: str, size: int) -> tuple[Part, Part]:
         both = [Part(_resized(images, size), torch.tensor(labels)) for images, labels in parts]
         return both[0], both[1]
     if name == "fashion":
-        folder = Path(root) / "fashion_mnist"
+        folder = fashion_folder(Path(root))
         return _idx(folder, "train", size), _idx(folder, "t10k", size)
-    raise ValueError(f"data must be cifar10, fashion or words, got {name!r}")
+    if name == "digits":
+        digits = load_mnist5k()
+        return _part(digits.train, size), _part(digits.test, size)
+    raise ValueError(f"data must be cifar10, digits, fashion or words, got {name!r}")
+
+
+def fashion_folder(root: Path) -> Path:
+    """Returns the folder with the gzipped files of Fashion-MNIST.
+
+    Raises:
+        FileNotFoundError: They are in none of the usual places.
+    """
+    places = (root / "fashion_mnist", root / "FashionMNIST" / "raw", FASHION_OF_DEBIAN)
+    for folder in places:
+        if all((folder / f"{part}-images-idx3-ubyte.gz").is_file() for part in ("train", "t10k")):
+            return folder
+    raise FileNotFoundError(
+        f"Fashion-MNIST is in none of {', '.join(map(str, places))}: install Debian's package "
+        "dataset-fashion-mnist, or let torchvision download it"
+    )
+
+
+def _part(images: ImageSet, size: int) -> Part:
+    """All images of a set in memory."""
+    assert isinstance(images, TensorImages)
+    return Part(_resized(images.images, size), torch.tensor(images.labels))
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

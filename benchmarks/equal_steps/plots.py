@@ -40,7 +40,8 @@ def plot_differences(
         last = setting
     axes.axvline(0, color=COLOURS[0], linewidth=1)
     axes.set_yticks([-line for line in range(len(names))], names, fontsize=7)
-    axes.set_xlim(left=min(WORST, *(m - e for _, _, m, e, _ in differences if m >= WORST)) - 0.1)
+    left = (mean - error if mean >= WORST else WORST for _, _, mean, error, _ in differences)
+    axes.set_xlim(left=min(left) - 0.1)
     axes.set_xlabel(
         f"points of test accuracy above {experiment.methods[experiment.baseline].label}"
     )

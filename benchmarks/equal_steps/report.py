@@ -15,7 +15,7 @@ from benchmarks.common import markdown
 from benchmarks.common.result_files import read_lines, write_text
 from benchmarks.equal_steps.config import Difference, Experiment, Goal
 
-__all__ = ["goals_table", "paired", "steps_saved", "write_report"]
+__all__ = ["description", "goals_table", "paired", "steps_saved", "write_report"]
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by method and seed
 
@@ -36,7 +36,7 @@ def write_report(experiment: Experiment, out: Path) -> None:
         parts += ["## Steps for the same accuracy", saved]
     for name in experiment.settings:
         if name in found:
-            parts += [f"## {name}", _description(experiment, name), _table(experiment, found[name])]
+            parts += [f"## {name}", description(experiment, name), _table(experiment, found[name])]
     if figure := _figure(experiment, found, out):
         parts.insert(2, figure)
     write_text(out / "report.md", "\n\n".join(parts) + "\n")
@@ -139,7 +139,8 @@ def _budget_for(accuracy: float, curve: Sequence[tuple[float, float]]) -> float 
     return None
 
 
-def _description(experiment: Experiment, name: str) -> str:
+def description(experiment: Experiment, name: str) -> str:
+    """Returns a sentence on the data, the network and the budget of a setting."""
     setting = experiment.settings[name]
     parts = [
         f"{setting.data}, {setting.model}, {setting.budget:g} epochs' worth of steps",

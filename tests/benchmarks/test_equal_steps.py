@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experiments of equal steps: their files, their data, their runs and their report."""
 
-import gzip
 import json
 import math
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from idx_images import write_fashion
 from packed_cifar import jpegs, pack
 from paths import ROOT
 
@@ -75,14 +74,7 @@ least = 99.0
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A folder with 200 grey images in IDX files, and 40 packed colour images."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "data" / "fashion_mnist"
-    folder.mkdir(parents=True)
-    for part, number in (("train", 200), ("t10k", 50)):
-        images = rng.integers(0, 256, (number, 28, 28), dtype=np.uint8).tobytes()
-        labels = (np.arange(number) % 4).astype(np.uint8).tobytes()
-        for name, head, body in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
-            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(bytes(head) + body))
+    write_fashion(tmp_path / "data" / "fashion_mnist")
     images = jpegs(40)
     packed = pack(images, [i % 4 for i in range(40)], [0] * 30 + [1] * 10)
     (tmp_path / "data" / "cifar10.bin").write_bytes(packed)
@@ -189,7 +181,7 @@ def test_tasks_are_drawn_by_the_seed(root: Path) -> None:
     assert not held_out & {image.numpy().tobytes() for image in first.train.inputs}
     with pytest.raises(ValueError, match="samples must be at most 170, got 180"):
         make_task(Setting("fashion", "x", 1, samples=180, validation=30), root, 0)
-    with pytest.raises(ValueError, match="data must be cifar10, fashion or words, got 'x'"):
+    with pytest.raises(ValueError, match="data must be cifar10, digits, fashion or words, got 'x'"):
         make_task(Setting("x", "x", 1), root, 0)
     packed = make_task(Setting("cifar10", "x", 1), root, 0)
     assert packed.train.inputs.shape == (30, 3, 8, 8) and len(packed.test.labels) == 10
