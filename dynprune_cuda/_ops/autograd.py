@@ -56,7 +56,7 @@ def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("dynprune_cuda::scored_cross_entropy_backward", _second_backward)
 
 
-class _NoSecondDerivative(torch.autograd.Function):
+class NoSecondDerivative(torch.autograd.Function):
     """The identity, which refuses to be differentiated."""
 
     @staticmethod
@@ -126,7 +126,7 @@ class StepLoss(torch.autograd.Function):
             grad, grad_scale = ctx.saved_tensors
             grad = _scaled(ctx, grad, grad_loss, grad_scale)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad = _NoSecondDerivative.apply(grad.requires_grad_())
+            grad = NoSecondDerivative.apply(grad.requires_grad_())
         return grad, None, None
 
 

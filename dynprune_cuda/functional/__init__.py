@@ -26,6 +26,10 @@ from dynprune_cuda.functional.cross_entropy import (
 )
 from dynprune_cuda.functional.errors import check_errors
 from dynprune_cuda.functional.inclusion import inclusion_probabilities
+from dynprune_cuda.functional.linear_cross_entropy import (
+    LinearScoredLoss,
+    scored_linear_cross_entropy,
+)
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
 from dynprune_cuda.functional.rules import Trimmed
 from dynprune_cuda.functional.score_updates import update_scores_
@@ -44,6 +48,7 @@ from dynprune_cuda.functional.tilted import Tilted
 
 __all__ = [
     "FixedIds",
+    "LinearScoredLoss",
     "Ranking",
     "ScoredLoss",
     "Tilted",
@@ -55,6 +60,7 @@ __all__ = [
     "permutation",
     "scored_cross_entropy",
     "scored_cross_entropy_step_",
+    "scored_linear_cross_entropy",
     "select",
     "select_epsilon_greedy",
     "select_rescaled",

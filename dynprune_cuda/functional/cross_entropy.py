@@ -115,7 +115,7 @@ def scored_cross_entropy(
     if reduction != "none":
         total = scored[0].sum()
         if reduction == "mean":
-            total = total / _mean_weight(target, weight, ignore_index, target_b, mix)
+            total = total / mean_weight(target, weight, ignore_index, target_b, mix)
         scored[0] = total
     return ScoredLoss(*scored)
 
@@ -333,7 +333,7 @@ def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
     compute = _compute_dtype(logits)
     if sample_weight is not None:
         check_vector("sample_weight", sample_weight, FLOATING, logits)
-        _refuse_gradient(
+        refuse_gradient(
             "sample_weight", sample_weight, ", or multiply the losses of scored_cross_entropy by it"
         )
         sample_weight = sample_weight.detach().to(compute)
@@ -414,7 +414,7 @@ def _check_cross_entropy(
     check_vector("target", target, TARGET_DTYPES, logits)
     if weight is not None:
         check_vector("weight", weight, FLOATING, logits, classes)
-        _refuse_gradient("weight", weight)
+        refuse_gradient("weight", weight)
         weight = weight.detach().to(_compute_dtype(logits))
     if ignore_index != -100:
         low, high = -(1 << 63), (1 << 63) - 1
@@ -428,7 +428,7 @@ def _check_cross_entropy(
     check_vector("target_b", target_b, TARGET_DTYPES, logits)
     if isinstance(lam, Tensor):
         check_tensor("lam", lam, FLOATING)
-        _refuse_gradient("lam", lam)
+        refuse_gradient("lam", lam)
         if lam.device != logits.device or (lam.dim() != 0 and lam.shape != (rows,)):
             raise ValueError(
                 f"lam must be 0-d or of shape ({rows},) on {logits.device}, got shape "
@@ -445,7 +445,7 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _refuse_gradient(name: str, factor: Tensor, remedy: str = "") -> None:
+def refuse_gradient(name: str, factor: Tensor, remedy: str = "") -> None:
     """Only the logits have a gradient: a silent zero for a factor would be wrong."""
     if factor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
@@ -453,7 +453,7 @@ def _refuse_gradient(name: str, factor: Tensor, remedy: str = "") -> None:
         )
 
 
-def _mean_weight(
+def mean_weight(
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,

@@ -45,6 +45,7 @@ NAMES = {
     "update_scores_",
     "take_errors",
 }
+MADE_OF_OTHERS = {"linear_cross_entropy"}  # in Python, see test_linear_cross_entropy.py
 
 
 def samples(device):
@@ -183,7 +184,7 @@ def test_every_op_is_sampled():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("dynprune_cuda::")
     }
-    assert registered == NAMES
+    assert registered == NAMES | MADE_OF_OTHERS
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -14,7 +14,8 @@ NAMES = {
     "dynprune_cuda.functional": """ScoredLoss check_errors last_layer_grand permutation
         scored_cross_entropy scored_cross_entropy_step_ select_epsilon_greedy select_top_k
         select_ucb select_ucb1 select_uniform select_weighted update_scores_
-        Ranking Uniform FixedIds select Tilted Trimmed inclusion_probabilities select_rescaled""",
+        Ranking Uniform FixedIds select Tilted Trimmed inclusion_probabilities select_rescaled
+        LinearScoredLoss scored_linear_cross_entropy""",
     "dynprune_cuda.sharded": """Shard select_epsilon_greedy select_top_k select_ucb select_ucb1
         select_uniform select_weighted select select_rescaled""",
     "dynprune_cuda.policies": """UCB Adaptive Balanced Covered EpsilonGreedy Full IES InfoBatch

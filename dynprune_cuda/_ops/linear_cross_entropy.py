@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-entropy of a linear layer, in chunks of rows: the logits are never whole in memory.
+
+The operator is made of matrix products, and of the compiled operators on a chunk's logits. To
+torch.compile it is one operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._ops.autograd import NoSecondDerivative
+from dynprune_cuda._ops.library import ops
+
+_scale = ops.scale_gradient_.default
+
+
+class LinearArguments(NamedTuple):
+    """The arguments of the operator after `bias`; R rows, C classes."""
+
+    target: Tensor  # [R]
+    row_weight: Tensor  # [R] derivative of the sum by the rows' losses, in the losses' dtype
+    class_weight: Tensor | None  # [C], likewise
+    ignore_index: int
+    label_smoothing: float
+    chunk_rows: int
+    dtype: torch.dtype  # of the matrix products
+    wants: tuple[bool, bool, bool]  # the gradients of hidden, weight and bias
+
+
+def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _results(
+    hidden: Tensor, weight: Tensor, dtype: torch.dtype, wants: list[bool]
+) -> tuple[Tensor, ...]:
+    """Allocates what the operator returns."""
+    rows, exact = hidden.shape[0], _loss_dtype(dtype)
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    gradients = (
+        hidden.new_zeros(shape if wanted else (0,), dtype=exact)
+        for shape, wanted in zip(shapes, wants, strict=True)
+    )
+    scores = hidden.new_empty((4, rows), dtype=exact)
+    return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
+
+
+@torch.library.custom_op("dynprune_cuda::linear_cross_entropy", mutates_args=())
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_weight: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    wants: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the scores of the rows, and the gradients of the weighted sum of their losses.
+
+    Args:
+        hidden: [R, D].
+        weight: [C, D].
+        bias: [C] or None.
+        target: See `LinearArguments`, as for the arguments that follow.
+        row_weight: [R].
+        class_weight: [C] or None.
+        ignore_index: Target of rows that count for nothing.
+        label_smoothing: In [0, 1].
+        chunk_rows: At least 1.
+        dtype: Of the matrix products.
+        wants: Whether the gradients of hidden, weight and bias are wanted.
+
+    Returns:
+        scores, [4, R]: loss, EL2N, entropy, margin; correct, bool [R]; and the gradients of hidden,
+        weight and bias, [0] where they are not wanted. Floats are float32, or float64 for products
+        in float64: the chunks' gradients of weight and bias are added in it.
+    """
+    results = _results(hidden, weight, dtype, wants)
+    scores, correct, grad_hidden, grad_weight, grad_bias = results
+    matrix = weight.to(dtype)
+    offset = None if bias is None else bias.to(dtype)
+    for first in range(0, hidden.shape[0], chunk_rows):
+        part = slice(first, first + chunk_rows)
+        inputs = hidden[part].to(dtype)
+        logits = inputs @ matrix.t() if offset is None else torch.addmm(offset, inputs, matrix.t())
+        options = (target[part], class_weight, ignore_index, label_smoothing)
+        *values, correct[part], saved = ops.scored_cross_entropy(logits, *options)
+        torch.stack(values, out=scores[:, part])
+        if not any(wants):
+            continue
+        grad = ops.scored_cross_entropy_backward(
+            row_weight[part], logits, target[part], class_weight, *options[2:], saved
+        )
+        del logits
+        if wants[0]:
+            grad_hidden[part] = grad @ matrix
+        if wants[1] and grad.dtype == grad_weight.dtype:
+            grad_weight.addmm_(grad.t(), inputs)
+        elif wants[1]:
+            grad_weight += grad.t() @ inputs
+        if wants[2]:
+            grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+    return results  # type: ignore[return-value]
+
+
+@linear_cross_entropy.register_fake
+def _fake(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_weight: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    wants: list[bool],
+) -> tuple[Tensor, ...]:
+    return _results(hidden, weight, dtype, wants)
+
+
+class LinearLoss(torch.autograd.Function):
+    """linear_cross_entropy and its gradients, which the forward pass computes.
+
+    Returns the weighted sum of the losses, divided by `divisor`; scores, and correct.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        arguments: LinearArguments,
+        divisor: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Calls the operator and keeps the gradients."""
+        weights, wants = arguments.row_weight, arguments.wants
+        if divisor is not None:
+            arguments = arguments._replace(row_weight=weights / divisor)
+        scores, correct, *gradients = linear_cross_entropy(
+            hidden, weight, bias, *arguments[:-1], list(wants)
+        )
+        ctx.spent = False
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        ctx.save_for_backward(*(g if w else None for g, w in zip(gradients, wants, strict=True)))
+        ctx.mark_non_differentiable(scores, correct)
+        ctx.set_materialize_grads(False)
+        loss = (scores[0] * weights).sum()
+        return loss if divisor is None else loss / divisor, scores, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """The kept gradients times the incoming one."""
+        if grad_loss is None:
+            return (None,) * 5
+        if ctx.spent:
+            raise RuntimeError(
+                "the gradients of linear_cross_entropy were already used by a backward pass, which "
+                "changed them in place: call it again for another one"
+            )
+        compiling = torch.compiler.is_compiling()
+        again = torch.is_grad_enabled() and not compiling
+        found: list[Tensor | None] = []
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            if gradient is None:
+                found.append(None)
+                continue
+            if compiling or gradient.dtype == torch.float64:  # which is for checking gradients
+                gradient = gradient * grad_loss
+            else:  # in place, so that a factor of 1 costs nothing
+                _scale(gradient if gradient.dim() == 2 else gradient[None], grad_loss, None)
+                ctx.spent = True
+            gradient = gradient.to(dtype)
+            found.append(NoSecondDerivative.apply(gradient.requires_grad_()) if again else gradient)
+        return *found, None, None

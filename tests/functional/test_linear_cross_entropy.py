@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scored_linear_cross_entropy against a whole matrix of logits."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dynprune_cuda import functional
+from dynprune_cuda._ops import linear_cross_entropy as ops_module
+from dynprune_cuda.functional import scored_cross_entropy, scored_linear_cross_entropy
+
+ROWS, FEATURES, CLASSES = 37, 8, 11
+
+
+def make(
+    dtype: torch.dtype = torch.float64, rows: int = ROWS, *, bias: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64)
+    weight = torch.randn(CLASSES, FEATURES, generator=generator, dtype=torch.float64)
+    offset = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, CLASSES, (rows,), generator=generator)
+    target[rows // 3 : rows // 3 + 2] = -100
+    leaves = [x.to(dtype).requires_grad_() for x in (hidden, weight, offset)]
+    return leaves[0], leaves[1], target, leaves[2] if bias else None
+
+
+def gradients(loss: Tensor, *leaves: Tensor | None) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [x for x in leaves if x is not None]))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 5, ROWS, 1000])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_the_whole_matrix(chunk_rows: int, reduction: str, bias: bool) -> None:
+    hidden, weight, target, offset = make(bias=bias)
+    smoothed = {"label_smoothing": 0.1, "reduction": reduction}
+    found = scored_linear_cross_entropy(
+        hidden, weight, target, bias=offset, chunk_rows=chunk_rows, **smoothed
+    )
+    logits = F.linear(hidden, weight, offset)
+    expected = F.cross_entropy(logits, target, **smoothed)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        gradients(found.loss, hidden, weight, offset),
+        gradients(expected, hidden, weight, offset),
+        rtol=1e-11,
+        atol=1e-12,
+    )
+    scored = scored_cross_entropy(logits.detach(), target, label_smoothing=0.1)
+    assert torch.equal(found.correct, scored.correct) and found.kept is None
+    for name in ("el2n", "entropy", "margin"):
+        torch.testing.assert_close(getattr(found, name), getattr(scored, name))
+    torch.testing.assert_close(found.row_loss, scored.loss)
+    assert not found.row_loss.requires_grad and not found.el2n.requires_grad
+
+
+def test_factors_of_rows_and_classes() -> None:
+    hidden, weight, target, offset = make()
+    factors = torch.rand(ROWS, dtype=torch.float64)
+    by_class = torch.rand(CLASSES, dtype=torch.float64) + 0.1
+    found = scored_linear_cross_entropy(
+        hidden, weight, target, bias=offset, sample_weight=factors, class_weight=by_class
+    )
+    losses = F.cross_entropy(F.linear(hidden, weight, offset), target, by_class, reduction="none")
+    divisor = by_class[target[target >= 0]].sum()
+    expected = (losses * factors).sum() / divisor
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(
+        gradients(found.loss, hidden, weight, offset),
+        gradients(expected, hidden, weight, offset),
+    )
+    torch.testing.assert_close(found.row_loss, losses.detach())
+
+
+def test_accumulated_gradients_are_those_of_one_batch() -> None:
+    hidden, weight, target, offset = make()
+    whole = scored_linear_cross_entropy(hidden, weight, target, bias=offset)
+    expected = gradients(whole.loss, hidden, weight, offset)
+    items = int((target != -100).sum())
+    for number in (items, torch.tensor(items)):
+        total = 0.0
+        for part in (slice(0, 20), slice(20, ROWS)):
+            found = scored_linear_cross_entropy(
+                hidden[part], weight, target[part], bias=offset, num_items=number
+            )
+            found.loss.backward()
+            total += found.loss.item()
+        assert total == pytest.approx(whole.loss.item())
+        for leaf, gradient in zip((hidden, weight, offset), expected, strict=True):
+            torch.testing.assert_close(leaf.grad, gradient)
+            leaf.grad = None
+
+
+def test_incoming_gradient_scales() -> None:
+    hidden, weight, target, offset = make(torch.float32)
+    once = gradients(scored_linear_cross_entropy(hidden, weight, target).loss, hidden, weight)
+    loss = scored_linear_cross_entropy(hidden, weight, target).loss
+    for a, b in zip(gradients(1024 * loss, hidden, weight), once, strict=True):
+        assert torch.equal(a, 1024 * b)
+    del offset
+
+
+def test_gradcheck() -> None:
+    hidden, weight, target, offset = make(rows=6)
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return scored_linear_cross_entropy(
+            hidden, weight, target, bias=bias, chunk_rows=4, label_smoothing=0.1
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight, offset))
+
+
+def test_opcheck() -> None:
+    hidden, weight, target, offset = (x if x is None else x.detach() for x in make(torch.float32))
+    ones = torch.ones(ROWS)
+    rest = (target, ones, None, -100, 0.0, 10, torch.float32, [True, True, True])
+    torch.library.opcheck(ops_module.linear_cross_entropy, (hidden, weight, offset, *rest))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_adds_in_float32(dtype: torch.dtype) -> None:
+    hidden, weight, target, offset = make(dtype)
+    found = scored_linear_cross_entropy(hidden, weight, target, bias=offset, chunk_rows=4)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight, offset)]
+    expected = F.cross_entropy(F.linear(*exact), target)
+    assert found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss.double(), expected, rtol=2e-2, atol=2e-2)
+    own = gradients(found.loss, hidden, weight, offset)
+    for gradient, wanted in zip(own, gradients(expected, *exact), strict=True):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.double(), wanted, rtol=5e-2, atol=5e-3)
+
+
+def test_autocast_gives_gradients_in_float32() -> None:
+    hidden, weight, target, offset = make(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scored_linear_cross_entropy(hidden, weight, target, bias=offset)
+        expected = F.cross_entropy(F.linear(hidden, weight, offset), target)
+    torch.testing.assert_close(found.loss, expected, rtol=2e-2, atol=2e-2)
+    own = gradients(found.loss, hidden, weight, offset)
+    for gradient, wanted in zip(own, gradients(expected, hidden, weight, offset), strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, wanted, rtol=5e-2, atol=5e-3)
+
+
+def test_tied_weights_get_both_gradients() -> None:
+    ids = torch.randint(0, CLASSES, (ROWS,), generator=torch.Generator().manual_seed(5))
+    table, target = make()[1], make()[2]
+
+    def both(loss_of: object) -> Tensor:
+        hidden = F.embedding(ids, table).tanh()
+        return torch.autograd.grad(loss_of(hidden), table)[0]  # type: ignore[operator]
+
+    torch.testing.assert_close(
+        both(lambda hidden: scored_linear_cross_entropy(hidden, table, target).loss),
+        both(lambda hidden: F.cross_entropy(hidden @ table.t(), target)),
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 31, 32, 33])
+def test_awkward_numbers_of_rows(rows: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2 * rows, FEATURES, generator=generator)[::2].requires_grad_()
+    weight = torch.randn(FEATURES, CLASSES, generator=generator).t().requires_grad_()
+    target = torch.randint(0, CLASSES, (rows,), generator=generator, dtype=torch.int32)
+    found = scored_linear_cross_entropy(hidden, weight, target, chunk_rows=32)
+    expected = F.cross_entropy(hidden @ weight.t(), target.long())
+    torch.testing.assert_close(found.loss, expected, equal_nan=True)
+    for a, b in zip(
+        gradients(found.loss, hidden, weight), gradients(expected, hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_rows_that_are_not_finite() -> None:
+    hidden, weight, target, _ = make(torch.float32)
+    with torch.no_grad():
+        hidden[5] = math.nan
+        hidden[-1] = math.inf
+    target[5] = -100
+    found = scored_linear_cross_entropy(hidden, weight, target, reduction="sum")
+    assert found.row_loss[5] == 0 and math.isnan(found.row_loss[-1].item())
+    assert math.isnan(found.loss.item())
+    (grad,) = torch.autograd.grad(found.loss, hidden)
+    assert grad[5].abs().sum() == 0 and grad[:5].isfinite().all() and grad[-1].isnan().all()
+
+
+class Work(TorchDispatchMode):
+    """Counts multiplications of matrix products, and notes the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiplications, self.largest = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_"):
+            first, second = args[-2:]
+            self.multiplications += first.shape[0] * first.shape[1] * second.shape[1]
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Sees into the operator, which dispatch modes take as one call."""
+    plain = ops_module.linear_cross_entropy._init_fn
+    monkeypatch.setattr(ops_module, "linear_cross_entropy", plain)
+    return Work()
+
+
+def test_three_products_and_no_whole_logits(work: Work) -> None:
+    rows, classes = 400, 300
+    hidden = torch.randn(rows, FEATURES, requires_grad=True)
+    weight = torch.randn(classes, FEATURES, requires_grad=True)
+    target = torch.arange(rows) % classes
+    with work:
+        loss = scored_linear_cross_entropy(hidden, weight, target, chunk_rows=16).loss
+        loss.backward()
+    assert work.multiplications == 3 * rows * FEATURES * classes
+    assert work.largest <= max(16 * classes, rows * FEATURES, classes * FEATURES)
+
+
+@pytest.mark.parametrize(("wanted", "products"), [("none", 1), ("hidden", 2), ("weight", 2)])
+def test_no_product_for_nothing(work: Work, wanted: str, products: int) -> None:
+    hidden, weight, target, _ = make(torch.float32)
+    hidden.requires_grad_(wanted == "hidden")
+    weight.requires_grad_(wanted == "weight")
+    with work:
+        scored_linear_cross_entropy(hidden, weight, target)
+    assert work.multiplications == products * ROWS * FEATURES * CLASSES
+    work.multiplications = 0
+    weight.requires_grad_()
+    with work, torch.no_grad():
+        scored_linear_cross_entropy(hidden, weight, target)
+    assert work.multiplications == ROWS * FEATURES * CLASSES
+
+
+def test_kept_tokens_are_the_worst_and_cost_less(work: Work) -> None:
+    hidden, weight, target, offset = make(torch.float32, rows=100)
+    with work:
+        found = scored_linear_cross_entropy(hidden, weight, target, bias=offset, keep_tokens=0.2)
+    assert work.multiplications == (100 + 3 * 20) * FEATURES * CLASSES
+    losses = F.cross_entropy(F.linear(hidden, weight, offset), target, reduction="none")
+    wanted = losses.topk(20).indices.sort().values
+    assert torch.equal(found.kept, wanted)
+    expected = losses[wanted].mean()
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(
+        gradients(found.loss, hidden, weight, offset), gradients(expected, hidden, weight, offset)
+    )
+    torch.testing.assert_close(found.row_loss, losses.detach())
+
+
+def test_kept_tokens_by_excess_loss() -> None:
+    hidden, weight, target, _ = make(torch.float32)
+    reference = torch.rand(ROWS, generator=torch.Generator().manual_seed(3)) * 5
+    found = scored_linear_cross_entropy(
+        hidden, weight, target, keep_tokens=0.3, reference_loss=reference
+    )
+    excess = found.row_loss - reference
+    excess[target == -100] = -math.inf
+    assert torch.equal(found.kept, excess.topk(math.ceil(0.3 * ROWS)).indices.sort().values)
+
+
+def test_ignored_tokens_are_kept_last_and_count_for_nothing() -> None:
+    hidden, weight, target, _ = make(torch.float32, rows=10)
+    target[2:] = -100
+    found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=0.5)
+    assert {0, 1} < set(found.kept.tolist()) and len(found.kept) == 5
+    torch.testing.assert_close(found.loss, F.cross_entropy(hidden @ weight.t(), target))
+
+
+def test_ties_of_kept_tokens_are_broken_by_the_seed() -> None:
+    hidden, weight = torch.zeros(200, FEATURES), torch.zeros(CLASSES, FEATURES)
+    target = torch.zeros(200, dtype=torch.int64)
+
+    def kept(seed: int) -> list[int]:
+        found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=0.25, seed=seed)
+        return found.kept.tolist()  # type: ignore[union-attr]
+
+    assert kept(1) == kept(1) != kept(2) and len(set(kept(1))) == 50
+
+
+def test_second_passes_are_refused() -> None:
+    hidden, weight, target, _ = make(torch.float32)
+    loss = scored_linear_cross_entropy(hidden, weight, target).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already used by a backward pass"):
+        loss.backward()
+    loss = scored_linear_cross_entropy(hidden, weight, target).loss
+    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        grad.sum().backward()
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    hidden, weight, target, offset = make(torch.float32)
+    torch._dynamo.reset()
+
+    def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        inside = (hidden * 2).tanh()
+        return scored_linear_cross_entropy(inside, weight, target, bias=bias).loss * 3
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(
+        gradients(compiled(hidden, weight, offset), hidden, weight, offset),
+        gradients(step(hidden, weight, offset), hidden, weight, offset),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"hidden": None}, TypeError, "hidden must be a torch.Tensor"),
+        ({"hidden": torch.zeros(2, 3, 4)}, ValueError, r"hidden must be 2-D .*\(2, 3, 4\)"),
+        ({"weight": torch.zeros(3, 7)}, ValueError, r"weight must be \[classes, 8\] .*\(3, 7\)"),
+        ({"weight": torch.zeros(0, 8)}, ValueError, "at least one class"),
+        ({"weight": torch.zeros(11, 8, dtype=torch.float64)}, ValueError, "one dtype outside of"),
+        ({"bias": torch.zeros(3)}, ValueError, "bias must have 11 elements, got 3"),
+        ({"target": torch.zeros(5)}, ValueError, "target must"),
+        ({"sample_weight": torch.zeros(3)}, ValueError, "sample_weight must"),
+        ({"sample_weight": torch.zeros(ROWS, requires_grad=True)}, ValueError, "sample_weight"),
+        ({"class_weight": torch.zeros(3)}, ValueError, "class_weight must"),
+        ({"reduction": "none"}, ValueError, "reduction must be"),
+        ({"num_items": 0}, ValueError, "num_items must be at least 1, got 0"),
+        ({"num_items": 3, "reduction": "sum"}, ValueError, "num_items needs reduction='mean'"),
+        ({"num_items": torch.zeros(2)}, ValueError, r"num_items must be 0-d .*\(2,\)"),
+        ({"keep_tokens": 0.0}, ValueError, r"keep_tokens must be in \(0, 1\], got 0.0"),
+        ({"reference_loss": torch.zeros(ROWS)}, ValueError, "reference_loss needs keep_tokens"),
+        ({"keep_tokens": 0.5, "reference_loss": torch.zeros(2)}, ValueError, "reference_loss must"),
+        ({"chunk_rows": 0}, ValueError, "chunk_rows must be at least 1, got 0"),
+        ({"label_smoothing": 2.0}, ValueError, r"label_smoothing must be in \[0, 1\], got 2.0"),
+        ({"target": torch.full((ROWS,), 11)}, IndexError, "11"),
+    ],
+)
+def test_refusals(changes: dict, error: type[Exception], message: str) -> None:
+    hidden, weight, target, offset = make(torch.float32)
+    arguments = {"hidden": hidden, "weight": weight, "target": target, "bias": offset, **changes}
+    with pytest.raises(error, match=message):
+        scored_linear_cross_entropy(**arguments)
+
+
+def test_public_names() -> None:
+    assert functional.LinearScoredLoss._fields[1:] == (
+        "row_loss",
+        *functional.ScoredLoss._fields[1:],
+        "kept",
+    )
