@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is told of its chances, by what was measured: see docs/choosing.md."""
+"""What a run is told of its chances, by what was measured: see docs/guides/choosing.md."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dynprune_cuda.policies.epsilon_greedy import EpsilonGreedy
 from dynprune_cuda.policies.full import Full
 from dynprune_cuda.policies.ucb import UCB
 
-# The figures of docs/choosing.md. Runs whose training accuracy stayed below LEARNED gained nothing,
-# and most above MEMORISED lost. Where the share of losses below ln 2 is SURELY_LEARNED, the
-# accuracy is about LEARNED.
+# The figures of docs/guides/choosing.md. Runs whose training accuracy stayed below LEARNED gained
+# nothing, and most above MEMORISED lost. Where the share of losses below ln 2 is SURELY_LEARNED,
+# the accuracy is about LEARNED.
 LEARNED = 0.80
 SURELY_LEARNED = 0.70
 MEMORISED = 0.995
@@ -23,7 +23,7 @@ UNEQUAL_VISITS = 0.65
 
 BATCH_ALPHA = 0.1  # weight of a whole batch's value in the average of one of its samples
 
-_PAGE = "(docs/choosing.md)"
+_PAGE = "(docs/guides/choosing.md)"
 
 
 def advise(

@@ -188,6 +188,9 @@ class BatchSelector:
     def num_chosen(self, num_rows: int) -> int:
         """Returns how many of `num_rows` rows a call chooses.
 
+        Args:
+            num_rows: Rows of the batch, at least 1.
+
         Raises:
             TypeError: `num_rows` is no int.
             ValueError: `num_rows` is below 1, or below the number that `keep` names.
@@ -322,6 +325,9 @@ class BatchSelector:
         """Takes over what `state_dict` returned; a captured graph goes on from there, too.
 
         The saved seed replaces the selector's own.
+
+        Args:
+            state_dict: From `state_dict`.
 
         Raises:
             TypeError: The state is no mapping, or an entry has the wrong type.

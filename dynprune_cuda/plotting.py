@@ -39,7 +39,12 @@ class KeptHistory:
     """
 
     def __init__(self, pruner: Pruner, max_samples: int = 1000) -> None:
-        """Follows at most `max_samples` samples of `pruner`."""
+        """Follows at most `max_samples` samples of `pruner`.
+
+        Args:
+            pruner: The pruner, with sharding="replicate".
+            max_samples: How many samples are followed at most, at least 1.
+        """
         number = min(as_int("max_samples", max_samples, minimum=1), pruner.num_samples)
         self.pruner = pruner
         self.sample_ids = functional.select_uniform(
@@ -69,6 +74,9 @@ class KeptHistory:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned, in place of what was recorded here.
+
+        Args:
+            state_dict: From `state_dict`.
 
         Raises:
             TypeError: The state is no mapping, or an entry has the wrong type.

@@ -38,14 +38,25 @@ class Stats(Mapping[str, Any]):
     def __init__(
         self, known: dict[str, Any], tensors: dict[str, Tensor], check: Callable[[], None]
     ) -> None:
-        """Holds what the host knows, what the device knows, and what to call before a fetch."""
+        """Holds what the host knows, what the device knows, and what to call before a fetch.
+
+        Args:
+            known: Numbers and strings of the host, by name.
+            tensors: 0-d tensors of one device, by name.
+            check: Is called before the tensors are fetched; may raise.
+        """
         self.tensors = {name: tensor.detach().double() for name, tensor in tensors.items()}
         self._known = known
         self._check = check
         self._numbers: dict[str, Any] | None = None
 
     def merged(self, known: dict[str, Any], tensors: dict[str, Tensor]) -> Stats:
-        """Returns these statistics and further ones."""
+        """Returns these statistics and further ones.
+
+        Args:
+            known: Further numbers and strings of the host, by name.
+            tensors: Further 0-d tensors, by name.
+        """
         return Stats({**known, **self._known}, {**tensors, **self.tensors}, self._check)
 
     def __getitem__(self, name: str) -> Any:

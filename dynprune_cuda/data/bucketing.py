@@ -163,14 +163,22 @@ class BucketBatchSampler(EpochBatchSampler):
         return self.iterate(_BucketIterator, self._planned(), self.batch_size)
 
     def ids_after(self, batches: int) -> int:
-        """Returns how many ids the first batches of the current epoch have."""
+        """Returns how many ids the first batches of the current epoch have.
+
+        Args:
+            batches: How many batches.
+        """
         if batches == 0:
             return 0  # without beginning an epoch
         ends = self._planned().ends[:batches]
         return int(ends[-1]) if len(ends) else 0
 
     def batches_before(self, ids: int) -> int:
-        """Returns how many batches of the current epoch the first ids take."""
+        """Returns how many batches of the current epoch the first ids take.
+
+        Args:
+            ids: How many ids.
+        """
         if ids == 0:
             return 0
         ends = self._planned().ends

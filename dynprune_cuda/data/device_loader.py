@@ -117,12 +117,20 @@ class DeviceLoader:
         return self.sampler.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As `EpochBatchSampler.load_state_dict`."""
+        """As `EpochBatchSampler.load_state_dict`.
+
+        Args:
+            state_dict: From `state_dict`.
+        """
         self.sampler.load_state_dict(state_dict)
 
     @torch.no_grad()
     def gather(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Returns the samples `ids`, transformed, and the ids themselves."""
+        """Returns the samples `ids`, transformed, and the ids themselves.
+
+        Args:
+            ids: Sample ids, int64 [batch], on the device of the tensors.
+        """
         batch = tuple(tensor.index_select(0, ids) for tensor in self.tensors)
         for transform in self.transforms:
             result = transform(*batch)

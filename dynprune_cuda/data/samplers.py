@@ -289,7 +289,12 @@ class EpochSampler(ResumableSampler, Sampler[int]):
     """
 
     def __init__(self, source: EpochSource, drop_last: bool = False) -> None:
-        """Follows `source`; `Pruner.sampler` is the usual way here."""
+        """Follows `source`; `Pruner.sampler` is the usual way here.
+
+        Args:
+            source: The pruner.
+            drop_last: Whether ids that do not divide among the processes are left out.
+        """
         self.drop_last = as_bool("drop_last", drop_last)
         self.source = source
 
@@ -354,11 +359,19 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
         return self.iterate(_BatchIterator, self.batch_size, self.drop_last)
 
     def ids_after(self, batches: int) -> int:
-        """Returns how many ids the first batches of the current epoch have."""
+        """Returns how many ids the first batches of the current epoch have.
+
+        Args:
+            batches: How many batches.
+        """
         return min(batches * self.batch_size, self.source.share_length(self.drop_last))
 
     def batches_before(self, ids: int) -> int:
-        """Returns how many batches of the current epoch the first ids take."""
+        """Returns how many batches of the current epoch the first ids take.
+
+        Args:
+            ids: How many ids.
+        """
         return -(-ids // self.batch_size)
 
 

@@ -48,20 +48,34 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None, rank: int = 0, size: int = 1) -> None:
-        """Holds a process group (None: the default one) and this process's place in it."""
+        """Holds a process group (None: the default one) and this process's place in it.
+
+        Args:
+            group: A process group; None: the default one.
+            rank: The number of this process, from 0.
+            size: How many processes there are.
+        """
         self._group = group
         self.rank = rank
         self.size = size
 
     def add_up_(self, values: Tensor) -> Tensor:
-        """Replaces `values` by their sum over all ranks, and returns them. Collective."""
+        """Replaces `values` by their sum over all ranks, and returns them. Collective.
+
+        Args:
+            values: A tensor of the same shape and dtype on every rank.
+        """
         if self.size > 1:
             with telling_of_lost_ranks():
                 dist.all_reduce(values, dist.ReduceOp.SUM, self._group)
         return values
 
     def gather(self, mine: Tensor) -> Tensor:
-        """Returns the tensors of all ranks, equal in shape, as [size, ...]. Collective."""
+        """Returns the tensors of all ranks, equal in shape, as [size, ...]. Collective.
+
+        Args:
+            mine: The tensor of this rank.
+        """
         return mine[None] if self.size == 1 else self._gather(mine)
 
     def exchange(self, columns: list[Tensor], counts: Tensor) -> list[Tensor]:
@@ -101,7 +115,12 @@ class Ranks:
                 )
 
     def share_length(self, count: int, drop_last: bool = False) -> int:
-        """Returns how many of `count` ids each rank gets: rounded up, or down with `drop_last`."""
+        """Returns how many of `count` ids each rank gets: rounded up, or down with `drop_last`.
+
+        Args:
+            count: How many ids there are.
+            drop_last: Whether ids that do not divide are left out.
+        """
         return count // self.size if drop_last else -(-count // self.size)
 
     def share(self, order: Tensor) -> Tensor:
@@ -145,7 +164,12 @@ class Ranks:
             self._check_equal(f"{name} must be the same on every rank", values)
 
     def check_device(self, device: torch.device, name: str = "device") -> None:
-        """Raises ValueError if the group's collectives cannot reach tensors on `device`."""
+        """Raises ValueError if the group's collectives cannot reach tensors on `device`.
+
+        Args:
+            device: Where the tensors are.
+            name: What the error calls it.
+        """
         if self.size == 1:
             return
         reached = self._reached()
@@ -159,6 +183,9 @@ class Ranks:
         """Returns a device for `agree`: `wanted` where the group can reach it, or one that it can.
 
         A rank whose arguments are wrong needs one, too: else its error would not reach the others.
+
+        Args:
+            wanted: The device that a user passed, perhaps a wrong one.
         """
         try:
             device = as_device("device", wanted)
@@ -283,6 +310,10 @@ def _unpickled(group: str | None, rank: int, size: int) -> Ranks:
 
 def resolve(process_group: Any) -> Ranks:
     """Turns what a user passes as `process_group` into the processes and this one's place.
+
+    Args:
+        process_group: A process group, None for the default one, False for this process only,
+            or `Ranks`.
 
     Raises:
         TypeError: `process_group` is neither a process group, None nor False.

@@ -72,7 +72,11 @@ class Shard:
         return [len(replace(self, rank=rank)) for rank in range(self.size)]
 
     def num_below(self, sample_id: int) -> int:
-        """Returns how many samples of this rank have smaller ids; they are its first ones."""
+        """Returns how many samples of this rank have smaller ids; they are its first ones.
+
+        Args:
+            sample_id: A sample id of any rank.
+        """
         return min(len(range(self.first, sample_id, self.stride)), len(self))
 
     def in_pieces(self) -> Shard:
@@ -80,22 +84,42 @@ class Shard:
         return replace(self, layout="contiguous")
 
     def ids(self, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the ids of this rank, ascending, int64 [len(self)]."""
+        """Returns the ids of this rank, ascending, int64 [len(self)].
+
+        Args:
+            device: Where the result lies.
+        """
         return torch.arange(len(self), device=device).mul_(self.stride).add_(self.first)
 
     def ids_at(self, positions: Tensor) -> Tensor:
-        """Returns the ids of samples of this rank, int64."""
+        """Returns the ids of samples of this rank, int64.
+
+        Args:
+            positions: Their positions in this rank's tensors, int64.
+        """
         return positions * self.stride + self.first
 
     def positions_of(self, ids: Tensor) -> Tensor:
-        """Returns where samples of this rank are in its tensors, int64."""
+        """Returns where samples of this rank are in its tensors, int64.
+
+        Args:
+            ids: Sample ids of this rank, int64.
+        """
         return (ids - self.first) // self.stride
 
     def owner_of(self, ids: Tensor) -> Tensor:
-        """Returns the ranks that hold samples, int64."""
+        """Returns the ranks that hold samples, int64.
+
+        Args:
+            ids: Sample ids, int64.
+        """
         return ids % self.size if self.layout == "strided" else ids // max(self.piece, 1)
 
     def counts(self, ids: Tensor) -> list[int]:
-        """Returns how many of `ids`, int64 on the CPU, each rank holds."""
+        """Returns how many of `ids`, int64 on the CPU, each rank holds.
+
+        Args:
+            ids: Sample ids, int64 on the CPU.
+        """
         counts: list[int] = torch.bincount(self.owner_of(ids), minlength=self.size).tolist()
         return counts

@@ -7,15 +7,16 @@ scores by a hash of (seed, sample id). The subset and its order depend on the va
 only: not on device, grid or thread count.
 
 Arguments common to all selections:
-    k: How many samples, 0 <= k <= N, N at most 2^32.
-    seed: Any Python int (modulo 2^64), or a 0-d int64 tensor on the device, read when the kernels
-        run, so that a captured CUDA graph can be replayed with a new seed.
-    order: "random", a seeded uniformly random order, ready for SGD; or "ascending".
+
+- `k`: How many samples, 0 <= k <= N, N at most 2^32.
+- `seed`: Any Python int (modulo 2^64), or a 0-d int64 tensor on the device. The tensor is read when
+  the kernels run, so that a captured CUDA graph can be replayed with a new seed.
+- `order`: "random", a seeded uniformly random order, ready for SGD; or "ascending".
 
 Errors in arguments are ValueError or TypeError and name the argument and the value. Errors in the
-data of CUDA tensors (targets or sample ids out of range, negative weights) cannot be raised without
-waiting: the offender is skipped and remembered on the device until `check_errors` raises it; on the
-CPU they are raised at once.
+data of CPU tensors are raised at once. Those of CUDA tensors, such as a target, a sample id or a
+weight out of range, cannot be raised without waiting. The row is skipped, and the error stays on
+the device until `check_errors` raises it.
 """
 
 from dynprune_cuda.functional.cross_entropy import (

@@ -12,6 +12,9 @@ from dynprune_cuda._ops import ops
 def check_errors(device: torch.device | str | int) -> None:
     """Raises what kernels on `device` found wrong with their data; waits for the device.
 
+    Args:
+        device: The device whose errors are read.
+
     Raises:
         TypeError: `device` is none.
         IndexError: For targets or sample ids out of range.

@@ -173,7 +173,11 @@ class Ranking(NamedTuple):
         return values.sqrt_() if self.kind == RankingKind.SCORE_WEIGHT_SQRT else values
 
     def num_random(self, k: int) -> int:
-        """Returns how many of `k` samples are drawn at random."""
+        """Returns how many of `k` samples are drawn at random.
+
+        Args:
+            k: How many samples are selected.
+        """
         return math.floor(self.random_share * k + 0.5) if self.random_share else 0
 
     def arguments(self) -> tuple[Tensor, Tensor | None, int, float, float]:
@@ -212,7 +216,11 @@ class FixedIds:
         return self.ids
 
     def count(self, num_samples: int) -> int:
-        """Returns how many ids there are, if all are below `num_samples`; else ValueError."""
+        """Returns how many ids there are, if all are below `num_samples`; else ValueError.
+
+        Args:
+            num_samples: Size of the training set.
+        """
         largest = int(self.tensor[-1])
         if largest >= num_samples:
             raise ValueError(f"ids must be below num_samples={num_samples}, got {largest}")

@@ -54,7 +54,11 @@ class Trimmed:
         )
 
     def counts(self, num_samples: int) -> tuple[int, int]:
-        """Returns how many samples are left out, and how many are exempt."""
+        """Returns how many samples are left out, and how many are exempt.
+
+        Args:
+            num_samples: How many samples are ranked.
+        """
         return (
             math.floor(self.share * num_samples + 0.5),
             math.floor(self.revisited * num_samples + 0.5),
@@ -68,6 +72,10 @@ class Trimmed:
         """Returns the scores as float32, with -inf for `rows` but for those that are exempt.
 
         Others are at least LEAST, so that learned samples come before those that are left out.
+
+        Args:
+            rows: Positions that are left out, int64.
+            exempt: Positions that stay, int64.
         """
         values = self.ranking.values.to(torch.float32)
         out = torch.zeros_like(values, dtype=torch.bool)

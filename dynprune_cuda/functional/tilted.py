@@ -14,7 +14,7 @@ from dynprune_cuda.functional.inclusion import bin_means, histogram
 from dynprune_cuda.functional.ranking import Ranking
 
 # The effective share at which the tilt is 0, and from which on it is 1; and the same from above.
-# Measured: docs/choosing.md.
+# Measured: docs/guides/choosing.md.
 MEMORISED, LEARNED = 0.42, 0.50
 LEARNING, UNLEARNED = 0.72, 0.80
 _STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not reach it

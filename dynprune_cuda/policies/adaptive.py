@@ -19,9 +19,9 @@ class Adaptive(Policy):
 
     While all samples are about equally hard, and once few of them hold most of the loss, choosing
     by the loss costs accuracy: then the draw is uniform. In between it is that of `Weighted(0.5)`.
-    `functional.Tilted` tells how; docs/choosing.md has the measurements. The tilt depends on the
-    scores of the table only: it is the same on every rank, and part of a saved state. Samples that
-    were never visited, or whose newest value was not finite, come first.
+    `functional.Tilted` tells how, and docs/guides/choosing.md has the measurements. The tilt
+    depends on the scores of the table only: it is the same on every rank, and part of a saved
+    state. Samples that were never visited, or whose newest value was not finite, come first.
 
     The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
     0, such as negated confidences, count as 0: use `UCB` for them.

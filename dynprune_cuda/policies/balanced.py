@@ -192,6 +192,9 @@ class Balanced(WithPolicyInside, WeighingPolicy):
     def floors(self, k: int) -> list[int]:
         """Returns how many samples of each group, by rising label, `floor` asks for.
 
+        Args:
+            k: How many samples are selected.
+
         Raises:
             ValueError: The floors add up to more than `k`.
         """

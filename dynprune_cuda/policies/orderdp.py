@@ -53,7 +53,11 @@ class OrderDP(Policy):
             object.__setattr__(self, name, share)
 
     def counts(self, num_samples: int) -> tuple[int, int]:
-        """Returns how many samples are drawn, and how many of them are kept."""
+        """Returns how many samples are drawn, and how many of them are kept.
+
+        Args:
+            num_samples: Size of the training set.
+        """
         drawn = max(1, math.floor(self.subset_share * num_samples + 0.5))
         return drawn, max(1, math.floor(self.top_share * drawn + 0.5))
 

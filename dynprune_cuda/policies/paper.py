@@ -25,7 +25,8 @@ def paper(rule: str) -> dict[str, Any]:
 
     A selection serves 10 epochs, and the newest loss weighs 0.8 in the moving average (Raju,
     Daruwalla & Lipasti 2021, arXiv:2111.12621). At equal cost, a selection for each epoch, the
-    default of `Pruner`, gave a higher accuracy in most comparisons here; see docs/choosing.md.
+    default of `Pruner`, gave a higher accuracy in most comparisons here. See
+    docs/guides/choosing.md.
 
     Args:
         rule: "uniform", "epsilon_greedy" or "ucb".

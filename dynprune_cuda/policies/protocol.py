@@ -112,14 +112,27 @@ class Policy:
         return functional.select(rule, num_samples, k, seed=seed, device=table.device)
 
     def fixed_count(self, num_samples: int) -> int | None:
-        """Returns how many samples are selected, if the policy decides that; None: `keep` does."""
+        """Returns how many samples are selected, if the policy decides that; None: `keep` does.
+
+        Args:
+            num_samples: Size of the training set.
+        """
         return None
 
     def check_size(self, num_samples: int) -> None:
-        """Raises ValueError if the policy does not fit a training set of this size."""
+        """Raises ValueError if the policy does not fit a training set of this size.
+
+        Args:
+            num_samples: Size of the training set.
+        """
 
     def check_count(self, k: int, num_samples: int) -> None:
-        """Raises ValueError if the policy cannot select `k` of `num_samples` samples."""
+        """Raises ValueError if the policy cannot select `k` of `num_samples` samples.
+
+        Args:
+            k: How many samples are to be selected.
+            num_samples: Size of the training set.
+        """
 
     def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
         """Returns the columns of `memory` after a selection, without waiting for the device.
@@ -134,7 +147,12 @@ class Policy:
         raise NotImplementedError(f"{type(self).__name__} must define remember(table, chosen)")
 
     def initial_memory(self, num_samples: int, device: torch.device | str) -> dict[str, Tensor]:
-        """Returns the columns of `memory` before the first selection."""
+        """Returns the columns of `memory` before the first selection.
+
+        Args:
+            num_samples: Size of the training set.
+            device: Where the columns live.
+        """
         return {
             name: torch.full(
                 (num_samples,),

@@ -102,7 +102,7 @@ class Pruner(Scoring):
                 given, it must agree. InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
-            period: Epochs between selections, at least 1. None: 1; see docs/choosing.md.
+            period: Epochs between selections, at least 1. None: 1; see docs/guides/choosing.md.
                 `policies.paper` has the period of the paper, 10.
             warmup_epochs: First epochs, which train on everything.
             anneal_epochs: Last epochs, which train on everything; needs `epochs`. None: 0, or what
@@ -140,7 +140,8 @@ class Pruner(Scoring):
                 whoever it takes for equal shares and the batches of one process; their ids move,
                 and every process must be able to read every sample. "local": the process itself,
                 which repeats its own first ids (without entering scores) until all have as many
-                steps. How long an epoch is, is then known once it has begun. See docs/sharding.md.
+                steps. How long an epoch is, is then known once it has begun. See
+                docs/guides/sharding.md.
 
         Raises:
             TypeError: An argument has the wrong type.

@@ -332,11 +332,11 @@ class RunStatus:
     def advice(self) -> str | None:
         """Returns a sentence if choosing samples so is unlikely to pay, or None. May wait.
 
-        It compares `stats()` with what was measured: see docs/choosing.md. It looks at the training
-        accuracy (`share_correct` or `share_below_ln2`), then at `keep` of greedy policies, then at
-        `visits_gini`. Ask at the end of a run: a low accuracy early on says nothing. If `epochs` is
-        known, a low accuracy counts from the middle of the run on. `share_below_ln2` tells of
-        cross-entropies only: if you `observe` other values, set `track_forgetting`. With
+        It compares `stats()` with what was measured: see docs/guides/choosing.md. It looks at the
+        training accuracy (`share_correct` or `share_below_ln2`), then at `keep` of greedy policies,
+        then at `visits_gini`. Ask at the end of a run: a low accuracy early on says nothing. If
+        `epochs` is known, a low accuracy counts from the middle of the run on. `share_below_ln2`
+        tells of cross-entropies only: if you `observe` other values, set `track_forgetting`. With
         sharding="shard" it speaks of this process's samples.
 
         Returns:

@@ -275,6 +275,9 @@ class ScoreTable:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned, from any device. Waits for the device.
 
+        Args:
+            state_dict: From `state_dict`.
+
         Raises:
             TypeError: The state is no mapping, or an entry no tensor.
             ValueError: The state is damaged, of another number of samples, or of a table that
@@ -285,6 +288,10 @@ class ScoreTable:
 
     def checked(self, name: str, state_dict: Any) -> dict[str, Tensor]:
         """Returns copies of the columns of a state, called `name` in errors, once they are sound.
+
+        Args:
+            name: What errors call the state.
+            state_dict: From `state_dict`.
 
         Raises:
             TypeError: The state is no mapping, or an entry no tensor.
@@ -322,7 +329,11 @@ class ScoreTable:
         return columns
 
     def take(self, columns: dict[str, Tensor]) -> None:
-        """Copies columns that are known to be sound into the table's own memory."""
+        """Copies columns that are known to be sound into the table's own memory.
+
+        Args:
+            columns: From `checked`: tensors [num_samples] by name.
+        """
         for name, column in columns.items():
             getattr(self, name).copy_(column)
 

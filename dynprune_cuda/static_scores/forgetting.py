@@ -35,7 +35,12 @@ class ForgettingCounter:
 
     @torch.inference_mode(False)  # tensors that it made could not be updated outside
     def __init__(self, num_samples: int, *, device: torch.device | str | int = "cpu") -> None:
-        """Begins before the first visit; the counts live on `device`."""
+        """Begins before the first visit; the counts live on `device`.
+
+        Args:
+            num_samples: Size of the training set.
+            device: Where the counts live.
+        """
         size = as_int("num_samples", num_samples, minimum=1)
         device = as_device("device", device)
         self._mean, self._variance = torch.zeros(2, size, device=device).unbind(0)

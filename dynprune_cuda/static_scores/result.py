@@ -90,6 +90,10 @@ class StaticScores:
 
         `Pruner(len(scores), policy=scores.subset(0.3), warmup_epochs=0)` trains on nothing else. A
         pruner of another number of samples refuses it.
+
+        Args:
+            keep: As of `top`.
+            seed: As of `top`.
         """
         return StaticSubset(self.top(keep, seed=seed), len(self))
 
@@ -98,6 +102,9 @@ class StaticScores:
 
         The file is there as a whole or not at all, whenever the process ends. It has a checksum of
         its contents, and `load` refuses a file whose contents have changed.
+
+        Args:
+            path: Of the file; an older one is replaced.
         """
         state = {name: getattr(self, name) for name in _ENTRIES[1:]}
         state.update(format=_FORMAT, seeds=list(self.seeds))
