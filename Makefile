@@ -16,12 +16,13 @@ CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cu'
 SETTINGS := $(shell echo '$(CFLAGS)|$(CXX)|$(CUDA_HOME)|$(DYNPRUNE_CUDA)|$(TORCH_CUDA_ARCH_LIST)' \
 	| cksum | cut -d' ' -f1)
 TOOLS := $(VENV)/.tools-torch-$(TORCH)
+DOCS_TOOLS := $(VENV)/.docs-tools
 BUILT := $(VENV)/.built-torch-$(TORCH)-$(SETTINGS)
 MODULE := dynprune_cuda/_C.abi3.so
 SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-emulator lint format kernels gpu-bundle bench clean
+.PHONY: help build demo test test-fast test-emulator docs lint format kernels gpu-bundle bench clean
 ifeq ($(wildcard $(MODULE)),)
 .PHONY: $(BUILT)
 endif
@@ -43,12 +44,18 @@ test-fast: $(BUILT) ## Run the tests that take seconds: no processes, no statist
 test-emulator: $(BUILT) ## Run the CUDA kernels on the CPU, with race and bounds checks
 	@$(BIN)/python -m pytest tests/emulator
 
-lint: $(TOOLS) ## Check style and types
+docs: $(BUILT) $(DOCS_TOOLS) ## Build the documentation site into build/docs, with warnings as errors, and run its code
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@$(BIN)/python -m pytest -q tests/project/test_docs.py tests/project/test_api_pages.py tests/project/test_readme.py
+	@echo "the site is build/docs/index.html"
+
+lint: $(TOOLS) ## Check style, types and language
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	@echo "clang-format --dry-run on $(words $(CPP_FILES)) C++ files"
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@$(BIN)/python scripts/check_language.py
 
 format: $(TOOLS) ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix --select I
@@ -80,6 +87,12 @@ $(TOOLS): pyproject.toml scripts/requirements.py | $(BIN)/python
 	@$(BIN)/python scripts/requirements.py demo test dev > $(VENV)/requirements.txt
 	@$(PIP) torch==$(TORCH) -r $(VENV)/requirements.txt
 	@rm -f $(VENV)/.tools-* && touch $@
+
+$(DOCS_TOOLS): pyproject.toml scripts/requirements.py | $(TOOLS)
+	@echo "installing the tools of the extra docs"
+	@$(BIN)/python scripts/requirements.py docs > $(VENV)/requirements-docs.txt
+	@$(PIP) -r $(VENV)/requirements-docs.txt
+	@touch $@
 
 $(BUILT): $(TOOLS) $(SOURCES)
 	@echo "building dynprune_cuda, which takes minutes with CUDA (log: build/install.log)"

@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     )
     report = f"{table(experiment, runs)}\n\n{verdict(difference)}\n\n{before}\n"
-    print(f"\n{report}\nThe committed results are in benchmarks/results: see docs/choosing.md.")
+    print(f"\n{report}\nFor the committed results, see docs/guides/choosing.md.")
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / "demo.md", report)
     try:

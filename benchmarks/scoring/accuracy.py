@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How accurate the scores of easy samples are: this package beside the obvious torch code.
 
-    python -m benchmarks.scoring.accuracy            # writes docs/accuracy.png
+    python -m benchmarks.scoring.accuracy            # writes docs/images/accuracy.png
 
 Each row has 1000 classes and a target with a probability p from 1e-30 to 1 - 1e-12. Dynamic pruning
 ranks easy samples by loss and EL2N, whose exact values there are about 1 - p. A subtraction of p
@@ -109,7 +109,7 @@ def plot(path: Path) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    default = Path(__file__).resolve().parents[2] / "docs" / "accuracy.png"
+    default = Path(__file__).resolve().parents[2] / "docs" / "images" / "accuracy.png"
     parser.add_argument("--out", type=Path, default=default)
     parser.add_argument("--device", default="cpu", help="where to compute")
     parser.add_argument("--no-figure", action="store_true", help="print the greatest errors only")

@@ -122,8 +122,8 @@ def assumed_gpu() -> Machine:
     rate, launch = 3.0e12, LAUNCH
     return Machine(
         name="GPU, assumed",
-        origin="bytes counted per pass over 3.0 TB/s, 4 us for each of 1, 13 and 14 kernels a "
-        "batch (update, repeat, buffer); 10 us and 50 GB/s per rank, rings and trees",
+        origin="bytes counted per pass over 3.0 TB/s. A batch has 1, 13 and 14 kernels (update, "
+        "repeat, buffer) of 4 us each. 10 us and 50 GB/s per rank, rings and trees",
         update=330 / rate + launch / BATCH,
         repeat=100 / rate + 13 * launch / BATCH,
         buffer=150 / rate + 14 * launch / BATCH,

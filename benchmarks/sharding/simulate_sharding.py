@@ -2,7 +2,7 @@
 """Whether to shard the scores on up to 4096 ranks: a model, with its parameters stated.
 
     python -m benchmarks.sharding.billion --samples 10_000_000 --out series.json
-    python -m benchmarks.sharding.simulate_sharding --measured series.json --out docs/sharding_model
+    python -m benchmarks.sharding.simulate_sharding --measured series.json --out PATH
 
 The program writes tables to OUT.md and a figure to OUT.png. All measurements are those of
 billion.py; the model and its assumptions are in model.py. It compares three methods:
@@ -55,6 +55,7 @@ def measured_text(measured: dict[str, Any], here: Machine | None) -> str:
     cores, load = machine["cores_used"], machine["load_average"][0]
     return f"""
 ## Measured
+
 N = {rows[0]["samples"]:,}, k = {rows[0]["keep"]:,}, {machine["cpu"]}, threads per rank: \
 {machine["threads"]}, all ranks on {cores} core{"s" * (cores > 1)}, load {load}.
 Whole epochs of a `Pruner`; the model's ranks share as many cores.
@@ -90,7 +91,7 @@ def main() -> None:
     if 2 in by_ranks:
         network = measured_network(by_ranks[2], alone["costs"]["reduce"], cores)
         here = measured_cpu(alone, network, cores)
-    text = tables(machines) + (f"- {parameters(here)}\n" if here else "")
+    text = tables(machines) + "\n" + parameters([*machines, here] if here else machines)
     text += measured_text(measured, here)
     if arguments.billion:
         text += billion_text(json.loads(arguments.billion.read_text()))

@@ -138,37 +138,44 @@ def stage_table(m: Machine, samples: int = SAMPLES[0]) -> str:
     return markdown.table(rows)
 
 
-def parameters(m: Machine) -> str:
-    """Markdown: the parameters of the model, in ns."""
+def parameters(machines: Sequence[Machine]) -> str:
+    """Markdown: the parameters of the model for some machines, and their costs in ns."""
     skipped = ("name", "origin", "rounds", "latency", "bandwidth", "tree", "at_once", "cores")
-    costs = {f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name not in skipped}
-    text = ", ".join(f"{name} {seconds * 1e9:.3g}" for name, seconds in costs.items())
-    return f"{m.name}: {m.origin}; {m.rounds} rounds. Nanoseconds per item: {text}."
+    names = [f.name for f in dataclasses.fields(Machine) if f.name not in skipped]
+    rows = [["nanoseconds per item", *(m.name for m in machines)]]
+    rows += [[name, *(f"{getattr(m, name) * 1e9:.3g}" for m in machines)] for name in names]
+    origins = "\n".join(f"- {m.name}: {m.origin}; {m.rounds} rounds." for m in machines)
+    return f"## Parameters\n\n{origins}\n\n{markdown.table(rows)}\n"
 
 
 def tables(machines: Sequence[Machine]) -> str:
     """Markdown: all tables of the model."""
     lines = [
-        f"Written by `benchmarks/sharding/simulate_sharding.py`; k = {KEEP} N. "
-        "Nothing here ran on a GPU or on several machines: a model",
-        "from one rank's costs, see `benchmarks/sharding/model.py`. Ranks are powers of two, from "
-        "2 to 4096.",
+        "# The model of sharding",
+        "",
+        f"`benchmarks/sharding/simulate_sharding.py` wrote this page; k = {KEEP} N. Nothing here "
+        "ran on a GPU or on several machines.",
+        "The costs of one rank are measured or assumed; `benchmarks/sharding/model.py` holds the "
+        "model. Numbers of ranks are powers of two,",
+        "from 2 to 4096.",
         "",
         "## What wins where",
-        "For which numbers of ranks sharded scores add less time to an epoch than replicated ones: "
-        "its visits are entered, by",
-        "`observe`, and the next epoch begins, with a selection. The columns after it change one "
-        "thing each. Sharded ranks search",
-        "as they do: plainly on a GPU, in one read on a CPU. The last column is of the search "
-        "alone, on a GPU what it would save.",
+        "",
+        "The tables name the numbers of ranks for which sharded scores add less time to an epoch "
+        "than replicated ones. The time is that of",
+        "recording the visits by `observe`, and of the beginning of the next epoch, with a "
+        "selection. Each further column changes one thing.",
+        "Sharded ranks search plainly on a GPU, and in one read on a CPU. The last column is "
+        "about the search alone; for a GPU it is what",
+        "one read would save.",
         "",
     ]
     for m in machines:
         lines += [winners(m), ""]
     lines += [
-        "**Memory**: at the most, for scores and selections, counted as on a CPU, where sums over "
-        "masks take 8 bytes a sample;",
-        "sharded after an epoch that visited everything.",
+        "**Memory**: the most for scores and selections, after an epoch that visited "
+        "everything. It is counted as on a CPU, where sums over",
+        "masks take 8 bytes a sample.",
         "",
         memory_table(),
         "",
@@ -177,7 +184,6 @@ def tables(machines: Sequence[Machine]) -> str:
     ]
     for m in machines:
         lines += [f"**{m.name}**", "", long_table(m), "", stage_table(m), ""]
-    lines += ["## Parameters", *(f"- {parameters(m)}" for m in machines), ""]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a sweep: every method with every keep and seed of a TOML file, unattended.
 
-The same command resumes a sweep that was stopped. See docs/reproduce.md.
+The same command resumes a sweep that was stopped. See docs/benchmarks/reproduce.md.
 """
 
 from __future__ import annotations

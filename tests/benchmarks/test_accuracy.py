@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison that docs/accuracy.png shows: easy samples keep their digits and their order."""
+"""What docs/images/accuracy.png shows: easy samples keep their digits and their order."""
 
 import itertools
 

@@ -14,7 +14,7 @@ from dynprune_cuda.advice import advise
 from dynprune_cuda.policies import UCB, Balanced, EpsilonGreedy, Full, UniformRandom, Weighted
 
 N = 1000
-PAGE = (ROOT / "docs" / "choosing.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "choosing.md").read_text()
 QUIET = {"share_correct": 0.9, "visits_gini": 0.4}
 LOW = "train on full data for fewer epochs, or train longer"
 HIGH = "the training data are memorised"
@@ -39,7 +39,7 @@ def say(stats=None, policy=Weighted(), keep=0.5, is_late=True):  # noqa: B008
 def test_each_sentence(options, beginning, part):
     text = say(**options)
     assert text.startswith(beginning) and part in text
-    assert text.endswith("(docs/choosing.md).") and "\n" not in text
+    assert text.endswith("(docs/guides/choosing.md).") and "\n" not in text
     assert text == say(**options)
     limit = re.search(r"(?:below|above) ([\d.]+\d)", text)[1]
     percent = f"{100 * float(limit):g} %"

@@ -218,8 +218,8 @@ def test_a_model_with_its_own_loss(tmp_path):
 
 
 def test_the_pages_own_loss_of_single_samples(tmp_path):
-    """The class that docs/frameworks.md shows, run as it stands there."""
-    page = (ROOT / "docs" / "frameworks.md").read_text()
+    """The class that docs/guides/frameworks.md shows, run as it stands there."""
+    page = (ROOT / "docs" / "guides" / "frameworks.md").read_text()
     (text,) = re.findall(r"```python\n(class Mine.*?)```", page, re.S)
 
     def my_losses(outputs, inputs):

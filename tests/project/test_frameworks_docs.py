@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from paths import ROOT
 
-PAGE = (ROOT / "docs" / "frameworks.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "frameworks.md").read_text()
 HUNK = re.compile(r"@@ -(\d+),\d+ \+\d+,\d+ @@\n((?:[-+ ].*\n|\n)+)")
 
 
