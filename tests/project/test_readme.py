@@ -1,63 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says, runs: its Python examples, its commands, its links."""
+"""What the README says, runs: its change of a script, its commands, its links. And it is short."""
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
 
-import pytest
-import torch
+import pages
 from paths import ROOT
-from torch import nn
-from torch.utils.data import TensorDataset
 
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-def training_script() -> dict[str, Any]:
-    """What the reader of the README has already: data, a model, an optimiser."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    return {
-        "train_set": TensorDataset(torch.randn(200, 1, 4, 4), torch.arange(200) % 3),
-        "device": "cpu",
-        "epochs": 3,
-        "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
-    }
+PATH = ROOT / "README.md"
+README = PATH.read_text()
+DIFFS = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+SMALL = ROOT / "benchmarks" / "results" / "equal_steps_small" / "report.md"
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.split("\n")[0])
-def test_examples_run(example: str) -> None:
-    namespace = training_script()
-    exec(compile(example, "README.md", "exec"), namespace)
-    if "pruner" in namespace:
-        pruner = namespace["pruner"]
-        assert pruner.num_selected == 60
-        assert pruner.table.count.sum() == 200 + 60 + 60  # warm-up, then 30 % twice
-    else:
-        assert len(namespace["ids"]) == 300_000
-        assert namespace["logits"].grad is not None
+def test_it_has_at_most_1000_words() -> None:
+    assert len(README.split()) <= 1000
 
 
-def test_both_examples_are_found() -> None:
-    assert len(EXAMPLES) == 2
+def script_after(diff: str) -> str:
+    """The script that a diff leads to."""
+    lines = [line for line in diff.splitlines() if not line.startswith("-")]
+    return "\n".join(line[2:] for line in lines)
+
+
+def script_before(diff: str) -> str:
+    """The script that a diff begins with."""
+    lines = [line for line in diff.splitlines() if not line.startswith("+")]
+    return "\n".join(line[2:] for line in lines)
+
+
+def test_the_changed_script_runs() -> None:
+    (diff,) = DIFFS
+    namespace = pages.training_script()
+    exec(compile(script_after(diff), "README.md", "exec"), namespace)
+    pruner = namespace["pruner"]
+    assert pruner.num_selected == 60
+    assert pruner.table.count.sum() == 200 + 60 + 60  # warm-up, then 30 % twice
+
+
+def test_the_script_before_the_change_runs_too() -> None:
+    (diff,) = DIFFS
+    namespace = pages.training_script()
+    exec(compile(script_before(diff), "README.md", "exec"), namespace)
+    assert "pruner" not in namespace
+
+
+def test_three_lines_change_beside_imports_and_the_pruner() -> None:
+    (diff,) = DIFFS
+    added = [line[1:].strip() for line in diff.splitlines() if line.startswith("+")]
+    setup = [line for line in added if line.startswith(("from ", "pruner = "))]
+    # The loop's head unpacks the ids.
+    assert len([line for line in added if line not in setup and "for " not in line]) == 3
+
+
+def test_the_blocks_of_python_run() -> None:
+    namespace = pages.training_script()
+    pages.run(PATH, namespace)
 
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`|1 )make ([a-z-]+)", README, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
     assert {"demo", "test"} <= named <= targets
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 10
+    for target in links:
         if not target.startswith("https://"):
             assert (ROOT / target).is_file(), target
 
 
 def test_ci_runs_both_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r"^step make demo$", ci, re.MULTILINE)
-    assert re.search(r"^step make test$", ci, re.MULTILINE)
+    for command in ("demo", "test"):
+        assert re.search(rf"^step make {command}$", ci, re.MULTILINE)
+
+
+def test_its_policies_are_all_of_them() -> None:
+    from dynprune_cuda import policies
+
+    table = re.findall(r'^\| `"(\w+)"`', README, re.MULTILINE)
+    assert sorted(table) == sorted(set(policies.names()) - {"static"})
+
+
+def test_its_figures_are_those_of_the_committed_results() -> None:
+    text = SMALL.read_text()
+    budget = text[text.index("## budget10") :]
+    gain = re.search(
+        r"\| adaptive \(the default\), keep 0.3 \| [\d.]+ \| (\+[\d.]+ ± [\d.]+)", budget
+    )
+    assert gain and gain[1] in README
+    steps = re.search(r"^\| 10 \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    assert steps and f"{steps[3]} epochs" in README
+    scoring = ROOT / "benchmarks" / "results" / "bench_scoring_cpu_2cores" / "bench_scoring.md"
+    ratios = re.findall(r"\| loss alone \|.*?\| 0 \| ([\d.]+) \|", scoring.read_text())
+    assert f"{min(map(float, ratios)):.2f} to {max(map(float, ratios)):.2f} times" in README
+    assert json.loads((SMALL.parent / "results.jsonl").read_text().splitlines()[0])
