@@ -237,7 +237,8 @@ def without_exceptions(
 def main(arguments: list[str]) -> int:
     """Prints the findings; 0 if there is none."""
     if arguments:
-        found, unused = [one for path in arguments for one in check(Path(path).resolve())], []
+        found = [one for path in arguments for one in check(Path(path).resolve())]
+        unused: list[str] = []
     else:
         every = [one for path in checked_files() for one in check(path)]
         found, unused = without_exceptions(every, exceptions(EXCEPTIONS.read_text()))
