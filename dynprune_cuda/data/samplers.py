@@ -215,7 +215,12 @@ class ResumableSampler:
     _resumed: tuple[int, int] | None = None  # epoch and position of a state that was loaded
 
     def iterate(self, iterator: Callable[..., _Iterator], *options: Any) -> _Iterator:
-        """Makes an iterator of the given class over what is left of the current epoch."""
+        """Makes an iterator of the given class over what is left of the current epoch.
+
+        Args:
+            iterator: The class.
+            *options: What it takes after epoch, order and start.
+        """
         order = self.source.epoch_order()[: self.source.share_length(self.drop_last)]
         self._draw = self._draw or LoaderDraw()
         self._draw.begin()
@@ -264,7 +269,11 @@ class ResumableSampler:
         self._newest = None
 
     def batches_in(self, batch_size: int) -> int:
-        """Returns the number of batches in the current epoch; may warn that epochs differ."""
+        """Returns the number of batches in the current epoch; may warn that epochs differ.
+
+        Args:
+            batch_size: Samples per batch.
+        """
         lengths = getattr(self.source, "lengths", None)
         # `list(loader)` asks for the length, too, behind the iterator that it has just made.
         is_hint = self._newest is not None and self._newest.is_fresh

@@ -94,12 +94,13 @@ def parameters(function):
 
 
 def callables_of(cls):
-    """The public methods that a class defines, and the docstrings that document each."""
-    for name, member in vars(cls).items():
-        function = getattr(member, "__func__", member)
-        if not name.startswith("_") and inspect.isfunction(function):
-            inherited = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
-            yield name, function, [getattr(one, "__doc__", None) for one in inherited]
+    """The public methods that a class has of this package, and their docstrings."""
+    own = [base for base in cls.__mro__ if base.__module__.startswith(("dynprune_cuda", __name__))]
+    for name in {name for base in own for name in vars(base) if not name.startswith("_")}:
+        members = [vars(base)[name] for base in own if name in vars(base)]
+        function = getattr(members[0], "__func__", members[0])
+        if inspect.isfunction(function):
+            yield name, function, [getattr(one, "__doc__", None) for one in members]
 
 
 def undocumented(thing):
