@@ -67,7 +67,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(`+)(.+?)\1", "Code", text)
     text = re.sub(r"\{[\w:]+\}(?=Code)", "", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"https?://\S+", "link", text)
+    text = re.sub(r"https?://[^\s)]*[^\s).,;:]", "link", text)
     return re.sub(r"\s+", " ", re.sub(r"(\*\*|__)", "", text)).strip()
 
 

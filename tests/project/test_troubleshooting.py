@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page on troubleshooting quotes messages that exist, and says what is true."""
 
+import ast
 import inspect
 import re
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from paths import ROOT
 
-from dynprune_cuda import Pruner, functional, policies
+from dynprune_cuda import Pruner, advice, functional, policies
+from dynprune_cuda._epochs import late, strays
 from dynprune_cuda.scores import table
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -29,12 +31,54 @@ def test_quoted_messages_exist():
         if quoted.startswith(OF_OTHERS):
             continue
         pattern = re.escape(quoted.replace("\n", " "))
-        for shown in (r"\[1\]", "'3:…'", "…", r"is\ 2$"):
+        for shown in ("'3:…'", "…", r"is\ 2$"):
             pattern = pattern.replace(shown, r"\{[^}]+\}")
         pattern = re.sub(r"is\\ 2$", r"is\\ \\{", pattern)
         assert re.search(pattern, source), quoted
         found += 1
     assert found >= 12
+
+
+def quoted_in(message):
+    """Whether the page quotes a part of a message, whose variables are "{}"."""
+    for quoted in QUOTED:
+        pattern = ".+".join(map(re.escape, " ".join(quoted.split()).split("…")))
+        if re.search(pattern, message):
+            return True
+    return False
+
+
+def test_every_warning_is_quoted():
+    texts = [
+        advice.about_greedy(policies.UCB(), 0.1),
+        advice.about_batch_values(0.1, "replicate"),
+        strays.warning(3, 7),
+        late.about_late_warmup(1, 1, policies.UCB()),
+        late.about_no_scores(4, policies.UCB(), None),
+        late.about_no_scores(4, policies.UCB(), 4),
+    ]
+    assert [text for text in texts if not quoted_in(text)] == []
+
+
+def test_every_error_of_a_wrong_order_of_calls_is_quoted():
+    """RuntimeErrors: of arguments, the message itself says what was expected."""
+    found, missing = 0, []
+    for file in (ROOT / "dynprune_cuda").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "RuntimeError":
+                continue
+            first = node.args[0]
+            parts = first.values if isinstance(first, ast.JoinedStr) else [first]
+            if any(isinstance(part, ast.Name | ast.Call) for part in parts):
+                continue  # a text that is made elsewhere
+            text = "".join(
+                getattr(part, "value", "") if isinstance(part, ast.Constant) else "{}"
+                for part in parts
+            )
+            found += 1
+            if not quoted_in(text) and "a bug, please report" not in text:
+                missing.append(f"{file.name}: {text}")
+    assert found >= 12 and missing == []
 
 
 @pytest.mark.parametrize("logit", [float("nan"), float("inf"), -float("inf")])
