@@ -74,8 +74,8 @@ class BatchSelector:
     each replay. The same seed, call and scores give the same rows on every device.
 
     Each process chooses from its own batch, with random numbers of its own: all have k rows. The
-    best rows of all processes together would be another number on each of them, and a fixed shape
-    is what lets all take the same steps.
+    best rows of all processes together would be another number on each of them. With a fixed shape
+    all take the same steps.
 
     Composer's selective backpropagation is `policy="percentile"` in the steps that
     `schedules.SelectionWindow` names.
@@ -109,14 +109,14 @@ class BatchSelector:
             keep: How many rows of a batch of B are chosen. A float in (0, 1] is a fraction:
                 `max(1, floor(keep * B + 0.5))`. An int is the number itself.
             by: What ranks a row: "loss", "el2n", "entropy", "margin" (its negative, so that small
-                margins rank high), or "excess": the loss less a reference loss of the row
-                (Mindermann et al. 2022, arXiv:2206.07137).
+                margins rank high), or "excess". The last one is the loss less a reference loss of
+                the row (Mindermann et al. 2022, arXiv:2206.07137).
             policy: "top_k": the greatest scores. "weighted": drawn in proportion to the score's
                 `power`; scores that are not positive weigh nothing. "percentile": drawn in
-                proportion to u ** (B/k - 1), where u = (rank + 0.5) / B is the share of rows with
-                a smaller score, as in selective backpropagation (Jiang et al. 2019,
-                arXiv:1910.00762). "epsilon_greedy": the greatest scores, and a random share.
-                "uniform": at random. All draw without replacement.
+                proportion to u ** (B/k - 1), as in selective backpropagation (Jiang et al. 2019,
+                arXiv:1910.00762). Here u = (rank + 0.5) / B is the share of rows with a smaller
+                score. "epsilon_greedy": the greatest scores, and a random share. "uniform": at
+                random. All draw without replacement.
             rescale: Return weights that keep the mean unbiased. "uniform" and "epsilon_greedy" are
                 exact. "weighted" and "percentile" take `functional.inclusion_probabilities`, whose
                 error falls with the size of the batch. Their weights are at most 10: rows that are

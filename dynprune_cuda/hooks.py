@@ -26,8 +26,8 @@ def track_gradient_norm(
     """Records, per sample, the L2 norm of the gradient that flows through a tensor.
 
     This is GraNd (Paul, Ganguli & Dziugaite 2021) restricted to that tensor; of logits under
-    cross-entropy it is EL2N. The gradient itself is not changed, nothing waits for the device, and
-    the norms are entered when the backward pass gets to the tensor: once per backward pass.
+    cross-entropy it is EL2N. The gradient itself is not changed, and nothing waits for the device.
+    The norms are recorded when the backward pass reaches the tensor, once per backward pass.
 
         features = backbone(images)
         track_gradient_norm(features, ids, pruner, scale=len(ids))

@@ -97,8 +97,8 @@ class KeptHistory:
 def plot_kept(history: KeptHistory, ax: Axes | None = None) -> Axes:
     """Draws which samples were kept over the epochs: one row per sample, one column per epoch.
 
-    The rows are sorted: samples that were kept in most epochs are at the top, those that were left
-    out in most are at the bottom, and the "sometimes" samples are between.
+    The rows are sorted. Samples that were kept in most epochs are at the top, and those that were
+    left out in most are at the bottom. The "sometimes" samples are between.
 
     Args:
         history: What was recorded.

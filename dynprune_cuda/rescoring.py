@@ -47,7 +47,7 @@ class Scores(Protocol):
         ...
 
     def observe(self, ids: Tensor, values: Tensor | ScoredLoss) -> None:
-        """Enters values."""
+        """Records values."""
         ...
 
 

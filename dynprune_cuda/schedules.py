@@ -156,7 +156,7 @@ def growing(
 
         Pruner(n, keep=growing(0.3, 1.0, epochs=20, first_epoch=1), period=1)
 
-    A pruner asks for the epochs of its selections only: with `period=1` it follows every step.
+    A pruner reads it for the epochs of its selections only: with `period=1` it follows every step.
     Epochs count from the beginning of the run, warm-up included.
 
     Args:

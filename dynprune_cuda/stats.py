@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers about a run, which stay on the device until somebody reads one."""
+"""Numbers about a run, which stay on the device until one is read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Stats(Mapping[str, Any]):
         return Stats({**known, **self._known}, {**tensors, **self.tensors}, self._check)
 
     def __getitem__(self, name: str) -> Any:
-        """Returns a Python number or string. May wait, and raise what the device met before."""
+        """Returns a Python number or string. May wait, and raise earlier errors of the device."""
         if name in self._known:
             return self._known[name]
         if name not in self.tensors:
@@ -113,8 +113,8 @@ class Stats(Mapping[str, Any]):
 def gini(counts: Tensor) -> Tensor:
     """Returns the Gini coefficient of counts, without waiting for the device.
 
-    It is the mean difference of two counts, divided by twice the mean: 0 if all are equal, and
-    `1 - 1 / n` if one of `n` has everything.
+    It is the mean difference of two counts, divided by twice the mean. It is 0 if all are equal,
+    and `1 - 1 / n` if one of `n` has everything.
 
     Args:
         counts: Integers, 0 or more [n].

@@ -68,7 +68,7 @@ class Lengths:
         raise ValueError(f"step must lie in the first {MAX_INT64} epochs, got {step}")
 
     def asked(self, batch_size: int, drop_last: bool) -> None:
-        """Notes that `len()` of a loader is asked for; warns once if it is not that of all epochs.
+        """Notes that `len()` of a loader is read; warns once if it is not that of all epochs.
 
         Programs that show the length of each epoch, and those that know better, are left alone.
         """

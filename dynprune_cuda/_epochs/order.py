@@ -3,7 +3,7 @@
 
 Replicated scores: every process draws the same order and takes its part. Sharded scores: the order
 is the same one, over the selected samples in ascending order. The owner of a sample finds its place
-in the order by the inverse permutation, and sends id and place to the process that trains there: 8
+in the order by the inverse permutation. It sends id and place to the process that trains there: 8
 bytes, and 4 for the factor of a policy that rescales. No process holds the whole order.
 
 With surplus="local", each process draws an order of the samples that it holds; nothing is sent.

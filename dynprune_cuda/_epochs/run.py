@@ -117,7 +117,7 @@ class Run(ABC):
 
     @property
     def _shown(self) -> EpochState:
-        """The state, or what epoch 0 selects if somebody looked at it before the first epoch."""
+        """The state, or what epoch 0 selects if it was read before the first epoch."""
         return self.state if self._preview is None else self._preview
 
     def order(self) -> Tensor:
@@ -218,7 +218,7 @@ class Run(ABC):
     def observe(
         self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None
     ) -> str | None:
-        """Enters values; returns what to warn of. `alpha` is that of `ScoreTable.update`."""
+        """Records values; returns what to warn of. `alpha` is that of `ScoreTable.update`."""
         self.table.update(self._scored(ids), values, correct, alpha)
         return self._note(ids)
 
@@ -308,7 +308,7 @@ class Run(ABC):
 
     @abstractmethod
     def _share_visits(self) -> None:
-        """Enters the visits that other processes have seen. Collective."""
+        """Records the visits that other processes have seen. Collective."""
 
     @abstractmethod
     def _move_rows_to(self, run: Run) -> None:
@@ -437,14 +437,14 @@ class Run(ABC):
         return derive_seed(self.state.seed, "select", number)
 
     def _look_for_scores(self, epoch: int) -> None:
-        """Notes scores that somebody put into the table before a first, pruned epoch. Waits."""
+        """Notes scores that are in the table before a first, pruned epoch. Waits."""
         if self._observed or self.state.epoch is not None:
             return
         if self.config.policy.uses_scores and self.schedule.phase(epoch) == "pruned":
             self._observed = self._has_scores()
 
     def _has_scores(self) -> bool:
-        """Whether any value was entered into the table. Waits."""
+        """Whether the table has any value. Waits."""
         return bool(((self.table.count > 0) | (self.table.non_finite_count > 0)).any())
 
     def _entered(self, epoch: int) -> EpochState:

@@ -160,8 +160,8 @@ class ShardedRun(Run):
     def share_length(self, epoch: int | None, drop_last: bool) -> int:
         """Returns how many ids of an epoch each process gets; None is the current epoch.
 
-        With surplus="local": what the process with the most samples of the epoch has, or, with
-        `drop_last`, the one with the fewest, those without any left aside.
+        With surplus="local": what the process with the most samples of the epoch has. With
+        `drop_last` it is what the one with the fewest has, of those that have any.
         """
         if not self._stays:
             return super().share_length(epoch, drop_last)

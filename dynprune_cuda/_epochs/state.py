@@ -112,7 +112,7 @@ class EpochState:
     def saved(self, chosen: Tensor, repeat: Tensor, has_factors: bool) -> dict[str, Any]:
         """Returns the entries of a saved state, but for `first_epoch`: the seal holds it.
 
-        Their keys and shapes are those of every run made alike, whatever it has selected so far:
+        Their keys and shapes are those of every run made alike, whatever it has selected so far.
         `torch.distributed.checkpoint` loads into a state of the same shape.
 
         Args:

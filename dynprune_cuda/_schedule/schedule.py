@@ -19,9 +19,9 @@ class Schedule:
 
     Attributes:
         num_samples: Size of the training set.
-        keep: How much a pruned epoch trains on: a count, one count per epoch (of which the last
-            one goes on), or a function from the epoch to a fraction or a count. None: the policy
-            decides at each selection.
+        keep: How much a pruned epoch trains on. It is a count, or one count per epoch, of which the
+            last one goes on. Or it is a function from the epoch to a fraction or a count. None: the
+            policy decides at each selection.
         period: Epochs between selections.
         warmup_epochs: First epochs on full data.
         anneal_epochs: Last epochs on full data.

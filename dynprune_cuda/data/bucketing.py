@@ -4,7 +4,8 @@
 The epoch's random order is cut into windows of some batches. Within a window the ids are sorted by
 length and cut into batches; then the batches are shuffled. All is decided by the epoch's order and
 the pruner's seed. It takes about 80 bytes of host memory per id of a process while an epoch begins,
-and 8 after it; with `max_tokens` and several processes 8 more per id of all while it begins.
+and 8 after it. With `max_tokens` and several processes, it takes 8 more per id of all while the
+epoch begins.
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ class DeviceLoader:
                 loss = pruner.cross_entropy(model(x), y, ids)
 
     On a GPU every batch is gathered and transformed on a stream of its own while the one before is
-    trained on, and no step waits for the host or makes it wait. Iterating has no side effect, as in
+    trained on. No step waits for the host or makes it wait. Iterating has no side effect, as in
     `EpochBatchSampler`, and `state_dict` counts what was really handed out.
 
     Attributes:
         tensors: The data, each [num_samples, ...], on the pruner's device.
         sampler: Gives the order, the batch size and `drop_last`.
-        transforms: Callbacks, applied one after the other to each batch: a callback takes the
-            tensors of the batch (without the ids) and returns as many, as a tuple, or a tensor if
+        transforms: Callbacks, applied one after the other to each batch. A callback takes the
+            tensors of the batch, without the ids. It returns as many, as a tuple, or a tensor if
             there is one. They run on the loader's own stream, under `torch.no_grad()`.
     """
 

@@ -2,7 +2,7 @@
 """What keeps random numbers of a resumed epoch those of the run that was stopped.
 
 A `DataLoader` draws one number from torch's generator when an epoch begins. A run that is resumed
-inside an epoch begins it twice: the second draw is taken back. What workers draw, for example for
+inside an epoch begins it twice: the second draw is reversed. What workers draw, for example for
 augmentations, is decided by the seed of torch's generator, the epoch and the place of the batch.
 """
 
@@ -30,7 +30,7 @@ class LoaderDraw:
             self._before = now
 
     def end(self, resumed: bool) -> None:
-        """Notes that the first item is asked for; if `resumed`, takes back one draw.
+        """Notes that the first item is requested; if `resumed`, takes back one draw.
 
         Anything else that was drawn, or a state that was set, stays.
         """

@@ -30,8 +30,9 @@ class IndexedDataset(Dataset[Any]):
       names that way: `for batch, ids in loader: batch.image`.
 
     In workers of a `DataLoader` with `pruner.batch_sampler`, the generators of torch, NumPy and
-    Python are seeded for each batch, by `torch.initial_seed()`, the epoch and the batch's place:
-    what is drawn there, such as augmentations, is the same in a run that is resumed.
+    Python are seeded for each batch. The seed depends on `torch.initial_seed()`, the epoch and the
+    place of the batch. So what is drawn there, such as augmentations, is the same in a run that is
+    resumed.
 
     Other attributes (`classes`, `targets`, ...) are those of the wrapped dataset.
 

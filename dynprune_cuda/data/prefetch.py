@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the workers of a `DataLoader` ask for batches ahead of the training."""
+"""How far the workers of a `DataLoader` request batches ahead of the training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _FRAMES = 12  # between a loader's iterator and that of its sampler
 
 
 class Prefetch(NamedTuple):
-    """What a loader asks for before its first batch is trained on.
+    """What a loader requests before its first batch is trained on.
 
     Attributes:
-        batches: How many batches it asks for ahead; then one more for each that it hands out.
-        in_order: Whether batches come in the order in which they were asked for.
+        batches: How many batches it requests ahead; then one more for each that it hands out.
+        in_order: Whether batches come in the order of the requests.
         has_state: Whether the loader keeps a state of its own.
         dataset: What it loads from; None if there is no loader.
     """
@@ -26,7 +26,7 @@ class Prefetch(NamedTuple):
 
 
 def find_prefetch() -> Prefetch:
-    """Returns what the loader prefetches whose iterator asks for an iterator of a sampler.
+    """Returns what the loader prefetches whose iterator requests an iterator of a sampler.
 
     torch tells its samplers nothing of the loader, so the calling functions are looked at. The
     iterator of a loader is `self` in one of them, and the loader an argument of what makes it.

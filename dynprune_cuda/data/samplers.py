@@ -78,7 +78,7 @@ class EpochIterator(Iterator[_Item]):
 
         Args:
             draw: Of the loader.
-            prefetch: What the loader asks for ahead.
+            prefetch: What the loader requests ahead.
             num_samples: How many samples its dataset must have.
         """
         self._draw, self.prefetch, self._num_samples = draw, prefetch, num_samples
@@ -94,7 +94,7 @@ class EpochIterator(Iterator[_Item]):
         self._items = self._walk(self._order[position:])
 
     def _walk(self, order: Tensor) -> Iterator[_Item]:
-        """Yields what the loader asks for, one after the other."""
+        """Yields what the loader requests, one after the other."""
         raise NotImplementedError
 
     def _num_ids(self, item: _Item) -> int:
@@ -122,7 +122,7 @@ class EpochIterator(Iterator[_Item]):
         """Returns how many ids of the epoch have left the loader, those before its start included.
 
         Raises:
-            ValueError: It cannot be told from what was asked for.
+            ValueError: It cannot be told from what was requested.
         """
         if self.prefetch.batches and not self.prefetch.has_state:
             raise ValueError(_PREFETCHED.format(what="samples", ahead=self.prefetch.batches))
@@ -289,8 +289,8 @@ class ResumableSampler:
 class EpochSampler(ResumableSampler, Sampler[int]):
     """Yields the sample ids of the pruner's current epoch, one by one, as Python ints.
 
-    Every iterator starts the epoch from its beginning, and iterating changes nothing: an epoch may
-    be left early, or be iterated again, and has the same order each time. An iterator keeps the
+    Every iterator starts the epoch from its beginning, and iterating changes nothing. An epoch may
+    be left early or be iterated again, and has the same order each time. An iterator keeps the
     epoch that was current when it was made.
 
     Attributes:
@@ -320,10 +320,11 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
     """Yields the sample ids of the pruner's current epoch in batches, as lists of Python ints.
 
     For `DataLoader(batch_sampler=...)`. Ids leave a GPU in chunks of about a million, through
-    pinned memory, while earlier ones are in use; no list ever holds more than one batch. Iterating
+    pinned memory, while earlier ones are in use. No list ever holds more than one batch. Iterating
     has no side effect, as in `EpochSampler`, but for one. When an epoch begins, a `DataLoader`
-    draws a number from torch's generator. In the rest of an epoch that is resumed, this draw is
-    taken back: restore the generators before the loop, and dropout goes on as it would have.
+    draws a number from torch's generator. In the rest of an epoch that is resumed, the sampler
+    rolls this draw back. Restore the generators before the loop, and dropout goes on as it would
+    have.
 
     Attributes:
         batch_size: Ids per batch; the last batch of an epoch may be smaller.
@@ -414,7 +415,7 @@ def id_batches(order: Tensor, batch_size: int, *, drop_last: bool) -> Iterator[l
 def _pinned(order: Tensor, chunk_size: int) -> Iterator[Tensor]:
     """Yields `order` from a GPU in chunks, each overwritten two chunks later.
 
-    The copies run on a stream of their own: on the training stream, a chunk would arrive only after
+    The copies run on a stream of their own. On the training stream, a chunk would arrive only after
     all the work that is queued there. The host waits for one chunk while the next is on its way.
     """
     with torch.cuda.device(order.device):

@@ -126,8 +126,8 @@ class Ranks:
     def share(self, order: Tensor) -> Tensor:
         """Returns this rank's part of `order`: the positions that are `rank` modulo `size`.
 
-        A rank whose part is shorter than another's repeats its first id; one that has none, because
-        there are more ranks than ids, repeats an id of another rank.
+        A rank whose part is shorter than another's repeats its first id. If there are more ranks
+        than ids, a rank without ids repeats an id of another rank.
 
         Args:
             order: int64 [count], at least one id.

@@ -54,15 +54,14 @@ def update_scores_(
     last_correct: Tensor | None = None,
     forget_count: Tensor | None = None,
 ) -> None:
-    """Enters a batch of values into the moving averages of their samples, in place.
+    """Updates the moving averages of samples by a batch of values, in place.
 
-    The rule of the UCB baseline that the authors of InfoBatch released: with d = (value - mean)^2
-    by the old mean, mean = (1 - alpha) * mean + alpha * value, variance = (1 - alpha) * variance +
-    alpha * d, count += 1. At the first visit (count 0), mean = value. Of an id that occurs twice,
-    the last value is entered, once. The id -1 marks a row without a sample and is skipped. Any
-    other id out of range is an IndexError on the CPU before anything changes; on CUDA it is skipped
-    and `check_errors` raises.
-    The tensors must not share memory with each other.
+    The rule is that of the UCB baseline that the authors of InfoBatch released. With `d = (value -
+    mean)^2` by the old mean, it is `mean = (1 - alpha) * mean + alpha * value`, `variance = (1 -
+    alpha) * variance + alpha * d`, `count += 1`. At the first visit (count 0), mean = value. Of an
+    id that occurs twice, the last value counts, once. The id -1 marks a row without a sample and is
+    skipped. Any other id out of range is an IndexError on the CPU before anything changes; on CUDA
+    it is skipped and `check_errors` raises. The tensors must not share memory with each other.
 
     Args:
         mean: [N] float32, contiguous.

@@ -54,8 +54,8 @@ def select_epsilon_greedy(
     """The greatest scores, with a share of the k samples drawn uniformly from all others.
 
     n_random = floor(epsilon * k + 0.5) samples are drawn without replacement from what the k -
-    n_random greatest scores left over (epsilon-greedy, Sutton & Barto 2018, section 2.2, for a set
-    of arms).
+    n_random greatest scores left over. It is epsilon-greedy for a set of arms (Sutton & Barto 2018,
+    section 2.2).
 
     Args:
         scores: [N] float32, float16, bfloat16 or float64; any strides.
@@ -84,9 +84,9 @@ def select_ucb(
 ) -> Tensor:
     """The k samples with the greatest upper confidence bound.
 
-    Computed inside the selection and never stored: the bound is mean + c * variance (as in the UCB
-    baseline that the authors of InfoBatch released) or mean + c * sqrt(variance), in float32 with
-    one fused multiply-add.
+    The bound is computed inside the selection and never stored. It is mean + c * variance, as in
+    the UCB baseline that the authors of InfoBatch released, or mean + c * sqrt(variance). It is
+    computed in float32 with one fused multiply-add.
 
     Args:
         mean: [N] float32, float16 or bfloat16; NaN ranks first.

@@ -24,8 +24,8 @@ _STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not 
 class Tilted:
     """Samples drawn by the square root of their scores, as far as that pays, and else uniformly.
 
-    How far is read from the spread of the scores, by the effective share of the samples:
-    (sum of r)^2 / (N * sum of r^2), with r the square root of the score (Kish 1965). It is 1 for
+    How far is read from the spread of the scores, by the effective share of the samples (Kish
+    1965). It is `(sum of r)^2 / (N * sum of r^2)`, with r the square root of the score. It is 1 for
     equal scores and falls while the samples are learned, until few of them hold most of the loss.
     Weights are `tilt * r + (1 - tilt) * mean of r`. The tilt is 1 for effective shares from 0.5 to
     0.72, falls to 0 at 0.42 and at 0.8, and is a multiple of 1/64.

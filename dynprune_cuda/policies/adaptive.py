@@ -17,8 +17,8 @@ from dynprune_cuda.scores.table import ScoreTable
 class Adaptive(Policy):
     """Samples drawn by the square root of their mean losses, as far as their spread says it pays.
 
-    While all samples are about equally hard, and once few of them hold most of the loss, choosing
-    by the loss costs accuracy: then the draw is uniform. In between it is that of `Weighted(0.5)`.
+    Choosing by the loss costs accuracy while all samples are about equally hard, and once few of
+    them hold most of the loss. Then the draw is uniform. In between it is that of `Weighted(0.5)`.
     `functional.Tilted` tells how, and docs/guides/choosing.md has the measurements. The tilt
     depends on the scores of the table only: it is the same on every rank, and part of a saved
     state. Samples that were never visited, or whose newest value was not finite, come first.

@@ -38,13 +38,13 @@ class Balanced(WithPolicyInside, WeighingPolicy):
     lacks is divided among the others by their shares. Parts are rounded by largest remainder. Equal
     remainders are ordered at random, by the seed of the selection.
 
-    A policy that weighs, such as `InfoBatch`, works inside each group instead: with the group's own
-    mean and share, so that no group loses more than the prune ratio; `floor` has no meaning then.
+    A policy that weighs, such as `InfoBatch`, works inside each group instead, with the group's own
+    mean and share. So no group loses more than the prune ratio; `floor` has no meaning then.
 
     Attributes:
         policy: The policy that selects.
         groups: The group of each sample, any integers [num_samples]; kept as int64 on the CPU.
-        floor: A float in [0, 1] is a share of the proportional part: of a group of n samples, at
+        floor: A float in [0, 1] is a share of the proportional part. Of a group of n samples, at
             least `floor(group_floor * k * n / num_samples)` are kept; 1.0 keeps the groups'
             proportions. An int is a number of samples per group (or all, if the group is smaller).
             None: 0.5, or nothing with `class_shares`.
@@ -54,8 +54,8 @@ class Balanced(WithPolicyInside, WeighingPolicy):
 
     Raises:
         TypeError: An attribute has the wrong type.
-        ValueError: An attribute has the wrong shape, dtype or value, there are `floor` and
-            `class_shares`, or the policy knows its samples from the beginning, or weighs and has
+        ValueError: An attribute has the wrong shape, dtype or value, or there are `floor` and
+            `class_shares`. Or the policy knows its samples from the beginning, or weighs and has
             `class_shares`.
     """
 
@@ -145,7 +145,7 @@ class Balanced(WithPolicyInside, WeighingPolicy):
 
     @cached_property
     def _members(self) -> dict[torch.device, Tensor]:
-        """All sample ids, ordered by group, on each device that asked for them."""
+        """All sample ids, ordered by group, on each device that needed them."""
         return {torch.device("cpu"): self.groups.argsort(stable=True)}
 
     def check_size(self, num_samples: int) -> None:
@@ -190,7 +190,7 @@ class Balanced(WithPolicyInside, WeighingPolicy):
         return quotas(sizes, shares, k, seed=seed)
 
     def floors(self, k: int) -> list[int]:
-        """Returns how many samples of each group, by rising label, `floor` asks for.
+        """Returns how many samples of each group, by rising label, `floor` keeps.
 
         Args:
             k: How many samples are selected.

@@ -22,11 +22,11 @@ _LOSSES = tuple(f"loss_{age}" for age in range(5))  # the newest first
 class IES(WeighingPolicy):
     """Everything but the samples whose loss no longer changes its course.
 
-    The rule of Yuan et al. (Instance-dependent Early Stopping, ICLR 2025,
-    https://arxiv.org/abs/2502.07547; released at https://github.com/tmllab/2025_ICLR_IES): a sample
-    is left out of the next epoch if the mean of its last three |l_t - 2 l_(t-1) + l_(t-2)| is below
-    `delta`. Losses are not rescaled. The abstract and the released code were read, not the whole
-    paper.
+    The rule is that of Yuan et al. (Instance-dependent Early Stopping, ICLR 2025,
+    https://arxiv.org/abs/2502.07547; released at https://github.com/tmllab/2025_ICLR_IES). A sample
+    is left out of the next epoch if the mean of its last three `|l_t - 2 l_(t-1) + l_(t-2)|` is
+    below `delta`. Losses are not rescaled. The abstract and the released code were read, not the
+    whole paper.
 
     Samples that are left out return only if they are scored. The authors do it after each epoch:
 

@@ -21,14 +21,14 @@ from dynprune_cuda.scores.table import ScoreTable
 class InfoBatch(WeighingPolicy):
     """Everything at or above the mean score, and a random share of what is below, rescaled.
 
-    The rule of Qin et al. (https://arxiv.org/abs/2303.04947, section 3; released at
-    https://github.com/NUS-HPC-AI-Lab/InfoBatch): of the samples whose score is below the mean, a
+    The rule is that of Qin et al. (https://arxiv.org/abs/2303.04947, section 3; released at
+    https://github.com/NUS-HPC-AI-Lab/InfoBatch). Of the samples whose score is below the mean, a
     random `1 - prune_ratio` stays, and its losses count `1 / (1 - prune_ratio)` times. The expected
     gradient of an epoch is that of the full data. `Pruner.cross_entropy` rescales by itself; for
     other losses see `Pruner.rescale`.
 
-    As published, a `Pruner` with this policy selects before every epoch, ranks by the newest loss
-    (`alpha=1`), and anneals the last eighth of `epochs` (if it knows them) on full data; its own
+    As published, a `Pruner` with this policy selects before every epoch and ranks by the newest
+    loss (`alpha=1`). If it knows `epochs`, it anneals the last eighth of them on full data. Its own
     arguments change that. Samples that were never visited, or whose newest value was not finite,
     stay, do not count in the mean, and are not rescaled.
 

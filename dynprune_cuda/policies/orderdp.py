@@ -20,8 +20,8 @@ from dynprune_cuda.scores.table import ScoreTable
 class OrderDP(Policy):
     """The greatest losses of a uniformly random subset, drawn anew at every selection.
 
-    The rule of Jin et al. (ICLR 2026, https://arxiv.org/abs/2606.08574; released at
-    https://github.com/shengze-xu/OrderDP): draw s of n samples, then keep the q of them with the
+    The rule is that of Jin et al. (ICLR 2026, https://arxiv.org/abs/2606.08574; released at
+    https://github.com/shengze-xu/OrderDP). Draw s of n samples, then keep the q of them with the
     greatest last losses. Losses are not rescaled. The rule decides how many samples it keeps, so
     `keep` is left out. The defaults keep 30 % of the data; those of the released class, 0.75 and
     0.85, keep 64 %. The abstract and the released code were read, not the whole paper.

@@ -37,14 +37,14 @@ class Policy:
     in a saved state, so make it a dataclass, or give it a str `fingerprint`.
 
     A policy of your own need not be a subclass. Any object with the method `select` will do, or a
-    function like it; then its result is checked, which waits for the device, and it cannot select
+    function like it. Then its result is checked, which waits for the device, and it cannot select
     from shards. Such an object may have `static`, `uses_scores`, `uses_history`, `weighs` and
     `first_visit`, a method `fixed_count` or `settings`, and a str `fingerprint`.
 
     The table has one row per sample: `mean` and `variance` (moving averages of the score, float32),
-    `count` (finite values, int32), `non_finite_count` (int32), `last_non_finite` (bool), and with
-    `track_forgetting` also `last_correct` (bool) and `forget_count` (int32). `ranking_mean()` is
-    `mean`, and NaN where a sample should rank first. See `ScoreTable`.
+    `count` (finite values, int32), `non_finite_count` (int32) and `last_non_finite` (bool). With
+    `track_forgetting` it also has `last_correct` (bool) and `forget_count` (int32).
+    `ranking_mean()` is `mean`, and NaN where a sample should rank first. See `ScoreTable`.
 
     Attributes:
         static: One selection serves the whole run.

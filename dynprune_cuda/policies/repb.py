@@ -21,7 +21,7 @@ from dynprune_cuda.scores.table import ScoreTable
 class RePB(WeighingPolicy):
     """What was not below the mean of its batch, and random others; rescaled by the times of use.
 
-    The rule of Zhou et al. (Inconsistency Biases in Dynamic Data Pruning, ICLR 2026,
+    The rule is that of Zhou et al. (Inconsistency Biases in Dynamic Data Pruning, ICLR 2026,
     https://openreview.net/forum?id=Zw1Uw7u6Su). Losses are compared within the batches of the epoch
     that just ended, where the model was nearly the same. A sample of it stays if its loss is at
     least the mean of its batch; others stay with probability `1 - prune_ratio`. A sample that was

@@ -28,18 +28,18 @@ class SeTa(WeighingPolicy):
     The rule of Zhou et al. (CVPR 2025, https://arxiv.org/abs/2503.13385; released at
     https://github.com/mrazhou/SeTa). A random share is left out. k-means divides the losses of the
     rest into groups. A window of `round(window_scale * num_groups)` groups is trained on, as Python
-    rounds. It moves by one group per selection, from easy to hard, and begins again: in epoch e it
-    begins at group e modulo the number of windows, so that epoch 1 does not see the easiest group.
-    With another `period`, e counts selections and warm-up epochs. After 0.875 of `epochs` (if
-    `Pruner` knows it), only the random share is left out. Losses are not rescaled.
-    The abstract and the released code were read, not the whole paper.
+    rounds. It moves by one group per selection, from easy to hard, and begins again. In epoch e it
+    begins at group e modulo the number of windows. So epoch 1 does not see the easiest group. With
+    another `period`, e counts selections and warm-up epochs. After 0.875 of `epochs` (if `Pruner`
+    knows it), only the random share is left out. Losses are not rescaled. The abstract and the
+    released code were read, not the whole paper.
 
     As released, a `Pruner` with this policy selects before every epoch, by the newest loss
     (`alpha=1`). Samples without a finite newest value belong to every group. Losses that are all
     equal are divided at random. If no loss is in the window, all groups are trained on.
 
-    Differences to the released code: epoch 0 trains on everything, not on the random part. k-means
-    is solved exactly on 1024 bins of the losses, so that it is deterministic.
+    There are two differences to the released code. Epoch 0 trains on everything, not on the random
+    part. And k-means is solved exactly on 1024 bins of the losses, so that it is deterministic.
 
     Attributes:
         random_share: Share of all samples that is left out at random, in [0, 1).

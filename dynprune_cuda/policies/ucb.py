@@ -46,10 +46,10 @@ class UCB(Policy):
         """UCB as the InfoBatch authors released it as their ImageNet baseline.
 
         Source: https://github.com/henryqin1997/InfoBatch-ImageNet, `imagenet/infobatch_ucb.py` and
-        `imagenet/prune_experiment_ucb.py`: c = 1 on the variance, a first visit that counts as the
-        variance `alpha * loss**2`, alpha = 0.8, a selection every 10 epochs after one warm-up
-        epoch on full data. Pass `period=10` to `Pruner`; its alpha and warm-up are these. The
-        script keeps 59 %.
+        `imagenet/prune_experiment_ucb.py`. They have c = 1 on the variance, a first visit that
+        counts as the variance `alpha * loss**2`, and alpha = 0.8. They select every 10 epochs after
+        one warm-up epoch on full data. Pass `period=10` to `Pruner`; its alpha and warm-up are
+        these. The script keeps 59 %.
         """
         return cls(c=1.0, bonus="variance", first_visit="published")
 

@@ -7,7 +7,7 @@ tie, that of the lowest rank. Within an epoch a sample belongs to one rank, so t
 the one that a single process would have. If two ranks visited a sample, as with the padding of
 `torch.utils.data.DistributedSampler`, the rule decides the same on all ranks.
 
-Why all-reduce the table instead of gathering the records that changed: there is no list of changes
+Why all-reduce the table instead of gathering the records that changed? There is no list of changes
 to save with a run, no sizes to exchange, and no waiting. The merge may be repeated, or follow any
 loss of state, and always ends with equal tables. It moves 28 bytes per sample and epoch, 36 with
 forgetting events. For a million samples that is less than the gradients of one training step of a

@@ -19,7 +19,7 @@ from dynprune_cuda.scores.table import COLUMNS, ScoreTable, UpdateTarget
 
 
 class RowsBefore(NamedTuple):
-    """Rows as they were before visits were entered."""
+    """Rows as they were before visits were recorded."""
 
     rows: Tensor  # int64 [rows]
     columns: list[Tensor]  # in the order of COLUMNS, each [rows]
@@ -95,7 +95,7 @@ class ShardedScoreTable(ScoreTable):
 
     @torch.no_grad()
     def enter(self, rows: Tensor, values: Tensor) -> RowsBefore:
-        """Enters visits, all or none; returns what `restore` needs to take them back."""
+        """Records visits, all or none; returns what `restore` needs to take them back."""
         touched = torch.unique(rows)
         before = RowsBefore(touched, [getattr(self, name)[touched] for name in COLUMNS])
         try:

@@ -56,26 +56,26 @@ class UpdateTarget(NamedTuple):
 class ScoreTable:
     """A moving average and a moving variance of the score of every sample.
 
-    A visit with the value `v` updates the sample's row as the UCB baseline of the InfoBatch
-    authors does (https://github.com/henryqin1997/InfoBatch-ImageNet, `infobatch_ucb.py`):
-    `variance = (1 - alpha) * variance + alpha * (v - mean)**2`, with the old mean, then
-    `mean = (1 - alpha) * mean + alpha * v`. The first visit sets `mean = v`.
+    A visit with the value `v` updates the sample's row as the UCB baseline of the InfoBatch authors
+    does (https://github.com/henryqin1997/InfoBatch-ImageNet, `infobatch_ucb.py`). It computes
+    `variance = (1 - alpha) * variance + alpha * (v - mean)**2`, with the old mean, then `mean = (1
+    - alpha) * mean + alpha * v`. The first visit sets `mean = v`.
 
     A value that is not finite leaves the averages alone: it is counted, and the sample ranks first
     until its next finite value. The table is a plain object: it can be pickled and deep-copied.
 
     Attributes:
-        mean: Moving average of the score, float32 [num_samples]; NaN until the first finite value,
-            so that a sample that was never visited ranks first (NaN is the greatest score).
+        mean: Moving average of the score, float32 [num_samples]. It is NaN until the first finite
+            value. So a sample that was never visited ranks first: NaN is the greatest score.
         variance: Moving variance of the score, float32 [num_samples]; 0 until the second visit.
         count: Finite values seen, int32 [num_samples].
         non_finite_count: Values seen that were not finite, int32 [num_samples].
         last_non_finite: Whether the newest value was not finite, bool [num_samples].
         last_correct: Whether the sample was classified correctly at its last visit that told, bool
             [num_samples]; None without `track_forgetting`.
-        forget_count: Forgetting events, int32 [num_samples]: visits at which the sample was not
-            classified correctly, and had been at the visit before (Toneva et al. 2019,
-            https://arxiv.org/abs/1812.05159); None without `track_forgetting`.
+        forget_count: Forgetting events, int32 [num_samples]; None without `track_forgetting`. These
+            are visits at which the sample was not classified correctly, and had been at the visit
+            before (Toneva et al. 2019, https://arxiv.org/abs/1812.05159).
         sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
         history: None; where the run is, in the table of a policy with `uses_history`.
         memory: None; the policy's own columns, in the table of a policy with `memory`.
@@ -188,11 +188,11 @@ class ScoreTable:
 
         Raises:
             TypeError: `ids`, `values` or `correct` is no tensor, or `alpha` no number.
-            ValueError: A dtype or a shape is wrong, the lengths differ, `alpha` is out of range, or
-                a tensor is on a GPU and the table on the CPU (moving it would wait for the GPU at
-                every step).
-            IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
-                raised by the next call that may wait, such as `stats`).
+            ValueError: A dtype or a shape is wrong, the lengths differ, or `alpha` is out of range.
+                Or a tensor is on a GPU and the table on the CPU: moving it would wait for the GPU
+                at every step.
+            IndexError: An id is out of range. On a GPU the row is skipped, and the next call that
+                may wait raises, such as `stats`.
         """
         check_ids_and_values(ids, values)
         if correct is not None:
@@ -280,9 +280,8 @@ class ScoreTable:
 
         Raises:
             TypeError: The state is no mapping, or an entry no tensor.
-            ValueError: The state is damaged, of another number of samples, or of a table that
-                tracked forgetting where this one does not, or the other way round. Nothing changes
-                then.
+            ValueError: The state is damaged, or of another number of samples. Or it tracked
+                forgetting and this table does not, or the other way round. Nothing changes then.
         """
         self.take(self.checked("state_dict", state_dict))
 
@@ -295,8 +294,8 @@ class ScoreTable:
 
         Raises:
             TypeError: The state is no mapping, or an entry no tensor.
-            ValueError: The state is damaged, of another number of samples, or of a table that
-                tracked forgetting where this one does not, or the other way round.
+            ValueError: The state is damaged, or of another number of samples. Or it tracked
+                forgetting and this table does not, or the other way round.
         """
         read = StateReader(name, state_dict)
         saved = not FORGETTING.keys().isdisjoint(state_dict)
@@ -341,18 +340,26 @@ class ScoreTable:
         """Summarises the table for a log; waits for the device only when a number is read.
 
         Returns:
-            `visited` and `never_visited` (samples with and without a finite value), `values` (all
-            finite values entered), `non_finite_values`, `non_finite_samples` (those whose newest
-            value was not finite), and over the visited samples `score_mean`, `score_min`,
-            `score_max`, the percentiles `score_p05`, `_p25`, `_p50`, `_p75`, `_p95`, and
-            `score_variance` (the mean of `variance`), which are NaN while there are none.
-            `visits_gini` is the Gini coefficient of `count`, over all samples: 0 if all have as
-            many values, near 1 if few have nearly all; NaN before the first. With
-            `track_forgetting` also `forget_events`, the sum of `forget_count`, and of the samples
-            that were visited at all `never_learned` (no visit found them correct),
-            `unforgettable` (correct once, and ever since) and `share_correct`, the share that was
-            correct at its last visit that told. Reading the first number raises IndexError if an
-            earlier update on a GPU met an id out of range.
+            The numbers by name. Those over the visited samples are NaN while there are none.
+
+            - `visited`, `never_visited`: samples with and without a finite value.
+            - `values`: all finite values. `non_finite_values`: the others.
+            - `non_finite_samples`: samples whose newest value was not finite.
+            - `score_mean`, `score_min`, `score_max`: over the visited samples.
+            - `score_p05`, `score_p25`, `score_p50`, `score_p75`, `score_p95`: their percentiles.
+            - `score_variance`: the mean of `variance` over the visited samples.
+            - `visits_gini`: the Gini coefficient of `count` over all samples. It is 0 if all have
+              as many values, and near 1 if few have nearly all; NaN before the first.
+
+            With `track_forgetting` also:
+
+            - `forget_events`: the sum of `forget_count`.
+            - `never_learned`: visited samples that no visit found correct.
+            - `unforgettable`: samples that were correct once, and ever since.
+            - `share_correct`: the share that was correct at its last visit that told.
+
+            Reading the first number raises IndexError if an earlier update on a GPU had an id out
+            of range.
         """
         visited = self.count > 0
         number = visited.sum()

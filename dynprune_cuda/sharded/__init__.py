@@ -4,9 +4,10 @@
 No process holds all scores, and no score is sent. All ranks together select exactly what one
 process would select. The set depends neither on the number of ranks nor on who holds which sample.
 
-The order of `functional` ranks a sample by a composite key of 64 bits: 32 of the score, then 32 of
-a hash of (seed, sample id). The ranks all-reduce histograms of the key's digits, from the top,
-until the k-th greatest key is known. Each rank then takes its samples that have at least this key.
+The order of `functional` ranks a sample by a composite key of 64 bits. These are 32 of the score,
+then 32 of a hash of (seed, sample id). The ranks all-reduce histograms of the key's digits, from
+the top, until the k-th greatest key is known. Each rank then takes its samples that have at least
+this key.
 
 Traffic: a digit has 11, 11 or 10 bits, and a histogram is int64. Each rank reduces 40,960 bytes if
 the scores decide, and 81,920 bytes if the hash of equal scores decides. On a GPU all six rounds are

@@ -3,9 +3,9 @@
 
 A random sample of all scores brackets the threshold. Each rank reads its scores once. It marks
 those above the bracket and keeps the few percent inside it, the candidates. Only these are
-searched, by the digits of their composite keys. The sample decides the time, never the result: if
-the threshold is outside the bracket, or a rank has too many candidates, all ranks learn it alike
-and search by digits of all keys instead.
+searched, by the digits of their composite keys. The sample decides the time, never the result. The
+threshold may be outside the bracket, or a rank may have too many candidates. Then all ranks learn
+it, and search by digits of all keys instead.
 """
 
 from __future__ import annotations

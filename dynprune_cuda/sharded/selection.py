@@ -63,7 +63,7 @@ def select_epsilon_greedy(
 ) -> Tensor:
     """This rank's part of `functional.select_epsilon_greedy`. Collective.
 
-    Three rounds more than `select_top_k`, 40,960 bytes, find the random part; in one read of the
+    Three rounds more than `select_top_k`, 40,960 bytes, find the random part. In one read of the
     scores it needs no sample, since the distribution of a hash is known.
 
     Args:

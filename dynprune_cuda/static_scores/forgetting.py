@@ -81,7 +81,7 @@ class ForgettingCounter:
     def values(self) -> Tensor:
         """Returns the scores, float32 [num_samples]: forgetting events.
 
-        Samples that were never classified correctly rank highest, as in the source: they count as
+        Samples that were never classified correctly rank highest, as in the source. They count as
         if every visit had been an event, which is more than any sample can have.
 
         Raises:

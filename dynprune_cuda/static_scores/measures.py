@@ -87,7 +87,7 @@ def grand_scores(
     """GraNd: the norm of each sample's own gradient of the cross-entropy, after a few epochs.
 
     Paul, Ganguli & Dziugaite 2021 (arXiv:2107.07075), section 2. A gradient of one sample exists
-    only where samples do not mix: the model is in evaluation mode, in which batch normalisation
+    only where samples do not mix. So the model is in evaluation mode, in which batch normalisation
     uses its running averages. (In training mode it would mix the batch.) Untrained running averages
     are 0 and 1, so that scores at initialisation are those of a network without normalisation.
 
