@@ -78,9 +78,10 @@ def scored_linear_cross_entropy(
     added in float32. Differentiable once, in reverse mode, by one backward pass per call. Nothing
     waits for the device.
 
-    With `keep_tokens`, only the rows with the greatest losses are trained on, or those with the
-    greatest excess over `reference_loss` (Lin et al. 2024, "Rho-1", arXiv:2404.07965). A first pass
-    scores all rows, and the second takes those that are kept: 1 + 3 * keep_tokens products.
+    With `keep_tokens`, only the rows with the greatest losses are trained on. With `reference_loss`
+    it is those with the greatest excess over it (Lin et al. 2024, "Rho-1", arXiv:2404.07965). A
+    first pass scores all rows, and the second takes those that are kept: 1 + 3 * keep_tokens
+    products.
 
     Args:
         hidden: [R, D] float32, float16, bfloat16 or float64: the layer's inputs.
@@ -91,8 +92,8 @@ def scored_linear_cross_entropy(
             not change what "mean" divides by.
         reduction: "sum", or "mean": the sum divided by the class weights of the rows that are not
             ignored, or by their number without class weights. Of rows that are kept, see below.
-        num_items: What "mean" divides by instead, such as the number of tokens of all batches
-            whose gradients are accumulated: above 0, or a 0-d tensor on the device.
+        num_items: What "mean" divides by instead, above 0, or a 0-d tensor on the device. It may be
+            the number of tokens of all batches whose gradients are accumulated.
         class_weight: [C] or None; scales the losses, not the other scores.
         ignore_index: Target of rows that count for nothing.
         label_smoothing: In [0, 1].
