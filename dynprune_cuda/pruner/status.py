@@ -218,8 +218,8 @@ class RunStatus:
     def share_length(self, drop_last: bool = False) -> int:
         """Returns how many ids of the current epoch this process gets, as every other one does.
 
-        With surplus="local": what the process with the most samples of the epoch has, or, with
-        `drop_last`, the one with the fewest, those without any left aside.
+        With surplus="local": what the process with the most samples of the epoch has. With
+        `drop_last` it is what the one with the fewest has, of those that have any.
 
         Args:
             drop_last: Whether a rest that does not divide is left out, instead of filled up.
@@ -243,8 +243,8 @@ class RunStatus:
 
         With several processes: how many each of them has; all have as many.
 
-        A policy that weighs, such as `InfoBatch`, tells the length of a pruned epoch no earlier
-        than its selection, and so does a pruner with surplus="local".
+        With a policy that weighs, such as `InfoBatch`, or with surplus="local", the length of a
+        pruned epoch is known after its selection.
 
         Args:
             batch_size: Samples per batch, at least 1; of one process.
@@ -297,8 +297,8 @@ class RunStatus:
 
         Raises:
             TypeError: An argument is no int.
-            ValueError: An argument is out of range, the length of an epoch is not known yet, or an
-                epoch before the step has no steps at all.
+            ValueError: An argument is out of range, or the length of an epoch is not known yet. Or
+                an epoch before the step has no steps at all.
         """
         step = as_int("step", step, minimum=0)
         batch_size = as_int("batch_size", batch_size, minimum=1)
@@ -313,15 +313,19 @@ class RunStatus:
         TensorBoard.
 
         Returns:
-            `epoch`, `phase` ("warm-up", "pruned" or "annealing"), `num_selected`,
-            `selected_fraction`, `num_selections`, `turnover` (share of the last selection that the
-            one before had not chosen; NaN before the second), `never_selected`,
-            `always_selected` and `sometimes_selected` (samples that none, all or some of the
-            selections chose), and everything from `ScoreTable.stats`. With score="loss" and
-            without `track_forgetting` also `share_below_ln2`: of the visited samples, the share
-            whose mean loss is below ln 2, where the right class has more than half of the
-            probability. For the cross-entropy of one class it is a lower bound of the training
-            accuracy, as exact as the moving average; of other values it says nothing.
+            The numbers by name: everything from `ScoreTable.stats`, and
+
+            - `epoch`, `num_selected`, `num_selections`.
+            - `phase`: "warm-up", "pruned" or "annealing".
+            - `selected_fraction`: the share of the samples that the epoch trains on.
+            - `turnover`: the share of the last selection that the one before had not chosen; NaN
+              before the second.
+            - `never_selected`, `always_selected`, `sometimes_selected`: samples that none, all or
+              some of the selections chose.
+            - `share_below_ln2`, with score="loss" and without `track_forgetting`: the share of the
+              visited samples whose mean loss is below ln 2. There the right class has more than
+              half of the probability. For the cross-entropy of one class it is a lower bound of the
+              training accuracy; of other values it says nothing.
         """
         stats, table = self.table.stats().merged(*self._run.describe()), self.table
         if self.score == "loss" and not table.track_forgetting:
@@ -344,7 +348,7 @@ class RunStatus:
             where the evidence is.
 
         Raises:
-            IndexError: An earlier step on a GPU met a target or an id out of range.
+            IndexError: An earlier step on a GPU had a target or an id out of range.
         """
         plan = self.schedule
         kept = plan.keep if isinstance(plan.keep, int) else self.num_selected

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API reference has every public name, and docstrings document every parameter."""
 
+import ast
 import functools
 import importlib
 import inspect
 import re
 import runpy
-from importlib.util import find_spec
 
 import pytest
 from paths import ROOT
@@ -69,9 +69,13 @@ def test_every_integration_has_an_entry(framework):
     names, _ = entries()
     for name in INTEGRATIONS[framework]:
         assert (f"dynprune_cuda.integrations.{framework}", name) in names
-    if find_spec(framework):
-        module = importlib.import_module(f"dynprune_cuda.integrations.{framework}")
-        assert sorted(module.__all__) == INTEGRATIONS[framework]
+    module = ROOT / "dynprune_cuda" / "integrations" / f"{framework}.py"
+    public = [
+        ast.literal_eval(node.value)  # without importing the framework, which takes seconds
+        for node in ast.parse(module.read_text()).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    ]
+    assert [sorted(names) for names in public] == [INTEGRATIONS[framework]]
 
 
 def documented(docstring):
