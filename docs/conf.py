@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the documentation site; `make docs` builds it into build/docs."""
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = re.compile(r"\bdocs/([\w/]+)\.md\b")
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from check_language import SECTION  # noqa: E402
@@ -71,14 +73,16 @@ def mark_code(app, what, name, obj, options, lines: list[str]) -> None:
         elif is_indented and not in_section and not in_code and (not marked or not marked[-1]):
             marked += [".. code-block:: python", ""]
             in_code = True
-        marked.append(line if in_code else escape_bars(line))
+        marked.append(line if in_code else as_rst(line))
     lines[:] = marked
 
 
-def escape_bars(line: str) -> str:
-    """Keeps |g|, a norm, from being read as a substitution; code in backticks stays as it is."""
+def as_rst(line: str) -> str:
+    """Escapes the bars of |g|, a norm, and links the pages that are named; not in backticks."""
     parts = line.split("`")
-    return "`".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts))
+    for i in range(0, len(parts), 2):
+        parts[i] = PAGE.sub(r":doc:`/\1`", parts[i].replace("|", "\\|"))
+    return "`".join(parts)
 
 
 def skip_tuple_fields(app, what, name, obj, skip: bool, options) -> bool | None:
