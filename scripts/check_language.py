@@ -111,6 +111,8 @@ def markdown_blocks(text: str) -> Iterator[tuple[int, str]]:
             block.append(stripped)
         elif in_comment or stripped.startswith("<!--"):
             in_comment = "-->" not in stripped
+        elif line.startswith("    ") and not (block or fence):
+            continue  # an indented block is code
         elif not stripped or re.fullmatch(r"\([\w-]+\)=", stripped):
             yield from take()
         elif stripped.startswith("|"):
@@ -206,7 +208,8 @@ def check(path: Path) -> list[Finding]:
 
 def checked_files() -> list[Path]:
     """The pages and modules whose language is checked."""
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    names = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
+    pages = [*(ROOT / name for name in names), *(ROOT / "docs").rglob("*.md")]
     return sorted(pages) + sorted((ROOT / "dynprune_cuda").rglob("*.py"))
 
 

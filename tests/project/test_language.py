@@ -33,6 +33,7 @@ def test_a_sentence_may_have_25_words():
         f"| {LONG} | {LONG} |",
         f"```python\n{TOO_LONG} nobody\n```",
         f"<!-- {TOO_LONG} -->",
+        f"Text.\n\n    code {TOO_LONG}\n    code\n\nText.",
         "One " + "more " * 22 + "`a b c d` [one](https://a.b/c).",
         "```{glossary}\n" + f"term\n  {LONG}\n\nterm\n  {LONG}\n```",
         f"```{{include}} a.md\n:option: {TOO_LONG}\n```",
@@ -47,6 +48,7 @@ def test_these_are_no_long_sentences(text):
     [
         f"- {TOO_LONG}",
         f"1. {TOO_LONG}",
+        f"- One\n    {TOO_LONG}",
         f"| a | {TOO_LONG} |",
         f"```{{note}}\n{TOO_LONG}\n```",
         f"term\n: {TOO_LONG}",
