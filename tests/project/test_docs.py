@@ -34,9 +34,16 @@ def test_every_block_is_python(page):
             ast.parse(block.code, f"{name_of(page)}:{block.line}")
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in WITH_CODE if name_of(page) not in OWN_TEST], ids=name_of
-)
+def runnable():
+    """The pages whose code runs; one trains models for static scores."""
+    for page in WITH_CODE:
+        name = name_of(page)
+        if name not in OWN_TEST:
+            slow = name == "benchmarks/reproduce.md"
+            yield pytest.param(page, id=name, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("page", [*runnable()])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some save files
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))  # one adds a name
