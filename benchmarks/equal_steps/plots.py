@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,8 +41,11 @@ def plot_differences(
         last = setting
     axes.axvline(0, color=COLOURS[0], linewidth=1)
     axes.set_yticks([-line for line in range(len(names))], names, fontsize=7)
-    left = (mean - error if mean >= WORST else WORST for _, _, mean, error, _ in differences)
-    axes.set_xlim(left=min(left) - 0.1)
+    ends = [
+        WORST if mean < WORST else mean if math.isnan(error) else mean - error  # NaN: one seed
+        for _, _, mean, error, _ in differences
+    ]
+    axes.set_xlim(left=min(ends) - 0.1)
     axes.set_xlabel(
         f"points of test accuracy above {experiment.methods[experiment.baseline].label}"
     )
