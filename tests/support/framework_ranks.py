@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,12 +41,23 @@ def result(pruner, seen, model):
 
 def with_accelerate():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    pruner, model = make_pruner(), nn.Linear(4, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = make_pruner()
     plain = DataLoader(DATA, batch_sampler=pruner.batch_sampler(BATCH))
     twice = accelerator.prepare(plain)
     loader = prepare_loader(accelerator, plain)
     assert accelerator.prepare(loader) is loader
+    seen, model, _ = accelerated(accelerator, pruner, loader)
+    # What the helper is for: shared out again, a rank sees half of its share.
+    short = [len(list(twice)), len(list(loader))]
+    return result(pruner, seen, model), short
+
+
+def accelerated(accelerator, pruner, loader):
+    """Trains a model that begins the same each time; returns the batches, model and optimiser."""
+    model = nn.Linear(4, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model, optimizer = accelerator.prepare(model, optimizer)
     seen, steps = [], []
     for epoch in range(EPOCHS):
@@ -60,9 +73,43 @@ def with_accelerate():
     assert all(
         [synced for number, synced in steps if number == epoch][-1] for epoch in range(EPOCHS)
     )
-    # What the helper is for: shared out again, a rank sees half of its share.
-    short = [len(list(twice)), len(list(loader))]
-    return result(pruner, seen, model), short
+    return seen, model, optimizer
+
+
+def with_fsdp(folder):
+    """FSDP2 on CPUs, which Accelerate's plugin leaves to GPUs: there it would wrap in DDP."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=2)
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    pruner = make_pruner()
+    loader = DataLoader(DATA, batch_sampler=pruner.batch_sampler(BATCH))
+    loader = prepare_loader(accelerator, loader)
+    accelerator.register_for_checkpointing(pruner)
+    seen, model, _ = accelerated(accelerator, pruner, loader)
+    parts = [len(parameter.to_local()) for parameter in model.parameters()]
+    found = result(pruner, seen, Whole(model))
+    accelerator.save_state(str(folder / "fsdp"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    other = make_pruner()
+    accelerator._custom_objects[:] = [other]
+    accelerator.load_state(str(folder / "fsdp"))
+    again = result(other, seen, Whole(model))
+    return found, (parts, again)
+
+
+class Whole:
+    """A sharded model whose parameters are gathered."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def parameters(self):
+        return [parameter.full_tensor() for parameter in self.model.parameters()]
 
 
 class Module(L.LightningModule):
@@ -154,6 +201,7 @@ if __name__ == "__main__":
         "accelerate": with_accelerate(),
         "lightning": with_lightning(folder),
         "transformers": with_transformers(folder),
+        "fsdp": with_fsdp(folder),  # last: it changes what Accelerate takes the processes for
     }
     torch.save(found, folder / f"{os.environ['RANK']}.pt")
     dist.barrier()
