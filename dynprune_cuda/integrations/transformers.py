@@ -128,9 +128,10 @@ class PrunedTrainerMixin:
         if ids is None:
             return usual(model, inputs, return_outputs, num_items_in_batch)
         if not _are_classes(labels):
-            loss, outputs = usual(model, inputs, True, num_items_in_batch)
-            self._observe_batch(ids, loss)
-            return (loss, outputs) if return_outputs else loss
+            # Outputs only where they are wanted: some trainers compute them by a pass of their own.
+            found = usual(model, inputs, return_outputs, num_items_in_batch)
+            self._observe_batch(ids, found[0] if return_outputs else found)
+            return found
         del inputs["labels"]
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
