@@ -82,6 +82,20 @@ def test_parameters_in_shards_are_trained_as_whole_ones(world):
         assert all(torch.equal(restored[name], table[name]) for name in table), rank
 
 
+def test_timms_loader_is_divided_once(world):
+    pytest.importorskip("timm.task")
+    (first, table, weights), (second, other_table, other_weights) = (rank["timm"] for rank in world)
+    visits = torch.zeros(41, dtype=torch.int64)
+    for epoch, shares in enumerate(zip(first, second, strict=True)):
+        ids = torch.tensor(shares).flatten()
+        # Whole batches of 4 in each of two processes, of 41 samples or of 24.
+        assert len(ids) == (40 if epoch == 0 else 24) == len(ids.unique())
+        visits[ids] += 1
+    assert table["count"].tolist() == visits.tolist()
+    assert all(torch.equal(table[name], other_table[name]) for name in table)
+    assert all(map(torch.equal, weights, other_weights))
+
+
 def test_lightnings_own_sampler_is_refused(world):
     for rank in world:
         assert "Trainer(use_distributed_sampler=False)" in rank["lightning"][1]

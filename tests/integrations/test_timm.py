@@ -111,7 +111,12 @@ def assert_same(found, model, pruner):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+FAST = {"smoothing", "bce", "jsd", "mixup", "logit"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_the_patched_script_trains_by_the_loss_asked_for(tmp_path, name):
     args = options(tmp_path, **CASES[name])
     found = run(args)
@@ -133,6 +138,7 @@ def test_workers_hand_the_ids_over_in_order(tmp_path):
     assert_same(found, reference(args, pruner, dict(found.rates)), pruner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smoothing", "bce", "mixup"])
 def test_losses_are_rescaled_by_a_policy_that_does(tmp_path, name):
     args = options(tmp_path, **CASES[name])
@@ -142,7 +148,7 @@ def test_losses_are_rescaled_by_a_policy_that_does(tmp_path, name):
     assert len({epoch for epoch, _ in found.rates}) == EPOCHS
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "pruner", ["keep=0.3", "keep=[0.2, 0.9, 0.5], period=1", "policy='infobatch'"]
 )
@@ -164,6 +170,7 @@ def test_without_the_integration_the_schedule_does_not_end(tmp_path):
     assert rates[-1][1] > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["smoothing", "feature", "jsd"])
 def test_a_run_resumed_from_timms_checkpoint_goes_on(tmp_path, how):
     case = {**CASES[how], "model_ema": True, "sched_on_updates": True}

@@ -18,7 +18,13 @@ from dynprune_cuda.integrations.timm import PrunedLoader, prune_task
 
 def loader_of(size=N, **more):
     given = {"input_size": (3, 8, 8), "batch_size": BATCH, "is_training": True, "no_aug": True}
-    given = {**given, "num_workers": 0, "device": torch.device("cpu"), **more}
+    given = {
+        **given,
+        "num_workers": 0,
+        "device": torch.device("cpu"),
+        "persistent_workers": False,
+        **more,
+    }
     return create_loader(Images(size), **given)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two processes do in `test_framework_ranks.py`: `torchrun --nproc-per-node 2 ... folder`."""
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -192,6 +193,41 @@ def with_transformers(folder):
     return result(pruner, trainer.seen, model), None
 
 
+def with_timm():
+    """Returns the ids of each epoch, of this rank, and what its pruner knows at the end."""
+    from timm.data import create_loader
+    from timm.task import ClassificationTask
+    from timm_parts import Images, Tiny
+
+    from dynprune_cuda.integrations.timm import PrunedLoader, prune_task
+
+    options = {
+        "is_training": True,
+        "no_aug": True,
+        "persistent_workers": False,
+        "distributed": True,
+    }
+    device = torch.device("cpu")
+    data = Images()
+    loader = create_loader(data, (3, 8, 8), BATCH, num_workers=0, device=device, **options)
+    pruner = Pruner(len(data), 0.6)
+    loader = PrunedLoader(loader, pruner, accumulate=1)
+    task = ClassificationTask(Tiny(), nn.CrossEntropyLoss(), verbose=False)
+    prune_task(task, loader)
+    task.prepare_distributed(find_unused_parameters=True)  # a second head
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    seen = []
+    for epoch in range(EPOCHS):
+        loader.set_epoch(epoch, None)
+        for images, labels in loader:
+            task(images, labels)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seen.append([i for batch in pruner.batch_sampler(BATCH, drop_last=True) for i in batch])
+    pruner.set_epoch(EPOCHS)
+    return seen, pruner.state_dict()["table"], [one.detach() for one in task.parameters()]
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -201,6 +237,7 @@ if __name__ == "__main__":
         "accelerate": with_accelerate(),
         "lightning": with_lightning(folder),
         "transformers": with_transformers(folder),
+        "timm": with_timm() if importlib.util.find_spec("timm") else None,
         "fsdp": with_fsdp(folder),  # last: it changes what Accelerate takes the processes for
     }
     torch.save(found, folder / f"{os.environ['RANK']}.pt")

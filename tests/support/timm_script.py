@@ -73,6 +73,7 @@ def make_loader(args, dataset_train):
         no_aug=not args.aug_splits,
         num_aug_splits=args.aug_splits,
         num_workers=args.workers,
+        persistent_workers=args.workers > 0,  # timm 1.0.28 fails at 0 workers otherwise
         collate_fn=collate_fn,
         device=torch.device("cpu"),
         use_prefetcher=args.prefetcher,
