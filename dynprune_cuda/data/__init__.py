@@ -2,6 +2,7 @@
 """How sample ids travel: into a loader by a sampler, and out of it with the batch."""
 
 from dynprune_cuda.data.bucketing import BucketBatchSampler
+from dynprune_cuda.data.collate import CollateWithIds
 from dynprune_cuda.data.device_loader import DeviceLoader
 from dynprune_cuda.data.indexed import IndexedDataset
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
@@ -9,6 +10,7 @@ from dynprune_cuda.data.streams import FilteredStream
 
 __all__ = [
     "BucketBatchSampler",
+    "CollateWithIds",
     "DeviceLoader",
     "EpochBatchSampler",
     "EpochSampler",

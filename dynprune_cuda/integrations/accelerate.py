@@ -45,8 +45,9 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
 
     Raises:
         TypeError: `loader` is no `DataLoader`.
-        ValueError: `loader` uses another sampler, the accelerator would have one process load the
-            batches of all, or the pruner has sharding="shard" and several processes.
+        ValueError: `loader` uses another sampler, or the accelerator would have one process load
+            the batches of all. Or the pruner has sharding="shard" and several processes, or
+            processes that share its epochs train on the same samples.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader must be a DataLoader, got {type(loader).__name__}")
@@ -60,6 +61,15 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
         )
     pruner: Any = sampler.source
     check_saved_by_all(pruner)
+    plan = getattr(accelerator, "parallelism_config", None)
+    copies = getattr(plan, "non_data_parallel_size", 1)
+    if copies > 1 and pruner.ranks.size * copies > accelerator.num_processes:
+        raise ValueError(
+            f"the pruner must divide its epochs among {accelerator.num_processes // copies} "
+            f"processes, got {pruner.ranks.size}: with tensor, context or sequence parallelism "
+            f"{copies} processes train on the same samples; make the pruner with process_group="
+            "the data-parallel group, or False if that is one process"
+        )
     if accelerator.dispatch_batches or accelerator.split_batches:
         raise ValueError(
             "dispatch_batches and split_batches must be off, got "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all integrations need: how far an epoch got, and which pruners a framework can save."""
+"""What integrations share: how far an epoch got, which pruners can be saved, loader options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from typing import Any
 
 from dynprune_cuda.data.samplers import EpochBatchSampler
 from dynprune_cuda.pruner import Pruner
+
+# What a DataLoader with the pruner's sampler takes over from the one that a framework made.
+LOADER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "timeout",
+    "in_order",
+)
 
 
 class BatchCounter:

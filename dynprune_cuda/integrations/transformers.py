@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dynprune_cuda.data.collate import CollateWithIds
 from dynprune_cuda.data.indexed import ID_KEY, IndexedDataset
 from dynprune_cuda.integrations.accelerate import prepare_loader
-from dynprune_cuda.integrations.batches import BatchCounter
+from dynprune_cuda.integrations.batches import LOADER_OPTIONS, BatchCounter
 from dynprune_cuda.pruner import Pruner
 
 try:
@@ -30,16 +30,6 @@ except ImportError as error:
 __all__ = ["PrunedTrainer", "PrunedTrainerMixin"]
 
 STATE_FILE = "pruner.pt"  # in a checkpoint's folder
-_LOADER_OPTIONS = (
-    "num_workers",
-    "pin_memory",
-    "persistent_workers",
-    "prefetch_factor",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "timeout",
-    "in_order",
-)
 _KNOWN = {"epoch", "steps_in_epoch", "num_update_steps_per_epoch"}
 if not set(inspect.signature(getattr(Trainer, "_run_epoch", len)).parameters) >= _KNOWN:
     raise ImportError(
@@ -117,8 +107,8 @@ class PrunedTrainerMixin:
         loader: DataLoader[Any] = DataLoader(
             IndexedDataset(usual.dataset),
             batch_sampler=self.pruner.batch_sampler(self._batch_size(), self._drop_last()),
-            collate_fn=_CollateWithIds(usual.collate_fn),
-            **{name: getattr(usual, name) for name in _LOADER_OPTIONS},
+            collate_fn=_CollateDicts(usual.collate_fn),
+            **{name: getattr(usual, name) for name in LOADER_OPTIONS},
         )
         return prepare_loader(trainer.accelerator, loader)
 
@@ -138,9 +128,10 @@ class PrunedTrainerMixin:
         if ids is None:
             return usual(model, inputs, return_outputs, num_items_in_batch)
         if not _are_classes(labels):
-            loss, outputs = usual(model, inputs, True, num_items_in_batch)
-            self._observe_batch(ids, loss)
-            return (loss, outputs) if return_outputs else loss
+            # Outputs only where they are wanted: some trainers compute them by a pass of their own.
+            found = usual(model, inputs, return_outputs, num_items_in_batch)
+            self._observe_batch(ids, found[0] if return_outputs else found)
+            return found
         del inputs["labels"]
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
@@ -276,18 +267,14 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
         self._trainer._save_pruner()
 
 
-class _CollateWithIds:
-    """Hands the samples to a collator without their ids, and adds these to its batch."""
+class _CollateDicts(CollateWithIds):
+    """Of samples that are dicts: the Trainer gives batches to the model by the names in them."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+    def __call__(self, samples: list[Any]) -> Any:
         """Returns the batch."""
         if not hasattr(samples[0], "pop") or not hasattr(samples[0], "keys"):
             raise TypeError("the training set must hold dicts, got (sample, id) tuples of others")
-        ids = [sample.pop(ID_KEY) for sample in samples]  # of a copy that IndexedDataset made
-        return {**self._collate(samples), ID_KEY: torch.tensor(ids, dtype=torch.int64)}
+        return super().__call__(samples)
 
 
 def _are_classes(labels: Any) -> TypeGuard[Tensor]:

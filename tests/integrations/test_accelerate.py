@@ -94,3 +94,13 @@ def test_what_does_not_fit_is_refused(make):
     accelerator.dataloader_config.dispatch_batches = True
     with pytest.raises(ValueError, match="must be off, got dispatch_batches=True"):
         prepare_loader(accelerator, loader)
+
+
+def test_processes_that_share_their_samples_are_not_given_different_ones(make):
+    """With tensor parallelism, each group of processes is one reader of the data."""
+    accelerator, pruner, *_ = make()
+    loader = DataLoader(DATA, batch_sampler=pruner.batch_sampler(BATCH))
+    plan = accelerate.parallelism_config.ParallelismConfig(tp_size=2)
+    accelerator.state.parallelism_config = plan
+    with pytest.raises(ValueError, match=r"got 1: .* 2 processes train on the same samples"):
+        prepare_loader(accelerator, loader)

@@ -39,7 +39,7 @@ def world(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["accelerate", "lightning", "transformers"])
+@pytest.mark.parametrize("name", ["accelerate", "fsdp", "lightning", "transformers"])
 def test_every_sample_is_trained_on_exactly_once(world, name):
     ranks = [rank[name][0] for rank in world]
     visits = torch.zeros(N, dtype=torch.int32)
@@ -66,6 +66,34 @@ def test_accelerates_own_preparation_would_divide_again(world):
         halved, share = rank["accelerate"][1]
         assert share == Pruner(N, 0.4, period=1).steps_per_epoch(2 * BATCH, epoch=EPOCHS) == 3
         assert halved == 2
+
+
+def test_parameters_in_shards_are_trained_as_whole_ones(world):
+    """FSDP2 and its checkpoints, through Accelerate."""
+    for rank, found in enumerate(world):
+        (seen, _, table, weights), (parts, again) = found["fsdp"]
+        plain_seen, _, plain_table, plain_weights = found["accelerate"][0]
+        assert parts == [1, 1]  # of two rows each
+        assert seen == plain_seen
+        torch.testing.assert_close(table, plain_table)
+        torch.testing.assert_close(weights, plain_weights)
+        _, _, restored, loaded = again
+        assert all(map(torch.equal, weights, loaded))
+        assert all(torch.equal(restored[name], table[name]) for name in table), rank
+
+
+def test_timms_loader_is_divided_once(world):
+    pytest.importorskip("timm.task")
+    (first, table, weights), (second, other_table, other_weights) = (rank["timm"] for rank in world)
+    visits = torch.zeros(41, dtype=torch.int64)
+    for epoch, shares in enumerate(zip(first, second, strict=True)):
+        ids = torch.tensor(shares).flatten()
+        # Whole batches of 4 in each of two processes, of 41 samples or of 24.
+        assert len(ids) == (40 if epoch == 0 else 24) == len(ids.unique())
+        visits[ids] += 1
+    assert table["count"].tolist() == visits.tolist()
+    assert all(torch.equal(table[name], other_table[name]) for name in table)
+    assert all(map(torch.equal, weights, other_weights))
 
 
 def test_lightnings_own_sampler_is_refused(world):

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.slow
 ALONE = """
 import importlib, sys
 import dynprune_cuda.integrations
-names = ("lightning", "pytorch_lightning", "transformers", "accelerate")
+names = ("lightning", "pytorch_lightning", "transformers", "timm", "accelerate")
 print([name for name in names if name in sys.modules])
-sys.modules.update(dict.fromkeys(names[:3]))  # as if they were not there
-for module in ("lightning", "transformers", "accelerate"):
+sys.modules.update(dict.fromkeys(names[:4]))  # as if they were not there
+for module in ("lightning", "transformers", "accelerate", "timm"):
     sys.modules["accelerate"] = None
     if module == "transformers":
         del sys.modules["accelerate"]
@@ -36,6 +36,8 @@ def test_no_framework_is_imported_unasked_and_a_missing_one_is_named():
         "dynprune_cuda.integrations.transformers needs Transformers and Accelerate: "
         "pip install 'transformers[torch]'",
         "dynprune_cuda.integrations.accelerate needs Accelerate: pip install accelerate",
+        "dynprune_cuda.integrations.timm needs timm with its training tasks: "
+        "pip install 'timm>=1.0.28'",
     ]
 
 

@@ -26,7 +26,10 @@ from dynprune_cuda import Pruner
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-from dynprune_cuda.integrations.transformers import PrunedTrainer  # noqa: E402
+from dynprune_cuda.integrations.transformers import (  # noqa: E402
+    PrunedTrainer,
+    PrunedTrainerMixin,
+)
 
 pytestmark = [
     pytest.mark.slow,  # trains with the Trainer
@@ -215,6 +218,28 @@ def test_a_model_with_its_own_loss(tmp_path):
     weighs.train_dataset = trainer.train_dataset
     with pytest.raises(ValueError, match="rescales the losses of single samples"):
         weighs.train()
+
+
+def test_outputs_are_asked_for_only_where_they_are_wanted(tmp_path):
+    """TRL's trainers compute the logits by a second forward pass if they are asked for."""
+    asked = []
+
+    class Usual(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            asked.append(return_outputs)
+            loss = model.net(inputs["x"]).square().mean()
+            return (loss, {}) if return_outputs else loss
+
+    class Mixed(PrunedTrainerMixin, Usual):
+        pass
+
+    trainer = make(tmp_path, kind=Mixed)
+    inputs = {"x": torch.ones(2, 4), "labels": torch.ones(2), "sample_id": torch.tensor([3, 5])}
+    with pytest.warns(RuntimeWarning, match="a whole batch's loss"):
+        loss = trainer.compute_loss(trainer.model, inputs)
+    again, outputs = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
+    assert asked == [False, True] and outputs == {} and torch.equal(loss, again)
+    assert trainer.pruner.table.count.nonzero().flatten().tolist() == [3, 5]
 
 
 def test_the_pages_own_loss_of_single_samples(tmp_path):

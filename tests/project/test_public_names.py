@@ -23,8 +23,9 @@ NAMES = {
         WeighingPolicy Weighted names register resolve""",
     "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit History",
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
-    "dynprune_cuda.data": """BucketBatchSampler DeviceLoader EpochBatchSampler EpochSampler
-        FilteredStream IndexedDataset""",
+    "dynprune_cuda.data": """BucketBatchSampler CollateWithIds DeviceLoader EpochBatchSampler
+        EpochSampler FilteredStream IndexedDataset""",
+    "dynprune_cuda.data.collate": "CollateWithIds",
     "dynprune_cuda.data.bucketing": "BucketBatchSampler",
     "dynprune_cuda.data.streams": "FilteredStream",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",

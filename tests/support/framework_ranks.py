@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two processes do in `test_framework_ranks.py`: `torchrun --nproc-per-node 2 ... folder`."""
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,12 +42,23 @@ def result(pruner, seen, model):
 
 def with_accelerate():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    pruner, model = make_pruner(), nn.Linear(4, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = make_pruner()
     plain = DataLoader(DATA, batch_sampler=pruner.batch_sampler(BATCH))
     twice = accelerator.prepare(plain)
     loader = prepare_loader(accelerator, plain)
     assert accelerator.prepare(loader) is loader
+    seen, model, _ = accelerated(accelerator, pruner, loader)
+    # What the helper is for: shared out again, a rank sees half of its share.
+    short = [len(list(twice)), len(list(loader))]
+    return result(pruner, seen, model), short
+
+
+def accelerated(accelerator, pruner, loader):
+    """Trains a model that begins the same each time; returns the batches, model and optimiser."""
+    model = nn.Linear(4, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model, optimizer = accelerator.prepare(model, optimizer)
     seen, steps = [], []
     for epoch in range(EPOCHS):
@@ -60,9 +74,43 @@ def with_accelerate():
     assert all(
         [synced for number, synced in steps if number == epoch][-1] for epoch in range(EPOCHS)
     )
-    # What the helper is for: shared out again, a rank sees half of its share.
-    short = [len(list(twice)), len(list(loader))]
-    return result(pruner, seen, model), short
+    return seen, model, optimizer
+
+
+def with_fsdp(folder):
+    """FSDP2 on CPUs, which Accelerate's plugin leaves to GPUs: there it would wrap in DDP."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=2)
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    pruner = make_pruner()
+    loader = DataLoader(DATA, batch_sampler=pruner.batch_sampler(BATCH))
+    loader = prepare_loader(accelerator, loader)
+    accelerator.register_for_checkpointing(pruner)
+    seen, model, _ = accelerated(accelerator, pruner, loader)
+    parts = [len(parameter.to_local()) for parameter in model.parameters()]
+    found = result(pruner, seen, Whole(model))
+    accelerator.save_state(str(folder / "fsdp"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    other = make_pruner()
+    accelerator._custom_objects[:] = [other]
+    accelerator.load_state(str(folder / "fsdp"))
+    again = result(other, seen, Whole(model))
+    return found, (parts, again)
+
+
+class Whole:
+    """A sharded model whose parameters are gathered."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def parameters(self):
+        return [parameter.full_tensor() for parameter in self.model.parameters()]
 
 
 class Module(L.LightningModule):
@@ -145,6 +193,41 @@ def with_transformers(folder):
     return result(pruner, trainer.seen, model), None
 
 
+def with_timm():
+    """Returns the ids of each epoch, of this rank, and what its pruner knows at the end."""
+    from timm.data import create_loader
+    from timm.task import ClassificationTask
+    from timm_parts import Images, Tiny
+
+    from dynprune_cuda.integrations.timm import PrunedLoader, prune_task
+
+    options = {
+        "is_training": True,
+        "no_aug": True,
+        "persistent_workers": False,
+        "distributed": True,
+    }
+    device = torch.device("cpu")
+    data = Images()
+    loader = create_loader(data, (3, 8, 8), BATCH, num_workers=0, device=device, **options)
+    pruner = Pruner(len(data), 0.6)
+    loader = PrunedLoader(loader, pruner, accumulate=1)
+    task = ClassificationTask(Tiny(), nn.CrossEntropyLoss(), verbose=False)
+    prune_task(task, loader)
+    task.prepare_distributed(find_unused_parameters=True)  # a second head
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    seen = []
+    for epoch in range(EPOCHS):
+        loader.set_epoch(epoch, None)
+        for images, labels in loader:
+            task(images, labels)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seen.append([i for batch in pruner.batch_sampler(BATCH, drop_last=True) for i in batch])
+    pruner.set_epoch(EPOCHS)
+    return seen, pruner.state_dict()["table"], [one.detach() for one in task.parameters()]
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -154,6 +237,8 @@ if __name__ == "__main__":
         "accelerate": with_accelerate(),
         "lightning": with_lightning(folder),
         "transformers": with_transformers(folder),
+        "timm": with_timm() if importlib.util.find_spec("timm") else None,
+        "fsdp": with_fsdp(folder),  # last: it changes what Accelerate takes the processes for
     }
     torch.save(found, folder / f"{os.environ['RANK']}.pt")
     dist.barrier()
