@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dynprune_cuda._checks.arguments import as_int
 from dynprune_cuda.data.generators import PlacedBatch, seed_worker
+from dynprune_cuda.data.stream_sources import LITDATA, MOSAICML, library_of
 
 __all__ = ["IndexedDataset"]
 
@@ -56,8 +57,8 @@ class IndexedDataset(Dataset[Any]):
         """
         if isinstance(dataset, IterableDataset):  # it may have both methods
             raise TypeError(
-                f"dataset must be map-style, got the iterable {type(dataset).__name__}: its "
-                "samples have no positions to choose from; load them into one with __getitem__"
+                f"dataset must be map-style, got the iterable {type(dataset).__name__}: "
+                f"{_way_out(dataset)}"
             )
         missing = [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]
         if missing:
@@ -115,6 +116,15 @@ class IndexedDataset(Dataset[Any]):
     def __repr__(self) -> str:
         """Names the wrapped dataset."""
         return f"IndexedDataset({self.dataset!r})"
+
+
+def _way_out(stream: Any) -> str:
+    if library_of(stream) in (MOSAICML, LITDATA):
+        return "wrap it in data.SeekableDataset, which reads the sample at a position"
+    return (
+        "its samples have no positions to choose from; use pruner.filter, or load them into one "
+        "with __getitem__"
+    )
 
 
 def check_size(dataset: Any, num_samples: int) -> None:

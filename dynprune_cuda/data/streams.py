@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.data.indexed import _with_id
+from dynprune_cuda.data.stream_sources import check_whole, read_whole
 from dynprune_cuda.distributed.ranks import Ranks
 
 __all__ = ["FilteredStream"]
@@ -62,7 +63,7 @@ class StreamSource(Protocol):
 class FilteredStream(IterableDataset[Any]):
     """Yields the decoded samples of a stream that the pruner's current epoch trains on, with ids.
 
-        raw = wds.WebDataset(urls, nodesplitter=None, workersplitter=None)
+        raw = wds.WebDataset(urls, nodesplitter=None, shardshuffle=False)
         stream = pruner.filter(raw, key=lambda item: int(item["__key__"]), decode=decode)
         loader = DataLoader(stream, batch_size=64, num_workers=2)
         for epoch in range(epochs):
@@ -71,8 +72,9 @@ class FilteredStream(IterableDataset[Any]):
                 ...
 
     Samples come in the order of the stream. Each worker of each process must be given the whole
-    stream: what a library splits among them by itself must be told not to. Reading raw items is all
-    that a dropped sample costs.
+    stream: a library that splits it among processes must be told not to. Libraries that split it
+    among workers see no worker. Reading raw items is all that a dropped sample costs. After the
+    last selected sample, nothing is read.
 
     A `StatefulDataLoader` (torchdata) resumes it: raw items are read again, and not decoded.
 
@@ -105,10 +107,12 @@ class FilteredStream(IterableDataset[Any]):
             drop_last: Whether samples that do not divide are left out.
 
         Raises:
-            TypeError: An argument has the wrong type.
-            ValueError: Several processes hold the scores in shards.
+            TypeError: An argument has the wrong type, or `stream` cannot be read whole.
+            ValueError: Several processes hold the scores in shards, or split the stream.
         """
         super().__init__()
+        self._rank, self._size = source.ranks.rank, source.ranks.size
+        check_whole(stream, self._size)
         if not isinstance(stream, Iterable) or isinstance(stream, Iterator):
             raise TypeError(
                 "stream must be an iterable that can be iterated again, got "
@@ -117,7 +121,6 @@ class FilteredStream(IterableDataset[Any]):
         for name, function in (("key", key), ("decode", decode)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable, got {function!r}")
-        self._rank, self._size = source.ranks.rank, source.ranks.size
         if source.sharding == "shard" and self._size > 1:
             raise ValueError(
                 f"filter needs sharding='replicate' with {self._size} processes, got 'shard': a "
@@ -234,7 +237,7 @@ class StreamIterator(Iterator[Any]):
         """Yields the decoded samples of this worker, with ids."""
         data, left, found, filler, given, end = self._dataset, self._mask.copy(), 0, None, 0, 0
         whole = self._total - self._total % self._consumers if data.drop_last else self._total
-        for place, item in enumerate(data._stream):
+        for place, item in enumerate(read_whole(data._stream)):
             sample_id = place if data._key is None else as_int("key(item)", data._key(item))
             if not 0 <= sample_id < len(left):
                 raise ValueError(
@@ -254,6 +257,8 @@ class StreamIterator(Iterator[Any]):
                 if place >= self._skip:
                     self._read = end
                     yield self._sample(item, sample_id)
+            if found == self._total:
+                break
         if found != self._total:
             raise RuntimeError(
                 f"the stream had {found} of the {self._total} samples of epoch {self._epoch}: each "

@@ -24,9 +24,11 @@ NAMES = {
     "dynprune_cuda.scores": "ScoreTable COLUMNS FORGETTING FIRST_VISITS FirstVisit History",
     "dynprune_cuda.distributed": "Ranks Shard checksum resolve telling_of_lost_ranks",
     "dynprune_cuda.data": """BucketBatchSampler CollateWithIds DeviceLoader EpochBatchSampler
-        EpochSampler FilteredStream IndexedDataset""",
+        EpochRecords EpochSampler FilteredStream IndexedDataset SeekableDataset""",
     "dynprune_cuda.data.collate": "CollateWithIds",
     "dynprune_cuda.data.bucketing": "BucketBatchSampler",
+    "dynprune_cuda.data.records": "EpochRecords",
+    "dynprune_cuda.data.seekable": "SeekableDataset",
     "dynprune_cuda.data.streams": "FilteredStream",
     "dynprune_cuda.data.samplers": "EpochBatchSampler EpochSampler",
     "dynprune_cuda.data.unselected": "UnselectedBatchSampler",
