@@ -28,6 +28,8 @@ from dynprune_cuda._checks.arguments import (
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._schedule.keep import resolve_keep
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda.distributed.dealing import check_dealt, deal_rows
+from dynprune_cuda.functional.batch_weights import epsilon_weights, percentile_weights
 from dynprune_cuda.functional.ranking import Ranking
 
 __all__ = ["BatchChoice", "BatchSelector"]
@@ -44,8 +46,10 @@ class BatchChoice(NamedTuple):
     """The chosen rows of a batch.
 
     Attributes:
-        rows: Their positions in the batch, ascending, int64 [k].
-        weights: What their losses are multiplied by, float32 [k]; None without `rescale`.
+        rows: Their positions in the batch, ascending, int64 [k]. With `over_ranks`, those of all R
+            processes in their concatenated batches, [R * k]; `BatchSelector.take` deals them out.
+        weights: What the losses of this process's k rows are multiplied by, float32 [k]; None
+            without `rescale`.
     """
 
     rows: Tensor
@@ -73,9 +77,13 @@ class BatchSelector:
     So it can be captured in a CUDA graph. Each call advances the seed on the device, and so does
     each replay. The same seed, call and scores give the same rows on every device.
 
-    Each process chooses from its own batch, with random numbers of its own: all have k rows. The
-    best rows of all processes together would be another number on each of them. With a fixed shape
-    all take the same steps.
+    With R processes, each chooses k rows of its own batch with random numbers of its own. With
+    `over_ranks=True` they choose together: the choice is that of one process with the concatenated
+    batches and R times as many rows. Some batches then hold more chosen rows than others, and rows
+    move, so that each process trains on k of them:
+
+        choice = selector(model(x), y)
+        x, y = selector.take(choice, x, y)
 
     Composer's selective backpropagation is `policy="percentile"` in the steps that
     `schedules.SelectionWindow` names.
@@ -85,6 +93,7 @@ class BatchSelector:
         by: What a row's score is.
         policy: How rows are chosen by their scores.
         rescale: Whether calls return weights.
+        over_ranks: Whether all processes choose together.
     """
 
     @torch.inference_mode(False)  # tensors that it made could not be updated outside
@@ -95,6 +104,7 @@ class BatchSelector:
         policy: BatchPolicy = "top_k",
         *,
         rescale: bool = False,
+        over_ranks: bool = False,
         epsilon: float = 0.1,
         power: float = 1.0,
         label_smoothing: float = 0.0,
@@ -121,18 +131,22 @@ class BatchSelector:
                 exact. "weighted" and "percentile" take `functional.inclusion_probabilities`, whose
                 error falls with the size of the batch. Their weights are at most 10: rows that are
                 taken more rarely than a tenth of the others' share count for less than their part.
+            over_ranks: Choose from the batches of all processes together, k rows times their
+                number. All need batches of one length. Making the selector and its first call are
+                collective and wait; a later call gathers 4 bytes a row and does not wait.
             epsilon: Random share of the k rows under "epsilon_greedy", in [0, 1].
             power: 0.5 or 1, of "weighted".
             label_smoothing: Of the losses that rank, in [0, 1].
             ignore_index: Target of rows that rank last under every policy but "uniform".
             seed: Any int, taken modulo 2**64.
             device: Where the logits are.
-            process_group: The processes that train together, as of `Pruner`. It decides this
-                process's random numbers only: nothing is exchanged.
+            process_group: The processes that train together, as of `Pruner`. Without `over_ranks`
+                it decides this process's random numbers only: nothing is exchanged.
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: An argument is out of range, or does not fit another one.
+            ValueError: An argument is out of range, does not fit another one, or differs between
+                processes that choose together.
         """
         self.keep = keep
         if not hasattr(keep, "__index__"):
@@ -142,6 +156,7 @@ class BatchSelector:
         self.by = as_choice("by", by, BY)
         self.policy = as_choice("policy", policy, POLICIES)
         self.rescale = as_bool("rescale", rescale)
+        self.over_ranks = as_bool("over_ranks", over_ranks)
         self.epsilon = as_float("epsilon", epsilon, low=0.0, high=1.0)
         self.power = as_float("power", power, low=0.0)
         self.label_smoothing = as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
@@ -154,6 +169,15 @@ class BatchSelector:
         # Read by the kernels, and advanced on the device after each call.
         self._seed = torch.zeros((), dtype=torch.int64, device=as_device("device", device))
         self._seed.fill_(as_int64(self._first_seed(self._given_seed)))
+        self._num_rows: int | None = None  # of each process's batch, once all have compared theirs
+        if self.over_ranks:
+            self._ranks.check_device(self.device)
+            self._ranks.check_settings(self._settings(), self.device)
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns what decides a choice by given scores."""
+        names = ("keep", "by", "policy", "rescale", "epsilon", "power", "label_smoothing", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def _check_policy(self) -> None:
         if self.policy == "weighted" and self.by == "margin":
@@ -186,7 +210,7 @@ class BatchSelector:
         return self._given_seed
 
     def num_chosen(self, num_rows: int) -> int:
-        """Returns how many of `num_rows` rows a call chooses.
+        """Returns how many of `num_rows` rows a call chooses, for each process.
 
         Args:
             num_rows: Rows of the batch, at least 1.
@@ -256,7 +280,8 @@ class BatchSelector:
 
         Raises:
             TypeError: `scores` is no tensor.
-            ValueError: `scores` has the wrong dtype, shape, length or device.
+            ValueError: `scores` has the wrong dtype, shape, length or device; with `over_ranks`,
+                also another length than in another process, or than in the first call.
         """
         check_vector("scores", scores, FLOATING)
         if scores.device != self.device:
@@ -264,10 +289,51 @@ class BatchSelector:
                 f"scores must be on {self.device}, got {scores.device}: make the selector with "
                 f"device='{scores.device}'"
             )
-        k = self.num_chosen(len(scores))
-        choice = self._choose(scores.detach().to(torch.float32), k)
+        k, values, size = self.num_chosen(len(scores)), scores.detach().to(torch.float32), 1
+        if self.over_ranks:
+            self._check_num_rows(len(scores))
+            size = self._ranks.size
+            values = self._ranks.gather(values.contiguous()).view(-1)
+        choice = self._choose(values, size * k)
         self._seed.add_(1)  # after the kernels that read it, in the order of the stream
-        return choice
+        if size == 1 or choice.weights is None:
+            return choice
+        first = self._ranks.rank * k
+        return BatchChoice(choice.rows, choice.weights[first : first + k])
+
+    def _check_num_rows(self, num_rows: int) -> None:
+        """Raises unless all processes have batches of the length that they had at first."""
+        if self._num_rows is None:
+            lengths = {"the length of the batch": num_rows}
+            self._ranks.agree("BatchSelector", self.device, lambda: lengths)
+            self._num_rows = num_rows
+        if num_rows != self._num_rows:
+            raise ValueError(
+                f"the batch must have {self._num_rows} rows, as at the first call with "
+                f"over_ranks=True, got {num_rows}: leave a smaller last batch out (drop_last=True)"
+            )
+
+    @torch.no_grad()
+    def take(self, choice: BatchChoice, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Returns this process's chosen rows of the tensors of a batch, without waiting.
+
+        With `over_ranks` it is collective: rows come from the processes that have them. Each sends
+        R * k rows, whatever was chosen.
+
+        Args:
+            choice: Of this batch.
+            tensors: Of the batch, [B, ...] of any dtype, on `device`.
+
+        Returns:
+            The rows of each tensor, [k, ...], in the order of `choice`.
+
+        Raises:
+            ValueError: A tensor has another length or device, or requires a gradient.
+        """
+        for number, tensor in enumerate(tensors):
+            check_dealt(f"tensors[{number}]", tensor, self.device, self._num_rows)
+        ranks = self._ranks if self.over_ranks else distributed.Ranks()
+        return tuple(deal_rows(tensor, choice.rows, ranks) for tensor in tensors)
 
     def _choose(self, scores: Tensor, k: int) -> BatchChoice:
         num_rows, seed = len(scores), self._seed
@@ -280,7 +346,9 @@ class BatchSelector:
         if self.rescale and self.policy != "epsilon_greedy":
             return BatchChoice(*functional.select_rescaled(ranking, num_rows, k, seed=seed))
         rows = functional.select(ranking, num_rows, k, seed=seed, device=self.device)
-        return BatchChoice(rows, self._epsilon_weights(scores, rows) if self.rescale else None)
+        if not self.rescale:
+            return BatchChoice(rows, None)
+        return BatchChoice(rows, epsilon_weights(scores, rows, self.epsilon, seed))
 
     def _ranking(self, scores: Tensor, k: int) -> Ranking:
         if self.policy == "weighted":
@@ -290,22 +358,6 @@ class BatchSelector:
         return Ranking.by_score(
             scores, random_share=self.epsilon if self.policy == "epsilon_greedy" else 0.0
         )
-
-    def _epsilon_weights(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """Returns k/B over the probability of each row: 1 of the greatest, a share of the rest."""
-        num_rows, k = len(scores), len(rows)
-        num_random = Ranking.by_score(scores, random_share=self.epsilon).num_random(k)
-        if num_random == 0:
-            raise ValueError(
-                f"epsilon must draw at least one of {k} rows with rescale=True, got "
-                f"{self.epsilon}: use at least {0.5 / k:.3g}"
-            )
-        greedy = k - num_random
-        best = functional.select_top_k(scores, greedy, seed=self._seed, order="ascending")
-        is_best = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, best, True)
-        share = k / num_rows
-        weights = torch.full_like(scores, share * (num_rows - greedy) / num_random)
-        return weights.masked_fill_(is_best, share).index_select(0, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what decides the choices to come: seed and number of calls. Waits.
@@ -344,28 +396,13 @@ class BatchSelector:
         self._given_seed = seed
 
     def _first_seed(self, seed: int) -> int:
-        return derive_seed(seed, "batch selection", self._ranks.rank)
+        rank = 0 if self.over_ranks else self._ranks.rank
+        return derive_seed(seed, "batch selection", rank)
 
     def __repr__(self) -> str:
         """Tells how the selector was made."""
         return (
             f"BatchSelector({self.keep}, by={self.by!r}, policy={self.policy!r}, "
-            f"rescale={self.rescale}, seed={self._given_seed}, device='{self.device}')"
+            f"rescale={self.rescale}, over_ranks={self.over_ranks}, seed={self._given_seed}, "
+            f"device='{self.device}')"
         )
-
-
-def percentile_weights(scores: Tensor, k: int) -> Tensor:
-    """Returns what selective backpropagation draws k rows in proportion to, float32 [B].
-
-    Equal scores rank by their position. Rows of score -inf weigh nothing.
-
-    Args:
-        scores: float32 [B]; NaN ranks as the greatest.
-        k: How many rows are drawn, from 1 to B.
-    """
-    num_rows = len(scores)
-    order = scores.argsort(stable=True)
-    shares = torch.arange(num_rows, dtype=torch.float64, device=scores.device)
-    weights = shares.add_(0.5).div_(num_rows).pow_(num_rows / k - 1.0).to(torch.float32)
-    weights = torch.empty_like(weights).index_copy_(0, order, weights)
-    return weights.masked_fill_(scores == -torch.inf, 0.0)

@@ -29,9 +29,9 @@ class SeekableDataset(Dataset[Any]):
         )
 
     The pruner's sampler decides the order, each process's share and the position to resume at. The
-    library's own shuffling, splitting, prefetching and checkpoints take no part. The order is random
-    over the whole data set. A shard that is not on this machine is downloaded when one of its
-    samples is read (litdata reads the bytes of that sample only, where the storage can).
+    library's own shuffling, splitting, prefetching and checkpoints take no part. The order is
+    random over the whole data set. A shard that is not on this machine is downloaded when one of
+    its samples is read.
 
     To read from remote storage shard by shard, filter the positions in their order:
     `pruner.filter(range(len(view)), decode=view.__getitem__)`.

@@ -78,6 +78,27 @@ class Ranks:
         """
         return mine[None] if self.size == 1 else self._gather(mine)
 
+    def transpose(self, rows: Tensor) -> Tensor:
+        """Sends an equal part of the rows to each rank, and returns what each sent here.
+
+        Collective; does not wait.
+
+        Args:
+            rows: [size * k, ...] of any dtype, ordered by the rank that the rows are for; the same
+                shape and dtype on every rank.
+
+        Returns:
+            [size * k, ...], ordered by the rank that they come from.
+        """
+        if self.size == 1 or rows.numel() == 0:
+            return rows
+        # As bytes: not every backend knows every dtype.
+        sent = rows.reshape(len(rows), -1).contiguous().view(torch.uint8)
+        received = torch.empty_like(sent)
+        with telling_of_lost_ranks():
+            dist.all_to_all_single(received, sent, group=self._group)
+        return received.view(rows.dtype).view(rows.shape)
+
     def exchange(self, columns: list[Tensor], counts: Tensor) -> list[Tensor]:
         """Sends rows to all ranks, and returns what they sent, by rank. Collective; waits.
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import stream_libraries as libraries
 import torch
-from stream_libraries import N, SEEKABLE, STREAMS
+from stream_libraries import SEEKABLE, STREAMS, N
 from torch.utils.data import DataLoader, get_worker_info
 
 from dynprune_cuda import IndexedDataset, Pruner
@@ -84,8 +84,7 @@ def test_workers_of_a_library_get_equal_parts(folders, library):
     for epoch in (1, 2):
         pruner.set_epoch(epoch)
         chunks = [
-            [ids[i : i + 4] for i in range(0, len(ids), 4)]
-            for ids in dealt_out(pruner, library, 2)
+            [ids[i : i + 4] for i in range(0, len(ids), 4)] for ids in dealt_out(pruner, library, 2)
         ]
         expected = [batch for pair in zip(*chunks, strict=True) for batch in pair]
         assert check_samples(loader) == expected

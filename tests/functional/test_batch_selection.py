@@ -322,3 +322,18 @@ def test_a_captured_graph_advances_the_seed(policy):
         graph.replay()
         assert rows.equal(choice.rows)
         assert weights is None if choice.weights is None else weights.equal(choice.weights)
+
+
+def test_one_process_alone_may_choose_over_ranks():
+    logits, target = batch()
+    alone, over = (BatchSelector(0.3, "loss", "weighted", over_ranks=x) for x in (False, True))
+    for _ in range(2):
+        choice, wanted = over(logits, target), alone(logits, target)
+        assert choice.rows.equal(wanted.rows)
+        for selector in (alone, over):
+            x, y = selector.take(choice, logits, target)
+            assert x.equal(logits[wanted.rows]) and y.equal(target[wanted.rows])
+    with pytest.raises(ValueError, match="must have 64 rows, as at the first call .* got 63"):
+        over(logits[1:], target[1:])
+    with pytest.raises(TypeError, match="over_ranks must be a bool"):
+        BatchSelector(0.3, over_ranks=1)
