@@ -83,8 +83,8 @@ $(BIN)/python:
 $(TOOLS): pyproject.toml scripts/requirements.py | $(BIN)/python
 	@echo "installing torch $(TORCH) (the CUDA build is some GB and takes minutes; nothing is done if it is there)"
 	@$(PIP) torch==$(TORCH) 'torchvision$(TORCHVISION)'
-	@echo "installing the tools of the extras demo, test and dev"
-	@$(BIN)/python scripts/requirements.py demo test dev > $(VENV)/requirements.txt
+	@echo "installing the tools of the extras demo, test, streams and dev"
+	@$(BIN)/python scripts/requirements.py demo test streams dev > $(VENV)/requirements.txt
 	@$(PIP) torch==$(TORCH) -r $(VENV)/requirements.txt
 	@rm -f $(VENV)/.tools-* && touch $@
 

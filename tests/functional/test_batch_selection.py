@@ -333,7 +333,7 @@ def test_one_process_alone_may_choose_over_ranks():
         for selector in (alone, over):
             x, y = selector.take(choice, logits, target)
             assert x.equal(logits[wanted.rows]) and y.equal(target[wanted.rows])
-    with pytest.raises(ValueError, match="must have 64 rows, as at the first call .* got 63"):
+    with pytest.raises(ValueError, match=r"must have 64 rows, as at the first call .* got 63"):
         over(logits[1:], target[1:])
     with pytest.raises(TypeError, match="over_ranks must be a bool"):
         BatchSelector(0.3, over_ranks=1)

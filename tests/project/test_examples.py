@@ -12,7 +12,10 @@ import pytest
 from paths import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-FRAMEWORKS = ("lightning", "transformers", "accelerate", "ray")
+# What each example needs besides the extra `demo`, by its name: the module that is imported.
+FRAMEWORKS = {name: name for name in ("lightning", "transformers", "accelerate", "ray")}
+FRAMEWORKS |= {name: name for name in ("webdataset", "datasets", "litdata", "grain")}
+FRAMEWORKS["mosaicml"] = "streaming"
 
 
 def name_of(path):
@@ -29,13 +32,18 @@ def test_there_is_one_per_framework():
         "accelerate",
         "ray",
         "selective",
+        "webdataset",
+        "datasets",
+        "mosaicml",
+        "litdata",
+        "grain",
     }
 
 
 def missing(path):
     """The framework that an example needs and that is not here, None if it can run."""
-    name = name_of(path)
-    return name if name in FRAMEWORKS and find_spec(name) is None else None
+    module = FRAMEWORKS.get(name_of(path))
+    return module if module and find_spec(module) is None else None
 
 
 def run(path, folder):
