@@ -14,13 +14,13 @@ from dynprune_cuda.data import SeekableDataset
 
 torch.manual_seed(0)
 images, labels = map(torch.as_tensor, mnist_data())
-images, order = images.float() / 255, torch.randperm(5000)
+images, order = images.to(torch.uint8), torch.randperm(5000)
 test, train = order[:1000], order[1000:]
 folder = tempfile.mkdtemp()
-columns = {"x": "pkl", "y": "int"}
-with MDSWriter(out=folder, columns=columns, size_limit=1 << 20) as writer:
+columns = {"x": "bytes", "y": "int"}
+with MDSWriter(out=folder, columns=columns, size_limit=1 << 18) as writer:
     for place in train.tolist():
-        writer.write({"x": images[place].clone(), "y": int(labels[place])})
+        writer.write({"x": images[place].numpy().tobytes(), "y": int(labels[place])})
 
 view = SeekableDataset(StreamingDataset(local=folder, batch_size=32))
 pruner = Pruner(len(view), keep=0.3)
@@ -30,9 +30,9 @@ optimizer = torch.optim.AdamW(model.parameters())
 for epoch in range(6):
     pruner.set_epoch(epoch)
     for batch in loader:
-        loss = pruner.cross_entropy(model(batch["x"]), batch["y"], batch["sample_id"])
-        loss.backward()
+        x = torch.stack([torch.frombuffer(bytearray(b), dtype=torch.uint8) for b in batch["x"]])
+        pruner.cross_entropy(model(x / 255), batch["y"], batch["sample_id"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    correct = model(images[test]).argmax(1) == labels[test]
+    correct = model(images[test] / 255).argmax(1) == labels[test]
     print(f"epoch {epoch}: {pruner.num_selected} samples, accuracy {correct.double().mean():.1%}")
