@@ -64,6 +64,7 @@ def test_another_rule_is_told(monkeypatch):
     )
 
 
+@pytest.mark.slow  # asks git for the commit
 def test_it_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     out = tmp_path / "batch_choice.json"
     arguments = ["batch_choice", "--rows", "64", "--classes", "5", "--rounds", "2"]
