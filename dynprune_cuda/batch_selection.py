@@ -82,7 +82,8 @@ class BatchSelector:
     batches and R times as many rows. Some batches then hold more chosen rows than others, and rows
     move, so that each process trains on k of them:
 
-        choice = selector(model(x), y)
+        with torch.no_grad():
+            choice = selector(model(x), y)
         x, y = selector.take(choice, x, y)
 
     Composer's selective backpropagation is `policy="percentile"` in the steps that

@@ -28,6 +28,7 @@ from dynprune_cuda.distributed.ranks import Ranks
 __all__ = ["FilteredStream"]
 
 NO_SAMPLE = -1  # the id of a row that only trains
+MOST_PASSES = 100  # over a stream without an end, before ids that never came are an error
 _NOT_BEGUN, _REPLACED = -1, -2  # in place of an epoch
 
 
@@ -238,6 +239,8 @@ class StreamIterator(Iterator[Any]):
         data, left, found, filler, given, end = self._dataset, self._mask.copy(), 0, None, 0, 0
         whole = self._total - self._total % self._consumers if data.drop_last else self._total
         for place, item in enumerate(read_whole(data._stream)):
+            if place == MOST_PASSES * len(left):
+                break
             sample_id = place if data._key is None else as_int("key(item)", data._key(item))
             if not 0 <= sample_id < len(left):
                 raise ValueError(

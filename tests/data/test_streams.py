@@ -164,12 +164,25 @@ def test_a_position_resumes(consumer, drop_last):
         start().load_state_dict({"epoch": 1, "read": -1})
 
 
+class Endless:
+    """Begins again at its end."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+    def __iter__(self):
+        return itertools.cycle(self.keys)
+
+
 def test_a_split_stream_is_noticed():
     pruner = make()
     stream = pruner.filter(KEYS[::2], int)
     pruner.set_epoch(1)
     with pytest.raises(RuntimeError, match=r"of the 15 samples of epoch 1: .* not to split it"):
         list(stream)
+    with pytest.raises(RuntimeError, match=r"of the 15 samples of epoch 1"):
+        list(pruner.filter(Endless(KEYS[::2]), int))
+    assert sorted(i for _, i in pruner.filter(Endless(KEYS), int)) == pruner.selected.tolist()
     twice = pruner.filter(KEYS + KEYS, int)
     assert sorted(i for _, i in twice) == pruner.selected.tolist()
 
