@@ -8,7 +8,7 @@ import re
 import pytest
 from paths import ROOT
 
-PAGE = (ROOT / "docs" / "streams.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "stream_libraries.md").read_text()
 RUN = re.findall(r"^\| run with ([\w-]+) ([\d.]+) \|", PAGE, re.M)
 
 
