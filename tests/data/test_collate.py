@@ -84,6 +84,7 @@ def test_what_has_no_ids_or_a_key_of_that_name_is_refused():
         CollateWithIds(lambda samples: {"sample_id": 1})(samples)
 
 
+@pytest.mark.slow
 def test_it_is_sent_to_workers():
     pruner = Pruner(N, 0.5)
     collate = pickle.loads(pickle.dumps(CollateWithIds(default_collate)))
