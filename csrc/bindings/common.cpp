@@ -141,7 +141,7 @@ bool on_cuda(const Tensor& t) {
 #if defined(DYNPRUNE_WITH_CUDA)
   return true;
 #else
-  fail<std::runtime_error>("dynprune_cuda was built for the CPU only and got a CUDA tensor");
+  fail("dynprune_cuda was built for the CPU only and got a CUDA tensor");
 #endif
 }
 
@@ -188,7 +188,7 @@ ErrorRecord* error_records(int device) {
 void cuda_check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // otherwise the next launch would report it again
-  fail<std::runtime_error>("CUDA error while ", what, ": ", cudaGetErrorString(error));
+  fail("CUDA error while ", what, ": ", cudaGetErrorString(error));
 }
 
 CudaScope::CudaScope(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {

@@ -31,8 +31,9 @@ namespace bindings {
 using torch::stable::Tensor;
 using Dtype = torch::headeronly::ScalarType;
 
-// std::invalid_argument becomes ValueError in Python, std::out_of_range IndexError.
-template <class Error = std::invalid_argument, class... Parts>
+// Every torch makes std::runtime_error a RuntimeError in Python, and std::out_of_range an
+// IndexError. Not std::invalid_argument: a ValueError up to torch 2.14, a RuntimeError since 2.15.
+template <class Error = std::runtime_error, class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
@@ -61,8 +62,8 @@ Tensor allocate_bytes(const Tensor& like, size_t bytes);
 // torch's intra-op thread pool, as the CPU launchers take it.
 cpu::Parallel torch_threads();
 
-// Throws the error that a CPU launcher found: IndexError for targets and ids, ValueError for
-// weights.
+// Throws the error that a CPU launcher found: IndexError for targets and ids, RuntimeError for
+// weights, of which dynprune_cuda/_ops/errors.py makes a ValueError.
 void raise_if_bad(const DataStatus& status, int64_t limit);
 
 // True if the tensor lies on a GPU that this build has kernels for; throws if the build has none.

@@ -14,7 +14,7 @@ struct CheckedRanking {
   Tensor values, second;  // without gaps; second is values where the ranking takes one tensor
 };
 
-// Checks everything before it copies. Throws std::invalid_argument also for a ranking that is not
+// Checks everything before it copies. Throws std::runtime_error also for a ranking that is not
 // supported for this use.
 CheckedRanking checked_ranking(RankingUse use, const Tensor& values,
                                const std::optional<Tensor>& second, int64_t ranking, double c,

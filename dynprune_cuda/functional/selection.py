@@ -18,7 +18,7 @@ from dynprune_cuda._checks.arguments import (
     is_freed,
 )
 from dynprune_cuda._checks.batches import move_without_waiting
-from dynprune_cuda._ops import ops
+from dynprune_cuda._ops import checking_weights, ops
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
 from dynprune_cuda.functional.inclusion import (
     inclusion_probabilities,
@@ -175,7 +175,8 @@ def select_weighted(
 
     Args:
         weights: [N] float32, float16, bfloat16 or float64, >= 0. A negative or NaN weight is a
-            ValueError on the CPU; on CUDA it counts as zero and `check_errors` raises.
+            ValueError on the CPU, in compiled code a RuntimeError; on CUDA it counts as zero and
+            `check_errors` raises.
         k: See `functional`.
         seed: See `functional`.
         order: See `functional`.
@@ -306,7 +307,8 @@ def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ran
 def _select_ranked(ranking: Ranking, k: int, seed: int | Tensor, order: Order) -> Tensor:
     k = _check_k(k, ranking.values.numel())
     common = _seed_and_order(seed, order, ranking.values.device)
-    return _ids(ops.select_ranked(*ranking.arguments(), k, ranking.num_random(k), *common))
+    options = (k, ranking.num_random(k), *common)
+    return _ids(checking_weights(ops.select_ranked, *ranking.arguments(), *options))
 
 
 def _check_k(k: Any, num_samples: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynprune_cuda._ops import ops
+from dynprune_cuda._ops import checking_weights, ops
 from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.shard import Shard
@@ -67,8 +67,8 @@ def draw_sample(ranking: Ranking, shard: Shard, seed: int) -> Tensor:
     It is the sample that a single process would take. Raises ValueError for wrong weights.
     """
     size = min(MAX_DRAWS, int(shard.num_samples ** (2 / 3)))
-    place = (shard.first, shard.stride, as_int64(seed))
-    sample: Tensor = ops.shard_sample(*ranking.arguments(), shard.num_samples, size, *place)
+    place = (shard.num_samples, size, shard.first, shard.stride, as_int64(seed))
+    sample: Tensor = checking_weights(ops.shard_sample, *ranking.arguments(), *place)
     return sample
 
 

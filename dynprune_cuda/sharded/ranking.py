@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._checks.arguments import check_tensor
-from dynprune_cuda._ops import ops
+from dynprune_cuda._ops import checking_weights, ops
 from dynprune_cuda._ops.contract import RankingKind
 from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.shard import Shard
@@ -36,7 +36,7 @@ def keys_of(ranking: Ranking, shard: Shard, seed: int) -> Tensor:
         ValueError: A weight on the CPU is negative or NaN.
     """
     place = (shard.first, shard.stride, None, as_int64(seed))
-    keys: Tensor = ops.shard_keys(*ranking.arguments(), *place)
+    keys: Tensor = checking_weights(ops.shard_keys, *ranking.arguments(), *place)
     return keys
 
 

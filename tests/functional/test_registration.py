@@ -560,7 +560,8 @@ calls = [
 for i, call in enumerate(calls):
     try:
         call()
-    except (ValueError, IndexError) as error:
+    except (RuntimeError, IndexError) as error:
+        assert type(error) in (RuntimeError, IndexError), error
         assert len(str(error)) > 10, i
     else:
         raise SystemExit(f"call {i} did not fail")

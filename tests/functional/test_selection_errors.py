@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dynprune_cuda import functional as F
+from dynprune_cuda._ops.contract import RankingKind
 
 S = torch.arange(5.0)
 COUNT = torch.arange(5)
@@ -199,6 +200,23 @@ def test_negative_and_nan_weights_of_every_dtype(dtype):
         weights = torch.ones(9, dtype=dtype)
         weights[7] = value
         refuses(ValueError, "weights", "[7]", lambda weights=weights: F.select_weighted(weights, 2))
+
+
+def test_errors_of_the_operator_itself_have_the_same_type_in_every_torch():
+    weights = torch.tensor([1.0, -1.0])
+
+    def direct(k):
+        return torch.ops.dynprune_cuda.select_ranked(
+            weights, None, RankingKind.WEIGHT, 0.0, 0.0, k, 0, None, 0, False
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(F.select_weighted, fullgraph=True, backend="aot_eager")
+    calls = (lambda: direct(1), lambda: direct(3), lambda: compiled(weights, 1))
+    for call, says in zip(calls, (r"weights\[1\]", "k must", r"weights\[1\]"), strict=True):
+        with pytest.raises(RuntimeError, match=says) as caught:
+            call()
+        assert caught.type is RuntimeError
 
 
 def test_options_are_keywords():

@@ -253,5 +253,5 @@ def test_direct_calls_with_wrong_arguments_raise(name):
 
     call()
     for changed in WRONG[name]:
-        with pytest.raises(ValueError, match=r"must|is for|need|is negative"):
+        with pytest.raises(RuntimeError, match=r"must|is for|need|is negative"):
             call(**changed)

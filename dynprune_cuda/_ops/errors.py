@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of the operators, as the exceptions that users get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def checking_weights(op: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls an operator that reads weights on the CPU, and returns its result.
+
+    Releases of torch differ in which C++ errors they make a ValueError. So the operator raises a
+    RuntimeError, and this function makes a ValueError of it. Compiled code calls the operator
+    itself.
+
+    Raises:
+        ValueError: A weight is negative or NaN.
+    """
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        if not str(error).startswith("weights["):
+            raise
+        raise ValueError(str(error)) from None
