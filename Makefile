@@ -22,7 +22,7 @@ MODULE := dynprune_cuda/_C.abi3.so
 SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-emulator docs lint format kernels gpu-bundle bench clean
+.PHONY: help build demo test test-fast test-emulator matrix docs lint format kernels gpu-bundle bench clean
 ifeq ($(wildcard $(MODULE)),)
 .PHONY: $(BUILT)
 endif
@@ -48,6 +48,9 @@ docs: $(BUILT) $(DOCS_TOOLS) ## Build the documentation site into build/docs, wi
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@$(BIN)/python -m pytest -q tests/project/test_docs.py tests/project/test_api_pages.py tests/project/test_readme.py
 	@echo "the site is build/docs/index.html"
+
+matrix: $(TOOLS) ## Build one wheel, test it with every torch and Python (CELLS="2.11 2.14/3.13": with these)
+	@$(BIN)/python scripts/matrix.py $(if $(CELLS),--cells $(CELLS))
 
 lint: $(TOOLS) ## Check style, types and language
 	$(BIN)/ruff check
