@@ -88,8 +88,7 @@ int32_t aoti_dtype(Dtype dtype) {
 
 }  // namespace
 
-// torch::stable::new_empty looks the operator up by its name on every call. A small step would
-// spend more time there than in its arithmetic.
+// torch::stable::new_empty looks its operator up by name on every call; this looks nothing up.
 Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Dtype dtype) {
   int64_t strides[4], stride = 1;
   check(sizes.size() <= std::size(strides), "too many dimensions");

@@ -9,6 +9,7 @@ namespace dynprune {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
+constexpr int kCacheLine = 128;  // bytes
 
 // Inclusive sum over the lanes of a warp; all 32 lanes take part.
 template <class T>

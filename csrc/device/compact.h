@@ -16,10 +16,10 @@ constexpr int64_t kTile = int64_t{kWordsPerTile} * 32;
 
 DYNPRUNE_HD int64_t num_tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 
-// Look-back state: all zero before a launch.
-struct CompactState {
+// Look-back state: all zero before a launch. Every block adds to the ticket: it has a cache line of
+// its own.
+struct alignas(kCacheLine) CompactState {
   unsigned ticket;
-  unsigned unused;
   // One word per tile follows: state in the two top bits, count below.
   DYNPRUNE_HD unsigned long long* tiles() {
     return reinterpret_cast<unsigned long long*>(this + 1);
@@ -35,10 +35,10 @@ constexpr unsigned long long kTilePrefixed = 2ull
 constexpr unsigned long long kTileCount = kTileCounted - 1;
 
 // The number of ids kept by all tiles before `tile`; one whole warp calls it. Publishes this tile's
-// counts.
+// counts. State and count are one word, and nothing else is handed over: relaxed accesses suffice.
 __device__ __forceinline__ unsigned long long look_back(unsigned long long* tiles, int64_t tile,
                                                         unsigned long long count, int lane) {
-  if (lane == 0) store_release(&tiles[tile], (tile == 0 ? kTilePrefixed : kTileCounted) | count);
+  if (lane == 0) store_relaxed(&tiles[tile], (tile == 0 ? kTilePrefixed : kTileCounted) | count);
   unsigned long long before = 0;
   int64_t next = tile - 1 - lane;  // lane l reads the tile l before the nearest one
   bool searching = tile > 0;
@@ -46,7 +46,7 @@ __device__ __forceinline__ unsigned long long look_back(unsigned long long* tile
     unsigned long long word = kTilePrefixed;  // in front of tile 0: nothing
     if (next >= 0) {
       do {
-        word = load_acquire(&tiles[next]);
+        word = load_relaxed(&tiles[next]);
       } while (word < kTileCounted);
     }
     __syncwarp();
@@ -61,14 +61,14 @@ __device__ __forceinline__ unsigned long long look_back(unsigned long long* tile
     searching = prefixed == 0;
     next -= kWarpSize;
   }
-  if (lane == 0 && tile > 0) store_release(&tiles[tile], kTilePrefixed | (before + count));
+  if (lane == 0 && tile > 0) store_relaxed(&tiles[tile], kTilePrefixed | (before + count));
   return before;
 }
 
 // Finds the id of a given rank. It has a bitmap, the number of bits set before every group of 256
 // ids (one sector of the bitmap), and the group of every 256th rank. The search is a bisection
 // between two of these groups. It takes 0.03 bytes per id beside the bitmap's 0.125; the list would
-// take 8 per id kept. For 100 million ids all of it stays in the L2 cache of a large GPU.
+// take 8 per id kept.
 constexpr int kGroup = 256;
 constexpr int kGroupsPerTile = static_cast<int>(kTile / kGroup);
 

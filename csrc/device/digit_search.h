@@ -2,8 +2,7 @@
 // The m-th greatest of many unsigned words, by histograms of 11-bit digits from the top. Each pass
 // finds the bin that holds it; later passes count only the words in that bin. One block searches
 // alone, or all blocks of a cooperative grid merge their histograms, with one grid barrier per
-// pass. The number of passes depends on the words. The cost of a pass does not: lanes with equal
-// bins add once.
+// pass. Lanes with equal bins add once, so that equal words do not collide.
 #pragma once
 
 #include "device/block.h"
@@ -33,6 +32,9 @@ struct Interval {
   // The smallest interval that reaches from low to high, both included.
   DYNPRUNE_HD static Interval between(Word low, Word high) {
     return {low, bit_width(static_cast<Word>(high - low))};
+  }
+  DYNPRUNE_HD bool operator==(const Interval& other) const {
+    return low == other.low && bits == other.bits;
   }
   DYNPRUNE_HD Word last() const {
     return bits == 0 ? low : static_cast<Word>(low + (((Word{1} << (bits - 1)) - 1) * 2 + 1));
@@ -88,26 +90,70 @@ class DigitSearch {
   __device__ bool narrow(Interval<Word>* result, unsigned long long wanted,
                          unsigned long long enough, const Items& items) {
     Interval<Word> interval = *result;
-    while (true) {
-      for (int b = threadIdx.x; b < kNumBins; b += kSearchThreads) shared_->bins[b] = 0;
+    Progress progress = kSearching;
+    while (progress == kSearching) {
+      clear();
       __syncthreads();
       items([&](bool valid, Word word) { count(valid ? interval.bin(word) : -1); });
       __syncthreads();
       if (merged_ != nullptr) merge();
-      choose(wanted);
-      if (shared_->bin < 0) return false;
-      interval = interval.part(shared_->bin);
-      wanted -= shared_->above;
-      const unsigned long long left = shared_->count;
-      if (left == wanted || left <= enough || interval.bits == 0) {
-        *result = interval;
-        return true;
-      }
+      progress = step(&interval, &wanted, enough, *shared_);
     }
+    if (progress == kFound) *result = interval;
+    return progress == kFound;
+  }
+
+  // The same of two intervals in the same passes, by one block. While they are equal, one histogram
+  // serves both.
+  template <class Word, class Items>
+  static __device__ void narrow_both(DigitSearch* first, Interval<Word>* first_result,
+                                     unsigned long long first_wanted, DigitSearch* second,
+                                     Interval<Word>* second_result,
+                                     unsigned long long second_wanted, unsigned long long enough,
+                                     const Items& items) {
+    Interval<Word> a = *first_result, b = *second_result;
+    Progress a_progress = first_wanted > 0 ? kSearching : kMissing;
+    Progress b_progress = second_wanted > 0 ? kSearching : kMissing;
+    while (a_progress == kSearching || b_progress == kSearching) {
+      const bool counts_a = a_progress == kSearching;
+      const bool counts_b = b_progress == kSearching && !(counts_a && a == b);
+      first->clear();
+      second->clear();
+      __syncthreads();
+      items([&](bool valid, Word word) {
+        if (counts_a) first->count(valid ? a.bin(word) : -1);
+        if (counts_b) second->count(valid ? b.bin(word) : -1);
+      });
+      __syncthreads();
+      if (b_progress == kSearching) {
+        const SearchShared& counted = counts_b ? *second->shared_ : *first->shared_;
+        b_progress = second->step(&b, &second_wanted, enough, counted);
+      }
+      if (counts_a) a_progress = first->step(&a, &first_wanted, enough, *first->shared_);
+    }
+    if (a_progress == kFound) *first_result = a;
+    if (b_progress == kFound) *second_result = b;
   }
 
  private:
+  enum Progress { kSearching, kFound, kMissing };
+
+  __device__ void clear() {
+    for (int b = threadIdx.x; b < kNumBins; b += kSearchThreads) shared_->bins[b] = 0;
+  }
   __device__ void count(int bin) { count_bin(shared_->bins, bin); }
+
+  // Narrows the interval to the bin that holds the wanted-th greatest. counted: this block's bins.
+  template <class Word>
+  __device__ Progress step(Interval<Word>* interval, unsigned long long* wanted,
+                           unsigned long long enough, const SearchShared& counted) {
+    choose(*wanted, counted);
+    if (shared_->bin < 0) return kMissing;
+    *interval = interval->part(shared_->bin);
+    *wanted -= shared_->above;
+    const unsigned long long left = shared_->count;
+    return left == *wanted || left <= enough || interval->bits == 0 ? kFound : kSearching;
+  }
 
   __device__ void merge() {
     unsigned long long* own = merged_->bins[pass_ % 3];
@@ -121,13 +167,13 @@ class DigitSearch {
   }
 
   // Finds the bin that holds the wanted-th greatest. Every block computes the same.
-  __device__ void choose(unsigned long long wanted) {
+  __device__ void choose(unsigned long long wanted, const SearchShared& counted) {
     constexpr int kBinsPerThread = kNumBins / kSearchThreads;
     const int top = kNumBins - 1 - static_cast<int>(threadIdx.x) * kBinsPerThread;
     unsigned long long counts[kBinsPerThread], sum = 0;
 #pragma unroll
     for (int j = 0; j < kBinsPerThread; j++) {
-      counts[j] = merged_ != nullptr ? merged_->bins[pass_ % 3][top - j] : shared_->bins[top - j];
+      counts[j] = merged_ != nullptr ? merged_->bins[pass_ % 3][top - j] : counted.bins[top - j];
       sum += counts[j];
     }
     if (threadIdx.x == 0) shared_->bin = -1;

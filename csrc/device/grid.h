@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launches whose blocks synchronise with each other. In a cooperative launch all blocks are
 // resident at once. In a cluster (compute capability 9) they also access each other's shared
-// memory. This is a separate file because <cooperative_groups.h> costs seconds of compile time.
+// memory. This is a separate file because few kernels need <cooperative_groups.h>.
 //
 // A green context owns a part of the multiprocessors, but the device's attribute counts them all. A
 // cooperative launch that fills the device then returns cudaErrorCooperativeLaunchTooLarge. Under
@@ -27,17 +27,25 @@
 #if !defined(DYNPRUNE_EMULATOR)
 #include <cooperative_groups.h>
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
+
+#include "device/cache.h"
 
 namespace dynprune {
 
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
-// Of the current device. The runtime caches these, so that a call costs a look-up.
+inline int current_device() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess ? device : 0;
+}
+
+// Of the current device.
 inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
+  int value = 0;
+  cudaDeviceGetAttribute(&value, attribute, current_device());
   return value;
 }
 
@@ -95,34 +103,48 @@ struct ClusterLaunch {
   ClusterLaunch(const ClusterLaunch&) = delete;
 };
 
-// Both functions count what an idle device would hold. After an error they return 0 and clear it,
-// so that the next cudaGetLastError does not report it.
+// What residency depends on: device, kernel, blocks of a cluster, threads, bytes.
+using ResidencyKey = std::tuple<int, const void*, unsigned, unsigned, size_t>;
+
+// Both functions count what an idle device would hold. The driver is asked once. After an error
+// they return 0 and clear it, so that the next cudaGetLastError does not report it.
 inline int resident_blocks(const void* function, unsigned block, size_t shared_bytes) {
-  cudaFuncAttributes attributes = {};
-  int per_multiprocessor = 0;
-  if (device_attribute(cudaDevAttrCooperativeLaunch) == 0) return 0;
-  if (allow_all_shared(function, &attributes) != cudaSuccess ||
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-          &per_multiprocessor, function, static_cast<int>(block), shared_bytes) != cudaSuccess) {
-    (void)cudaGetLastError();
-    return 0;
-  }
-  return per_multiprocessor * multiprocessor_count();
+  static AnswerCache<ResidencyKey> cache;
+  const int answer = cache.get({current_device(), function, 1, block, shared_bytes}, [&] {
+    cudaFuncAttributes attributes = {};
+    int per_multiprocessor = 0;
+    if (device_attribute(cudaDevAttrCooperativeLaunch) == 0) return 0;
+    if (allow_all_shared(function, &attributes) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+            &per_multiprocessor, function, static_cast<int>(block), shared_bytes) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return -1;
+    }
+    return per_multiprocessor * multiprocessor_count();
+  });
+  return std::max(answer, 0);
 }
 
 inline int resident_clusters(const void* function, unsigned cluster, unsigned block,
                              size_t shared_bytes) {
-  cudaFuncAttributes attributes = {};
-  int clusters = 0;
-  if (device_attribute(cudaDevAttrClusterLaunch) == 0) return 0;
-  const ClusterLaunch launch(cluster, cluster, block, shared_bytes, nullptr);
-  if (allow_all_shared(function, &attributes) != cudaSuccess ||
-      attributes.ptxVersion < kFirstVersionWithClusters ||
-      cudaOccupancyMaxActiveClusters(&clusters, function, &launch.config) != cudaSuccess) {
-    (void)cudaGetLastError();
-    return 0;
-  }
-  return clusters;
+  static AnswerCache<ResidencyKey> cache;
+  const int answer = cache.get({current_device(), function, cluster, block, shared_bytes}, [&] {
+    cudaFuncAttributes attributes = {};
+    int clusters = 0;
+    if (device_attribute(cudaDevAttrClusterLaunch) == 0) return 0;
+    const ClusterLaunch launch(cluster, cluster, block, shared_bytes, nullptr);
+    if (allow_all_shared(function, &attributes) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return -1;
+    }
+    if (attributes.ptxVersion < kFirstVersionWithClusters) return 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, function, &launch.config) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return -1;
+    }
+    return clusters;
+  });
+  return std::max(answer, 0);
 }
 
 template <class... Parameters, size_t... I>

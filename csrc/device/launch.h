@@ -31,8 +31,7 @@
 
 namespace dynprune {
 
-// Inline PTX, because __nv_atomic_load and _store need nvcc 12.8, and <cuda/atomic> costs seconds
-// per file. T: a word of 4 or 8 bytes.
+// Inline PTX, because __nv_atomic_load and _store need nvcc 12.8. T: a word of 4 or 8 bytes.
 #define DYNPRUNE_ORDERED_LOAD(name, order)                                             \
   template <class T>                                                                   \
   __device__ __forceinline__ T name(const T* p) {                                      \
@@ -82,6 +81,10 @@ inline int multiprocessor_count() {
 #endif
 
 namespace dynprune {
+
+// Loads before it are issued before what follows; else the compiler may move each to its use. It is
+// no instruction.
+__device__ __forceinline__ void issue_loads() { asm volatile("" ::: "memory"); }
 
 // As many blocks as are resident at once, or fewer if there is less to do.
 inline unsigned grid_for(int64_t n, int threads, int per_multiprocessor) {

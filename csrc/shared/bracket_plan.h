@@ -18,9 +18,8 @@ struct BracketTuning {
   int64_t many;                    // from so many samples on, many_sigmas
 };
 
-// n^(2/3) balances the work on the sample with that on the candidates. A miss costs a second pass.
-// Of many samples, where that takes long, 1 bracket in 10^8 misses. Of few, 1 in 200 does, because
-// a narrow bracket saves more.
+// With n^(2/3) members the sample grows as the candidates do. A miss costs a second pass: 1 bracket
+// in 200 misses of few samples, 1 in 10^8 of many.
 constexpr BracketTuning kCpuBracket = {1, 2.0 / 3, 256, 1 << 16, 2.8, 6, 1 << 20};
 
 // A member of the sample costs a 32-byte sector. A miss costs a few reads of all scores. 1 bracket

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a selection ranks samples by. A ranking computes the unsigned key of a sample id from the
-// tensors that it reads; the greatest key ranks first. The keys are not stored. The same code runs
-// on CPU and GPU, with explicit rounding throughout.
+// What a selection ranks samples by. A ranking loads a Raw of a sample, the elements of its
+// tensors, and computes an unsigned key of it; the greatest key ranks first. Both steps are apart,
+// so that a kernel can load many samples before it computes their keys. A Hash is made of the seed
+// once for many keys. The keys are not stored. The same code runs on CPU and GPU, with explicit
+// rounding throughout.
 #pragma once
 
 #include <type_traits>
@@ -14,15 +16,30 @@ namespace dynprune {
 template <class T>
 using ranking_key_t = std::conditional_t<std::is_same<T, double>::value, uint64_t, uint32_t>;
 
+// Of a ranking without randomness.
+struct NoHash {
+  DYNPRUNE_HD explicit NoHash(uint64_t /*seed*/) {}
+};
+
+// Of a ranking that draws a number for each id.
+template <Stream kStream>
+struct StreamHash : IdHash {
+  DYNPRUNE_HD explicit StreamHash(uint64_t seed) : IdHash(seed, kStream) {}
+};
+
 // The score itself.
 template <class T>
 struct ScoreRanking {
   using Key = ranking_key_t<T>;
+  using Raw = T;
+  using Hash = NoHash;
+  static constexpr int kLoads = 1;  // of a Raw
   static constexpr bool kChecked = false;
   const T* scores;  // [N]
 
-  DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
-    return ordered_key(widen(scores[id]));
+  DYNPRUNE_HD Raw load(int64_t id) const { return scores[id]; }
+  DYNPRUNE_HD Key key_of(Raw score, int64_t /*id*/, const NoHash&) const {
+    return ordered_key(widen(score));
   }
 };
 
@@ -32,15 +49,21 @@ enum class UcbBonus { kVariance, kStd };
 template <class T, UcbBonus kBonus>
 struct UcbRanking {
   using Key = uint32_t;
+  struct Raw {
+    T mean, variance;
+  };
+  using Hash = NoHash;
+  static constexpr int kLoads = 2;
   static constexpr bool kChecked = false;
   const T* mean;      // [N]
   const T* variance;  // [N]
   float c;
 
-  DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
-    const float spread = widen(variance[id]);
+  DYNPRUNE_HD Raw load(int64_t id) const { return {mean[id], variance[id]}; }
+  DYNPRUNE_HD Key key_of(Raw raw, int64_t /*id*/, const NoHash&) const {
+    const float spread = widen(raw.variance);
     const float bonus = kBonus == UcbBonus::kStd ? sqrt_rn(spread) : spread;
-    return ordered_key(fma_rn(c, bonus, widen(mean[id])));
+    return ordered_key(fma_rn(c, bonus, widen(raw.mean)));
   }
 };
 
@@ -49,27 +72,37 @@ struct UcbRanking {
 template <class Count>
 struct Ucb1Ranking {
   using Key = uint32_t;
+  struct Raw {
+    float mean;
+    Count count;
+  };
+  using Hash = NoHash;
+  static constexpr int kLoads = 2;
   static constexpr bool kChecked = false;
   const float* mean;   // [N]
   const Count* count;  // [N]
   float c;
   float log_step;
 
-  DYNPRUNE_HD Key key(int64_t id, uint64_t /*seed*/) const {
-    const Count visits = count[id];
-    if (visits <= 0) return 0xffffffffu;
-    return ordered_key(fma_rn(c, sqrt_rn(div_rn(log_step, static_cast<float>(visits))), mean[id]));
+  DYNPRUNE_HD Raw load(int64_t id) const { return {mean[id], count[id]}; }
+  DYNPRUNE_HD Key key_of(Raw raw, int64_t /*id*/, const NoHash&) const {
+    const bool visited = raw.count > 0;
+    const auto visits = static_cast<float>(visited ? raw.count : Count{1});
+    const Key key = ordered_key(fma_rn(c, sqrt_rn(div_rn(log_step, visits)), raw.mean));
+    return visited ? key : ~Key{0};
   }
 };
 
 // The random part of epsilon-greedy: a hash of its own stream, without ties.
 struct ExploreRanking {
   using Key = uint32_t;
+  struct Raw {};
+  using Hash = StreamHash<Stream::kExplore>;
+  static constexpr int kLoads = 0;
   static constexpr bool kChecked = false;
 
-  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
-    return IdHash(seed, Stream::kExplore)(id);
-  }
+  DYNPRUNE_HD Raw load(int64_t /*id*/) const { return {}; }
+  DYNPRUNE_HD Key key_of(Raw, int64_t id, const Hash& hash) const { return hash(id); }
 };
 
 // A positive finite weight as m * 2^exponent with m in [1, 2).
@@ -101,24 +134,30 @@ DYNPRUNE_HD Scientific scientific(double w) {
 // Weighted sampling without replacement (Efraimidis & Spirakis 2006): the k greatest w / E, with E
 // ~ Exp(1). w / E may overflow a float, so that w = m * 2^e is split. The key is the bits of m / E,
 // which is between 2^-5 and 2^34, plus e above its smallest value, added to the exponent.
+template <class A>
+DYNPRUNE_HD ranking_key_t<A> weight_key(A w, int64_t id, const IdHash& hash) {
+  using Key = ranking_key_t<A>;
+  constexpr int kMinExponent = std::is_same<A, double>::value ? -1074 : -149;
+  if (!(w > 0)) return 0;
+  if (w - w != 0) return ~Key{0};  // infinity
+  const Scientific s = scientific(w);
+  const float quotient = div_rn(s.m, exponential(hash(id)));
+  return bit_cast<uint32_t>(quotient) + (static_cast<Key>(s.exponent - kMinExponent) << 23);
+}
+
 template <class T>
 struct WeightRanking {
   using Key = ranking_key_t<T>;
+  using Raw = T;
+  using Hash = StreamHash<Stream::kWeight>;
+  static constexpr int kLoads = 1;
   static constexpr bool kChecked = true;  // some values are errors: see valid()
   const T* weights;                       // [N]
-  static constexpr int kMinExponent = std::is_same<T, double>::value ? -1074 : -149;
 
-  DYNPRUNE_HD bool valid(int64_t id) const { return widen(weights[id]) >= 0; }  // false for NaN
-
-  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
-    return key_of(widen(weights[id]), id, seed);
-  }
-  DYNPRUNE_HD static Key key_of(compute_t<T> w, int64_t id, uint64_t seed) {
-    if (!(w > 0)) return 0;
-    if (w - w != 0) return ~Key{0};  // infinity
-    const Scientific s = scientific(w);
-    const float quotient = div_rn(s.m, exponential(IdHash(seed, Stream::kWeight)(id)));
-    return bit_cast<uint32_t>(quotient) + (static_cast<Key>(s.exponent - kMinExponent) << 23);
+  DYNPRUNE_HD Raw load(int64_t id) const { return weights[id]; }
+  DYNPRUNE_HD static bool valid(Raw weight) { return widen(weight) >= 0; }  // false for NaN
+  DYNPRUNE_HD Key key_of(Raw weight, int64_t id, const Hash& hash) const {
+    return weight_key(widen(weight), id, hash);
   }
 };
 
@@ -129,21 +168,29 @@ enum class WeightPower { kOne, kHalf };
 template <class T, WeightPower kPower>
 struct ScoreWeightRanking {
   using Key = uint32_t;
+  using Raw = T;
+  using Hash = StreamHash<Stream::kWeight>;
+  static constexpr int kLoads = 1;
   static constexpr bool kChecked = false;
   const T* scores;  // [N], no float64: sqrt_rn is of float
 
-  DYNPRUNE_HD Key key(int64_t id, uint64_t seed) const {
-    return key_of(widen(scores[id]), id, seed);
-  }
-  DYNPRUNE_HD static Key key_of(float score, int64_t id, uint64_t seed) {
+  DYNPRUNE_HD Raw load(int64_t id) const { return scores[id]; }
+  DYNPRUNE_HD Key key_of(Raw raw, int64_t id, const Hash& hash) const {
+    const float score = widen(raw);
     if (score != score) return ~Key{0};
     if (!(score > 0)) return 0;
-    const float weight = kPower == WeightPower::kHalf ? sqrt_rn(score) : score;
-    return WeightRanking<float>::key_of(weight, id, seed);
+    return weight_key(kPower == WeightPower::kHalf ? sqrt_rn(score) : score, id, hash);
   }
 };
 
-// The hash that breaks ties. It takes the same numbers as key().
+// The key of one sample.
+template <class Ranking>
+DYNPRUNE_HD typename Ranking::Key key_at(const Ranking& ranking, int64_t id,
+                                         const typename Ranking::Hash& hash) {
+  return ranking.key_of(ranking.load(id), id, hash);
+}
+
+// The hash that breaks ties. It takes the same numbers as key_of().
 template <class Ranking>
 DYNPRUNE_HD IdHash tie_hash_of(const Ranking&, uint64_t seed) {
   return {seed, Stream::kTie};

@@ -42,7 +42,7 @@ DYNPRUNE_HD float widen(Half x) {
 DYNPRUNE_HD float widen(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
-  // Without branches, so that loops of it vectorise. A subnormal half is a multiple of 2^-24.
+  // Without branches. A subnormal half is a multiple of 2^-24.
   const float subnormal =
       mul_rn(static_cast<float>(static_cast<int32_t>(magnitude)), 5.9604644775390625e-8f);
   const uint32_t rebias = magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u;
@@ -79,8 +79,7 @@ DYNPRUNE_HD Half narrow<Half>(float x) {
       sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13))};
 }
 
-// One element of an index tensor. A switch per row costs nothing beside the row, and saves two
-// thirds of the kernels.
+// One element of an index tensor. A switch per element saves two thirds of the kernels.
 struct IndexArray {
   const void* data;
   IndexType type;

@@ -11,46 +11,18 @@ namespace dynprune {
 template <class Ranking>
 struct ShardRanking {
   using Key = typename Ranking::Key;
+  using Raw = typename Ranking::Raw;
+  using Hash = typename Ranking::Hash;
+  static constexpr int kLoads = Ranking::kLoads;
   static constexpr bool kChecked = Ranking::kChecked;
   Ranking ranking;
   Shard shard;
 
-  DYNPRUNE_HD Key key(int64_t i, uint64_t seed) const { return ranking.key(i, seed); }
-};
-
-template <class T>
-struct ShardRanking<WeightRanking<T>> {
-  using Key = typename WeightRanking<T>::Key;
-  static constexpr bool kChecked = true;
-  WeightRanking<T> ranking;
-  Shard shard;
-
-  DYNPRUNE_HD bool valid(int64_t i) const { return ranking.valid(i); }
-  DYNPRUNE_HD Key key(int64_t i, uint64_t seed) const {
-    return WeightRanking<T>::key_of(widen(ranking.weights[i]), shard[i], seed);
+  DYNPRUNE_HD Raw load(int64_t i) const { return ranking.load(i); }
+  DYNPRUNE_HD static bool valid(Raw raw) { return Ranking::valid(raw); }
+  DYNPRUNE_HD Key key_of(Raw raw, int64_t i, const Hash& hash) const {
+    return ranking.key_of(raw, shard[i], hash);
   }
-};
-
-template <class T, WeightPower kPower>
-struct ShardRanking<ScoreWeightRanking<T, kPower>> {
-  using Key = typename ScoreWeightRanking<T, kPower>::Key;
-  static constexpr bool kChecked = false;
-  ScoreWeightRanking<T, kPower> ranking;
-  Shard shard;
-
-  DYNPRUNE_HD Key key(int64_t i, uint64_t seed) const {
-    return ScoreWeightRanking<T, kPower>::key_of(widen(ranking.scores[i]), shard[i], seed);
-  }
-};
-
-template <>
-struct ShardRanking<ExploreRanking> {
-  using Key = ExploreRanking::Key;
-  static constexpr bool kChecked = false;
-  ExploreRanking ranking;
-  Shard shard;
-
-  DYNPRUNE_HD Key key(int64_t i, uint64_t seed) const { return ranking.key(shard[i], seed); }
 };
 
 // In 32 bits, which is what ids are hashed in, and what vector units multiply.

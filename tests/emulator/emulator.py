@@ -231,12 +231,13 @@ class _Config(ctypes.Structure):
         ("max_cluster", ctypes.c_int32),
         ("granted_blocks", ctypes.c_int32),
         ("refuse_clusters", ctypes.c_int32),
+        ("refuse_cooperative", ctypes.c_int32),
         ("exp2_ulps", ctypes.c_int32),
         ("exp2_mixed", ctypes.c_int32),
     )
 
 
-STATISTICS = ("switches", "barriers", "warp_operations", "blocks", "launches")
+STATISTICS = ("switches", "barriers", "warp_operations", "blocks", "launches", "grid_barriers")
 TRAFFIC = (
     "bytes_read",
     "bytes_written",
@@ -287,6 +288,7 @@ class Emulator:
         max_cluster: int = 8,
         granted_blocks: int = 0,
         refuse_clusters: bool = False,
+        refuse_cooperative: bool = False,
         exp2_ulps: int = 0,
         exp2_mixed: bool = False,
     ) -> None:
@@ -301,12 +303,14 @@ class Emulator:
             strict: report threads of a block that leave after different numbers of barriers.
             multiprocessors: what dynprune::multiprocessor_count() answers; a cooperative launch
                 may have one block on each.
-            shared_bytes: the shared memory that a block may have, static and dynamic.
+            shared_bytes: the shared memory that a block may have, static and dynamic; 48 KB are
+                always granted, but shared_memory_limit() answers this.
             first_block: only blocks from this one on are run, in ascending order: the far end of a
                 grid that would take hours.
             max_cluster: how many blocks a cluster may have; 0 is a device without clusters.
             granted_blocks: of a cooperative launch at most; 0 is one for each multiprocessor.
             refuse_clusters: launches of clusters fail, although the device has them.
+            refuse_cooperative: cooperative launches fail, whatever the number of their blocks.
             exp2_ulps: how far off every exp2_approx() is, upwards or (negative) downwards; a GPU is
                 documented to be at most 2 off.
             exp2_mixed: upwards for about half of the arguments.
@@ -323,6 +327,7 @@ class Emulator:
             max_cluster,
             granted_blocks,
             refuse_clusters,
+            refuse_cooperative,
             exp2_ulps,
             exp2_mixed,
         )
@@ -408,7 +413,8 @@ class Emulator:
         return self._counters("emulator_traffic", TRAFFIC)
 
     def statistics(self) -> dict[str, int]:
-        """Switches, barriers, warp operations, blocks and launches since the last call."""
+        """Switches, barriers, warp operations, blocks, launches and barriers of whole grids since
+        the last call."""
         return self._counters("emulator_statistics", STATISTICS)
 
     def _counters(self, function: str, names: tuple[str, ...]) -> dict[str, int]:

@@ -13,9 +13,12 @@ namespace {
 // Key 3 is above the bracket [1, 2], 2 is selected, 1 is a candidate that is not, 0 is out.
 struct FarRanking {
   using Key = uint32_t;
+  struct Raw {};
+  using Hash = NoHash;
   static constexpr bool kChecked = false;
 
-  __device__ Key key(int64_t id, uint64_t) const {
+  __device__ Raw load(int64_t) const { return {}; }
+  __device__ Key key_of(Raw, int64_t id, const Hash&) const {
     if (id % 3 == 0) return 3;
     if (id % 5 == 0) return id % 2 == 0 ? 2 : 1;
     return 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Shared memory and device allocations. Every variable is an allocation of its own with exact
 // bounds, a red zone around it and poison inside: helpful zeros would hide uninitialised reads.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -68,6 +69,8 @@ bool inside_device_allocation(const void* address, size_t bytes) {
   return first + bytes <= begin + size;
 }
 
+constexpr size_t kSharedWithoutOptIn = 48 * 1024;  // what every block of every device may have
+
 size_t shared_bytes(const Block& block) {
   size_t total = runtime.launch.dynamic_shared_bytes;
   for (const SharedVariable& variable : block.shared_variables) total += variable.bytes;
@@ -105,7 +108,7 @@ void* emulator_shared_variable(const void* tag, size_t bytes, const char* name) 
   void* memory = allocate_guarded(bytes, kSharedRedZone);
   checker_add_range(memory, bytes, name, MemoryKind::kShared);
   block.shared_variables.push_back({tag, memory, bytes});
-  if (shared_bytes(block) > emulator_shared_limit()) {
+  if (shared_bytes(block) > std::max(emulator_shared_limit(), kSharedWithoutOptIn)) {
     report("%zu bytes of shared memory in one block", shared_bytes(block));
     abort_launch();
   }

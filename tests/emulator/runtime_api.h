@@ -41,19 +41,21 @@ struct EmulatorConfig {
   int32_t
       preempt;     // of 256: chance of a switch after an atomic; of 4096: before any access (check)
   int32_t strict;  // report threads of a block that leave after different numbers of barriers
-  int32_t multiprocessors;  // what multiprocessor_count() answers
-  int32_t shared_bytes;     // shared memory that a block may have, static and dynamic
-  int32_t first_block;      // blocks before it are not run, as if they had ended before
-  int32_t max_cluster;      // blocks that a cluster may have; 0: a device without clusters
-  int32_t granted_blocks;   // that a cooperative launch may have; 0: one for each multiprocessor
-  int32_t refuse_clusters;  // launches of clusters fail, although the device has them
-  int32_t exp2_ulps;        // how far off exp2_approx() is, upwards or (negative) downwards
-  int32_t exp2_mixed;       // upwards for some arguments, downwards for others
+  int32_t multiprocessors;     // what multiprocessor_count() answers
+  int32_t shared_bytes;        // what shared_memory_limit() answers; 48 KB are always granted
+  int32_t first_block;         // blocks before it are not run, as if they had ended before
+  int32_t max_cluster;         // blocks that a cluster may have; 0: a device without clusters
+  int32_t granted_blocks;      // that a cooperative launch may have; 0: one for each multiprocessor
+  int32_t refuse_clusters;     // launches of clusters fail, although the device has them
+  int32_t refuse_cooperative;  // and cooperative launches, of any number of blocks
+  int32_t exp2_ulps;           // how far off exp2_approx() is, upwards or (negative) downwards
+  int32_t exp2_mixed;          // upwards for some arguments, downwards for others
 };
 
 struct EmulatorStatistics {
   uint64_t switches, barriers, warp_operations, blocks;
-  uint64_t launches;  // of kernels, and memsets
+  uint64_t launches;       // of kernels, and memsets
+  uint64_t grid_barriers;  // that whole grids passed
 };
 
 // Global memory only. A read-modify-write counts as one write.

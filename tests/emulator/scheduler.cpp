@@ -254,7 +254,8 @@ cudaError_t launch(Launch launch, bool cooperative) {
   if (cooperative) {
     const int granted = runtime.config.granted_blocks;
     const int most = granted > 0 ? granted : runtime.config.multiprocessors;
-    if (runtime.launch.num_blocks() > static_cast<size_t>(most)) {
+    if (runtime.config.refuse_cooperative != 0 ||
+        runtime.launch.num_blocks() > static_cast<size_t>(most)) {
       return cudaErrorCooperativeLaunchTooLarge;
     }
     runtime.launch.grid_barrier = allocate_barriers(2, "grid barrier");
@@ -368,7 +369,9 @@ unsigned* emulator_grid_barrier() {
     report("grid_sync() in a kernel that was not launched cooperatively");
     abort_launch();
   }
-  return runtime.launch.grid_barrier + current_fiber()->block->num_meetings++ % 2;
+  Block& block = *current_fiber()->block;
+  if (block.linear_index == 0) runtime.statistics.grid_barriers++;
+  return runtime.launch.grid_barrier + block.num_meetings++ % 2;
 }
 
 }  // extern "C"

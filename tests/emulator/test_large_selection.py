@@ -164,7 +164,61 @@ def test_bad_weights_are_counted_once_when_the_bracket_misses(way: str) -> None:
     assert len(ids.unique()) == k and not {7, N - 1} & set(ids.tolist())
 
 
-# ---- launches, memory, bytes
+# ---- devices that refuse cooperative launches, or own few of their multiprocessors
+
+REFUSALS = {
+    "all": {"refuse_cooperative": True},
+    "above two blocks": {"multiprocessors": 8, "granted_blocks": 2},
+}
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3])
+@pytest.mark.parametrize("path", ["on chip", "streaming"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_refused_cooperative_launches_change_no_id(refusal: str, path: str, epsilon: float) -> None:
+    n, k, seed = 9001, 3000, 5
+    x = make_scores("levels", n, torch.float32)
+    configured = on_schedule if path == "on chip" else streaming_kernels
+    kernels = configured(**REFUSALS[refusal])
+    kernels.emulator.statistics()
+    num_random = math.floor(epsilon * k + 0.5)
+    ids = kernels.select(Ranking(SCORE, x), num_samples=n, k=k, num_random=num_random, seed=seed)
+    statistics = kernels.emulator.statistics()
+    assert torch.equal(ids, F.select_epsilon_greedy(x, k, epsilon, seed=seed))
+    assert statistics["launches"] == 6, "not the streaming path"
+    assert (statistics["grid_barriers"] == 0) == (refusal == "all")
+
+
+@pytest.mark.parametrize("way", ["sample below", "sample apart"])
+def test_one_block_alone_recovers_from_a_bracket_that_missed(way: str) -> None:
+    seed, k = 11, N // 2
+    x = misled(way, seed)
+    kernels = streaming_kernels(refuse_cooperative=True)
+    ids = kernels.select(Ranking(SCORE, x), num_samples=N, k=k, seed=seed)
+    assert torch.equal(ids, F.select_top_k(x, k, seed=seed))
+
+
+# ---- launches, passes, memory, bytes
+
+
+def passes_on_chip(x: Tensor) -> int:
+    """Histograms that a selection on the chip merges; two more barriers are not of passes."""
+    emulator = load("fast")
+    emulator.configure(multiprocessors=40)
+    emulator.statistics()
+    n = len(x)
+    ids = Kernels(emulator).select(Ranking(SCORE, x), num_samples=n, k=n // 3, seed=8)
+    assert torch.equal(ids, F.select_top_k(x, n // 3, seed=8))
+    return emulator.statistics()["grid_barriers"] - 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_equal_scores_take_at_most_half_more_passes_than_others(dtype: torch.dtype) -> None:
+    n = 40 * 4096
+    lognormal = make_scores("normal", n, dtype).exp()
+    passes = passes_on_chip(lognormal)
+    for value in (0.0, 2.5, math.inf, math.nan):
+        assert passes_on_chip(torch.full_like(lognormal, value)) <= 1.5 * passes
 
 
 def test_as_many_as_the_chip_holds_and_one_more() -> None:

@@ -34,7 +34,7 @@ struct Bracket {
   Bracket below() const { return {0, low, 0, false}; }
 };
 
-// Whether the keys leave so many samples undecided that comparing all by their hashes is faster.
+// Whether the keys leave so many samples undecided that all are compared by their hashes, in order.
 constexpr bool is_many(int64_t undecided, int64_t count) { return undecided > count / 8; }
 
 template <class Hash>
@@ -48,7 +48,8 @@ template <class Ranking>
 DYNPRUNE_CLONES void build_listed_keys(const Ranking& ranking, const uint32_t* ids, int count,
                                        uint64_t seed, typename Ranking::Key* keys) {
   const Ranking local = ranking;
-  for (int i = 0; i < count; i++) keys[i] = local.key(ids[i], seed);
+  const typename Ranking::Hash hash(seed);
+  for (int i = 0; i < count; i++) keys[i] = key_at(local, ids[i], hash);
 }
 
 // How many composite keys have a key in [low, high].

@@ -21,7 +21,7 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// Samples classified at a time: keys, hashes and states stay in the caches of one core.
+// Samples classified at a time: their keys, hashes and states take 24 KB.
 constexpr int kBlock = 2048;
 constexpr int kBlockWords = kBlock / kWordBits;
 
@@ -42,8 +42,9 @@ template <class Ranking, class Key>
 DYNPRUNE_CLONES void classify_by_key(const Ranking& ranking, int64_t first, int count,
                                      uint64_t seed, Key low, Key high, Key* keys, int32_t* states) {
   const Ranking local = ranking;
+  const typename Ranking::Hash hash(seed);
   for (int i = 0; i < count; i++) {
-    const Key key = local.key(first + i, seed);
+    const Key key = key_at(local, first + i, hash);
     keys[i] = key;
     states[i] = is_greater(key, high) ? kAbove : (is_greater(low, key) ? kBelow : kInside);
   }

@@ -17,7 +17,7 @@ template <class Ranking>
 DYNPRUNE_CLONES bool all_valid(const Ranking& ranking, Range range) {
   const Ranking local = ranking;
   bool bad = false;
-  for (int64_t i = range.begin; i < range.end; i++) bad |= !local.valid(i);
+  for (int64_t i = range.begin; i < range.end; i++) bad |= !local.valid(local.load(i));
   return !bad;
 }
 
@@ -31,7 +31,7 @@ int64_t first_bad_weight(const Ranking& ranking, int64_t n, const Parallel& para
     for_each_range(parallel, n, num_tasks(parallel, n, 65536), [&](int, Range range) {
       if (all_valid(ranking, range)) return;
       int64_t i = range.begin;
-      while (ranking.valid(i)) i++;
+      while (ranking.valid(ranking.load(i))) i++;
       int64_t seen = first_bad.load();
       while (i < seen && !first_bad.compare_exchange_weak(seen, i)) {
       }

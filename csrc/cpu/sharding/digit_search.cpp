@@ -12,7 +12,7 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// Which of `count` <= 64 samples are selected, as bits; whole keys first, since hashes take longer.
+// Which of `count` <= 64 samples are selected, as bits; by hashes only where whole keys are equal.
 DYNPRUNE_CLONES uint64_t select_word(const ShardSelected& selected, int64_t first, int count,
                                      const IdHash& tie_hash, const IdHash& explore_hash) {
   const ShardWords& words = selected.words;

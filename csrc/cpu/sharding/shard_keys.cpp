@@ -15,10 +15,12 @@ template <class Ranking>
 DYNPRUNE_CLONES bool fill_keys(const ShardRanking<Ranking>& ranking, uint64_t seed, Range range,
                                uint32_t* keys) {
   const ShardRanking<Ranking> local = ranking;
+  const typename Ranking::Hash hash(seed);
   bool bad = false;
   for (int64_t i = range.begin; i < range.end; i++) {
-    if constexpr (Ranking::kChecked) bad |= !local.valid(i);
-    keys[i] = local.key(i, seed);
+    const auto raw = local.load(i);
+    if constexpr (Ranking::kChecked) bad |= !local.valid(raw);
+    keys[i] = local.key_of(raw, i, hash);
   }
   return !bad;
 }
@@ -39,7 +41,7 @@ DataStatus shard_keys(const RankingSpec& spec, const Shard& shard, uint64_t seed
     if constexpr (Ranking::kChecked) {
       if (!all_valid) {
         int64_t bad = 0;
-        while (own.valid(bad)) bad++;
+        while (own.valid(own.load(bad))) bad++;
         return DataStatus{false, DataError::kWeight, bad, shard[bad]};
       }
     }

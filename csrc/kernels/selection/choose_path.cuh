@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Exact selection by the total order, for any ranking. The number of samples decides between the
-// path on the chip and the streaming one.
+// path on the chip and the streaming one. The latter also serves a device that refuses cooperative
+// launches, or owns fewer multiprocessors than it reports.
 #pragma once
 
 #include "kernels/selection/ranked_selection.h"
@@ -16,7 +17,8 @@ cudaError_t RankedSelection<Ranking>::launch(const Ranking& ranking, const Selec
                                              cudaStream_t stream) {
   if (s.k() == 0) return cudaSuccess;
   if (s.num_samples <= on_chip_capacity<typename Ranking::Key>()) {
-    return select_on_chip(ranking, s, workspace, errors, stream);
+    if (select_on_chip(ranking, s, workspace, errors, stream) == cudaSuccess) return cudaSuccess;
+    (void)cudaGetLastError();  // a refused launch is no error: the other path has none to refuse
   }
   return select_streaming(ranking, s, workspace, errors, stream);
 }

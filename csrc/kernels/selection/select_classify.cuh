@@ -4,6 +4,7 @@
 #pragma once
 
 #include "device/device_errors.h"
+#include "kernels/selection/load_batch.cuh"
 #include "kernels/selection/select_task.cuh"
 
 namespace dynprune {
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
                    composite_t<typename Ranking::Key>* sample) {
   using Key = typename Ranking::Key;
   using Composite = composite_t<Key>;
-  DYNPRUNE_SHARED(SearchShared, shared, );
+  DYNPRUNE_SHARED(SearchShared, shared, [2]);
   SelectState* state = task.state;
   const uint64_t seed = task.seed.get();
   const IdHash tie_hash(seed, Stream::kTie);
@@ -27,29 +28,40 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
   if (own < sample_size) {
     const unsigned __int128 draw = mix64(base + static_cast<uint64_t>(own));
     const auto id = static_cast<int64_t>(draw * static_cast<uint64_t>(task.num_samples) >> 64);
-    sample[own] = compose(task.ranking.key(id, seed), tie_hash(id));
+    sample[own] = compose(key_at(task.ranking, id, typename Ranking::Hash(seed)), tie_hash(id));
   }
   if (!last_block_here(&state->bracket_ticket)) return;
 
   const auto members = [&](const auto& visit) {
-    for (int64_t begin = 0; begin < sample_size; begin += kSearchThreads) {
-      const int64_t i = begin + threadIdx.x;
-      visit(i < sample_size, i < sample_size ? sample[i] : Composite{0});
+    constexpr int kBatch = 4;
+    for (int64_t begin = 0; begin < sample_size; begin += kBatch * kSearchThreads) {
+      Composite batch[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; j++) {
+        const int64_t i = begin + j * kSearchThreads + threadIdx.x;
+        batch[j] = 0;
+        if (i < sample_size) batch[j] = sample[i];
+      }
+      issue_loads();
+#pragma unroll
+      for (int j = 0; j < kBatch; j++) {
+        visit(begin + j * kSearchThreads + threadIdx.x < sample_size, batch[j]);
+      }
     }
+  };
+  // Of rank 0 nothing is searched: the bracket stays open.
+  const auto wanted = [&](int64_t rank) {
+    return static_cast<unsigned long long>(rank >= 0 && rank < sample_size ? rank + 1 : 0);
   };
   // The search stops at a bin of so few members.
   const unsigned long long enough = static_cast<unsigned long long>(sample_size / 512);
-  DigitSearch search(&shared, nullptr);
-  for (int end = 0; end < 2; end++) {
-    const int64_t rank = end == 0 ? ranks.below : ranks.above;
-    auto found = Interval<Composite>::whole();
-    if (rank >= 0 && rank < sample_size) {
-      search.narrow(&found, static_cast<unsigned long long>(rank) + 1, enough, members);
-    }
-    if (threadIdx.x == 0) {
-      if (end == 0) state->low = StoredComposite::of<Key>(found.low);
-      if (end == 1) state->high = StoredComposite::of<Key>(found.last());
-    }
+  DigitSearch below(&shared[0], nullptr), above(&shared[1], nullptr);
+  Interval<Composite> low = Interval<Composite>::whole(), high = low;
+  DigitSearch::narrow_both(&below, &low, wanted(ranks.below), &above, &high, wanted(ranks.above),
+                           enough, members);
+  if (threadIdx.x == 0) {
+    state->low = StoredComposite::of<Key>(low.low);
+    state->high = StoredComposite::of<Key>(high.last());
   }
 }
 
@@ -61,77 +73,136 @@ constexpr int kClassifyWarps = kClassifyThreads / kWarpSize;
 template <class Key>
 constexpr int kClassifyBlocksPerSm = sizeof(Key) == 8 ? 2 : 3;
 
-struct ClassifyShared {
-  uint32_t listed_words[kWordsPerTile];  // which samples of the tile are candidates
-  uint32_t chosen_words[kWordsPerTile];  // and which are selected
-  unsigned offsets[kWordsPerTile];       // candidates of the tile before a word
-  unsigned counts[2][kClassifyWarps];  // samples above the greedy bracket, and above the random one
-  unsigned long long list_begin;
+// Of 32 samples, a bit each.
+struct ClassifiedWord {
+  uint32_t chosen;  // which are selected
+  uint32_t listed;  // which are candidates
 };
 
-// Loads the keys of a tile. All loads are in flight before the first key is used.
+struct ClassifyShared {
+  ClassifiedWord words[kWordsPerTile];
+  uint32_t list_places[kWordsPerTile];     // where in the list the candidates of a word begin
+  unsigned random_counts[kClassifyWarps];  // samples above the random bracket
+  unsigned num_listed;                     // candidates of the tile; 0 if the list is full
+};
+
+// One block's tile of the samples.
+struct Tile {
+  int64_t first;
+  int count;  // of samples, up to kTile
+
+  __device__ static Tile of_block(int64_t num_samples) {
+    const int64_t first = int64_t{blockIdx.x} * kTile, left = num_samples - first;
+    return {first, static_cast<int>(left < kTile ? left : kTile)};
+  }
+  // The sample of this thread in a round, as its place in the tile.
+  __device__ static int place(int round) { return place_in_batch<kClassifyThreads>(round); }
+  // The word of this warp in a round.
+  __device__ static int word(int round) {
+    return round * kClassifyWarps + static_cast<int>(threadIdx.x / kWarpSize);
+  }
+};
+
+// Computes the keys of the tile, and records its invalid samples.
 template <class Ranking, class Key>
-__device__ __forceinline__ void load_tile(const SelectTask<Ranking>& task, uint64_t seed,
-                                          int64_t first, Key (&keys)[kClassifyRounds]) {
-  const bool has_greedy = task.has_greedy();
+__device__ __forceinline__ void compute_keys(const SelectTask<Ranking>& task, uint64_t seed,
+                                             const Tile& tile, Key (&keys)[kClassifyRounds]) {
+  typename Ranking::Raw raw[kClassifyRounds];
+  load_batch<kClassifyThreads>(task.ranking, tile.first, tile.count, raw);
+  const typename Ranking::Hash hash(seed);
+  unsigned invalid = 0;  // a bit for each round
 #pragma unroll
   for (int r = 0; r < kClassifyRounds; r++) {
-    const int64_t id = first + r * kClassifyThreads;
-    keys[r] = has_greedy && id < task.num_samples ? task.ranking.key(id, seed) : 0;
+    keys[r] = task.ranking.key_of(raw[r], tile.first + Tile::place(r), hash);
+    if constexpr (Ranking::kChecked) {
+      if (!Ranking::valid(raw[r])) invalid |= 1u << r;
+    }
   }
-  if constexpr (Ranking::kChecked) {  // an invalid sample has the smallest key
-    for (int r = 0; r < kClassifyRounds; r++) {
-      const int64_t id = first + r * kClassifyThreads;
-      if (keys[r] == 0 && id < task.num_samples && !task.ranking.valid(id)) {
-        record_error(task.errors, DataError::kWeight, id);
-      }
+  for (unsigned rest = invalid; rest != 0; rest &= rest - 1) {
+    const int place = Tile::place(__ffs(static_cast<int>(rest)) - 1);
+    if (place < tile.count) record_error(task.errors, DataError::kWeight, tile.first + place);
+  }
+}
+
+// Compares the keys with the bracket's ends. Writes the words of a warp, without the samples whose
+// keys are equal to that of an end: these are decided by their tie hash, apart from the others.
+template <class Key>
+__device__ __forceinline__ void classify_keys(const StoredComposite& low,
+                                              const StoredComposite& high, uint64_t seed,
+                                              const Tile& tile, const Key (&keys)[kClassifyRounds],
+                                              ClassifyShared* shared) {
+  const int lane = threadIdx.x % kWarpSize;
+  const Key low_key = static_cast<Key>(low.key), high_key = static_cast<Key>(high.key);
+  ClassifiedWord words[kClassifyRounds];
+  unsigned at_low = 0, at_high = 0;  // a bit for each round
+#pragma unroll
+  for (int r = 0; r < kClassifyRounds; r++) {
+    const Key key = keys[r];
+    words[r].chosen = __ballot_sync(kFullWarp, key > high_key);
+    words[r].listed = __ballot_sync(kFullWarp, key < high_key && key > low_key);
+    if (key == low_key) at_low |= 1u << r;
+    if (key == high_key) at_high |= 1u << r;
+  }
+  if (lane == 0) {
+#pragma unroll
+    for (int r = 0; r < kClassifyRounds; r++) shared->words[Tile::word(r)] = words[r];
+  }
+  const unsigned ends = at_low | at_high;
+  if (!__any_sync(kFullWarp, ends != 0)) return;
+  const IdHash tie_hash(seed, Stream::kTie);
+#pragma unroll 1
+  for (int r = 0; r < kClassifyRounds; r++) {
+    if (!__any_sync(kFullWarp, (ends >> r & 1u) != 0)) continue;
+    const bool is_low = (at_low >> r & 1u) != 0, is_high = (at_high >> r & 1u) != 0;
+    const uint32_t tie = tie_hash(tile.first + Tile::place(r));
+    const bool above = is_high && tie > high.tie;
+    const bool inside = !above && (is_high || is_low) && (!is_low || tie >= low.tie);
+    const unsigned chosen = __ballot_sync(kFullWarp, above);
+    const unsigned listed = __ballot_sync(kFullWarp, inside);
+    if (lane == 0) {
+      shared->words[Tile::word(r)].chosen |= chosen;
+      shared->words[Tile::word(r)].listed |= listed;
     }
   }
 }
 
-// Compares the samples with the brackets. Writes the words of the tile and the counts of a warp.
-template <class Ranking, class Key>
-__device__ __forceinline__ void classify_tile(const SelectTask<Ranking>& task, uint64_t seed,
-                                              int64_t first, const Key (&keys)[kClassifyRounds],
-                                              ClassifyShared* shared) {
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int64_t n = task.num_samples;
-  const bool has_greedy = task.has_greedy(), has_random = task.has_random();
-  const StoredComposite low = task.state->low, high = task.state->high;
-  const Key low_key = static_cast<Key>(low.key), high_key = static_cast<Key>(high.key);
-  const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
-  unsigned num_in = 0, num_in_random = 0;
-#pragma unroll
+// Clears the bits behind the tile's end in the words of a warp.
+__device__ __forceinline__ void clear_behind_end(const Tile& tile, ClassifyShared* shared) {
+  const int round = threadIdx.x % kWarpSize;  // a lane for each word
+  __syncwarp();
+  if (tile.count < kTile && round < kClassifyRounds) {
+    ClassifiedWord* word = &shared->words[Tile::word(round)];
+    const int count = tile.count - Tile::word(round) * kWarpSize;
+    const uint32_t valid = count >= kWarpSize ? kFullWarp : count > 0 ? (1u << count) - 1 : 0;
+    *word = {word->chosen & valid, word->listed & valid};
+  }
+  __syncwarp();
+}
+
+// Compares the explore hashes of the other samples with the bracket of the random part. Adds to the
+// words of a warp, and writes its count.
+template <class Ranking>
+__device__ __forceinline__ void classify_hashes(const SelectTask<Ranking>& task, uint64_t seed,
+                                                const Tile& tile, ClassifyShared* shared) {
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const IdHash explore_hash(seed, Stream::kExplore);
+  unsigned count = 0;
+#pragma unroll 4
   for (int r = 0; r < kClassifyRounds; r++) {
-    const int64_t id = first + r * kClassifyThreads;
-    const Key key = keys[r];
-    bool in = has_greedy && id < n && key > high_key, close = false;
-    if (has_greedy && id < n && !in && key >= low_key) {
-      const uint32_t tie = tie_hash(id);
-      in = key == high_key && tie > high.tie;
-      close = !in && (key > low_key || tie >= low.tie);
-    }
-    num_in += __popc(__ballot_sync(kFullWarp, in));
-    bool listed = close;
-    if (has_random) {
-      const uint32_t hash = explore_hash(id);
-      const bool below = id < n && !in && !close;
-      const bool in_random = below && hash > task.hash.high;
-      listed |= below && !in_random && hash >= task.hash.low;
-      num_in_random += __popc(__ballot_sync(kFullWarp, in_random));
-      in |= in_random;
-    }
-    const unsigned chosen_word = __ballot_sync(kFullWarp, in);
-    const unsigned listed_word = __ballot_sync(kFullWarp, listed);
+    const ClassifiedWord word = shared->words[Tile::word(r)];
+    const int place = Tile::place(r);
+    const bool below = place < tile.count && ((word.chosen | word.listed) >> lane & 1u) == 0;
+    const uint32_t hash = explore_hash(tile.first + place);
+    const unsigned chosen = __ballot_sync(kFullWarp, below && hash > task.hash.high);
+    const unsigned listed =
+        __ballot_sync(kFullWarp, below && hash <= task.hash.high && hash >= task.hash.low);
+    __syncwarp();  // every lane has read the word
     if (lane == 0) {
-      shared->chosen_words[r * kClassifyWarps + warp] = chosen_word;
-      shared->listed_words[r * kClassifyWarps + warp] = listed_word;
+      shared->words[Tile::word(r)] = {word.chosen | chosen, word.listed | listed};
     }
+    count += __popc(chosen);
   }
-  if (lane == 0) {
-    shared->counts[0][warp] = num_in;
-    shared->counts[1][warp] = num_in_random;
-  }
+  if (lane == 0) shared->random_counts[warp] = count;
 }
 
 // Reserves room in the list for the tile's candidates. Called by one whole warp.
@@ -142,56 +213,59 @@ __device__ __forceinline__ void take_room(SelectState* state, int64_t capacity,
   unsigned counts[kPerLane], sum = 0;
 #pragma unroll
   for (int j = 0; j < kPerLane; j++) {
-    counts[j] = __popc(shared->listed_words[lane * kPerLane + j]);
+    counts[j] = __popc(shared->words[lane * kPerLane + j].listed);
     sum += counts[j];
   }
   const unsigned inclusive = warp_inclusive_sum(sum, lane);
-  unsigned before = inclusive - sum;
+  unsigned long long begin = 0;
+  if (lane == kWarpSize - 1) {
+    if (inclusive > 0) begin = atomicAdd(&state->num_candidates, 0ull + inclusive);
+    const bool fits = begin + inclusive <= static_cast<unsigned long long>(capacity);
+    shared->num_listed = fits ? inclusive : 0;
+    *tile = {static_cast<uint32_t>(begin), fits ? inclusive : 0};
+  }
+  begin = __shfl_sync(kFullWarp, begin, kWarpSize - 1);
+  uint32_t place = static_cast<uint32_t>(begin) + inclusive - sum;
 #pragma unroll
   for (int j = 0; j < kPerLane; j++) {
-    shared->offsets[lane * kPerLane + j] = before;
-    before += counts[j];
-  }
-  if (lane == kWarpSize - 1) {
-    const unsigned long long begin =
-        inclusive > 0 ? atomicAdd(&state->num_candidates, 0ull + inclusive) : 0;
-    shared->list_begin = begin;
-    const bool fits = begin + inclusive <= static_cast<unsigned long long>(capacity);
-    *tile = {static_cast<uint32_t>(begin), fits ? inclusive : 0};
+    shared->list_places[lane * kPerLane + j] = place;
+    place += counts[j];
   }
 }
 
-// Adds the counts of the tile's warps to those of the grid. Called by the first two lanes of a
-// warp.
-__device__ __forceinline__ void add_counts(const ClassifyShared& shared, int lane,
+// Adds the counts of the tile to those of the grid. Called by one whole warp.
+__device__ __forceinline__ void add_counts(const ClassifyShared& shared, bool has_random,
                                            SelectState* state) {
-  unsigned count = 0;
-  for (int w = 0; w < kClassifyWarps; w++) count += shared.counts[lane][w];
-  if (count > 0) atomicAdd(lane == 0 ? &state->num_in : &state->num_in_random, 0ull + count);
+  const int lane = threadIdx.x % kWarpSize;
+  unsigned chosen = 0, random = 0;
+  for (int w = lane; w < kWordsPerTile; w += kWarpSize) chosen += __popc(shared.words[w].chosen);
+  if (has_random && lane < kClassifyWarps) random = shared.random_counts[lane];
+  chosen = warp_inclusive_sum(chosen, lane);
+  random = warp_inclusive_sum(random, lane);
+  if (lane != kWarpSize - 1) return;
+  if (chosen > random) atomicAdd(&state->num_in, 0ull + chosen - random);
+  if (random > 0) atomicAdd(&state->num_in_random, 0ull + random);
 }
 
 template <class Key>
-__device__ __forceinline__ void write_candidates(const ClassifyShared& shared, int64_t first,
+__device__ __forceinline__ void write_candidates(const ClassifyShared& shared, const Tile& tile,
                                                  const Key (&keys)[kClassifyRounds],
-                                                 int64_t capacity, Key* candidate_keys,
-                                                 uint32_t* candidate_ids) {
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
+                                                 Key* candidate_keys, uint32_t* candidate_ids) {
+  if (shared.num_listed == 0) return;
+  const unsigned own_bit = 1u << threadIdx.x % kWarpSize;
 #pragma unroll
   for (int r = 0; r < kClassifyRounds; r++) {
-    const unsigned word = shared.listed_words[r * kClassifyWarps + warp];
-    const unsigned long long position = shared.list_begin +
-                                        shared.offsets[r * kClassifyWarps + warp] +
-                                        __popc(word & ((1u << lane) - 1));
-    if ((word >> lane & 1u) != 0 && position < static_cast<unsigned long long>(capacity)) {
-      candidate_keys[position] = keys[r];
-      candidate_ids[position] = static_cast<uint32_t>(first + r * kClassifyThreads);
-    }
+    const unsigned word = shared.words[Tile::word(r)].listed;
+    if ((word & own_bit) == 0) continue;
+    const uint32_t place = shared.list_places[Tile::word(r)] + __popc(word & (own_bit - 1));
+    candidate_keys[place] = keys[r];
+    candidate_ids[place] = static_cast<uint32_t>(tile.first + Tile::place(r));
   }
 }
 
 // One block per tile. Writes the tile's words of the bitmap, and appends its candidates to the
-// list. tiles: [num_tiles] out, where they are in the list. Candidates that find no room are only
-// counted.
+// list. tiles: [num_tiles] out, where they are in the list. Those of a tile for which the list has
+// no room are only counted.
 template <class Ranking>
 __global__ void __launch_bounds__(kClassifyThreads, kClassifyBlocksPerSm<typename Ranking::Key>)
     classify_kernel(SelectTask<Ranking> task, int64_t capacity, uint32_t* bitmap,
@@ -199,24 +273,31 @@ __global__ void __launch_bounds__(kClassifyThreads, kClassifyBlocksPerSm<typenam
                     uint32_t* candidate_ids) {
   DYNPRUNE_SHARED(ClassifyShared, shared, );
   SelectState* state = task.state;
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int64_t first = int64_t{blockIdx.x} * kTile + thread;
+  const int thread = threadIdx.x, warp = thread / kWarpSize;
+  const Tile tile = Tile::of_block(task.num_samples);
   const uint64_t seed = task.seed.get();
 
-  typename Ranking::Key keys[kClassifyRounds];
-  load_tile(task, seed, first, keys);
-  classify_tile(task, seed, first, keys, &shared);
+  typename Ranking::Key keys[kClassifyRounds] = {};
+  if (task.has_greedy()) {
+    compute_keys(task, seed, tile, keys);
+    classify_keys(state->low, state->high, seed, tile, keys, &shared);
+    clear_behind_end(tile, &shared);
+  } else {
+    if (thread < kWordsPerTile) shared.words[thread] = {0, 0};
+    __syncthreads();
+  }
+  if (task.has_random()) classify_hashes(task, seed, tile, &shared);
   __syncthreads();
   if (thread < kWordsPerTile) {
-    bitmap[int64_t{blockIdx.x} * kWordsPerTile + thread] = shared.chosen_words[thread];
+    bitmap[int64_t{blockIdx.x} * kWordsPerTile + thread] = shared.words[thread].chosen;
   }
   if (warp == 0) {
     take_room(state, capacity, &tiles[blockIdx.x], &shared);
-  } else if (warp == 1 && lane < 2) {
-    add_counts(shared, lane, state);
+  } else if (warp == 1) {
+    add_counts(shared, task.has_random(), state);
   }
   __syncthreads();
-  write_candidates(shared, first, keys, capacity, candidate_keys, candidate_ids);
+  write_candidates(shared, tile, keys, candidate_keys, candidate_ids);
 }
 
 }  // namespace cuda

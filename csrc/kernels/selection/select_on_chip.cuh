@@ -5,6 +5,7 @@
 #pragma once
 
 #include "device/device_errors.h"
+#include "kernels/selection/load_batch.cuh"
 #include "kernels/selection/select_task.cuh"
 #include "shared/permutation.h"
 
@@ -49,30 +50,78 @@ __device__ __forceinline__ void clear_bins(MergedBins* merged) {
   }
 }
 
-template <class Ranking, class Key>
-__device__ __forceinline__ void load_keys(const SelectTask<Ranking>& task, uint64_t seed,
-                                          const BlockShare<Key>& share) {
-  const int thread = threadIdx.x;
-  for (int64_t id = share.first + thread; id < share.end; id += kOnChipThreads) {
-    const Key key = task.ranking.key(id, seed);
-    if constexpr (Ranking::kChecked) {
-      if (key == 0 && !task.ranking.valid(id)) record_error(task.errors, DataError::kWeight, id);
-    }
-    share.keys[id - share.first] = key;
+// From the least of some keys to the greatest.
+template <class Key>
+struct KeyRange {
+  Key least, greatest;
+
+  __device__ static KeyRange none() { return {static_cast<Key>(~Key{0}), 0}; }
+  __device__ void add(Key low, Key high) {
+    least = low < least ? low : least;
+    greatest = high > greatest ? high : greatest;
   }
+};
+
+// Over all threads of a block, in every one of them. totals: [kOnChipWarps], shared memory.
+template <class Key>
+__device__ __forceinline__ KeyRange<Key> block_key_range(KeyRange<Key> range,
+                                                         KeyRange<Key>* totals) {
+  const auto over_warp = [](KeyRange<Key> r) {
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      r.add(__shfl_xor_sync(kFullWarp, r.least, distance),
+            __shfl_xor_sync(kFullWarp, r.greatest, distance));
+    }
+    return r;
+  };
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  range = over_warp(range);
+  if (lane == 0) totals[warp] = range;
+  __syncthreads();
+  return over_warp(totals[lane]);
 }
 
-// Finds the thresholds among the keys of all blocks.
+// Loads the keys of a share. Returns the range of those of this thread.
+template <class Ranking, class Key>
+__device__ __forceinline__ KeyRange<Key> load_keys(const SelectTask<Ranking>& task, uint64_t seed,
+                                                   const BlockShare<Key>& share) {
+  constexpr int kBatch = kLoadsInFlight / Ranking::kLoads;
+  const typename Ranking::Hash hash(seed);
+  auto range = KeyRange<Key>::none();
+#pragma unroll 1
+  for (int64_t begin = share.first; begin < share.end; begin += kBatch * kOnChipThreads) {
+    const auto count = static_cast<int>(share.end - begin);
+    typename Ranking::Raw raw[kBatch];
+    load_batch<kOnChipThreads>(task.ranking, begin, count, raw);
+#pragma unroll
+    for (int j = 0; j < kBatch; j++) {
+      const int place = place_in_batch<kOnChipThreads>(j);
+      if (place >= count) continue;
+      const Key key = task.ranking.key_of(raw[j], begin + place, hash);
+      if constexpr (Ranking::kChecked) {
+        if (!Ranking::valid(raw[j])) record_error(task.errors, DataError::kWeight, begin + place);
+      }
+      share.keys[begin - share.first + place] = key;
+      range.add(key, key);
+    }
+  }
+  return range;
+}
+
+// Finds the thresholds among the keys of all blocks, which lie in this range. Of equal scores only
+// the hashes are searched.
 template <class Ranking, class Key>
 __device__ __forceinline__ Thresholds<Key> search_on_chip(const SelectTask<Ranking>& task,
                                                           uint64_t seed,
                                                           const BlockShare<Key>& share,
+                                                          const KeyRange<Key>& range,
                                                           DigitSearch search) {
   using Composite = composite_t<Key>;
   const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
   Thresholds<Key> thresholds = {{0, 0}, 0};
   if (task.has_greedy()) {
-    auto found = Interval<Composite>::whole();
+    auto found = Interval<Composite>::between(compose(range.least, 0),
+                                              compose(range.greatest, ~uint32_t{0}));
     search.narrow(
         &found, static_cast<unsigned long long>(task.num_greedy), 0, [&](const auto& visit) {
           share.for_each([&](int64_t id, bool valid) {
@@ -159,6 +208,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   using Key = typename Ranking::Key;
   DYNPRUNE_SHARED(SearchShared, shared, );
   DYNPRUNE_SHARED(unsigned, warp_counts, [kOnChipWarps]);
+  DYNPRUNE_SHARED(KeyRange<Key>, warp_ranges, [kOnChipWarps]);
   DYNPRUNE_SHARED(unsigned long long, base, );
   DYNPRUNE_DYNAMIC_SHARED(Key, keys);
   const int thread = threadIdx.x, warp = thread / kWarpSize;
@@ -168,10 +218,23 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   const BlockShare<Key> share = {first, end, keys};
 
   clear_bins(&state->merged);
-  if (task.has_greedy()) load_keys(task, seed, share);
+  auto range = KeyRange<Key>::none();
+  if (task.has_greedy()) {
+    range = block_key_range(load_keys(task, seed, share), warp_ranges);
+    if (thread == 0) {
+      state->least[blockIdx.x] = range.least;
+      state->greatest[blockIdx.x] = range.greatest;
+    }
+  }
   grid_sync();
+  if (task.has_greedy()) {
+    for (unsigned b = thread; b < gridDim.x; b += kOnChipThreads) {
+      range.add(static_cast<Key>(state->least[b]), static_cast<Key>(state->greatest[b]));
+    }
+    range = block_key_range(range, warp_ranges);
+  }
   const Thresholds<Key> thresholds =
-      search_on_chip(task, seed, share, DigitSearch(&shared, &state->merged));
+      search_on_chip(task, seed, share, range, DigitSearch(&shared, &state->merged));
 
   // Ids ascend with (block, warp, round, lane). They are counted first, which gives every warp the
   // rank of its first id.
@@ -205,7 +268,7 @@ int64_t on_chip_capacity() {
 template <class Ranking>
 cudaError_t select_on_chip(const Ranking& ranking, const Selection& s, void* workspace,
                            ErrorRecord* errors, cudaStream_t stream) {
-  // One more block makes each pass shorter and each barrier longer.
+  // Every block takes part in every barrier of the grid: one with fewer samples is not added.
   constexpr int64_t kWorthABlock = int64_t{kOnChipThreads} * 4;
   const int64_t wanted = (s.num_samples + kWorthABlock - 1) / kWorthABlock;
   const int64_t available = std::min(multiprocessor_count(), kMaxOnChipBlocks);

@@ -11,8 +11,8 @@
 //   0.25     the bitmap, written and read
 //   24 f     the candidates, a share f of 2 to 4 %, written once and read twice
 //   8 k / N  the ids
-// The search visits the candidates 2 to 6 times. Up to some 200 million samples they stay in the L2
-// cache of a large GPU; above that, each visit moves 8 f bytes.
+// The search visits the candidates up to 6 times, 8 f bytes each time. The second visit and later
+// ones are not counted above: a cache may serve them.
 #pragma once
 
 #include <algorithm>
@@ -45,17 +45,21 @@ struct StoredComposite {
   }
 };
 
-// State that the launches of one streaming selection share. All zero at the start.
+// State that the launches of one streaming selection share. All zero at the start. What every block
+// adds to has a cache line of its own, apart from what every block reads.
 struct SelectState {
   MergedBins merged;
-  StoredComposite low, high;  // bracket of the greedy threshold, both ends candidates
-  StoredComposite greedy;     // thresholds
+  alignas(kCacheLine) StoredComposite low;  // bracket of the greedy threshold, both ends candidates
+  StoredComposite high;
+  StoredComposite greedy;  // thresholds
   uint32_t random;
-  unsigned missed;                    // a bracket missed: only the thresholds are valid
-  unsigned long long num_in;          // samples above the greedy bracket
-  unsigned long long num_in_random;   // samples below it whose explore hash is above its bracket
-  unsigned long long num_candidates;  // of either bracket; above the capacity: not all are listed
-  unsigned bracket_ticket, unused;
+  unsigned missed;  // a bracket missed: only the thresholds are valid
+  // Samples above the greedy bracket, and those below it whose explore hash is above its bracket.
+  alignas(kCacheLine) unsigned long long num_in;
+  alignas(kCacheLine) unsigned long long num_in_random;
+  // Of either bracket. Above the capacity, not all are listed.
+  alignas(kCacheLine) unsigned long long num_candidates;
+  alignas(kCacheLine) unsigned bracket_ticket;
 };
 
 // State that the blocks of a selection on the chip share. It needs no initial value.
@@ -63,6 +67,7 @@ constexpr int kMaxOnChipBlocks = 1024;
 struct OnChipState {
   MergedBins merged;
   unsigned block_counts[kMaxOnChipBlocks];
+  uint64_t least[kMaxOnChipBlocks], greatest[kMaxOnChipBlocks];  // keys of a block
 };
 
 // Where the candidates of a tile lie in the list.

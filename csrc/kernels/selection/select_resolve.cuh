@@ -13,7 +13,7 @@ template <class Ranking>
 struct SearchItems {
   using Key = typename Ranking::Key;
   const SelectTask<Ranking>& task;
-  uint64_t seed;
+  typename Ranking::Hash hash;
   const Key* candidate_keys;      // [num_candidates]
   const uint32_t* candidate_ids;  // [num_candidates]
   int64_t num_candidates;
@@ -31,7 +31,7 @@ struct SearchItems {
       Key key = 0;
       if (i < count) {
         id = missed ? i : candidate_ids[i];
-        if (task.has_greedy()) key = missed ? task.ranking.key(i, seed) : candidate_keys[i];
+        if (task.has_greedy()) key = missed ? key_at(task.ranking, i, hash) : candidate_keys[i];
       }
       f(id, key, i < count);
     }
@@ -54,6 +54,7 @@ __device__ __forceinline__ Word resolve(DigitSearch* search, Interval<Word> brac
   return found.low;
 }
 
+// More than one block only in a cooperative launch.
 template <class Ranking>
 __global__ void __launch_bounds__(kSearchThreads, 1)
     resolve_kernel(SelectTask<Ranking> task, int64_t capacity,
@@ -64,9 +65,10 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
   const uint64_t seed = task.seed.get();
   const IdHash tie_hash(seed, Stream::kTie), explore_hash(seed, Stream::kExplore);
   const auto num_candidates = static_cast<int64_t>(state->num_candidates);
-  DigitSearch search(&shared, &state->merged);
-  SearchItems<Ranking> items = {task,          seed,           candidate_keys,
-                                candidate_ids, num_candidates, num_candidates > capacity};
+  DigitSearch search(&shared, gridDim.x > 1 ? &state->merged : nullptr);
+  SearchItems<Ranking> items = {task,           typename Ranking::Hash(seed),
+                                candidate_keys, candidate_ids,
+                                num_candidates, num_candidates > capacity};
 
   Thresholds<Key> thresholds = {{0, 0}, 0};
   if (task.has_greedy()) {

@@ -37,11 +37,12 @@ __global__ void __launch_bounds__(kListThreads, kListBlocksPerSm)
       atomicOr(&shared.words[place / 32], 1u << place % 32);
     }
   } else {
+    const typename Ranking::Hash hash(seed);
     for (int w = thread / kWarpSize; w < kWordsPerTile; w += kListThreads / kWarpSize) {
       const int64_t id = tile * kTile + w * kWarpSize + lane;
       bool keep = false;
       if (id < task.num_samples) {
-        keep = selected(task.has_greedy() ? task.ranking.key(id, seed) : 0, id);
+        keep = selected(task.has_greedy() ? key_at(task.ranking, id, hash) : 0, id);
       }
       const unsigned word = __ballot_sync(kFullWarp, keep);
       if (lane == 0) shared.words[w] = word;
@@ -53,6 +54,23 @@ __global__ void __launch_bounds__(kListThreads, kListBlocksPerSm)
   } else {
     write_directory(tile, &shared, bitmap, directory);
   }
+}
+
+// With a block on every multiprocessor, or with fewer where the device refuses so many: it may own
+// fewer multiprocessors than it reports, or have no cooperative launches.
+template <class Ranking>
+void launch_resolve(const SelectTask<Ranking>& task, int64_t capacity,
+                    const typename Ranking::Key* candidate_keys, const uint32_t* candidate_ids,
+                    cudaStream_t stream) {
+  for (auto blocks = static_cast<unsigned>(multiprocessor_count()); blocks > 1; blocks /= 2) {
+    const cudaError_t error =
+        DYNPRUNE_LAUNCH_COOPERATIVE((resolve_kernel<Ranking>), blocks, kSearchThreads, 0, stream,
+                                    task, capacity, candidate_keys, candidate_ids);
+    if (error == cudaSuccess) return;
+    (void)cudaGetLastError();  // a refused launch is no error: another follows
+  }
+  DYNPRUNE_LAUNCH((resolve_kernel<Ranking>), 1, kSearchThreads, 0, stream, task, capacity,
+                  candidate_keys, candidate_ids);
 }
 
 // workspace: SelectWorkspace::bytes bytes, 256-byte aligned.
@@ -79,10 +97,7 @@ cudaError_t select_streaming(const Ranking& ranking, const Selection& s, void* w
   const int64_t capacity = candidate_capacity(n);
   DYNPRUNE_LAUNCH((classify_kernel<Ranking>), tiles, kClassifyThreads, 0, stream, task, capacity,
                   w.bitmap, w.tiles, w.candidate_keys, w.candidate_ids);
-  error = DYNPRUNE_LAUNCH_COOPERATIVE((resolve_kernel<Ranking>),
-                                      static_cast<unsigned>(multiprocessor_count()), kSearchThreads,
-                                      0, stream, task, capacity, w.candidate_keys, w.candidate_ids);
-  if (error != cudaSuccess) return error;
+  launch_resolve(task, capacity, w.candidate_keys, w.candidate_ids, stream);
   const bool lazy = s.order == Order::kRandom;
   DYNPRUNE_LAUNCH((list_kernel<Ranking>), tiles, kListThreads, 0, stream, task, w.compact, w.bitmap,
                   w.tiles, w.candidate_keys, w.candidate_ids, w.directory, lazy ? nullptr : s.ids);
