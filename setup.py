@@ -58,7 +58,7 @@ def architectures(toolkit: Toolkit) -> str:
 
 
 def line_info() -> list[str]:
-    """nvcc's flag for profilers that show source lines; it makes the module three times larger."""
+    """nvcc's flag for profilers that show source lines; it makes the module larger."""
     request = os.environ.get("DYNPRUNE_LINEINFO", "")
     if request not in ("", "0", "1"):
         raise SystemExit(f"dynprune_cuda: DYNPRUNE_LINEINFO must be 0, 1 or unset, got {request!r}")
@@ -111,6 +111,8 @@ def extension(toolkit: Toolkit | None) -> Extension:
     # System headers: other people's warnings are not ours to fix.
     host_flags += [flag for path in headers for flag in ("-isystem", path)]
     nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fvisibility=hidden", *line_info()]
+    # nvcc compresses PTX only; most machine code repeats that of the kernels for other types.
+    nvcc_flags += ["-Xfatbin=-compress-all"]
     ext.extra_compile_args = {"cxx": host_flags, "nvcc": nvcc_flags}
     return ext
 

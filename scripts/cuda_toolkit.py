@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a wheel should serve: Ampere, Ada, Hopper and Blackwell, data centre and desktop.
-DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# What a wheel should serve: Ampere, Ada, Hopper and Blackwell, data centre, Thor and desktop.
+DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
 
 USUAL_PLACE = Path("/usr/local")
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles every CUDA kernel for every architecture; reports registers, shared memory and spills.
 
-Needs no GPU and no torch. Fails on a compiler warning, on a register spill, and where a hot loop of
-the fused step needs more instructions an element than LOOP_LIMITS. What the machine lacks of nvcc
-and a disassembler it installs as pip wheels into the running Python environment.
+Needs no GPU and no torch. Fails on a compiler warning, on a register spill, and on machine code
+that misses a limit below: hot loops of the fused step, the read of a selection, fences where none
+is needed, the size of the module. What the machine lacks of nvcc and a disassembler it installs as
+pip wheels into the running Python environment.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from pathlib import Path
 
 import machine_code
 from cuda_toolkit import Toolkit, find
-from machine_code import LoopCost
+from machine_code import LoopCost, ReadCost
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "build" / "kernel_resources.md"
-ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+ARCHITECTURES = ("80", "86", "89", "90", "100", "110", "120")
 NVCC_FLAGS = (
-    *("-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v", "--Werror=all-warnings"),
+    *("-std=c++17", "-O3", "-Xfatbin=-compress-all", "-Xptxas=-v", "--Werror=all-warnings"),
     "-Xcompiler=-Wall,-Wextra,-Werror",
 )
 # nvcc with its parts and headers; torch brings none of them but the runtime.
@@ -38,14 +39,31 @@ TOOLKIT_WHEELS = (
     "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-runtime==13.0.96",
 )
-# Instructions an element on sm_90: while a row is read, for its gradient, and together.
-LOOP_ARCHITECTURE = "90"
+# What limits are read off.
+CODE_ARCHITECTURE = "90"
+# Instructions an element: while a row is read, for its gradient, and together.
 LOOP_SOURCE = "scored_cross_entropy_step"
 LOOP_LIMITS = {
     "float": (13.0, 13.0, 26.0),
     "Half": (13.0, 11.0, 24.0),
     "BFloat16": (13.0, 11.0, 24.0),
 }
+# The read of a selection: kernels of each ranking, with every element type, and their limits.
+READ_SOURCES = ("top_k", "ucb", "weighted", "score_weight", "shard_keys")
+READ_KERNELS = {
+    "ScoreRanking": 4 + 4 + 3,
+    "UcbRanking": 6 + 6 + 6,
+    "Ucb1Ranking": 2 + 2 + 2,
+    "WeightRanking": 4 + 4 + 3,
+    "ScoreWeightRanking": 6 + 6 + 6,
+}
+FEWEST_LOADS = 12  # in flight
+MOST_INSTRUCTIONS = {"ScoreRanking": 40}  # a sample
+# Kernels that hand over single words between blocks.
+LISTING_SOURCES = ("top_k", "ucb", "weighted", "score_weight", "select_uniform", "digit_search")
+# Of a module for one architecture, without line info, and its part that every build has.
+MOST_MODULE_BYTES = 7_000_000
+HOST_BYTES = 1_600_000
 
 
 @dataclass(frozen=True)
@@ -175,6 +193,50 @@ def loops_over_limit(costs: list[LoopCost]) -> list[str]:
     return wrong
 
 
+def read_table(costs: list[ReadCost]) -> str:
+    """How selections read, as Markdown."""
+    lines = ["| read of a selection, sm_90 | loads in flight | instructions a sample |"]
+    lines.append("|---|---:|---:|")
+    for c in costs:
+        instructions = "" if c.instructions is None else f"{c.instructions:.1f}"
+        lines.append(f"| `{c.kernel}` | {c.loads} | {instructions} |")
+    return "\n".join(lines) + "\n"
+
+
+def reads_over_limit(costs: list[ReadCost]) -> list[str]:
+    """What is wrong with the reads of selections: a limit missed, a kernel lost, ties hashed."""
+    wrong = []
+    for ranking, expected in READ_KERNELS.items():
+        found = sum(c.ranking == ranking for c in costs)
+        if found != expected:
+            wrong.append(
+                f"{found} kernels read for {ranking}, not {expected}: have they other names?"
+            )
+    for c in costs:
+        if c.loads < FEWEST_LOADS:
+            wrong.append(f"{c.kernel}: {c.loads} loads in flight; at least {FEWEST_LOADS}")
+        most = MOST_INSTRUCTIONS.get(c.ranking, float("inf"))
+        if c.instructions is not None and not c.instructions <= most:
+            wrong.append(f"{c.kernel}: {c.instructions:.1f} instructions a sample; {most:g}")
+        if c.multiplications:
+            wrong.append(f"{c.kernel}: hashes ids that are at no end of the bracket")
+    return wrong
+
+
+def needless_fences(found: dict[str, list[str]]) -> list[str]:
+    """What is wrong with the kernels that need no fence."""
+    wrong = [f"{kernel}: {', '.join(fences)}" for kernel, fences in found.items() if fences]
+    return wrong if found else ["no kernel lists ids: have they other names?"]
+
+
+def module_too_large(object_bytes: int, archs: int) -> list[str]:
+    """What is wrong with the size of the module for one architecture, the mean of these."""
+    size = HOST_BYTES + object_bytes / archs
+    if size <= MOST_MODULE_BYTES:
+        return []
+    return [f"a module for one architecture has {size / 1e6:.1f} MB; {MOST_MODULE_BYTES / 1e6:g}"]
+
+
 def install(wheels: tuple[str, ...]) -> None:
     print("installing pip wheels:", ", ".join(wheels), flush=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -205,6 +267,21 @@ def toolkit_or_wheels() -> Toolkit:
             + "\n  ".join(passed_over)
         )
     return toolkit
+
+
+def check_machine_code(cuobjdump: Path, objects: Path) -> tuple[str, list[str]]:
+    """The tables of what the machine code says, and which limits it misses."""
+    loops: list[LoopCost] = []
+    reads: list[ReadCost] = []
+    fences: dict[str, list[str]] = {}
+    for source in sorted({LOOP_SOURCE, *READ_SOURCES, *LISTING_SOURCES}):
+        kernels = machine_code.disassemble(cuobjdump, objects / f"{source}.o", CODE_ARCHITECTURE)
+        names = demangle(list(kernels))
+        loops += machine_code.loop_costs(kernels, names)
+        reads += machine_code.read_costs(kernels, names)
+        fences |= machine_code.fences(kernels, names)
+    tables = "\n" + loop_table(loops) + "\n" + read_table(reads)
+    return tables, loops_over_limit(loops) + reads_over_limit(reads) + needless_fences(fences)
 
 
 def main() -> int:
@@ -249,13 +326,13 @@ def main() -> int:
         if r.spill_bytes
     ]
     report = table(rows)
-    if LOOP_ARCHITECTURE in archs:
-        kernels = machine_code.disassemble(
-            disassembler_or_wheels(toolkit), objects / f"{LOOP_SOURCE}.o", LOOP_ARCHITECTURE
-        )
-        costs = machine_code.loop_costs(kernels, demangle(list(kernels)))
-        report += "\n" + loop_table(costs)
-        failures += loops_over_limit(costs)
+    if CODE_ARCHITECTURE in archs:
+        tables, missed = check_machine_code(disassembler_or_wheels(toolkit), objects)
+        report += tables
+        failures += missed
+    size = sum((objects / f"{source.stem}.o").stat().st_size for source in sources)
+    failures += module_too_large(size, len(archs))
+    report += f"\nobjects for one architecture: {size / len(archs) / 1e6:.2f} MB\n"
     TABLE.write_text(report)
     print(f"\n{report}\nwritten to {TABLE.relative_to(ROOT)}")
     print("\n".join(failures) if failures else f"{len(rows)} kernel builds, no warning, no spill")

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the instructions an element costs in the hot loops of the fused step, in machine code.
+"""Reads off the machine code what the kernels' speed depends on.
 
-A loop has rare parts: a new greatest logit, the target's class. The count is that of the shortest
-way round which handles every element, one exponential for each. A skipped instruction counts too:
-it takes an issue slot.
+The hot loops of the fused step: instructions an element. A loop has rare parts: a new greatest
+logit, the target's class. The count is that of the shortest way round which handles every element,
+one exponential for each. A skipped instruction counts too: it takes an issue slot.
+
+The read of a selection: loads in flight, and instructions a sample on the shortest way which
+compares every sample with the bracket. A tie hash on that way is one for every sample.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +28,24 @@ MOST_VECTORS = 4  # of one way round a loop
 HOT_KERNEL = re.compile(
     r"(?:wide_step_kernel<SlicedRow<(\w+), \w+>>|step_kernel<StagedTeamRow<(\w+), 256>>)$"
 )
+# What a thread of classify_kernel handles, with two ballots for each sample.
+SAMPLES_PER_THREAD = 16
+BALLOTS_PER_SAMPLE = 2
+LOADS_PER_SAMPLE = {
+    "ScoreRanking": 1,
+    "UcbRanking": 2,
+    "Ucb1Ranking": 2,
+    "WeightRanking": 1,
+    "ScoreWeightRanking": 1,
+}
+READING_KERNEL = re.compile(
+    r"(classify_kernel|select_on_chip_kernel|shard_keys_kernel)<(\w+Ranking)<.*>>$"
+)
+HASH_MULTIPLIER = "0x7feb352d"  # of mix32; a hash of an id multiplies by it twice
+HASHES_OF_KEYS = {"WeightRanking": 1, "ScoreWeightRanking": 1}  # a sample, but not of weight 0
+# Kernels whose blocks hand over single words: they need no fence.
+LISTING_KERNEL = re.compile(r"(?:list_kernel<.*>|list_uniform_kernel|positions_kernel)$")
+FENCES = ("MEMBAR", "CCTL", "FENCE")
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,21 @@ class Instruction:
     def target(self) -> int:
         return int(self.text.rsplit("0x", 1)[1].rstrip(" `()"), 16)
 
+    @property
+    def registers(self) -> set[int]:
+        """Those that it names; with .64 also the upper half."""
+        found = re.findall(r"(?<!\w)R(\d+)(\.64)?", self.text)
+        return {int(number) + upper for number, wide in found for upper in range(2 if wide else 1)}
+
+    @property
+    def loaded(self) -> set[int]:
+        """The registers that a load from global memory fills; of another instruction none."""
+        match = re.search(r"\bLDG(\S*) R(\d+)", self.text)
+        if match is None:
+            return set()
+        width = next((n for suffix, n in ((".64", 2), (".128", 4)) if suffix in match[1]), 1)
+        return set(range(int(match[2]), int(match[2]) + width))
+
 
 @dataclass(frozen=True)
 class LoopCost:
@@ -53,6 +89,18 @@ class LoopCost:
     element: str
     read: float
     gradient: float
+
+
+@dataclass(frozen=True)
+class ReadCost:
+    """How a kernel reads what a selection ranks samples by."""
+
+    kernel: str
+    ranking: str
+    loads: int  # in flight at once
+    # Of classify_kernel, from the entry to an exit with all loads and ballots; else no figure.
+    instructions: float | None = None  # a sample, with the hashes of its key
+    multiplications: int | None = None  # of hashes, on the way with the fewest
 
 
 def parse_disassembly(text: str) -> dict[str, list[Instruction]]:
@@ -92,18 +140,26 @@ def successors(code: Sequence[Instruction]) -> list[list[int]]:
 
 
 def shortest_way(
-    code: Sequence[Instruction], following: list[list[int]], first: int, last: int, vector: str
-) -> dict[tuple[int, int], int]:
-    """Fewest instructions from `first` forwards to `last`, by (vectors, exponentials) passed."""
-    most = MOST_VECTORS * max(ELEMENTS_PER_VECTOR.values())
-    best: list[dict[tuple[int, int], int]] = [{} for _ in range(last - first + 1)]
-    best[0] = {(0, 0): 0}
+    code: Sequence[Instruction],
+    following: list[list[int]],
+    first: int,
+    last: int,
+    counted: Sequence[tuple[Callable[[Instruction], bool], int]],
+) -> dict[tuple[int, ...], int]:
+    """Fewest instructions from `first` forwards to `last`, by how many of each kind are passed.
+
+    counted: tells whether an instruction is of the kind, and how many are told apart.
+    """
+    best: list[dict[tuple[int, ...], int]] = [{} for _ in range(last - first + 1)]
+    best[0] = {(0,) * len(counted): 0}
     for i in range(first, last + 1):
-        opcode = code[i].opcode
-        is_vector, is_exponential = opcode.startswith(vector), opcode == "MUFU.EX2"
-        here: dict[tuple[int, int], int] = {}
-        for (vectors, exponentials), count in best[i - first].items():
-            state = (vectors + is_vector, min(exponentials + is_exponential, most))
+        kinds = [is_kind(code[i]) for is_kind, _ in counted]
+        here: dict[tuple[int, ...], int] = {}
+        for passed, count in best[i - first].items():
+            state = tuple(
+                min(n + kind, most)
+                for n, kind, (_, most) in zip(passed, kinds, counted, strict=True)
+            )
             here[state] = min(count + 1, here.get(state, count + 1))
         best[i - first] = here
         for j in following[i]:
@@ -134,10 +190,14 @@ def innermost_loops(
 def cost_of_loop(code: Sequence[Instruction], vector: str, size: int) -> float:
     """Instructions an element in the cheapest loop with that vector access and exponentials."""
     following = successors(code)
+    counted: list[tuple[Callable[[Instruction], bool], int]] = [
+        (lambda i: i.opcode.startswith(vector), MOST_VECTORS + 1),
+        (lambda i: i.opcode == "MUFU.EX2", MOST_VECTORS * size),
+    ]
     ways: list[tuple[int, float]] = []
     for first, back in innermost_loops(code, following, vector).items():
         for last in back:
-            found = shortest_way(code, following, first, last, vector)
+            found = shortest_way(code, following, first, last, counted)
             ways += [
                 (vectors, count / vectors / size)
                 for (vectors, exponentials), count in found.items()
@@ -159,6 +219,71 @@ def loop_costs(kernels: dict[str, list[Instruction]], names: dict[str, str]) -> 
             read, gradient = (cost_of_loop(code, v, size) for v in ("LDG.E.128", "STG.E.128"))
             costs.append(LoopCost(names[mangled], element, read, gradient))
     return sorted(costs, key=lambda cost: cost.kernel)
+
+
+def loads_in_flight(code: Sequence[Instruction]) -> int:
+    """The most loads between two jumps before the first of their registers is named."""
+    following = successors(code)
+    # Where ways meet, nothing is known of what is in flight.
+    entries = {j for i, ahead in enumerate(following) for j in ahead if j != i + 1}
+    most = loads = 0
+    pending: set[int] = set()
+    for i, instruction in enumerate(code):
+        if i in entries or instruction.registers & pending:
+            loads, pending = 0, set()
+        if instruction.loaded:
+            loads, pending = loads + 1, pending | instruction.loaded
+        if following[i] != [i + 1]:
+            loads, pending = 0, set()
+        most = max(most, loads)
+    return most
+
+
+def cost_of_sample(code: Sequence[Instruction], ranking: str) -> tuple[float, int]:
+    """The instructions and multiplications of a ReadCost, for the code of a classify_kernel.
+
+    If there is no way with all loads, ballots and hashes, the instructions are infinite.
+    """
+    following = successors(code)
+    needed = (
+        SAMPLES_PER_THREAD * LOADS_PER_SAMPLE[ranking],
+        SAMPLES_PER_THREAD * BALLOTS_PER_SAMPLE,
+        SAMPLES_PER_THREAD * 2 * HASHES_OF_KEYS.get(ranking, 0),
+    )
+    counted: list[tuple[Callable[[Instruction], bool], int]] = [
+        (lambda i: bool(i.loaded), needed[0]),
+        (lambda i: i.opcode.startswith("VOTE"), needed[1]),
+        (lambda i: HASH_MULTIPLIER in i.text, 4 * SAMPLES_PER_THREAD),
+    ]
+    fewest, multiplications = float("inf"), counted[2][1]
+    for last, instruction in enumerate(code):
+        if instruction.opcode != "EXIT":
+            continue
+        for passed, count in shortest_way(code, following, 0, last, counted).items():
+            if passed[:2] == needed[:2]:
+                multiplications = min(multiplications, passed[2])
+                fewest = min(fewest, count if passed[2] >= needed[2] else float("inf"))
+    return fewest / SAMPLES_PER_THREAD, multiplications
+
+
+def read_costs(kernels: dict[str, list[Instruction]], names: dict[str, str]) -> list[ReadCost]:
+    """The costs of the kernels that read what a selection ranks by; `names` are readable ones."""
+    costs = []
+    for mangled, code in kernels.items():
+        if match := READING_KERNEL.search(names[mangled]):
+            kernel, ranking = match[1], match[2]
+            figures = cost_of_sample(code, ranking) if kernel == "classify_kernel" else ()
+            costs.append(ReadCost(names[mangled], ranking, loads_in_flight(code), *figures))
+    return sorted(costs, key=lambda cost: cost.kernel)
+
+
+def fences(kernels: dict[str, list[Instruction]], names: dict[str, str]) -> dict[str, list[str]]:
+    """The fences in the kernels that need none, by readable name."""
+    return {
+        names[mangled]: [i.opcode for i in code if i.opcode.startswith(FENCES)]
+        for mangled, code in kernels.items()
+        if LISTING_KERNEL.search(names[mangled])
+    }
 
 
 def find_disassembler(root: Path) -> Path | None:

@@ -18,7 +18,7 @@ from dynprune_cuda import _C
 pytestmark = pytest.mark.slow  # nvcc is a script here, but a process
 
 
-def make_toolkit(root, version="13.0", archs="75 80 86 87 89 90 100 120", include="include"):
+def make_toolkit(root, version="13.0", archs="75 80 86 87 89 90 100 110 120", include="include"):
     """A directory that looks like a toolkit, with an nvcc that answers what is asked of it."""
     (root / include).mkdir(parents=True)
     (root / include / "cuda_runtime.h").touch()
@@ -208,8 +208,11 @@ def test_default_architectures_are_those_the_toolkit_knows(tmp_path):
         "8.9",
         "9.0",
         "10.0",
+        "11.0",
         "12.0+PTX",
     ]
+    before = cuda_toolkit.inspect(make_toolkit(tmp_path / "12.8", archs="80 86 89 90 100 101 120"))
+    assert "11.0" not in cuda_toolkit.default_architectures(before)
     old = cuda_toolkit.inspect(make_toolkit(tmp_path / "old", archs="50 70 80 86 87 89 90"))
     assert cuda_toolkit.default_architectures(old) == ["8.0", "8.6", "8.9", "9.0+PTX"]
     ancient = cuda_toolkit.inspect(make_toolkit(tmp_path / "ancient", archs="35 50"))
@@ -271,6 +274,11 @@ def test_extension_serves_later_torch_and_python():
     assert (b"libtorch_cuda.so" in content) == bool(_C.CUDA_VERSION)
     assert b"libtorch_python" not in content
     assert b"libpython" not in content
+
+
+def test_a_module_is_at_most_7_mb_for_each_architecture():
+    archs = max(1, len(cuda_toolkit.parse_architectures(_C.CUDA_ARCHITECTURES)))
+    assert Path(_C.__file__).stat().st_size <= kernel_resources.MOST_MODULE_BYTES * archs
 
 
 def test_package_is_typed():

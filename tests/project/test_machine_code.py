@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate of `make kernels` on the hot loops counts what runs for every element, and no more."""
+"""The gates of `make kernels` on machine code count what runs for every element, and no more."""
+
+import re
 
 import kernel_resources
 import machine_code
 import pytest
-from machine_code import LoopCost
+from machine_code import LoopCost, ReadCost
+from paths import ROOT
 
 KERNEL = "wide_step_kernel<SlicedRow<float, ClusterTeam>>"
 MANGLED = "_Zwide"
@@ -44,9 +47,9 @@ READ = 9  # 0x20 to 0xd0, without three rare ones
 GRADIENT = 9
 
 
-def disassembly() -> str:
+def disassembly(instructions: list[str] = INSTRUCTIONS) -> str:
     lines = [f"\t\tFunction : {MANGLED}", '\t.headerflags\t@"EF_CUDA_SM90"']
-    for place, instruction in enumerate(INSTRUCTIONS):
+    for place, instruction in enumerate(instructions):
         lines.append(f"        /*{16 * place:04x}*/                   {instruction} ;  /* 0x00 */")
         lines.append("                                                        /* 0x000fe200 */")
     return "\n".join(lines)
@@ -93,3 +96,124 @@ def test_float16_may_not_cost_more_than_bfloat16(monkeypatch):
 def test_every_element_type_has_limits(element):
     assert len(kernel_resources.LOOP_LIMITS[element]) == 3
     assert kernel_resources.loop_table([LoopCost(KERNEL, element, 1.0, 2.0)]).count("\n") == 3
+
+
+# ---- the read of a selection
+
+CLASSIFY = "classify_kernel<ScoreRanking<float>>"
+SAMPLES = machine_code.SAMPLES_PER_THREAD
+
+
+def code_of(instructions: list[str]) -> list[machine_code.Instruction]:
+    return machine_code.parse_disassembly(disassembly(instructions))[MANGLED]
+
+
+def classify_code(hashed: str = "rarely", loads: int = SAMPLES) -> list[machine_code.Instruction]:
+    """A kernel that loads, votes twice for each sample, and hashes ids where a branch says so."""
+    load = [f"LDG.E R{10 + r}, desc[UR4][R2.64+{hex(1024 * r)}]" for r in range(loads)]
+    load += ["IADD3 R40, R10, R11, RZ"] + ["LDG.E R9, desc[UR4][R2.64]"] * (SAMPLES - loads)
+    vote = [
+        line
+        for r in range(SAMPLES)
+        for line in (f"ISETP.GT.U32.AND P0, PT, R{10 + r}, R5, PT", *["VOTE.ANY R6, PT, P0"] * 2)
+    ]
+    hashing = ["IMAD R7, R7, 0x7feb352d, RZ"] * 2
+    head = ["MOV R1, c[0x0][0x28]", *load, *vote]
+    behind = 16 * (len(head) + 1 + len(hashing))
+    jump = f"@!P1 BRA {behind:#06x}" if hashed == "rarely" else "NOP"
+    return code_of([*head, jump, *hashing, "EXIT"])
+
+
+def read_cost(code: list[machine_code.Instruction], name: str = CLASSIFY) -> ReadCost:
+    (cost,) = machine_code.read_costs({MANGLED: code}, {MANGLED: name})
+    return cost
+
+
+def test_loads_are_in_flight_until_one_of_their_registers_is_named():
+    four = [f"LDG.E.64 R{r}, desc[UR4][R2.64]" for r in (10, 12, 14, 16)]
+    assert machine_code.loads_in_flight(code_of([*four, "EXIT"])) == 4
+    # By its upper half, as an address of 64 bits, overwritten, as a store's value, and not at all.
+    for use in ("IADD3 R5, R11, R6, RZ", "LDG.E R5, desc[UR4][R10.64]", "MOV R10, RZ"):
+        assert machine_code.loads_in_flight(code_of([*four[:3], use, four[3], "EXIT"])) == 3
+    assert machine_code.loads_in_flight(code_of([*four[:3], "NOP", four[3], "EXIT"])) == 4
+    # What is in flight behind a jump, or where another one arrives, is not known.
+    for jump in ("@P0 BRA 0x0000", "@P0 BRA 0x0050"):
+        code = code_of([*four[:3], jump, four[3], "EXIT"])
+        assert machine_code.loads_in_flight(code) == 3
+    entered = code_of(["@P0 BRA 0x0030", *four, "EXIT"])
+    assert machine_code.loads_in_flight(entered) == 2
+
+
+def test_a_sample_costs_what_is_executed_with_all_loads_and_ballots():
+    cost = read_cost(classify_code())
+    assert (cost.kernel, cost.ranking, cost.loads) == (CLASSIFY, "ScoreRanking", SAMPLES)
+    # The first, the loads and their use, three instructions a sample, the jump, the end.
+    assert cost.instructions == (1 + SAMPLES + 1 + 3 * SAMPLES + 2) / SAMPLES
+    assert cost.multiplications == 0
+    assert read_cost(classify_code("always")).multiplications == 2
+    without = [i for i in classify_code() if not i.opcode.startswith("VOTE")]
+    addresses = [machine_code.Instruction(16 * n, i.text) for n, i in enumerate(without)]
+    assert read_cost(addresses[:-4] + code_of(["EXIT"])).instructions == float("inf")
+    other = read_cost(classify_code(), "select_on_chip_kernel<ScoreRanking<float>>")
+    assert (other.loads, other.instructions) == (SAMPLES, None)
+
+
+def test_the_hashes_of_keys_are_part_of_a_sample_s_cost():
+    code = classify_code()
+    name = "classify_kernel<WeightRanking<float>>"
+    assert read_cost(code, name).instructions == float("inf"), "no way hashes every weight"
+    hashing = [i.text for i in code if "0x7feb352d" in i.text] * SAMPLES
+    head = [i.text for i in code[:-4]]
+    weights = code_of(
+        [*head, f"@!P1 BRA {16 * (len(head) + 1 + len(hashing)):#06x}", *hashing, "EXIT"]
+    )
+    cost = read_cost(weights, name)
+    assert cost.instructions == len(weights) / SAMPLES
+    assert cost.multiplications == 0, "of a weight of zero"
+
+
+def test_reads_that_miss_a_limit_are_failures(monkeypatch):
+    limits = {"ScoreRanking": 1}
+    monkeypatch.setattr(kernel_resources, "READ_KERNELS", limits)
+    wrong = kernel_resources.reads_over_limit
+    assert wrong([read_cost(classify_code())]) == []
+    assert len(wrong([read_cost(classify_code(loads=11))])) == 1
+    assert len(wrong([read_cost(classify_code("always"))])) == 1
+    assert len(wrong([ReadCost(CLASSIFY, "ScoreRanking", 16, 41.0, 0)])) == 1
+    assert len(wrong([ReadCost(CLASSIFY, "ScoreRanking", 16, float("nan"), 0)])) == 1
+    assert len(wrong([])) == 1
+    assert "| 16 |" in kernel_resources.read_table([read_cost(classify_code())])
+
+
+def test_fences_are_found_where_none_is_needed():
+    code = code_of(["MEMBAR.ALL.GPU", "CCTL.IVALL", "EXIT"])
+    found = machine_code.fences({MANGLED: code}, {MANGLED: "list_kernel<ScoreRanking<float>>"})
+    assert len(kernel_resources.needless_fences(found)) == 1
+    assert machine_code.fences({MANGLED: code}, {MANGLED: "resolve_kernel<float>"}) == {}
+    clean = machine_code.fences({MANGLED: code_of(["EXIT"])}, {MANGLED: "positions_kernel"})
+    assert kernel_resources.needless_fences(clean) == []
+    assert len(kernel_resources.needless_fences({})) == 1
+
+
+def test_the_size_of_a_module_has_a_limit():
+    most = kernel_resources.MOST_MODULE_BYTES - kernel_resources.HOST_BYTES
+    assert kernel_resources.module_too_large(7 * most, 7) == []
+    assert len(kernel_resources.module_too_large(7 * most + 7, 7)) == 1
+
+
+def test_the_gate_knows_the_kernels():
+    """Samples of a thread, and loads of a sample, as the sources have them."""
+    csrc = ROOT / "csrc"
+    threads = int(
+        re.search(
+            r"kClassifyThreads = (\d+)",
+            (csrc / "kernels/selection/select_classify.cuh").read_text(),
+        )[1]
+    )
+    words = int(re.search(r"kWordsPerTile = (\d+)", (csrc / "device/compact.h").read_text())[1])
+    assert words * 32 // threads == machine_code.SAMPLES_PER_THREAD
+    rankings = (csrc / "shared/ranking.h").read_text()
+    for ranking, loads in machine_code.LOADS_PER_SAMPLE.items():
+        body = rankings[rankings.index(f"struct {ranking} {{") :]
+        assert int(re.search(r"kLoads = (\d+)", body)[1]) == loads
+    assert kernel_resources.READ_KERNELS.keys() == machine_code.LOADS_PER_SAMPLE.keys()
