@@ -218,7 +218,8 @@ def reads_over_limit(costs: list[ReadCost]) -> list[str]:
         most = MOST_INSTRUCTIONS.get(c.ranking, float("inf"))
         if c.instructions is not None and not c.instructions <= most:
             wrong.append(f"{c.kernel}: {c.instructions:.1f} instructions a sample; {most:g}")
-        if c.multiplications:
+        ties = c.tie_multiplications or 0
+        if c.multiplications or ties >= 2 * machine_code.SAMPLES_PER_THREAD:
             wrong.append(f"{c.kernel}: hashes ids that are at no end of the bracket")
     return wrong
 

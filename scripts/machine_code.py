@@ -6,7 +6,8 @@ logit, the target's class. The count is that of the shortest way round which han
 one exponential for each. A skipped instruction counts too: it takes an issue slot.
 
 The read of a selection: loads in flight, and instructions a sample on the shortest way which
-compares every sample with the bracket. A tie hash on that way is one for every sample.
+compares every sample with the bracket. A tie hash on that way, or code for as many as there are
+samples, is not one for the ends of the bracket only.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class ReadCost:
     # Of classify_kernel, from the entry to an exit with all loads and ballots; else no figure.
     instructions: float | None = None  # a sample, with the hashes of its key
     multiplications: int | None = None  # of hashes, on the way with the fewest
+    tie_multiplications: int | None = None  # in all of the code, but those of keys
 
 
 def parse_disassembly(text: str) -> dict[str, list[Instruction]]:
@@ -239,8 +241,8 @@ def loads_in_flight(code: Sequence[Instruction]) -> int:
     return most
 
 
-def cost_of_sample(code: Sequence[Instruction], ranking: str) -> tuple[float, int]:
-    """The instructions and multiplications of a ReadCost, for the code of a classify_kernel.
+def cost_of_sample(code: Sequence[Instruction], ranking: str) -> tuple[float, int, int]:
+    """The instructions and both multiplications of a ReadCost, for the code of a classify_kernel.
 
     If there is no way with all loads, ballots and hashes, the instructions are infinite.
     """
@@ -263,7 +265,8 @@ def cost_of_sample(code: Sequence[Instruction], ranking: str) -> tuple[float, in
             if passed[:2] == needed[:2]:
                 multiplications = min(multiplications, passed[2])
                 fewest = min(fewest, count if passed[2] >= needed[2] else float("inf"))
-    return fewest / SAMPLES_PER_THREAD, multiplications
+    in_code = sum(HASH_MULTIPLIER in instruction.text for instruction in code)
+    return fewest / SAMPLES_PER_THREAD, multiplications, in_code - needed[2]
 
 
 def read_costs(kernels: dict[str, list[Instruction]], names: dict[str, str]) -> list[ReadCost]:

@@ -117,10 +117,10 @@ def classify_code(hashed: str = "rarely", loads: int = SAMPLES) -> list[machine_
         for r in range(SAMPLES)
         for line in (f"ISETP.GT.U32.AND P0, PT, R{10 + r}, R5, PT", *["VOTE.ANY R6, PT, P0"] * 2)
     ]
-    hashing = ["IMAD R7, R7, 0x7feb352d, RZ"] * 2
+    hashing = ["IMAD R7, R7, 0x7feb352d, RZ"] * (2 * SAMPLES if hashed == "each, rarely" else 2)
     head = ["MOV R1, c[0x0][0x28]", *load, *vote]
     behind = 16 * (len(head) + 1 + len(hashing))
-    jump = f"@!P1 BRA {behind:#06x}" if hashed == "rarely" else "NOP"
+    jump = "NOP" if hashed == "always" else f"@!P1 BRA {behind:#06x}"
     return code_of([*head, jump, *hashing, "EXIT"])
 
 
@@ -170,6 +170,7 @@ def test_the_hashes_of_keys_are_part_of_a_sample_s_cost():
     cost = read_cost(weights, name)
     assert cost.instructions == len(weights) / SAMPLES
     assert cost.multiplications == 0, "of a weight of zero"
+    assert cost.tie_multiplications == 0
 
 
 def test_reads_that_miss_a_limit_are_failures(monkeypatch):
@@ -179,6 +180,7 @@ def test_reads_that_miss_a_limit_are_failures(monkeypatch):
     assert wrong([read_cost(classify_code())]) == []
     assert len(wrong([read_cost(classify_code(loads=11))])) == 1
     assert len(wrong([read_cost(classify_code("always"))])) == 1
+    assert len(wrong([read_cost(classify_code("each, rarely"))])) == 1
     assert len(wrong([ReadCost(CLASSIFY, "ScoreRanking", 16, 41.0, 0)])) == 1
     assert len(wrong([ReadCost(CLASSIFY, "ScoreRanking", 16, float("nan"), 0)])) == 1
     assert len(wrong([])) == 1
