@@ -86,10 +86,9 @@ struct Ucb1Ranking {
 
   DYNPRUNE_HD Raw load(int64_t id) const { return {mean[id], count[id]}; }
   DYNPRUNE_HD Key key_of(Raw raw, int64_t /*id*/, const NoHash&) const {
-    const bool visited = raw.count > 0;
-    const auto visits = static_cast<float>(visited ? raw.count : Count{1});
+    const auto visits = static_cast<float>(raw.count > 1 ? raw.count : Count{1});
     const Key key = ordered_key(fma_rn(c, sqrt_rn(div_rn(log_step, visits)), raw.mean));
-    return visited ? key : ~Key{0};
+    return raw.count > 0 ? key : ~Key{0};
   }
 };
 
