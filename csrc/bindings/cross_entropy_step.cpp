@@ -24,13 +24,6 @@ const void* scalar_pointer(const std::optional<Tensor>& t, const char* name, con
   return t->const_data_ptr();
 }
 
-// An enum of shared/step_contract.h that the op takes as a number.
-template <class Enum>
-Enum enum_argument(const char* name, int64_t value, int count) {
-  check(value >= 0 && value < count, name, " must be in [0, ", count - 1, "], got ", value);
-  return static_cast<Enum>(value);
-}
-
 // A dense copy of the sample weights, or nothing.
 std::optional<Tensor> checked_sample_weight(const std::optional<Tensor>& sample_weight,
                                             const Tensor& logits, Dtype compute_dtype) {
@@ -108,18 +101,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
     const Tensor& variance, const Tensor& count, std::optional<Tensor> non_finite_count,
     std::optional<Tensor> last_non_finite, std::optional<Tensor> last_correct,
     std::optional<Tensor> forget_count, [[maybe_unused]] std::optional<Tensor> ticket, double alpha,
-    bool published_first_visit, int64_t score, int64_t reduction,
-    std::optional<Tensor> sample_weight, std::optional<Tensor> weight, int64_t ignore_index,
-    double label_smoothing, std::optional<Tensor> second_target, std::optional<Tensor> lam,
-    std::optional<Tensor> grad_scale, int64_t gradient) {
+    bool published_first_visit, int64_t score, int64_t row_reduction, int64_t rows_per_id,
+    int64_t reduction, std::optional<Tensor> sample_weight, std::optional<Tensor> weight,
+    int64_t ignore_index, double label_smoothing, std::optional<Tensor> second_target,
+    std::optional<Tensor> lam, std::optional<Tensor> grad_scale, int64_t gradient) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
-  UpdateCall table(mean, variance, count, sample_ids, alpha, published_first_visit,
+  UpdateCall table(mean, variance, count, sample_ids, alpha, published_first_visit, row_reduction,
                    non_finite_count, last_non_finite, last_correct, forget_count);
   check_same_device(mean, "mean", logits);
-  check(table.update.batch_size == call.input.batch_size, "sample_ids must have ",
-        call.input.batch_size, " elements, got ", table.update.batch_size);
+  const int64_t rows = call.input.batch_size, ids = table.update.max_ids;
+  check(rows < int64_t{1} << 31, "logits must have fewer than 2^31 rows, got ", rows);
+  check(rows_per_id > 0 && rows % rows_per_id == 0, "rows_per_id must divide ", rows, ", got ",
+        rows_per_id);
+  check(ids == rows / rows_per_id, "sample_ids must have ", rows / rows_per_id, " elements, got ",
+        ids);
+  table.update.batch_size = rows;
   CrossEntropyStep step{};
+  step.rows_per_id = rows_per_id;
   step.score = enum_argument<Score>("score", score, kNumScores);
   step.reduction = enum_argument<Reduction>("reduction", reduction, kNumReductions);
   const auto time = enum_argument<GradientTime>("gradient", gradient, kNumGradientTimes);
@@ -137,8 +136,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
       logits, "computing the cross-entropy and its gradient",
       [&] { run_on_cpu(call.input, result.output(), step, table.update); }, DYNPRUNE_ON_CUDA({
         const Tensor counter = checked_ticket(ticket, logits);
-        const Tensor workspace =
-            allocate_bytes(logits, cuda::scored_cross_entropy_step_workspace_bytes(call.input));
+        const Tensor workspace = allocate_bytes(
+            logits, cuda::scored_cross_entropy_step_workspace_bytes(call.input, ids));
         return cuda::launch_scored_cross_entropy_step(
             call.input, result.output(), step, table.update, workspace.mutable_data_ptr(),
             static_cast<unsigned*>(counter.mutable_data_ptr()), scope.errors(), scope.stream());

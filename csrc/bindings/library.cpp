@@ -79,8 +79,9 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "update_scores_(Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor sample_ids, "
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "
       "Tensor(e!)? last_non_finite, Tensor? correct=None, Tensor(f!)? last_correct=None, "
-      "Tensor(g!)? forget_count=None) -> ()");
-  // score, reduction and gradient: the enums of shared/step_contract.h. ticket: int32 [1] on CUDA,
+      "Tensor(g!)? forget_count=None, int row_reduction=0) -> ()");
+  // score, row_reduction, reduction and gradient: the enums of shared/step_contract.h. sample_ids:
+  // [B / rows_per_id], each of rows that follow each other. ticket: int32 [1] on CUDA,
   // zero before and after. loss: [B], or 0-d for a reduction. scores: [5, B], a row per StepColumn.
   // For GradientTime::kLater 4 rows follow: saved, [B, 4], for scored_cross_entropy_backward.
   // grad_logits: [B, C] times grad_scale for kNow, else [0].
@@ -88,10 +89,10 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "scored_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) "
       "mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "
       "last_non_finite, Tensor(f!)? last_correct, Tensor(g!)? forget_count, Tensor(h!)? ticket, "
-      "float alpha, bool published_first_visit, int score, int reduction, Tensor? sample_weight, "
-      "Tensor? weight, int ignore_index, float label_smoothing, Tensor? second_target, Tensor? "
-      "lam, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor scores, Tensor correct, "
-      "Tensor grad_logits)");
+      "float alpha, bool published_first_visit, int score, int row_reduction, int rows_per_id, "
+      "int reduction, Tensor? sample_weight, Tensor? weight, int ignore_index, float "
+      "label_smoothing, Tensor? second_target, Tensor? lam, Tensor? grad_scale, int gradient) -> "
+      "(Tensor loss, Tensor scores, Tensor correct, Tensor grad_logits)");
   // Times grad_loss (0-d or [B]) / grad_scale (0-d) in place; nothing is read or written where that
   // is 1.
   m.def("scale_gradient_(Tensor(a!) grad_logits, Tensor grad_loss, Tensor? grad_scale) -> ()");

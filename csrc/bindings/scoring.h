@@ -23,11 +23,18 @@ struct CrossEntropyCall {
   Dtype compute_dtype;
 };
 
+// An enum of shared/step_contract.h that an op takes as a number.
+template <class Enum>
+Enum enum_argument(const char* name, int64_t value, int count) {
+  check(value >= 0 && value < count, name, " must be in [0, ", count - 1, "], got ", value);
+  return static_cast<Enum>(value);
+}
+
 // Everything of an update but its values and correctness.
 struct UpdateCall {
   UpdateCall(const Tensor& mean, const Tensor& variance, const Tensor& count,
              const Tensor& sample_ids, double alpha, bool published_first_visit,
-             const std::optional<Tensor>& non_finite_count,
+             int64_t row_reduction, const std::optional<Tensor>& non_finite_count,
              const std::optional<Tensor>& last_non_finite,
              const std::optional<Tensor>& last_correct, const std::optional<Tensor>& forget_count);
 

@@ -206,11 +206,12 @@ struct CrossEntropyStep {
   const void* sample_weight;  // [B] of A, or null for ones
   const void* grad_scale;     // [1] of A, or null for one: what grad_logits is multiplied with
   Reduction reduction;
-  Score score;        // enters the table
-  void* loss;         // of A: [B] for kNone, else [1]
-  void* row_weight;   // [B] of A: derivative of the sum of `loss` by l_i
-  void* grad_logits;  // [B, C] of the input's type, contiguous: gradient of the sum of `loss`, or
-                      // null
+  Score score;          // enters the table
+  int64_t rows_per_id;  // row i belongs to the sample sample_ids[i / rows_per_id]
+  void* loss;           // of A: [B] for kNone, else [1]
+  void* row_weight;     // [B] of A: derivative of the sum of `loss` by l_i
+  void* grad_logits;    // [B, C] of the input's type, contiguous: gradient of the sum of `loss`, or
+                        // null
 };
 
 }  // namespace dynprune

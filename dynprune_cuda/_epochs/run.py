@@ -342,6 +342,7 @@ class Run(ABC):
         for name, mine in settings.items():
             if name not in ("version", "seed"):
                 read.same(name, mine)
+        read.same("row_reduction", self.config.row_reduction)  # also of a state that has one
         policy = self.config.policy
         more = {"weights": policy.has_factors, "memory": bool(policy.memory)}
         read.has([*settings, "table", *ENTRIES, *(name for name in more if more[name])])

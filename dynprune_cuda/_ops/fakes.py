@@ -240,6 +240,8 @@ def scored_cross_entropy_step_(
     alpha: float,
     published_first_visit: bool,
     score: int,
+    row_reduction: int,
+    rows_per_id: int,
     reduction: int,
     sample_weight: Tensor | None,
     weight: Tensor | None,
@@ -278,6 +280,7 @@ def update_scores_(
     correct: Tensor | None = None,
     last_correct: Tensor | None = None,
     forget_count: Tensor | None = None,
+    row_reduction: int = 0,
 ) -> None:
     return None
 

@@ -22,11 +22,13 @@ from dynprune_cuda._checks.arguments import (
 )
 from dynprune_cuda._ops import StepLoss, ops
 from dynprune_cuda._ops.contract import Reduction, Score, StepArguments, StepColumn
+from dynprune_cuda.functional.row_reductions import MEAN, RowReductionName, as_row_rule
 from dynprune_cuda.functional.score_updates import (
     FIRST_VISITS,
     FirstVisit,
     ScoreColumns,
     check_columns,
+    update_scores_,
 )
 
 ReductionName = Literal["none", "mean", "sum"]
@@ -131,6 +133,7 @@ def scored_cross_entropy_step_(
     alpha: float,
     score: ScoreName = "loss",
     first_visit: FirstVisit = "zero",
+    row_reduction: RowReductionName = "mean",
     sample_weight: Tensor | None = None,
     reduction: ReductionName = "mean",
     weight: Tensor | None = None,
@@ -162,7 +165,8 @@ def scored_cross_entropy_step_(
             count for nothing.
         target: [B].
         sample_ids: [B] int64, see `update_scores_`, as for `mean`, `variance`, `count`, `alpha`,
-            `first_visit`, `non_finite_count`, `last_non_finite`, `last_correct`, `forget_count`.
+            `first_visit`, `row_reduction`, `non_finite_count`, `last_non_finite`, `last_correct`,
+            `forget_count`.
         mean: [N].
         variance: [N].
         count: [N].
@@ -170,6 +174,8 @@ def scored_cross_entropy_step_(
         score: What enters the averages: "loss" (of the row, before sample weights), "el2n",
             "entropy", or "margin" (its negative, so that small margins rank high).
         first_visit: "zero" or "published".
+        row_reduction: "mean", "sum", "max" or a float in (0, 1]. Ignored rows count for nothing. A
+            sample of which all rows are ignored keeps its score.
         sample_weight: [B] floating point, or None; factor of a row's loss, not of its scores. Does
             not change what "mean" divides by.
         reduction: "mean", "sum" or "none".
@@ -207,7 +213,14 @@ def scored_cross_entropy_step_(
         target,
         sample_ids,
         columns,
-        TableOptions(ticket, alpha, first_visit == "published", SCORES.index(score)),
+        TableOptions(
+            ticket,
+            alpha,
+            first_visit == "published",
+            SCORES.index(score),
+            as_row_rule(row_reduction),
+            rows_per_id=1,
+        ),
         loss_only=False,
         sample_weight=sample_weight,
         reduction=reduction,
@@ -229,6 +242,8 @@ class TableOptions(NamedTuple):
     alpha: float
     published_first_visit: bool
     score: int  # a `Score`
+    row_rule: int | float  # a `RowReduction`, or a share: see `top_rows`
+    rows_per_id: int  # rows of logits, which follow each other
 
 
 def step_loss(
@@ -252,6 +267,23 @@ def step_loss(
 
     Returns the loss, or without `loss_only` loss, scores [5 or more, B] and correct.
     """
+    if isinstance(options.row_rule, float):
+        return _step_then_update(
+            logits,
+            target,
+            sample_ids,
+            columns,
+            options,
+            loss_only=loss_only,
+            sample_weight=sample_weight,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            target_b=target_b,
+            lam=lam,
+            grad_scale=grad_scale,
+        )
     # By _make: StepArguments(...) takes three times as long. _check_step makes a tensor of lam.
     arguments = StepArguments._make(
         (
@@ -301,6 +333,48 @@ def step_loss(
     return _apply_step(logits, _check_step(logits, arguments), columns, loss_only)
 
 
+def _step_then_update(
+    logits: Tensor,
+    target: Tensor,
+    sample_ids: Tensor,
+    columns: ScoreColumns,
+    options: TableOptions,
+    *,
+    loss_only: bool,
+    **others: Any,
+) -> Any:
+    """The step for a share of each sample's rows, which all rows together decide."""
+    check_vector("sample_ids", sample_ids, (torch.int64,), columns.mean, None)
+    loss, scores, correct = step_loss(
+        logits,
+        target,
+        torch.full_like(sample_ids, -1),
+        columns,
+        options._replace(row_rule=MEAN),
+        loss_only=False,
+        **others,
+    )
+    values = scores[options.score]
+    if options.rows_per_id > 1:
+        sample_ids = sample_ids[:, None].expand(-1, options.rows_per_id).flatten()
+    for labels in (target, others["target_b"]):
+        if labels is not None:
+            in_range = (labels >= 0) & (labels < logits.shape[1])
+            counts = in_range & (labels != others["ignore_index"])
+            sample_ids = sample_ids.masked_fill(~counts, -1)
+    tracked = columns.last_correct is not None
+    update_scores_(
+        **columns._asdict(),
+        sample_ids=sample_ids,
+        values=-values if SCORES[options.score] == "margin" else values,
+        alpha=options.alpha,
+        first_visit="published" if options.published_first_visit else "zero",
+        correct=correct if tracked else None,
+        row_reduction=options.row_rule,
+    )
+    return loss if loss_only else (loss, scores, correct)
+
+
 def _apply_step(
     logits: Tensor, arguments: StepArguments, columns: ScoreColumns, loss_only: bool
 ) -> Any:
@@ -329,7 +403,8 @@ def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
         arguments.lam,
     )
     refuse_transforms("the scored step", TRANSFORMS)
-    check_vector("sample_ids", arguments.sample_ids, (torch.int64,), logits)
+    number = logits.shape[0] // arguments.rows_per_id
+    check_vector("sample_ids", arguments.sample_ids, (torch.int64,), logits, number)
     compute = _compute_dtype(logits)
     if sample_weight is not None:
         check_vector("sample_weight", sample_weight, FLOATING, logits)

@@ -131,7 +131,9 @@ class Scoring(RunStatus):
             target,
             target_rows.rows,
             target_rows.columns,
-            TableOptions._make((self._ticket, table.alpha, published, self._score)),
+            TableOptions._make(
+                (self._ticket, table.alpha, published, self._score, table.row_rule, 1)
+            ),
             loss_only=True,
             sample_weight=sample_weight,
             reduction=reduction,

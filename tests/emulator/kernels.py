@@ -21,7 +21,7 @@ from emulator import CSRC, HERE, Array, Emulator, Mode, build
 from torch import Tensor
 
 from dynprune_cuda import _C
-from dynprune_cuda._ops.contract import Reduction, SavedColumn, Score, StepColumn
+from dynprune_cuda._ops.contract import Reduction, RowReduction, SavedColumn, Score, StepColumn
 
 SCALAR_TYPES = {
     torch.float32: 0,
@@ -139,6 +139,7 @@ class CrossEntropyStep(ctypes.Structure):
         ("grad_scale", ctypes.c_void_p),
         ("reduction", ctypes.c_int32),
         ("score", ctypes.c_int32),
+        ("rows_per_id", ctypes.c_int64),
         ("loss", ctypes.c_void_p),
         ("row_weight", ctypes.c_void_p),
         ("grad_logits", ctypes.c_void_p),
@@ -157,6 +158,8 @@ class ScoreUpdate(ctypes.Structure):
         ("sample_ids", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("batch_size", ctypes.c_int64),
+        ("max_ids", ctypes.c_int64),
+        ("row_reduction", ctypes.c_int32),
         ("alpha", ctypes.c_float),
         ("first_visit", ctypes.c_int32),
         ("correct", ctypes.c_void_p),
@@ -339,6 +342,7 @@ class Kernels:
         alpha: float = 0.8,
         published: bool = False,
         score: int = Score.LOSS,
+        row_reduction: int = RowReduction.MEAN,
         reduction: int = Reduction.MEAN,
         sample_weight: Tensor | None = None,
         weight: Tensor | None = None,
@@ -386,6 +390,7 @@ class Kernels:
                 grad_scale=None if grad_scale is None else self._input(grad_scale, "grad_scale"),
                 reduction=reduction,
                 score=score,
+                rows_per_id=rows // max(1, sample_ids.numel()),
                 loss=pointer(loss),
                 row_weight=pointer(scores[StepColumn.ROW_WEIGHT]),
                 grad_logits=pointer(grad) if with_gradient else None,
@@ -397,12 +402,14 @@ class Kernels:
                 num_samples=columns["mean"].numel(),
                 sample_ids=self._input(sample_ids, "sample_ids"),
                 batch_size=rows,
+                max_ids=sample_ids.numel(),
+                row_reduction=row_reduction,
                 alpha=alpha,
                 first_visit=int(published),
                 correct=pointer(correct) if "last_correct" in columns else None,
             )
             size = self.library.emulated_scored_cross_entropy_step_workspace_bytes(
-                ctypes.byref(call)
+                ctypes.byref(call), ctypes.c_int64(sample_ids.numel())
             )
             workspace = emulator.array((size,), "workspace", np.uint8, initialised=False)
             ticket = emulator.array((1,), "ticket", np.uint32)
@@ -493,8 +500,10 @@ class Kernels:
         values: Tensor,
         alpha: float,
         published: bool = False,
+        row_reduction: int = RowReduction.MEAN,
+        correct: Tensor | None = None,
     ) -> None:
-        """Updates the columns (mean, variance, count and perhaps the non-finite ones) in place."""
+        """Updates the columns (those of `ScoreUpdate` by name) in place."""
         with self._launch() as errors:
             arrays = {name: self.emulator.array(raw(t), name) for name, t in columns.items()}
             update = ScoreUpdate(
@@ -504,8 +513,11 @@ class Kernels:
                 sample_ids=self._input(sample_ids, "sample_ids"),
                 values=self._input(values, "values"),
                 batch_size=sample_ids.numel(),
+                max_ids=sample_ids.numel(),
+                row_reduction=row_reduction,
                 alpha=alpha,
                 first_visit=int(published),
+                correct=None if correct is None else self._input(correct, "correct"),
             )
             size = self.library.emulated_update_scores_workspace_bytes(sample_ids.numel())
             workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)

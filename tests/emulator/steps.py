@@ -10,7 +10,7 @@ from kernels import Kernels
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import Reduction, Score, StepColumn
+from dynprune_cuda._ops.contract import Reduction, RowReduction, Score, StepColumn
 
 # Sums run in another order than on the CPU; a 16-bit gradient may round to the neighbour.
 TOLERANCES = {
@@ -47,6 +47,7 @@ def check_step(
     dtype: torch.dtype,
     padding: int = 0,
     weighted: bool = False,
+    rows_per_id: int = 1,
     mixed: bool = False,
     grad_scale: float | None = None,
     grad_loss: Tensor | None = None,
@@ -57,7 +58,8 @@ def check_step(
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     target[1::5] = options.get("ignore_index", 0)
-    ids = torch.randint(-1, n, (rows,), generator=torch.Generator().manual_seed(rows))
+    generator = torch.Generator().manual_seed(rows)
+    ids = torch.randint(-1, n, (rows // rows_per_id,), generator=generator)
     common = {
         "ignore_index": options.get("ignore_index", -100),
         "label_smoothing": options.get("label_smoothing", 0.0),
@@ -68,6 +70,7 @@ def check_step(
         "grad_scale": None if grad_scale is None else torch.tensor([grad_scale], dtype=compute),
     }
     score, reduction = options.get("score", "loss"), options.get("reduction", "mean")
+    row_reduction = options.get("row_reduction", "mean")
     emulated, expected = make_columns(n), make_columns(n)
     for columns in (emulated, expected):
         columns["last_correct"] = torch.arange(n) % 2 == 0
@@ -79,6 +82,7 @@ def check_step(
         ids,
         emulated,
         score=Score[score.upper()],
+        row_reduction=RowReduction[row_reduction.upper()],
         reduction=Reduction[reduction.upper()],
         padding=padding,
         grad_loss=one if grad_loss is None else grad_loss,
@@ -88,7 +92,15 @@ def check_step(
     if mixed:
         common["lam"] = common["lam"][0]
     got = F.scored_cross_entropy_step_(
-        leaf, target, ids, **expected, alpha=0.8, score=score, reduction=reduction, **common
+        leaf,
+        target,
+        ids.repeat_interleave(rows_per_id),
+        **expected,
+        alpha=0.8,
+        score=score,
+        row_reduction=row_reduction,
+        reduction=reduction,
+        **common,
     )
     got.loss.backward((one[0] if grad_loss is None else grad_loss).expand_as(got.loss))
     tolerance = TOLERANCES[compute]

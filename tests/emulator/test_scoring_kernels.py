@@ -15,7 +15,7 @@ from steps import TOLERANCES, check_step, make_columns, make_logits, make_target
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import StepColumn
+from dynprune_cuda._ops.contract import RowReduction, StepColumn
 
 DTYPES = list(SCALAR_TYPES)
 
@@ -182,6 +182,17 @@ def test_step_of_every_batch_size(kernels: Kernels, rows: int) -> None:
         check_step(kernels, rows, 3, torch.float32, reduction=reduction)
 
 
+@pytest.mark.parametrize("row_reduction", ["mean", "sum", "max"])
+def test_step_with_one_id_for_several_rows(kernels: Kernels, row_reduction: str) -> None:
+    for rows_per_id, rows in ((3, 9), (40, 600), (300, 600)):
+        options = {"row_reduction": row_reduction, "ignore_index": 1, "score": "margin"}
+        check_step(kernels, rows, 3, torch.float32, rows_per_id=rows_per_id, **options)
+
+
+def test_step_with_one_id_for_more_rows_than_one_block_finishes(kernels_in_turn: Kernels) -> None:
+    check_step(kernels_in_turn, 8200, 2, torch.float32, rows_per_id=1025, ignore_index=1)
+
+
 def test_step_on_rows_that_need_leave_for_their_shared_memory(kernels_in_turn: Kernels) -> None:
     check_step(kernels_in_turn, 2, 12_289, torch.float32, label_smoothing=0.1)
 
@@ -263,25 +274,42 @@ def test_a_gradient_of_1_costs_nothing(kernels_in_turn: Kernels, classes: int) -
 # ---- score updates
 
 
-@pytest.mark.parametrize("published", [False, True])
+def row_values(rows: int, generator: torch.Generator) -> Tensor:
+    """From 1e-30 to 1e30, of both signs, and some that are not finite."""
+    values = torch.randn(rows, generator=generator)
+    values *= 10.0 ** torch.randint(-30, 31, (rows,), generator=generator)
+    values[torch.rand(rows, generator=generator) < 0.02] = math.inf
+    return values
+
+
+@pytest.mark.parametrize("row_reduction", RowReduction)
 @pytest.mark.parametrize("count_dtype", [torch.int32, torch.int64], ids=str)
-def test_updates_equal_cpu(kernels: Kernels, count_dtype: torch.dtype, published: bool) -> None:
-    n = 50
+def test_updates_equal_cpu(
+    kernels: Kernels, count_dtype: torch.dtype, row_reduction: RowReduction
+) -> None:
+    """Bit for bit: ids that occur once, often, in neighbouring rows, or never."""
+    n, published = 50, row_reduction == RowReduction.MEAN
     emulated, expected = make_columns(n, count_dtype), make_columns(n, count_dtype)
+    for columns in (emulated, expected):
+        columns["last_correct"] = torch.arange(n) % 2 == 0
+        columns["forget_count"] = torch.zeros(n, dtype=torch.int32)
     generator = torch.Generator().manual_seed(4)
-    for rows in (1, 31, 33, 400, 0):
-        ids = torch.randint(
-            -1, n, (rows,), generator=generator
-        )  # duplicates, and rows without a sample
-        values = torch.randn(rows, generator=generator)
-        values[torch.rand(rows, generator=generator) < 0.2] = math.inf
-        kernels.update_scores_(emulated, ids, values, 0.8, published)
+    for rows in (1, 31, 33, 400, 300, 0):
+        ids = torch.randint(-1, n, (rows,), generator=generator)
+        if rows == 300:  # warps of one sample, with gaps, and of two
+            ids = (torch.arange(rows) // 40).where(torch.arange(rows) % 7 > 0, -1)
+        values, correct = row_values(rows, generator), torch.rand(rows, generator=generator) < 0.9
+        kernels.update_scores_(
+            emulated, ids, values, 0.8, published, row_reduction, correct=correct
+        )
         F.update_scores_(
             **expected,
             sample_ids=ids,
             values=values,
+            correct=correct,
             alpha=0.8,
             first_visit="published" if published else "zero",
+            row_reduction=row_reduction.name.lower(),
         )
         for name, column in expected.items():
             assert torch.equal(emulated[name].nan_to_num(9.0), column.nan_to_num(9.0)), name

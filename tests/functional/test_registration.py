@@ -16,6 +16,7 @@ from dynprune_cuda._ops.contract import (
     GradientTime,
     RankingKind,
     Reduction,
+    RowReduction,
     SavedColumn,
     Score,
     StepArguments,
@@ -84,6 +85,8 @@ def samples(device):
             alpha=0.8,
             published_first_visit=False,
             score=Score.EL2N,
+            row_reduction=RowReduction.MAX,
+            rows_per_id=1,
             reduction=reduction,
             sample_weight=grad,
             weight=weight,
@@ -211,6 +214,7 @@ def test_there_is_a_fake_kernel_per_op_and_no_other():
         ("RANKINGS", RankingKind),
         ("SCORES", Score),
         ("REDUCTIONS", Reduction),
+        ("ROW_REDUCTIONS", RowReduction),
         ("GRADIENT_TIMES", GradientTime),
         ("STEP_COLUMNS", StepColumn),
         ("SAVED_COLUMNS", SavedColumn),
@@ -244,6 +248,8 @@ def test_the_step_s_columns_are_the_scores_by_name():
         alpha=1.0,
         published_first_visit=False,
         score=Score.LOSS,
+        row_reduction=RowReduction.MEAN,
+        rows_per_id=1,
         reduction=Reduction.SUM,
         sample_weight=torch.tensor([2.5]),
         ignore_index=-100,
@@ -420,7 +426,7 @@ def test_a_selection_is_not_merged_or_reordered_around_an_update(device):
 # What a caller of torch.ops can get wrong, past the checks of functional.py.
 MISUSE = """
 import torch, dynprune_cuda
-from dynprune_cuda._ops.contract import GradientTime, RankingKind, Score
+from dynprune_cuda._ops.contract import GradientTime, RankingKind, RowReduction, Score
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, *_ = map(int, RankingKind)
@@ -429,7 +435,8 @@ def step(**changed):
     arguments = dict(
         logits=x, target=y, sample_ids=n[:3], mean=s, variance=s.clone(), count=n.int(),
         non_finite_count=None, last_non_finite=None, last_correct=None, forget_count=None,
-        ticket=None, alpha=0.5, published_first_visit=False, score=0, reduction=1,
+        ticket=None, alpha=0.5, published_first_visit=False, score=0, row_reduction=0,
+        rows_per_id=1, reduction=1,
         sample_weight=None, weight=None, ignore_index=-100, label_smoothing=0.0,
         second_target=None, lam=None, grad_scale=None, gradient=1,
     )
@@ -549,6 +556,13 @@ calls = [
     lambda: step(forget_count=n.int()),
     lambda: step(score=len(Score)),
     lambda: step(reduction=-1),
+    lambda: step(row_reduction=-1),
+    lambda: step(row_reduction=len(RowReduction)),
+    lambda: step(rows_per_id=0),
+    lambda: step(rows_per_id=-1),
+    lambda: step(rows_per_id=2),
+    lambda: step(rows_per_id=3),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, None, None, row_reduction=3),
     lambda: step(gradient=len(GradientTime)),
     lambda: step(sample_weight=s),
     lambda: step(grad_scale=s),

@@ -17,8 +17,8 @@ A sample_weight_of(const CrossEntropyStep& step, int64_t row) {
 // sum of the weighted losses is divided by: the class weights of these rows. Stops at the first
 // target or id that is out of range.
 template <class A>
-DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t* row_ids,
-                     double* sum) {
+DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t rows_per_id,
+                     int64_t* row_ids, double* sum) {
   const LossOptions<A> options(in);
   const bool weighted = in.class_weight != nullptr || in.second_target.data != nullptr;
   int64_t scored = 0;
@@ -29,8 +29,9 @@ DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int
       row_ids[row] = kNoSample;
       continue;
     }
-    const int64_t id = update.sample_ids[row];
-    if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, row, id};
+    const int64_t place = rows_per_id == 1 ? row : row / rows_per_id;
+    const int64_t id = update.sample_ids[place];
+    if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, place, id};
     row_ids[row] = id;
     scored++;
     if (weighted) *sum += RowTarget<A>(in, row).mean_weight(options);
@@ -119,7 +120,8 @@ DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEnt
   return dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
     double weights = 0;
-    const DataStatus status = list_rows<compute_t<T>>(in, update, row_ids, &weights);
+    const DataStatus status =
+        list_rows<compute_t<T>>(in, update, step.rows_per_id, row_ids, &weights);
     if (!status.ok) return status;
     score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
                   parallel);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/scoring/update_scores.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "shared/hash.h"
@@ -11,43 +12,100 @@ namespace {
 
 constexpr int64_t kMinRowsPerTask = 4096;
 
-// A set of sample ids: open addressing, at most half full.
-class IdSet {
+// A hash table of the samples of a batch: open addressing, at most half full.
+class SampleSet {
  public:
-  explicit IdSet(int64_t capacity) {
+  struct Slot {
+    int64_t id = kNoSample;
+    int32_t first;   // row
+    int32_t others;  // rows
+  };
+
+  explicit SampleSet(int64_t max_ids) {
     size_t slots = 64;
-    while (static_cast<int64_t>(slots) < 2 * capacity) slots *= 2;
-    slots_.assign(slots, kNoSample);
+    while (static_cast<int64_t>(slots) < 2 * max_ids) slots *= 2;
+    slots_.resize(slots);
   }
-  // False if the id was there already.
-  bool insert(int64_t id) {
-    const size_t mask = slots_.size() - 1;
-    size_t s = mix64(static_cast<uint64_t>(id)) & mask;
-    while (slots_[s] != kNoSample) {
-      if (slots_[s] == id) return false;
-      s = (s + 1) & mask;
+  int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
+  const Slot& operator[](int64_t s) const { return slots_[s]; }
+
+  // Adds a row of a sample; false if the sample was there already.
+  bool add(int64_t id, int64_t row) {
+    Slot& slot = slots_[find(id)];
+    if (slot.id == id) {
+      slot.others++;
+      return false;
     }
-    slots_[s] = id;
+    slot = {id, static_cast<int32_t>(row), 0};
     return true;
+  }
+  // The sample's slot, or the free one in which it belongs.
+  int64_t find(int64_t id) {
+    if (slots_[last_].id == id) return last_;  // neighbours are often rows of one sample
+    const int64_t mask = num_slots() - 1;
+    int64_t s = static_cast<int64_t>(mix64(static_cast<uint64_t>(id))) & mask;
+    while (slots_[s].id != kNoSample && slots_[s].id != id) s = (s + 1) & mask;
+    return last_ = s;
   }
 
  private:
-  std::vector<int64_t> slots_;
+  std::vector<Slot> slots_;
+  int64_t last_ = 0;
 };
 
-// From the last row to the first, the first sight of an id is its last occurrence. Each task owns
-// the ids of one residue, so that no two write to one sample.
+// What the rows of a sample add up to.
+struct RowSums {
+  int64_t terms = 0;
+  uint32_t greatest = 0;
+  bool correct = true;
+};
+
+// Enters the samples of one residue: each task has its own samples, so that no two write to one.
+template <class Count>
+void apply_samples(const ScoreUpdate& u, int task, int tasks) {
+  const auto for_each_row = [&](const auto& body) {
+    for (int64_t row = 0; row < u.batch_size; row++) {
+      const int64_t id = u.sample_ids[row];
+      if (id != kNoSample && (tasks == 1 || id % tasks == task)) body(row, id);
+    }
+  };
+  const auto is_correct = [&](int64_t row) { return u.correct != nullptr && u.correct[row]; };
+  SampleSet samples(u.max_ids);
+  bool repeated = false;
+  for_each_row([&](int64_t row, int64_t id) { repeated |= !samples.add(id, row); });
+  if (!repeated) {
+    for_each_row(
+        [&](int64_t row, int64_t id) { u.apply<Count>(id, u.values[row], is_correct(row)); });
+    return;
+  }
+  std::vector<RowSums> sums(samples.num_slots());
+  for_each_row([&](int64_t row, int64_t id) {
+    RowSums& sample = sums[samples.find(id)];
+    sample.greatest = std::max(sample.greatest, row_key(u.row_reduction, u.values[row]));
+    sample.correct &= is_correct(row);
+  });
+  const auto rows_of = [&](int64_t slot) {
+    return SampleRows{u.row_reduction, sums[slot].greatest, int64_t{samples[slot].others} + 1};
+  };
+  for_each_row([&](int64_t row, int64_t id) {
+    const int64_t slot = samples.find(id);
+    const SampleRows rows = rows_of(slot);
+    if (rows.rows > 1 && rows.has_terms()) sums[slot].terms += rows.term(u.values[row]);
+  });
+  for_each_row([&](int64_t row, int64_t id) {
+    const int64_t slot = samples.find(id);
+    if (samples[slot].first != row) return;
+    const SampleRows rows = rows_of(slot);
+    const float value = rows.rows > 1 ? rows.value(sums[slot].terms) : u.values[row];
+    u.apply<Count>(id, value, sums[slot].correct);
+  });
+}
+
 template <class Count>
 void apply(const ScoreUpdate& u, const Parallel& parallel) {
   const int tasks = num_tasks(parallel, u.batch_size, kMinRowsPerTask);
-  for_each_range(parallel, tasks, tasks, [&](int task, Range) {
-    IdSet done(u.batch_size);
-    for (int64_t row = u.batch_size - 1; row >= 0; row--) {
-      const int64_t id = u.sample_ids[row];
-      if (id == kNoSample || (tasks > 1 && id % tasks != task) || !done.insert(id)) continue;
-      u.apply<Count>(row, id);
-    }
-  });
+  for_each_range(parallel, tasks, tasks,
+                 [&](int task, Range) { apply_samples<Count>(u, task, tasks); });
 }
 
 }  // namespace

@@ -160,8 +160,10 @@ cudaError_t launch_step(StepTask<compute_t<T>> task, cudaStream_t stream) {
 
 }  // namespace
 
-size_t scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput& in) {
-  const auto bytes = [&](auto compute) { return Workspace<decltype(compute)>(nullptr, in).bytes; };
+size_t scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput& in, int64_t max_ids) {
+  const auto bytes = [&](auto compute) {
+    return Workspace<decltype(compute)>(nullptr, in, max_ids).bytes;
+  };
   return in.type == ScalarType::kFloat64 ? bytes(double{}) : bytes(float{});
 }
 
@@ -175,7 +177,7 @@ cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& in,
     return with_team(in.num_classes, [&](auto team) {
       using T = decltype(tag);
       using A = compute_t<T>;
-      const Workspace<A> work(workspace, in);
+      const Workspace<A> work(workspace, in, update.max_ids);
       StepTask<A> task{in,
                        Outputs<A>(output),
                        static_cast<const A*>(step.sample_weight),
@@ -185,9 +187,10 @@ cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& in,
                        static_cast<A*>(step.loss),
                        static_cast<A*>(step.row_weight),
                        step.grad_logits,
+                       step.rows_per_id,
                        update,
                        work,
-                       num_slots(in.batch_size),
+                       num_slots(update.max_ids),
                        /*num_mean_partials=*/0,
                        /*finish_here=*/false,
                        /*staged_bytes=*/0,

@@ -38,13 +38,13 @@ struct Workspace {
   unsigned* arrived;    // [kMaxWideBlocks]
   size_t bytes;         // all together
 
-  Workspace(void* memory, const CrossEntropyInput& in) : bytes(0) {
+  Workspace(void* memory, const CrossEntropyInput& in, int64_t max_ids) : bytes(0) {
     const int64_t rows = in.batch_size;
     const auto take = [&](auto** array, int64_t n) {
       *array = reinterpret_cast<std::decay_t<decltype(*array)>>(static_cast<char*>(memory) + bytes);
       bytes += (static_cast<size_t>(n) * sizeof(**array) + 15) / 16 * 16;
     };
-    take(&slots, num_slots(rows));
+    take(&slots, num_slots(max_ids));
     take(&row_ids, rows);
     take(&weighted, rows);
     take(&mean_partials, kMaxPartialSums);
@@ -65,6 +65,7 @@ struct StepTask {
   Score score;
   A *loss, *row_weight;
   void* grad_logits;
+  int64_t rows_per_id;
   ScoreUpdate update;  // sample_ids: the caller's, values: the workspace's
   Workspace<A> work;
   int64_t slots;
@@ -125,17 +126,17 @@ __device__ void finish_batch(const StepTask<A>& task, A divisor) {
   ScoreUpdate update = task.update;
   update.sample_ids = task.work.row_ids;
   Slot* slots = task.work.slots;
-  for (int64_t s = threadIdx.x; s < task.slots; s += kThreads) slots[s] = Slot{0, 0, 0};
+  for (int64_t s = threadIdx.x; s < task.slots; s += kThreads) slots[s] = Slot{};
   __syncthreads();
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
-    claim_row(update, row, slots, task.slots, task.errors);
+  for (int64_t row = 0; row < rows; row += kThreads) {
+    claim_rows(update, row + threadIdx.x, slots, task.slots, task.errors);
   }
   __syncthreads();
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
+  for (int64_t row = 0; row < rows; row += kThreads) {
     if (update.count_type == IndexType::kInt32) {
-      apply_row<int32_t>(update, row, slots, task.slots);
+      apply_rows<int32_t>(update, row + threadIdx.x, slots, task.slots);
     } else {
-      apply_row<int64_t>(update, row, slots, task.slots);
+      apply_rows<int64_t>(update, row + threadIdx.x, slots, task.slots);
     }
   }
 }
@@ -147,6 +148,11 @@ __device__ __forceinline__ void finish_in_last_block(const StepTask<A>& task, A 
     finish_batch(task, divisor);
     if (threadIdx.x == 0) *task.ticket = 0;
   }
+}
+
+template <class A>
+__device__ int64_t sample_id_of(const StepTask<A>& task, int64_t row) {
+  return task.update.sample_ids[task.rows_per_id == 1 ? row : row / task.rows_per_id];
 }
 
 // The factor of a scored row's gradient.
@@ -174,7 +180,7 @@ __device__ void write_scores(const StepTask<A>& task, int64_t row, const RowTarg
     task.out.write_skipped(row, y, task.errors);
   }
   task.row_weight[row] = scored ? weight / divisor : A{0};
-  task.work.row_ids[row] = scored ? task.update.sample_ids[row] : kNoSample;
+  task.work.row_ids[row] = scored ? sample_id_of(task, row) : kNoSample;
   task.work.weighted[row] = weighted;
   if (task.reduction == Reduction::kNone) task.loss[row] = weighted;
 }
