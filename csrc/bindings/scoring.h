@@ -12,12 +12,20 @@
 namespace dynprune {
 namespace bindings {
 
+// Whether the class dimension of logits [B, D, C] is apart and D is not.
+bool logits_are_in_columns(const Tensor& logits);
+
+// logits: [B, C], or [B, D, C] for B D rows.
 struct CrossEntropyCall {
   CrossEntropyCall(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                    int64_t ignore_index, double label_smoothing,
                    const std::optional<Tensor>& second_target, const std::optional<Tensor>& lam);
 
+  // Uninitialised, of the dtype of the logits: [B, C], [B, D, C], or [B, C, D] if in columns.
+  Tensor allocate_gradient() const;
+
   Tensor logits, target;
+  bool in_columns;  // CrossEntropyInput::in_columns
   std::optional<Tensor> weight, second_target, lam;
   CrossEntropyInput input;
   Dtype compute_dtype;

@@ -207,9 +207,9 @@ class Run(ABC):
         """Returns what a policy that weighs multiplies the losses of `ids` by; None: nothing."""
         return None
 
-    def update_target(self, ids: Tensor) -> UpdateTarget:
+    def update_target(self, ids: Tensor, *, grouped: bool = False) -> UpdateTarget:
         """Returns where a scored step writes the scores of a batch; nothing changes."""
-        return self.table.update_target(self._scored(ids))
+        return self.table.update_target(self._scored(ids), grouped=grouped)
 
     def commit(self, target: UpdateTarget, ids: Tensor) -> str | None:
         """Accepts what a scored step wrote; returns what to warn of."""

@@ -97,6 +97,8 @@ class StepArguments(NamedTuple):
     rows_per_id: int  # which follow each other
     reduction: int
     sample_weight: Tensor | None
+    token_weight: Tensor | None
+    divisor: Tensor | None  # of a mean
     weight: Tensor | None
     ignore_index: int
     label_smoothing: float

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynprune_cuda.functional.row_reductions import RowReductionName
+from dynprune_cuda.functional.row_reductions import RowReductionName, first_places
 from dynprune_cuda.functional.score_updates import ScoreColumns, update_scores_
 from dynprune_cuda.scores.table import CheckedIds, UpdateTarget
 
@@ -35,11 +35,13 @@ class VisitOutbox:
         # Ids out of range that a GPU found: how many, and one of them.
         self._bad = torch.zeros(2, dtype=torch.int64, device=device)
 
-    def target(self, ids: Tensor) -> UpdateTarget:
+    def target(self, ids: Tensor, grouped: bool = False) -> UpdateTarget:
         """Returns columns for this batch alone, which a scored step fills; nothing changes.
 
         Args:
             ids: Sample ids, int64 [batch], on the device; -1 belongs to no sample.
+            grouped: Whether each of the ids stands for several rows, which the step reduces: equal
+                ids then share a row of the columns. Else each has its own, and `visits` reduces.
 
         Raises:
             IndexError: An id is out of range (on the CPU).
@@ -51,7 +53,8 @@ class VisitOutbox:
         count = torch.zeros(size, dtype=torch.int32, device=device)
         broken = torch.zeros(size, dtype=torch.bool, device=device)
         columns = ScoreColumns(mean, torch.zeros_like(mean), count, last_non_finite=broken)
-        rows = torch.arange(size, device=device).masked_fill_(batch.ids < 0, -1)
+        rows = first_places(batch.ids) if grouped else torch.arange(size, device=device)
+        rows = rows.masked_fill(batch.ids < 0, -1)
         return UpdateTarget(rows, columns, batch)
 
     def commit(self, target: UpdateTarget) -> None:

@@ -84,9 +84,9 @@ class ShardedScoreTable(ScoreTable):
         values = move_without_waiting("values", values.detach().to(torch.float32), self.device)
         self.outbox.add(ids, values)
 
-    def update_target(self, ids: Tensor) -> UpdateTarget:
+    def update_target(self, ids: Tensor, *, grouped: bool = False) -> UpdateTarget:
         """Returns columns for this batch alone, which `commit` puts into the outbox."""
-        return self.outbox.target(ids)
+        return self.outbox.target(ids, grouped)
 
     def commit(self, target: UpdateTarget) -> None:
         """Puts what a scored step wrote into `target` into the outbox."""

@@ -162,11 +162,12 @@ class ScoreTable:
             )
         )
 
-    def update_target(self, ids: Tensor) -> UpdateTarget:
+    def update_target(self, ids: Tensor, *, grouped: bool = False) -> UpdateTarget:
         """Returns where the scored step writes the scores of a batch; nothing changes.
 
         Args:
             ids: Sample ids, int64 [batch], on the table's device; -1 belongs to no sample.
+            grouped: Whether each of the ids stands for several rows of the batch.
         """
         return UpdateTarget._make((ids, self.columns(), None))
 

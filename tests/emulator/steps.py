@@ -48,6 +48,8 @@ def check_step(
     padding: int = 0,
     weighted: bool = False,
     rows_per_id: int = 1,
+    group_rows: int = 0,
+    in_columns: bool = False,
     mixed: bool = False,
     grad_scale: float | None = None,
     grad_loss: Tensor | None = None,
@@ -64,11 +66,13 @@ def check_step(
         "ignore_index": options.get("ignore_index", -100),
         "label_smoothing": options.get("label_smoothing", 0.0),
         "weight": torch.linspace(0.1, 3, classes, dtype=compute) if weighted else None,
-        "sample_weight": torch.linspace(0, 2, rows, dtype=compute) if weighted else None,
+        "token_weight": torch.linspace(2, 0.5, rows, dtype=compute) if weighted else None,
         "target_b": target.flip(0) if mixed else None,
         "lam": torch.full((1,), 0.25, dtype=compute) if mixed else None,
         "grad_scale": None if grad_scale is None else torch.tensor([grad_scale], dtype=compute),
     }
+    sample_weight = torch.linspace(0, 2, len(ids), dtype=compute) if weighted else None
+    divisor = options.get("divisor")
     score, reduction = options.get("score", "loss"), options.get("reduction", "mean")
     row_reduction = options.get("row_reduction", "mean")
     emulated, expected = make_columns(n), make_columns(n)
@@ -85,6 +89,10 @@ def check_step(
         row_reduction=RowReduction[row_reduction.upper()],
         reduction=Reduction[reduction.upper()],
         padding=padding,
+        group_rows=group_rows,
+        in_columns=in_columns,
+        sample_weight=sample_weight,
+        divisor=None if divisor is None else torch.tensor([divisor], dtype=compute),
         grad_loss=one if grad_loss is None else grad_loss,
         **common,
     )
@@ -100,6 +108,10 @@ def check_step(
         score=score,
         row_reduction=row_reduction,
         reduction=reduction,
+        sample_weight=None
+        if sample_weight is None
+        else sample_weight.repeat_interleave(rows_per_id),
+        num_items=divisor,
         **common,
     )
     got.loss.backward((one[0] if grad_loss is None else grad_loss).expand_as(got.loss))
@@ -119,7 +131,12 @@ def check_step(
 
 
 def step_bytes(
-    kernels: Kernels, rows: int, classes: int, dtype: torch.dtype, **options: object
+    kernels: Kernels,
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    rows_per_id: int = 1,
+    **options: object,
 ) -> tuple[float, float]:
     """What a step moves, in units of the logits' bytes: to and from memory, and in requests.
 
@@ -129,7 +146,7 @@ def step_bytes(
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     kernels.emulator.traffic()
     kernels.scored_cross_entropy_step_(
-        logits, target, torch.arange(rows), make_columns(rows), **options
+        logits, target, torch.arange(rows // rows_per_id), make_columns(rows), **options
     )
     traffic = kernels.emulator.traffic()
     unit = rows * classes * logits.element_size() / 32

@@ -15,7 +15,7 @@ from steps import TOLERANCES, check_step, make_columns, make_logits, make_target
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import RowReduction, StepColumn
+from dynprune_cuda._ops.contract import Reduction, RowReduction, StepColumn
 
 DTYPES = list(SCALAR_TYPES)
 
@@ -180,6 +180,86 @@ def test_step_equals_cpu(kernels: Kernels, classes: int, dtype: torch.dtype) -> 
 def test_step_of_every_batch_size(kernels: Kernels, rows: int) -> None:
     for reduction in ("mean", "none"):
         check_step(kernels, rows, 3, torch.float32, reduction=reduction)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [2, 21, 65, 150])
+def test_step_on_rows_whose_classes_lie_apart(
+    kernels: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    for number, options in enumerate(OPTIONS):
+        if dtype == torch.float16 and "grad_scale" not in options:
+            options = {**options, "grad_scale": 1.0}
+        for rows, group_rows in ((44, 11), (300, 300)):
+            if rows == 44 or number == 1:
+                check_step(
+                    kernels,
+                    rows,
+                    classes,
+                    dtype,
+                    group_rows=group_rows,
+                    in_columns=True,
+                    rows_per_id=group_rows,
+                    **options,
+                )
+
+
+def test_step_on_columns_that_no_shared_memory_holds(kernels_in_turn: Kernels) -> None:
+    for dtype, classes in ((torch.float32, 1000), (torch.float64, 64)):
+        options = {"group_rows": 33, "in_columns": True, "weighted": True, "label_smoothing": 0.1}
+        check_step(kernels_in_turn, 66, classes, dtype, **options)
+
+
+def test_step_on_many_columns(kernels_in_turn: Kernels) -> None:
+    """More rows than one block finishes."""
+    options = {"group_rows": 4100, "in_columns": True, "rows_per_id": 4100, "ignore_index": 1}
+    check_step(kernels_in_turn, 8200, 3, torch.bfloat16, **options)
+
+
+@pytest.mark.parametrize("classes", [5, 40, 1030, 13_000])
+def test_step_on_groups_with_gaps_between_them(kernels: Kernels, classes: int) -> None:
+    """As logits[:, :-1] of a language model."""
+    check_step(kernels, 6, classes, torch.bfloat16, group_rows=3, rows_per_id=3, padding=1)
+
+
+def test_step_with_a_divisor_of_its_own(kernels: Kernels) -> None:
+    check_step(kernels, 41, 10, torch.float32, divisor=12.5, weighted=True, ignore_index=2)
+    check_step(kernels, 1500, 1030, torch.bfloat16, divisor=12.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [2, 64, 65, 150])
+def test_cross_entropy_in_columns_equals_cpu(
+    kernels: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    rows, compute = 44, torch.float64 if dtype == torch.float64 else torch.float32
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    grad_loss = torch.linspace(-1, 2, rows, dtype=compute)
+    grad_loss[0] = 0
+    for smoothing in (0.0, 0.2):
+        options = {"weight": torch.linspace(0.1, 2, classes, dtype=compute)} if smoothing else {}
+        options["label_smoothing"] = smoothing
+        actual = kernels.scored_cross_entropy(
+            logits, target, grad_loss=grad_loss, group_rows=11, in_columns=True, **options
+        )
+        assert_same(actual, on_cpu(logits, target, grad_loss, **options), dtype)
+
+
+@pytest.mark.parametrize(("classes", "group_rows"), [(21, 1024), (150, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_on_columns_reads_each_logit_once(
+    kernels_in_turn: Kernels, classes: int, group_rows: int, dtype: torch.dtype
+) -> None:
+    """Beside 80 bytes a row of losses, scores, weights and the update.
+
+    Of a sum: for a mean every block asks for all targets.
+    """
+    rows = 2 * group_rows
+    options = {"group_rows": group_rows, "in_columns": True, "rows_per_id": group_rows}
+    options["reduction"] = Reduction.SUM
+    memory, requests = step_bytes(kernels_in_turn, rows, classes, dtype, **options)
+    row_bytes = classes * torch.empty(0, dtype=dtype).element_size()
+    assert memory <= 2 + 80 / row_bytes and requests <= 2 + 160 / row_bytes
 
 
 @pytest.mark.parametrize("row_reduction", ["mean", "sum", "max"])

@@ -9,8 +9,12 @@ namespace cpu {
 namespace {
 
 template <class A>
-A sample_weight_of(const CrossEntropyStep& step, int64_t row) {
-  return step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[row] : A{1};
+A weight_of(const CrossEntropyStep& step, int64_t row) {
+  const int64_t sample = step.rows_per_id == 1 ? row : row / step.rows_per_id;
+  const A weight =
+      step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[sample] : A{1};
+  return step.token_weight != nullptr ? weight * static_cast<const A*>(step.token_weight)[row]
+                                      : weight;
 }
 
 // Lists the rows that count: their sample ids, and kNoSample for the others. `sum` becomes what the
@@ -67,9 +71,9 @@ void reduce_losses(const CrossEntropyInput& in, const compute_t<T>* row_loss, do
   A* loss = static_cast<A*>(step.loss);
   // The weight of a row that counts for nothing is not looked at: it may be infinite.
   const auto weighted = [&](int64_t row) -> double {
-    if (step.sample_weight == nullptr) return row_loss[row];
+    if (step.sample_weight == nullptr && step.token_weight == nullptr) return row_loss[row];
     if (targets_of_row(in, row).kind != RowKind::kScored) return 0;
-    return static_cast<double>(sample_weight_of<A>(step, row)) * row_loss[row];
+    return static_cast<double>(weight_of<A>(step, row)) * row_loss[row];
   };
   if (step.reduction == Reduction::kNone) {
     for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
@@ -100,7 +104,7 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
               const A* value = table_lanes(step.score, lanes, loss, &sign);
               for (int l = 0; l < count; l++) {
                 values[row[l]] = sign * static_cast<float>(value[l]);
-                row_weight[row[l]] = sample_weight_of<A>(step, row[l]) * inverse;
+                row_weight[row[l]] = weight_of<A>(step, row[l]) * inverse;
               }
             });
   });
@@ -123,6 +127,7 @@ DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEnt
     const DataStatus status =
         list_rows<compute_t<T>>(in, update, step.rows_per_id, row_ids, &weights);
     if (!status.ok) return status;
+    if (step.divisor != nullptr) weights = *static_cast<const compute_t<T>*>(step.divisor);
     score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
                   parallel);
     ScoreUpdate scored = update;

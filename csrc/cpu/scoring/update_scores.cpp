@@ -17,8 +17,8 @@ class SampleSet {
  public:
   struct Slot {
     int64_t id = kNoSample;
-    int32_t first;   // row
-    int32_t others;  // rows
+    int32_t first;  // row
+    int32_t rows;
   };
 
   explicit SampleSet(int64_t max_ids) {
@@ -29,28 +29,27 @@ class SampleSet {
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
   const Slot& operator[](int64_t s) const { return slots_[s]; }
 
-  // Adds a row of a sample; false if the sample was there already.
-  bool add(int64_t id, int64_t row) {
+  // Adds rows of a sample; false if it has more than one then.
+  bool add(int64_t id, Range rows) {
     Slot& slot = slots_[find(id)];
+    const auto number = static_cast<int32_t>(rows.end - rows.begin);
     if (slot.id == id) {
-      slot.others++;
+      slot.rows += number;
       return false;
     }
-    slot = {id, static_cast<int32_t>(row), 0};
-    return true;
+    slot = {id, static_cast<int32_t>(rows.begin), number};
+    return number == 1;
   }
   // The sample's slot, or the free one in which it belongs.
-  int64_t find(int64_t id) {
-    if (slots_[last_].id == id) return last_;  // neighbours are often rows of one sample
+  int64_t find(int64_t id) const {
     const int64_t mask = num_slots() - 1;
     int64_t s = static_cast<int64_t>(mix64(static_cast<uint64_t>(id))) & mask;
     while (slots_[s].id != kNoSample && slots_[s].id != id) s = (s + 1) & mask;
-    return last_ = s;
+    return s;
   }
 
  private:
   std::vector<Slot> slots_;
-  int64_t last_ = 0;
 };
 
 // What the rows of a sample add up to.
@@ -63,40 +62,50 @@ struct RowSums {
 // Enters the samples of one residue: each task has its own samples, so that no two write to one.
 template <class Count>
 void apply_samples(const ScoreUpdate& u, int task, int tasks) {
-  const auto for_each_row = [&](const auto& body) {
-    for (int64_t row = 0; row < u.batch_size; row++) {
-      const int64_t id = u.sample_ids[row];
-      if (id != kNoSample && (tasks == 1 || id % tasks == task)) body(row, id);
+  // Rows of one sample that follow each other, as tokens and pixels do, are looked up once.
+  const auto for_each_run = [&](const auto& body) {
+    for (int64_t begin = 0, end = 0; begin < u.batch_size; begin = end) {
+      const int64_t id = u.sample_ids[begin];
+      for (end = begin + 1; end < u.batch_size && u.sample_ids[end] == id;) end++;
+      if (id != kNoSample && (tasks == 1 || id % tasks == task)) body(Range{begin, end}, id);
     }
   };
   const auto is_correct = [&](int64_t row) { return u.correct != nullptr && u.correct[row]; };
   SampleSet samples(u.max_ids);
   bool repeated = false;
-  for_each_row([&](int64_t row, int64_t id) { repeated |= !samples.add(id, row); });
+  for_each_run([&](Range rows, int64_t id) { repeated |= !samples.add(id, rows); });
   if (!repeated) {
-    for_each_row(
-        [&](int64_t row, int64_t id) { u.apply<Count>(id, u.values[row], is_correct(row)); });
+    for_each_run([&](Range rows, int64_t id) {
+      u.apply<Count>(id, u.values[rows.begin], is_correct(rows.begin));
+    });
     return;
   }
   std::vector<RowSums> sums(samples.num_slots());
-  for_each_row([&](int64_t row, int64_t id) {
+  for_each_run([&](Range rows, int64_t id) {
     RowSums& sample = sums[samples.find(id)];
-    sample.greatest = std::max(sample.greatest, row_key(u.row_reduction, u.values[row]));
-    sample.correct &= is_correct(row);
+    uint32_t greatest = sample.greatest;
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+      greatest = std::max(greatest, row_key(u.row_reduction, u.values[row]));
+      sample.correct &= is_correct(row);
+    }
+    sample.greatest = greatest;
   });
   const auto rows_of = [&](int64_t slot) {
-    return SampleRows{u.row_reduction, sums[slot].greatest, int64_t{samples[slot].others} + 1};
+    return SampleRows{u.row_reduction, sums[slot].greatest, samples[slot].rows};
   };
-  for_each_row([&](int64_t row, int64_t id) {
+  for_each_run([&](Range rows, int64_t id) {
     const int64_t slot = samples.find(id);
-    const SampleRows rows = rows_of(slot);
-    if (rows.rows > 1 && rows.has_terms()) sums[slot].terms += rows.term(u.values[row]);
+    const SampleRows sample = rows_of(slot);
+    if (sample.rows == 1 || !sample.has_terms()) return;
+    int64_t terms = 0;
+    for (int64_t row = rows.begin; row < rows.end; row++) terms += sample.term(u.values[row]);
+    sums[slot].terms += terms;
   });
-  for_each_row([&](int64_t row, int64_t id) {
+  for_each_run([&](Range rows, int64_t id) {
     const int64_t slot = samples.find(id);
-    if (samples[slot].first != row) return;
-    const SampleRows rows = rows_of(slot);
-    const float value = rows.rows > 1 ? rows.value(sums[slot].terms) : u.values[row];
+    if (samples[slot].first != rows.begin) return;
+    const SampleRows sample = rows_of(slot);
+    const float value = sample.rows > 1 ? sample.value(sums[slot].terms) : u.values[rows.begin];
     u.apply<Count>(id, value, sums[slot].correct);
   });
 }
