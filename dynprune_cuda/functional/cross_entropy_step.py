@@ -61,13 +61,14 @@ def scored_cross_entropy_step_(
     """A training step's loss, scores, gradient and score update in one go; one launch on CUDA.
 
     The same as `scored_cross_entropy`, the loss weighted and reduced, and `update_scores_` with one
-    of the scores; ignored rows leave their samples alone. The gradient is computed with the loss,
-    so that a backward pass only multiplies it, in place, if the incoming gradient is not 1: for
-    gradients that differ from row to row, prefer `scored_cross_entropy`. float16 logits without
-    `grad_scale` are an exception: their gradients would underflow before a loss scaler lifts them,
-    and are therefore computed in the backward pass. One backward pass per call; no second
-    derivative. On CUDA, batches of more than 8192 rows, and means over many rows, take a few small
-    launches more.
+    of the scores; ignored rows leave their samples alone. The gradient is computed with the loss. A
+    backward pass only multiplies it, in place, if the incoming gradient is not 1. For gradients
+    that differ from row to row, prefer `scored_cross_entropy`.
+
+    The gradients of float16 logits without `grad_scale` would underflow before a loss scaler lifts
+    them. They are therefore computed in the backward pass. There is one backward pass per call, and
+    no second derivative. On CUDA, batches of more than 8192 rows, and means over many rows, take a
+    few small launches more.
 
     Args:
         logits: [B, C] or of another shape, see `scored_cross_entropy`, as for `target`, `weight`,

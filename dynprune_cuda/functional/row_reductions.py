@@ -81,8 +81,8 @@ def top_rows(
         share: In (0, 1).
 
     Returns:
-        `ids` with -1 for the other rows, and `correct` with False in all rows of a sample of which
-        one row, remaining or not, is not correct.
+        `ids` with -1 for the other rows. And `correct`, False in all rows of a sample if one of its
+        rows, remaining or not, is not correct.
     """
     if not len(ids):
         return ids, correct

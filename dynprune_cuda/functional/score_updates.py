@@ -84,9 +84,9 @@ def update_scores_(
         forget_count: [N] int32, or None; forgetting events: grows by one when a sample that was
             correct is not (Toneva et al. 2019, arXiv:1812.05159). Needs `last_correct`.
         row_reduction: What of a sample's rows is its value: "mean", "sum", "max", or a float in
-            (0, 1], the mean of that share of them with the greatest values (of n rows `max(1,
-            floor(share * n + 0.5))`), which takes two sorts. A mean or sum over n rows is computed
-            exactly but for n * 2^-60 of the greatest magnitude, then rounded to float32.
+            (0, 1]. The float is a share: the mean of the `max(1, floor(share * n + 0.5))` greatest
+            of n values, which takes two sorts. A mean over n rows is exact but for n * 2^-60 of
+            the greatest magnitude, then rounded to float32.
     """
     refuse_transforms("update_scores_", ("Vmap", "Functionalize"))
     columns = check_columns(

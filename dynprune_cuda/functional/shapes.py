@@ -154,6 +154,20 @@ def places_of_rows(cu_seqlens: Tensor, num_sequences: int, num_rows: int) -> Ten
     return torch.where(rows < ends[0], num_sequences, places)
 
 
+def per_row(ids: Tensor, values: Tensor) -> Tensor:
+    """Returns sample ids in the shape of values [B, d1, ...] from one per row or [B]."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
+    if ids.shape == values.shape[:1]:
+        ids = ids.view(-1, *(1,) * (values.dim() - 1)).expand(values.shape)
+    if ids.shape != values.shape:
+        raise ValueError(
+            f"ids must have shape {tuple(values.shape[:1])} or {tuple(values.shape)}, as the "
+            f"scores, got {tuple(ids.shape)}"
+        )
+    return ids
+
+
 def own_keys(ids: Tensor) -> Tensor:
     """Returns sample ids [S] with another negative number for each negative one."""
     return torch.where(ids < 0, -2 - torch.arange(len(ids), device=ids.device), ids)

@@ -121,8 +121,8 @@ class Pruner(Scoring):
                 its class weight and label smoothing), "el2n", "entropy", or "margin" (its
                 negative, so that small margins rank high).
             row_reduction: The score of a sample that has several rows in a batch, such as tokens or
-                views: their "mean", "sum" or "max", or a float in (0, 1], the mean of that share of
-                its rows with the greatest scores. One batch is one visit, whatever its rows.
+                views: their "mean", "sum" or "max", or a float in (0, 1]. The float is a share: the
+                mean of its greatest scores. One batch is one visit, whatever its rows.
             alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
                 or what the policy's source does, and 0.1 for a whole batch's value in `observe`.
             track_forgetting: Count in `table.forget_count` how often a sample that was classified

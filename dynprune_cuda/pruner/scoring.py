@@ -15,7 +15,7 @@ from dynprune_cuda._checks.arguments import FLOATING, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
 from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
-from dynprune_cuda.functional.shapes import Rows, at_places, own_keys, places_of_rows
+from dynprune_cuda.functional.shapes import Rows, at_places, own_keys, per_row, places_of_rows
 from dynprune_cuda.functional.step_loss import LossOptions, TableOptions, loss_terms, step_loss
 from dynprune_cuda.pruner.status import RunStatus
 from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
@@ -202,12 +202,14 @@ class Scoring(RunStatus):
 
         Args:
             ids: Sample ids, any integer dtype [batch], on the CPU or on `device`. A row whose id
-                is -1 belongs to no sample and is skipped.
-            values: One value per sample, floating point [batch]; bigger means more worth training
-                on. Or the result of `functional.scored_cross_entropy`, of which the configured
-                `score` is taken: the scores of ignored rows are 0, so give those rows the id -1
-                (`ids.masked_fill(target == ignore_index, -1)`). Or a 0-d value of the whole batch,
-                such as a loss that has no per-sample value; see below.
+                is -1 belongs to no sample and is skipped. The rows of an id that occurs several
+                times are one visit, see `row_reduction`.
+            values: One value per row, floating point [batch]; bigger means more worth training on.
+                Or the result of `functional.scored_cross_entropy`, of which the configured `score`
+                is taken. The scores of ignored rows are 0: give those rows the id -1
+                (`ids.masked_fill(target == ignore_index, -1)`). Its scores may have more
+                dimensions, as those of pixels; `ids` are then [batch] or in their shape. Or a 0-d
+                value of the whole batch, such as a loss that has no per-sample value; see below.
             correct: Was the sample classified correctly, bool [batch]; counts for nothing without
                 `track_forgetting`. None: what a `ScoredLoss` says, or, with other values, unknown:
                 the visit then counts as no forgetting event.
@@ -222,6 +224,10 @@ class Scoring(RunStatus):
             if correct is None and self.table.track_forgetting:
                 correct = values.correct
             values = self._score_of(values)
+            if values.dim() > 1:
+                ids = per_row(ids, values)
+                ids, values = ids.flatten(), values.flatten()
+                correct = None if correct is None else correct.flatten()
         is_shared = False  # by several samples
         if isinstance(values, Tensor) and values.dim() == 0:
             check_ids(ids)

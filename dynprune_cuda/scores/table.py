@@ -109,8 +109,8 @@ class ScoreTable:
                 own `alpha * value**2`, which lifts samples that were visited once.
             track_forgetting: Keep `last_correct` and `forget_count`, 5 bytes per sample.
             row_reduction: The value of a sample that has several rows in a batch: their "mean",
-                "sum" or "max", or a float in (0, 1], the mean of that share of its rows with the
-                greatest values. See `functional.update_scores_`.
+                "sum" or "max", or a float in (0, 1]. The float is a share: the mean of its greatest
+                values. See `functional.update_scores_`.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -181,9 +181,9 @@ class ScoreTable:
     ) -> None:
         """Enters one value per sample id, without waiting for the device.
 
-        The rows of an id that occurs several times are one visit, whose value is made of theirs by
-        `row_reduction`; their order changes no bit of it. A row whose id is -1 belongs to no sample
-        and is skipped.
+        The rows of an id that occurs several times are one visit. Its value is made of theirs by
+        `row_reduction`, and their order changes no bit of it. A row whose id is -1 belongs to no
+        sample and is skipped.
 
         Args:
             ids: Sample ids, any integer dtype [batch]; on the CPU or on the table's device.

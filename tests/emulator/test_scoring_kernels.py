@@ -250,7 +250,7 @@ def test_cross_entropy_in_columns_equals_cpu(
 def test_a_step_on_columns_reads_each_logit_once(
     kernels_in_turn: Kernels, classes: int, group_rows: int, dtype: torch.dtype
 ) -> None:
-    """Beside 80 bytes a row of losses, scores, weights and the update.
+    """Beside 80 bytes a row of losses, scores, weights and the update; some are asked for again.
 
     Of a sum: for a mean every block asks for all targets.
     """
@@ -259,7 +259,7 @@ def test_a_step_on_columns_reads_each_logit_once(
     options["reduction"] = Reduction.SUM
     memory, requests = step_bytes(kernels_in_turn, rows, classes, dtype, **options)
     row_bytes = classes * torch.empty(0, dtype=dtype).element_size()
-    assert memory <= 2 + 80 / row_bytes and requests <= 2 + 160 / row_bytes
+    assert memory <= 2 + 80 / row_bytes and requests <= 2 + 200 / row_bytes
 
 
 @pytest.mark.parametrize("row_reduction", ["mean", "sum", "max"])

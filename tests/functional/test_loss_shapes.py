@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dynprune_cuda import Pruner
+from dynprune_cuda import Pruner, ScoreTable
 from dynprune_cuda import functional as F
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -191,6 +191,47 @@ def test_all_forms_of_a_batch_enter_the_same_scores(device, row_reduction):
         for name in ("mean", "count", "variance"):
             a, b = getattr(other, name), getattr(tables[0], name)
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_scores_of_tokens_are_observed(device, per_row):
+    logits, target, ids = sequences(device)
+    stepped, observed = (Pruner(8, 0.5, device=device, track_forgetting=True) for _ in range(2))
+    for pruner in (stepped, observed):
+        pruner.set_epoch(0)
+    stepped.cross_entropy(logits, target, ids, class_dim=-1)
+    scored = F.scored_cross_entropy(logits, target, class_dim=-1)
+    if per_row:
+        every = ids[:, None].expand(6, 9).masked_fill(target == -100, -1)
+        observed.observe(every, scored)
+        expected = stepped.table
+    else:  # all rows count
+        observed.observe(ids, scored)
+        expected = ScoreTable(8, device=device, track_forgetting=True)
+        every = ids[:, None].expand(6, 9).flatten()
+        expected.update(every, scored.loss.flatten(), scored.correct.flatten())
+    for name in expected.column_types:
+        a, b = getattr(observed.table, name), getattr(expected, name)
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=name)
+    for wrong in (ids[:5], ids[:, None].expand(6, 8)):
+        with pytest.raises(ValueError, match=r"ids must have shape \(6,\) or \(6, 9\)"):
+            observed.observe(wrong, scored)
+
+
+def test_images_are_rescored_by_their_pixels(device):
+    model = torch.nn.Conv2d(1, 3, 1, device=device)
+    images, masks = torch.randn(4, 1, 5, 6), torch.randint(3, (4, 5, 6))
+    masks[:, 0], masks[2] = -100, -100
+    pruner, expected = (Pruner(4, 0.5, device=device) for _ in range(2))
+    for one in (pruner, expected):
+        one.set_epoch(0)
+    batches = [(images[i], masks[i], i) for i in (torch.tensor([3, 1]), torch.tensor([0, 2]))]
+    assert pruner.rescore(model, batches).samples == 4
+    with torch.no_grad():
+        for x, y, ids in batches:
+            expected.cross_entropy(model(x.to(device)), y.to(device), ids)
+    assert pruner.table.count.tolist() == [1, 1, 0, 1]
+    torch.testing.assert_close(pruner.table.mean, expected.table.mean, equal_nan=True)
 
 
 def test_the_mean_over_samples(device):
