@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dynprune_cuda import functional
 from dynprune_cuda.functional import ScoredLoss
+from dynprune_cuda.functional.shapes import per_row
 
 __all__ = ["Rescored"]
 
@@ -85,6 +86,8 @@ def rescore(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         )
+        if target.dim() > 1:
+            ids = per_row(ids, target)
         return ids.masked_fill(target == ignore_index, -1), scored
 
     function: ScoreBatch = cross_entropy if score is None else score

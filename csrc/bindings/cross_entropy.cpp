@@ -18,8 +18,11 @@ CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target
                                    const std::optional<Tensor>& lam_in)
     : logits(logits_in), target(target_in) {
   const ScalarType type = scalar_type(logits, "logits");
-  check(logits.dim() == 2, "logits must be 2-D, got ", logits.dim(), "-D");
-  const int64_t rows = logits.size(0), classes = logits.size(1);
+  check(logits.dim() == 2 || logits.dim() == 3, "logits must be 2-D or 3-D, got ", logits.dim(),
+        "-D");
+  const int64_t groups = logits.dim() == 3 ? logits.size(0) : 1;
+  const int64_t group_rows = logits.size(logits.dim() - 2), rows = groups * group_rows;
+  const int64_t classes = logits.size(logits.dim() - 1);
   check(classes > 0 || rows == 0, "logits must have at least one class");
   const auto targets = [&](Tensor* t, const char* name) {
     const IndexType index = index_type(*t, name);
@@ -31,9 +34,10 @@ CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target
   check(label_smoothing >= 0 && label_smoothing <= 1, "label_smoothing must be in [0, 1], got ",
         label_smoothing);
   compute_dtype = type == ScalarType::kFloat64 ? Dtype::Double : Dtype::Float;
-  // Rows may be apart, but a row is contiguous.
-  const bool dense_rows = classes <= 1 || logits.stride(1) == 1;
-  if (!dense_rows) logits = torch::stable::contiguous(logits);
+  in_columns = logits_are_in_columns(logits);
+  // Rows may be apart, but a row is contiguous, or the rows of a group are.
+  const bool dense_rows = classes <= 1 || logits.stride(logits.dim() - 1) == 1;
+  if (!dense_rows && !in_columns) logits = torch::stable::contiguous(logits);
   input = {};
   if (weight_in.has_value()) {
     check_vector(*weight_in, "weight", classes);
@@ -60,10 +64,30 @@ CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target
   input.type = type;
   input.batch_size = rows;
   input.num_classes = classes;
-  input.row_stride = logits.stride(0);
+  input.row_stride = logits.stride(logits.dim() - 2);
+  input.group_rows = group_rows;
+  input.group_stride = logits.dim() == 3 ? logits.stride(0) : 0;
+  input.class_stride = in_columns ? logits.stride(2) : 1;
+  // Groups without gaps between them are one.
+  if (!in_columns && (groups <= 1 || input.group_stride == group_rows * input.row_stride)) {
+    input.group_rows = rows;
+  }
   input.target = targets(&target, "target");
   input.label_smoothing = label_smoothing;
   input.ignore_index = ignore_index;
+}
+
+bool logits_are_in_columns(const Tensor& logits) {
+  return logits.dim() == 3 && logits.size(2) > 1 && logits.stride(2) != 1 &&
+         (logits.stride(1) == 1 || logits.size(1) <= 1);
+}
+
+Tensor CrossEntropyCall::allocate_gradient() const {
+  const Dtype dtype = logits.scalar_type();
+  if (logits.dim() == 2) return allocate(logits, {logits.size(0), logits.size(1)}, dtype);
+  const int64_t groups = logits.size(0), rows = logits.size(1), classes = logits.size(2);
+  if (in_columns) return allocate(logits, {groups, classes, rows}, dtype);
+  return allocate(logits, {groups, rows, classes}, dtype);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy(
@@ -103,7 +127,7 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
                                      std::optional<Tensor> lam) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
-  const int64_t rows = call.input.batch_size, classes = call.input.num_classes;
+  const int64_t rows = call.input.batch_size;
   check_vector(grad_loss, "grad_loss", rows);
   check_same_device(grad_loss, "grad_loss", logits);
   check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
@@ -111,7 +135,7 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
             saved.is_contiguous(),
         "saved must be what scored_cross_entropy returned");
   check_same_device(saved, "saved", logits);
-  Tensor grad_logits = allocate(logits, {rows, classes}, logits.scalar_type());
+  Tensor grad_logits = call.allocate_gradient();
   const CrossEntropyGradient gradient{grad_loss.const_data_ptr(),
                                       rows > 1 ? grad_loss.stride(0) : 1, saved.const_data_ptr(),
                                       grad_logits.mutable_data_ptr()};

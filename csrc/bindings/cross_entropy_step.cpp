@@ -24,22 +24,15 @@ const void* scalar_pointer(const std::optional<Tensor>& t, const char* name, con
   return t->const_data_ptr();
 }
 
-// An enum of shared/step_contract.h that the op takes as a number.
-template <class Enum>
-Enum enum_argument(const char* name, int64_t value, int count) {
-  check(value >= 0 && value < count, name, " must be in [0, ", count - 1, "], got ", value);
-  return static_cast<Enum>(value);
-}
-
-// A dense copy of the sample weights, or nothing.
-std::optional<Tensor> checked_sample_weight(const std::optional<Tensor>& sample_weight,
-                                            const Tensor& logits, Dtype compute_dtype) {
-  if (!sample_weight.has_value()) return std::nullopt;
-  check_vector(*sample_weight, "sample_weight", logits.size(0));
-  check_same_device(*sample_weight, "sample_weight", logits);
-  check(sample_weight->scalar_type() == compute_dtype,
-        "sample_weight must be float32 (float64 for float64 logits)");
-  return dense(*sample_weight);
+// A dense copy of weights, or nothing.
+std::optional<Tensor> checked_weights(const std::optional<Tensor>& weights, const char* name,
+                                      int64_t length, const Tensor& logits, Dtype compute_dtype) {
+  if (!weights.has_value()) return std::nullopt;
+  check_vector(*weights, name, length);
+  check_same_device(*weights, name, logits);
+  check(weights->scalar_type() == compute_dtype, name,
+        " must be float32 (float64 for float64 logits)");
+  return dense(*weights);
 }
 
 // The tensors that a step returns, uninitialised, and where their parts lie.
@@ -48,16 +41,17 @@ struct StepResult {
   bool* correct_flags;
   void* saved;  // [B, kNumSavedColumns], or null
 
-  StepResult(const Tensor& logits, Dtype compute_dtype, Reduction reduction, GradientTime time) {
-    const int64_t rows = logits.size(0), classes = logits.size(1);
+  StepResult(const CrossEntropyCall& call, Reduction reduction, GradientTime time) {
+    const Tensor& logits = call.logits;
+    const Dtype compute_dtype = call.compute_dtype;
+    const int64_t rows = call.input.batch_size;
     const bool now = time == GradientTime::kNow, later = time == GradientTime::kLater;
     loss = reduction == Reduction::kNone ? allocate(logits, {rows}, compute_dtype)
                                          : allocate(logits, {}, compute_dtype);
     scores =
         allocate(logits, {kNumStepColumns + (later ? kNumSavedColumns : 0), rows}, compute_dtype);
     correct = allocate(logits, {rows}, Dtype::Bool);
-    grad_logits = now ? allocate(logits, {rows, classes}, logits.scalar_type())
-                      : allocate(logits, {0}, logits.scalar_type());
+    grad_logits = now ? call.allocate_gradient() : allocate(logits, {0}, logits.scalar_type());
     correct_flags = static_cast<bool*>(correct.mutable_data_ptr());
     first_column_ = static_cast<char*>(scores.mutable_data_ptr());
     column_bytes_ = rows * (compute_dtype == Dtype::Double ? 8 : 4);
@@ -108,27 +102,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
     const Tensor& variance, const Tensor& count, std::optional<Tensor> non_finite_count,
     std::optional<Tensor> last_non_finite, std::optional<Tensor> last_correct,
     std::optional<Tensor> forget_count, [[maybe_unused]] std::optional<Tensor> ticket, double alpha,
-    bool published_first_visit, int64_t score, int64_t reduction,
-    std::optional<Tensor> sample_weight, std::optional<Tensor> weight, int64_t ignore_index,
+    bool published_first_visit, int64_t score, int64_t row_reduction, int64_t rows_per_id,
+    int64_t reduction, std::optional<Tensor> sample_weight, std::optional<Tensor> token_weight,
+    std::optional<Tensor> divisor, std::optional<Tensor> weight, int64_t ignore_index,
     double label_smoothing, std::optional<Tensor> second_target, std::optional<Tensor> lam,
     std::optional<Tensor> grad_scale, int64_t gradient) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
-  UpdateCall table(mean, variance, count, sample_ids, alpha, published_first_visit,
+  UpdateCall table(mean, variance, count, sample_ids, alpha, published_first_visit, row_reduction,
                    non_finite_count, last_non_finite, last_correct, forget_count);
   check_same_device(mean, "mean", logits);
-  check(table.update.batch_size == call.input.batch_size, "sample_ids must have ",
-        call.input.batch_size, " elements, got ", table.update.batch_size);
+  const int64_t rows = call.input.batch_size, ids = table.update.max_ids;
+  check(rows < int64_t{1} << 31, "logits must have fewer than 2^31 rows, got ", rows);
+  check(rows_per_id > 0 && rows % rows_per_id == 0, "rows_per_id must divide ", rows, ", got ",
+        rows_per_id);
+  check(ids == rows / rows_per_id, "sample_ids must have ", rows / rows_per_id, " elements, got ",
+        ids);
+  table.update.batch_size = rows;
   CrossEntropyStep step{};
+  step.rows_per_id = rows_per_id;
   step.score = enum_argument<Score>("score", score, kNumScores);
   step.reduction = enum_argument<Reduction>("reduction", reduction, kNumReductions);
   const auto time = enum_argument<GradientTime>("gradient", gradient, kNumGradientTimes);
-  const std::optional<Tensor> dense_weight =
-      checked_sample_weight(sample_weight, logits, call.compute_dtype);
-  if (dense_weight.has_value()) step.sample_weight = dense_weight->const_data_ptr();
+  const std::optional<Tensor> of_samples =
+      checked_weights(sample_weight, "sample_weight", ids, logits, call.compute_dtype);
+  const std::optional<Tensor> of_tokens =
+      checked_weights(token_weight, "token_weight", rows, logits, call.compute_dtype);
+  if (of_samples.has_value()) step.sample_weight = of_samples->const_data_ptr();
+  if (of_tokens.has_value()) step.token_weight = of_tokens->const_data_ptr();
+  step.divisor = scalar_pointer(divisor, "divisor", logits, call.compute_dtype);
   step.grad_scale = scalar_pointer(grad_scale, "grad_scale", logits, call.compute_dtype);
 
-  const StepResult result(logits, call.compute_dtype, step.reduction, time);
+  const StepResult result(call, step.reduction, time);
   step.loss = result.loss.mutable_data_ptr();
   step.row_weight = result.column(StepColumn::kRowWeight);
   if (time == GradientTime::kNow) step.grad_logits = result.grad_logits.mutable_data_ptr();
@@ -137,8 +142,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
       logits, "computing the cross-entropy and its gradient",
       [&] { run_on_cpu(call.input, result.output(), step, table.update); }, DYNPRUNE_ON_CUDA({
         const Tensor counter = checked_ticket(ticket, logits);
-        const Tensor workspace =
-            allocate_bytes(logits, cuda::scored_cross_entropy_step_workspace_bytes(call.input));
+        const Tensor workspace = allocate_bytes(
+            logits, cuda::scored_cross_entropy_step_workspace_bytes(call.input, ids));
         return cuda::launch_scored_cross_entropy_step(
             call.input, result.output(), step, table.update, workspace.mutable_data_ptr(),
             static_cast<unsigned*>(counter.mutable_data_ptr()), scope.errors(), scope.stream());

@@ -66,7 +66,8 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   m.def(
       "permutation_part(Tensor like, int num_samples, int first, int stride, int count, bool "
       "inverse, Tensor? seed_tensor, int seed) -> Tensor");
-  // second_target and lam ([B] or 0-d): both or none.
+  // logits: [B, C], or [G, D, C] for B = G D rows; the gradient is then [G, D, C], or [G, C, D] if
+  // the logits have C apart and D not. second_target and lam ([B] or 0-d): both or none.
   m.def(
       "scored_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
       "float label_smoothing, Tensor? second_target=None, Tensor? lam=None) -> (Tensor loss, "
@@ -79,19 +80,23 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "update_scores_(Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor sample_ids, "
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "
       "Tensor(e!)? last_non_finite, Tensor? correct=None, Tensor(f!)? last_correct=None, "
-      "Tensor(g!)? forget_count=None) -> ()");
-  // score, reduction and gradient: the enums of shared/step_contract.h. ticket: int32 [1] on CUDA,
+      "Tensor(g!)? forget_count=None, int row_reduction=0) -> ()");
+  // score, row_reduction, reduction and gradient: the enums of shared/step_contract.h. sample_ids:
+  // [B / rows_per_id], each of rows that follow each other; sample_weight too. token_weight: [B].
+  // divisor: 0-d, what a mean divides by. ticket: int32 [1] on CUDA,
   // zero before and after. loss: [B], or 0-d for a reduction. scores: [5, B], a row per StepColumn.
   // For GradientTime::kLater 4 rows follow: saved, [B, 4], for scored_cross_entropy_backward.
-  // grad_logits: [B, C] times grad_scale for kNow, else [0].
+  // grad_logits: as for scored_cross_entropy, times grad_scale, for kNow, else [0].
   m.def(
       "scored_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) "
       "mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "
       "last_non_finite, Tensor(f!)? last_correct, Tensor(g!)? forget_count, Tensor(h!)? ticket, "
-      "float alpha, bool published_first_visit, int score, int reduction, Tensor? sample_weight, "
-      "Tensor? weight, int ignore_index, float label_smoothing, Tensor? second_target, Tensor? "
-      "lam, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor scores, Tensor correct, "
-      "Tensor grad_logits)");
+      "float alpha, bool published_first_visit, int score, int row_reduction, int rows_per_id, "
+      "int reduction, Tensor? sample_weight, Tensor? token_weight, Tensor? divisor, Tensor? "
+      "weight, "
+      "int ignore_index, float label_smoothing, Tensor? second_target, Tensor? lam, Tensor? "
+      "grad_scale, int gradient) -> (Tensor loss, Tensor scores, Tensor correct, Tensor "
+      "grad_logits)");
   // Times grad_loss (0-d or [B]) / grad_scale (0-d) in place; nothing is read or written where that
   // is 1.
   m.def("scale_gradient_(Tensor(a!) grad_logits, Tensor grad_loss, Tensor? grad_scale) -> ()");

@@ -37,6 +37,7 @@ int add_constants(PyObject* module) {
       // Names in the order of the enums in shared/step_contract.h.
       {"SCORES", dynprune::kScoreNames},
       {"REDUCTIONS", dynprune::kReductionNames},
+      {"ROW_REDUCTIONS", dynprune::kRowReductionNames},
       {"GRADIENT_TIMES", dynprune::kGradientTimeNames},
       {"STEP_COLUMNS", dynprune::kStepColumnNames},
       {"SAVED_COLUMNS", dynprune::kSavedColumnNames},

@@ -12,7 +12,7 @@ namespace bindings {
 
 UpdateCall::UpdateCall(const Tensor& mean, const Tensor& variance, const Tensor& count,
                        const Tensor& sample_ids_in, double alpha, bool published_first_visit,
-                       const std::optional<Tensor>& non_finite_count,
+                       int64_t row_reduction, const std::optional<Tensor>& non_finite_count,
                        const std::optional<Tensor>& last_non_finite,
                        const std::optional<Tensor>& last_correct,
                        const std::optional<Tensor>& forget_count)
@@ -53,7 +53,9 @@ UpdateCall::UpdateCall(const Tensor& mean, const Tensor& variance, const Tensor&
       static_cast<int32_t*>(optional_column(forget_count, "forget_count", Dtype::Int, "int32"));
   update.num_samples = num_samples;
   update.sample_ids = static_cast<const int64_t*>(sample_ids.const_data_ptr());
-  update.batch_size = rows;
+  update.batch_size = update.max_ids = rows;
+  update.row_reduction =
+      enum_argument<RowReduction>("row_reduction", row_reduction, kNumRowReductions);
   update.alpha = static_cast<float>(alpha);
   update.first_visit = published_first_visit ? FirstVisit::kPublished : FirstVisit::kZero;
 }
@@ -62,9 +64,10 @@ void update_scores_(const Tensor& mean, const Tensor& variance, const Tensor& co
                     const Tensor& sample_ids, const Tensor& values, double alpha,
                     bool published_first_visit, std::optional<Tensor> non_finite_count,
                     std::optional<Tensor> last_non_finite, std::optional<Tensor> correct,
-                    std::optional<Tensor> last_correct, std::optional<Tensor> forget_count) {
-  UpdateCall call(mean, variance, count, sample_ids, alpha, published_first_visit, non_finite_count,
-                  last_non_finite, last_correct, forget_count);
+                    std::optional<Tensor> last_correct, std::optional<Tensor> forget_count,
+                    int64_t row_reduction) {
+  UpdateCall call(mean, variance, count, sample_ids, alpha, published_first_visit, row_reduction,
+                  non_finite_count, last_non_finite, last_correct, forget_count);
   ScoreUpdate& update = call.update;
   check_vector(values, "values", update.batch_size);
   check_same_device(values, "values", mean);
@@ -86,7 +89,7 @@ void update_scores_(const Tensor& mean, const Tensor& variance, const Tensor& co
       [&] { raise_if_bad(cpu::update_scores(update, torch_threads()), update.num_samples); },
       DYNPRUNE_ON_CUDA({
         const Tensor workspace =
-            allocate_bytes(mean, cuda::update_scores_workspace_bytes(update.batch_size));
+            allocate_bytes(mean, cuda::update_scores_workspace_bytes(update.max_ids));
         return cuda::launch_update_scores(update, workspace.mutable_data_ptr(), scope.errors(),
                                           scope.stream());
       }));

@@ -20,9 +20,14 @@ namespace dynprune {
 struct CrossEntropyInput {
   const void* logits;  // [B, C] of type
   ScalarType type;
-  int64_t batch_size;        // B
-  int64_t num_classes;       // C
-  int64_t row_stride;        // elements between rows; a row is contiguous
+  int64_t batch_size;   // B
+  int64_t num_classes;  // C
+  // In elements: between rows; between groups of group_rows rows, such as the pixels of an image;
+  // between classes. The classes of a row are neighbours, or else the rows of a group are.
+  int64_t row_stride;
+  int64_t group_rows;  // B for one group
+  int64_t group_stride;
+  int64_t class_stride;
   IndexArray target;         // [B]
   const void* class_weight;  // [C] of A, or null
   double label_smoothing;    // in [0, 1]
@@ -30,6 +35,20 @@ struct CrossEntropyInput {
   IndexArray second_target;  // [B], or data null
   const void* lam;           // [B] of A, weight of the first target; read with a second one only
   int64_t lam_stride;        // 0: one coefficient for all rows
+
+  // Whether the rows of a group, and not the classes of a row, are neighbours.
+  DYNPRUNE_HD bool in_columns() const { return class_stride != 1; }
+  // Where a row's first class is in the logits.
+  DYNPRUNE_HD int64_t row_offset(int64_t row) const {
+    if (group_rows == batch_size) return row * row_stride;
+    return row / group_rows * group_stride + row % group_rows * row_stride;
+  }
+  // The same in the gradient, which has the same neighbours and no gaps.
+  DYNPRUNE_HD int64_t gradient_offset(int64_t row) const {
+    if (!in_columns()) return row * num_classes;
+    return row / group_rows * (group_rows * num_classes) + row % group_rows;
+  }
+  DYNPRUNE_HD int64_t gradient_class_stride() const { return in_columns() ? group_rows : 1; }
 };
 
 struct CrossEntropyOutput {
@@ -45,7 +64,7 @@ struct CrossEntropyGradient {
   const void* grad_loss;     // [B] of A
   int64_t grad_loss_stride;  // 0 for one gradient shared by all rows
   const void* saved;         // [B, 4] of A
-  void* grad_logits;         // [B, C] of the input's type, contiguous, out
+  void* grad_logits;         // [B, C] of the input's type, as CrossEntropyInput has it; out
 };
 
 template <class A>
@@ -203,14 +222,17 @@ DYNPRUNE_HD float table_value(Score score, A loss, const RowResult<A>& r) {
 // Beside CrossEntropyInput, whose row losses l_i it weights: loss = w_i l_i for kNone, sum_i w_i
 // l_i for kSum, the same divided by the sum of the rows' class weights for kMean.
 struct CrossEntropyStep {
-  const void* sample_weight;  // [B] of A, or null for ones
+  const void* sample_weight;  // [B / rows_per_id] of A, or null for ones
+  const void* token_weight;   // [B] of A, or null for ones; w_i is the product of both
+  const void* divisor;        // [1] of A, or null: what kMean divides by instead
   const void* grad_scale;     // [1] of A, or null for one: what grad_logits is multiplied with
   Reduction reduction;
-  Score score;        // enters the table
-  void* loss;         // of A: [B] for kNone, else [1]
-  void* row_weight;   // [B] of A: derivative of the sum of `loss` by l_i
-  void* grad_logits;  // [B, C] of the input's type, contiguous: gradient of the sum of `loss`, or
-                      // null
+  Score score;          // enters the table
+  int64_t rows_per_id;  // row i belongs to the sample sample_ids[i / rows_per_id]
+  void* loss;           // of A: [B] for kNone, else [1]
+  void* row_weight;     // [B] of A: derivative of the sum of `loss` by l_i
+  void* grad_logits;    // [B, C] of the input's type, as CrossEntropyInput has it: gradient of the
+                        // sum of `loss`, or null
 };
 
 }  // namespace dynprune

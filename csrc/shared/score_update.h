@@ -4,6 +4,7 @@
 // value.
 #pragma once
 
+#include "shared/row_reduction.h"
 #include "shared/scalar_types.h"
 
 namespace dynprune {
@@ -65,26 +66,29 @@ struct ScoreUpdate {
   float* variance;  // [N]
   void* count;      // [N] of count_type (int32 or int64)
   IndexType count_type;
-  int32_t* non_finite_count;  // [N] or null
-  bool* last_non_finite;      // [N] or null
-  int64_t num_samples;        // N
-  const int64_t*
-      sample_ids;  // [B]; kNoSample is skipped; of an id that occurs twice the last value counts
-  const float* values;  // [B]
-  int64_t batch_size;   // B < 2^31
+  int32_t* non_finite_count;   // [N] or null
+  bool* last_non_finite;       // [N] or null
+  int64_t num_samples;         // N
+  const int64_t* sample_ids;   // [B]; kNoSample is skipped; an id may occur any number of times
+  const float* values;         // [B]
+  int64_t batch_size;          // B < 2^31
+  int64_t max_ids;             // at most so many different ids, B at most
+  RowReduction row_reduction;  // of the values of an id; one visit
   float alpha;
   FirstVisit first_visit;
-  const bool* correct;    // [B], or null: the next two are left alone
+  // [B], or null: the next two are left alone. A sample is correct if all of its rows are.
+  const bool* correct;
   bool* last_correct;     // [N], or null with correct
   int32_t* forget_count;  // [N] or null
 
+  // A visit of a sample. is_correct is read only if `correct` is given.
   template <class Count>
-  DYNPRUNE_HD void apply(int64_t row, int64_t id) const {
+  DYNPRUNE_HD void apply(int64_t id, float value, bool is_correct) const {
     const ScoreColumns<Count> columns{
         mean,         variance,    static_cast<Count*>(count), non_finite_count, last_non_finite,
         last_correct, forget_count};
-    columns.update(id, values[row], alpha, first_visit);
-    if (correct != nullptr) columns.update_correct(id, correct[row]);
+    columns.update(id, value, alpha, first_visit);
+    if (correct != nullptr) columns.update_correct(id, is_correct);
   }
 };
 

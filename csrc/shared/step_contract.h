@@ -13,6 +13,10 @@ constexpr char kScoreNames[] = "loss el2n entropy margin";
 enum class Reduction : int { kNone = 0, kMean, kSum };
 constexpr char kReductionNames[] = "none mean sum";
 
+// How the rows of one sample in a batch become its value. By rows that count.
+enum class RowReduction : int { kMean = 0, kSum, kMax };
+constexpr char kRowReductionNames[] = "mean sum max";
+
 // When the gradient is computed: not at all, by the step, or by scored_cross_entropy_backward.
 enum class GradientTime : int { kNever = 0, kNow, kLater };
 constexpr char kGradientTimeNames[] = "never now later";
@@ -33,12 +37,14 @@ constexpr int count_names(const char* names) {
 }
 constexpr int kNumScores = count_names(kScoreNames);
 constexpr int kNumReductions = count_names(kReductionNames);
+constexpr int kNumRowReductions = count_names(kRowReductionNames);
 constexpr int kNumGradientTimes = count_names(kGradientTimeNames);
 constexpr int kNumStepColumns = count_names(kStepColumnNames);
 constexpr int kNumSavedColumns = count_names(kSavedColumnNames);
 
 static_assert(kNumScores == static_cast<int>(Score::kMargin) + 1, "a name per score");
 static_assert(kNumReductions == static_cast<int>(Reduction::kSum) + 1, "a name per reduction");
+static_assert(kNumRowReductions == static_cast<int>(RowReduction::kMax) + 1, "a name per kind");
 static_assert(kNumGradientTimes == static_cast<int>(GradientTime::kLater) + 1, "a name per time");
 static_assert(kNumStepColumns == static_cast<int>(StepColumn::kRowWeight) + 1, "a name per column");
 static_assert(kNumSavedColumns == static_cast<int>(SavedColumn::kSumWeight) + 1,

@@ -17,6 +17,7 @@ from dynprune_cuda._schedule.keep import Keep
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda.distributed.shard import LAYOUTS
 from dynprune_cuda.functional.cross_entropy import SCORES
+from dynprune_cuda.functional.row_reductions import RowReductionName, as_row_rule
 from dynprune_cuda.policies.adapter import AnyPolicy, adapt
 from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.policies.quotas import ClassShares
@@ -36,6 +37,7 @@ class Config:
         policy: The same behind the interface of `Policy`; users' own results are checked.
         schedule: When it selects, and how much.
         score: What `cross_entropy` enters as the score.
+        row_reduction: The value of a sample that has several rows in a batch.
         alpha: Weight of the newest value in a moving average.
         track_forgetting: Whether the table counts forgetting events.
         seed: The seed, in [0, 2**64).
@@ -51,6 +53,7 @@ class Config:
     policy: Policy
     schedule: Schedule
     score: str
+    row_reduction: RowReductionName
     alpha: float
     track_forgetting: bool
     seed: int
@@ -62,7 +65,7 @@ class Config:
 
     def settings(self, seed: int, alpha: float) -> dict[str, Any]:
         """Returns the entries of a saved state that a loaded one must share, and the seed."""
-        return {
+        settings = {
             "version": STATE_VERSION,
             "num_samples": self.num_samples,
             "policy": fingerprint(self.given_policy),
@@ -72,11 +75,15 @@ class Config:
             "seed": seed,
             "score": self.score,
         }
+        # States from before there were others have no such entry.
+        if self.row_reduction != "mean":
+            settings["row_reduction"] = self.row_reduction
+        return settings
 
     def common(self) -> dict[str, Any]:
         """Returns what must be the same in every process."""
         plan = {name: getattr(self.schedule, name) for name in ("keep", "anneal_epochs", "epochs")}
-        names = ("track_forgetting", "sharding", "shard_layout", "surplus")
+        names = ("row_reduction", "track_forgetting", "sharding", "shard_layout", "surplus")
         return {
             **self.settings(self.seed, self.alpha),
             **plan,
@@ -97,6 +104,7 @@ def make_config(
     group_floor: float | None,
     class_shares: ClassShares | None,
     score: str,
+    row_reduction: RowReductionName,
     alpha: float | None,
     track_forgetting: bool,
     seed: int,
@@ -134,6 +142,7 @@ def make_config(
         checked.check_count(count, num_samples)
     _check_rescaling(given, checked)
     as_choice("score", score, SCORES)
+    as_row_rule(row_reduction)
     if score == "margin" and not checked.takes_negative_scores:
         raise ValueError(
             f"score='margin' does not fit policy={checked!r}, which needs scores >= 0: "
@@ -147,6 +156,7 @@ def make_config(
         checked,
         schedule,
         score,
+        row_reduction,
         as_float("alpha", alpha, low=0.0, high=1.0, above_low=True),
         as_bool("track_forgetting", track_forgetting),
         as_int("seed", seed) % 2**64,

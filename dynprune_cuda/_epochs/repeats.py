@@ -42,17 +42,14 @@ class Repeats:
         return len(self.ids)
 
     def without(self, ids: Tensor) -> Tensor:
-        """Returns `ids`, int64 [batch], with -1 in place of visits that are no score."""
+        """Returns `ids`, int64 [batch], with -1 in place of visits that are no score.
+
+        All rows of an id in one batch are one visit.
+        """
         if len(self.ids) == 1:
-            found = ids == self.ids
-            return torch.where(found & (found.cumsum(0) + self.visited > 1), -1, ids)
+            return torch.where((ids == self.ids) & self.visited, -1, ids)
         places, found = self._find(ids)
-        position = torch.arange(len(ids), device=ids.device)
-        # The first visit of each id in this batch: the smallest position, in any order of adds.
-        first = torch.full_like(self.ids, len(ids))
-        first = first.scatter_reduce(0, places, torch.where(found, position, len(ids)), "amin")
-        again = (position != first[places]) | self.visited[places]
-        return torch.where(found & again, -1, ids)
+        return torch.where(found & self.visited[places], -1, ids)
 
     def mark(self, ids: Tensor) -> None:
         """Marks ids, int64 [batch], as visited; other ids than those held are ignored."""

@@ -37,6 +37,7 @@ class ReplicatedRun(Run):
             device=config.device,
             alpha=config.alpha,
             first_visit=config.policy.first_visit,
+            row_reduction=config.row_reduction,
             track_forgetting=config.track_forgetting,
         )
         super().__init__(config, ranks, table)

@@ -207,9 +207,9 @@ class Run(ABC):
         """Returns what a policy that weighs multiplies the losses of `ids` by; None: nothing."""
         return None
 
-    def update_target(self, ids: Tensor) -> UpdateTarget:
+    def update_target(self, ids: Tensor, *, grouped: bool = False) -> UpdateTarget:
         """Returns where a scored step writes the scores of a batch; nothing changes."""
-        return self.table.update_target(self._scored(ids))
+        return self.table.update_target(self._scored(ids), grouped=grouped)
 
     def commit(self, target: UpdateTarget, ids: Tensor) -> str | None:
         """Accepts what a scored step wrote; returns what to warn of."""
@@ -342,6 +342,7 @@ class Run(ABC):
         for name, mine in settings.items():
             if name not in ("version", "seed"):
                 read.same(name, mine)
+        read.same("row_reduction", self.config.row_reduction)  # also of a state that has one
         policy = self.config.policy
         more = {"weights": policy.has_factors, "memory": bool(policy.memory)}
         read.has([*settings, "table", *ENTRIES, *(name for name in more if more[name])])

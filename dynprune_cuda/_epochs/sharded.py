@@ -66,6 +66,7 @@ class ShardedRun(Run):
             device=config.device,
             alpha=config.alpha,
             first_visit=config.policy.first_visit,
+            row_reduction=config.row_reduction,
         )
         super().__init__(config, ranks, table)
         self._repeats: Repeats | None = None  # of the current epoch's share

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._ops.contract import GradientTime, SavedColumn, StepArguments, StepColumn
+from dynprune_cuda._ops.fakes import in_columns
 from dynprune_cuda._ops.library import ops
 
 # Bind the overloads once: calling a packet resolves its overload on every call.
@@ -38,7 +39,12 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
     grad = ops.scored_cross_entropy_backward(
         grad_loss, logits, target, weight, *options, saved, *mix
     )
-    return grad, *(None,) * 6
+    return _like_logits(grad, in_columns(logits)), *(None,) * 6
+
+
+def _like_logits(grad: Tensor, columns: bool) -> Tensor:
+    """Returns a gradient that the ops made in the shape of the logits."""
+    return grad.transpose(1, 2) if columns else grad
 
 
 torch.library.register_autograd(
@@ -85,7 +91,7 @@ class StepLoss(torch.autograd.Function):
             underflows = arguments.grad_scale is None and logits.dtype == torch.float16
             gradient = _LATER if underflows else _NOW
         loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
-        ctx.options, ctx.spent = None, False
+        ctx.options, ctx.spent, ctx.columns = None, False, in_columns(logits)
         ctx.set_materialize_grads(False)
         if gradient == _NOW:
             ctx.save_for_backward(grad_logits, arguments.grad_scale)
@@ -125,6 +131,7 @@ class StepLoss(torch.autograd.Function):
         else:
             grad, grad_scale = ctx.saved_tensors
             grad = _scaled(ctx, grad, grad_loss, grad_scale)
+        grad = _like_logits(grad, ctx.columns)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = NoSecondDerivative.apply(grad.requires_grad_())
         return grad, None, None
@@ -135,13 +142,24 @@ def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None
     if torch.compiler.is_compiling():
         # The compiler fuses this with what follows, and keeps what a graph saved unchanged.
         factor = grad_loss if grad_scale is None else grad_loss / grad_scale
-        product = grad.to(factor.dtype) * (factor if factor.dim() == 0 else factor[:, None])
-        return product.to(grad.dtype)
+        return (grad.to(factor.dtype) * _by_row(factor, grad, ctx.columns)).to(grad.dtype)
     if ctx.spent:
         raise RuntimeError(
             "the step's gradient was already used by a backward pass, which changed it in place. "
             "Use scored_cross_entropy to go backward twice (retain_graph=True)."
         )
     ctx.spent = True
-    _scale(grad, grad_loss, grad_scale)
+    if ctx.columns and grad_loss.dim() > 0:
+        factor = grad_loss if grad_scale is None else grad_loss / grad_scale
+        return grad.mul_(_by_row(factor, grad, columns=True))
+    _scale(grad if grad.dim() == 2 else grad.flatten(0, 1), grad_loss, grad_scale)  # a view
     return grad
+
+
+def _by_row(factor: Tensor, grad: Tensor, columns: bool) -> Tensor:
+    """Returns a factor, 0-d or [R], in a shape that multiplies a gradient [R, C] or 3-D."""
+    if factor.dim() == 0:
+        return factor
+    if columns:
+        return factor.view(grad.shape[0], 1, grad.shape[2])
+    return factor.view(*grad.shape[:-1], 1)

@@ -42,6 +42,14 @@ class Reduction(IntEnum):
     SUM = 2
 
 
+class RowReduction(IntEnum):
+    """How the rows of one sample in a batch become its value."""
+
+    MEAN = 0
+    SUM = 1
+    MAX = 2
+
+
 class GradientTime(IntEnum):
     """When the gradient is computed: not at all, by the step, or by the backward pass."""
 
@@ -85,8 +93,12 @@ class StepArguments(NamedTuple):
     alpha: float
     published_first_visit: bool
     score: int
+    row_reduction: int
+    rows_per_id: int  # which follow each other
     reduction: int
     sample_weight: Tensor | None
+    token_weight: Tensor | None
+    divisor: Tensor | None  # of a mean
     weight: Tensor | None
     ignore_index: int
     label_smoothing: float

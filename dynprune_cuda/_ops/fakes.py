@@ -192,6 +192,25 @@ def permutation_part(
 # ---- scoring
 
 
+def in_columns(logits: Tensor) -> bool:
+    """Returns whether the classes of logits [B, D, C] lie apart and the rows D do not.
+
+    Their gradient is [B, C, D] then, as `logits_are_in_columns` in csrc/bindings/cross_entropy.cpp
+    has it.
+    """
+    return (
+        logits.dim() == 3
+        and logits.shape[2] > 1
+        and logits.stride(2) != 1
+        and (logits.stride(1) == 1 or logits.shape[1] <= 1)
+    )
+
+
+def _gradient(logits: Tensor) -> Tensor:
+    shape = logits.transpose(1, 2).shape if in_columns(logits) else logits.shape
+    return logits.new_empty(shape)
+
+
 @_fake
 def scored_cross_entropy(
     logits: Tensor,
@@ -202,7 +221,7 @@ def scored_cross_entropy(
     second_target: Tensor | None = None,
     lam: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    rows, dtype = logits.shape[0], _compute_dtype(logits)
+    rows, dtype = target.shape[0], _compute_dtype(logits)
     loss, el2n, entropy, margin = (logits.new_empty((rows,), dtype=dtype) for _ in range(4))
     correct = logits.new_empty((rows,), dtype=torch.bool)
     saved = logits.new_empty((rows, len(SavedColumn)), dtype=dtype)
@@ -221,7 +240,7 @@ def scored_cross_entropy_backward(
     second_target: Tensor | None = None,
     lam: Tensor | None = None,
 ) -> Tensor:
-    return logits.new_empty(logits.shape)
+    return _gradient(logits)
 
 
 @_fake
@@ -240,8 +259,12 @@ def scored_cross_entropy_step_(
     alpha: float,
     published_first_visit: bool,
     score: int,
+    row_reduction: int,
+    rows_per_id: int,
     reduction: int,
     sample_weight: Tensor | None,
+    token_weight: Tensor | None,
+    divisor: Tensor | None,
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
@@ -250,12 +273,12 @@ def scored_cross_entropy_step_(
     grad_scale: Tensor | None,
     gradient: int,
 ) -> tuple[Tensor, ...]:
-    (rows, classes), dtype = logits.shape, _compute_dtype(logits)
+    rows, dtype = target.shape[0], _compute_dtype(logits)
     columns = len(StepColumn) + (len(SavedColumn) if gradient == GradientTime.LATER else 0)
     loss = logits.new_empty((rows,) if reduction == Reduction.NONE else (), dtype=dtype)
     scores = logits.new_empty((columns, rows), dtype=dtype)
     correct = logits.new_empty((rows,), dtype=torch.bool)
-    grad_logits = logits.new_empty((rows, classes) if gradient == GradientTime.NOW else (0,))
+    grad_logits = _gradient(logits) if gradient == GradientTime.NOW else logits.new_empty((0,))
     return loss, scores, correct, grad_logits
 
 
@@ -278,6 +301,7 @@ def update_scores_(
     correct: Tensor | None = None,
     last_correct: Tensor | None = None,
     forget_count: Tensor | None = None,
+    row_reduction: int = 0,
 ) -> None:
     return None
 

@@ -23,8 +23,8 @@ from dynprune_cuda.functional.cross_entropy import (
     ScoredLoss,
     last_layer_grand,
     scored_cross_entropy,
-    scored_cross_entropy_step_,
 )
+from dynprune_cuda.functional.cross_entropy_step import scored_cross_entropy_step_
 from dynprune_cuda.functional.errors import check_errors
 from dynprune_cuda.functional.inclusion import inclusion_probabilities
 from dynprune_cuda.functional.linear_cross_entropy import (

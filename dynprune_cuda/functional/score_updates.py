@@ -18,6 +18,7 @@ from dynprune_cuda._checks.arguments import (
     refuse_transforms,
 )
 from dynprune_cuda._ops import ops
+from dynprune_cuda.functional.row_reductions import MEAN, RowReductionName, as_row_rule, top_rows
 
 FirstVisit = Literal["zero", "published"]
 FIRST_VISITS = ("zero", "published")
@@ -53,15 +54,18 @@ def update_scores_(
     correct: Tensor | None = None,
     last_correct: Tensor | None = None,
     forget_count: Tensor | None = None,
+    row_reduction: RowReductionName = "mean",
 ) -> None:
     """Updates the moving averages of samples by a batch of values, in place.
 
     The rule is that of the UCB baseline that the authors of InfoBatch released. With `d = (value -
     mean)^2` by the old mean, it is `mean = (1 - alpha) * mean + alpha * value`, `variance = (1 -
-    alpha) * variance + alpha * d`, `count += 1`. At the first visit (count 0), mean = value. Of an
-    id that occurs twice, the last value counts, once. The id -1 marks a row without a sample and is
-    skipped. Any other id out of range is an IndexError on the CPU before anything changes; on CUDA
-    it is skipped and `check_errors` raises. The tensors must not share memory with each other.
+    alpha) * variance + alpha * d`, `count += 1`. At the first visit (count 0), mean = value.
+
+    The rows of an id that occurs several times are one visit with one value (`row_reduction`). The
+    order of the rows changes no bit of it. The id -1 marks a row without a sample and is skipped.
+    Any other id out of range is an IndexError on the CPU before anything changes; on CUDA it is
+    skipped and `check_errors` raises. The tensors must not share memory with each other.
 
     Args:
         mean: [N] float32, contiguous.
@@ -69,15 +73,20 @@ def update_scores_(
         count: [N] int32 or int64, contiguous.
         sample_ids: [B] int64.
         values: [B] floating point, read as float32. A value that is not finite changes no average
-            and no count.
+            and no count; of several rows, one is enough.
         alpha: Weight of the new value, in (0, 1].
         first_visit: Variance after the first visit: "zero", or "published": alpha * value^2.
         non_finite_count: [N] int32, or None; grows by one with each value that is not finite.
         last_non_finite: [N] bool, or None; whether the sample's last value was not finite.
         correct: [B] bool, or None; whether the row was classified correctly. Needs `last_correct`.
+            A sample of several rows is correct if all of them are.
         last_correct: [N] bool, or None; `correct` of the sample's last visit, False at first.
         forget_count: [N] int32, or None; forgetting events: grows by one when a sample that was
             correct is not (Toneva et al. 2019, arXiv:1812.05159). Needs `last_correct`.
+        row_reduction: What of a sample's rows is its value: "mean", "sum", "max", or a float in
+            (0, 1]. The float is a share: the mean of the `max(1, floor(share * n + 0.5))` greatest
+            of n values, which takes two sorts. A mean over n rows is exact but for n * 2^-60 of
+            the greatest magnitude, then rounded to float32.
     """
     refuse_transforms("update_scores_", ("Vmap", "Functionalize"))
     columns = check_columns(
@@ -93,12 +102,16 @@ def update_scores_(
         )
     alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
     published = as_choice("first_visit", first_visit, FIRST_VISITS) == "published"
+    rule, values = as_row_rule(row_reduction), values.detach().to(torch.float32)
+    if isinstance(rule, float):
+        sample_ids, correct = top_rows(sample_ids, values, correct, rule)
+        rule = MEAN
     ops.update_scores_(
         mean,
         variance,
         count,
         sample_ids,
-        values.detach().to(torch.float32),
+        values,
         alpha,
         published,
         non_finite_count,
@@ -106,6 +119,7 @@ def update_scores_(
         correct,
         last_correct,
         forget_count,
+        rule,
     )
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(columns.present())

@@ -27,6 +27,7 @@ from dynprune_cuda.data.indexed import IndexedDataset
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
 from dynprune_cuda.data.streams import FilteredStream, Streams
 from dynprune_cuda.data.unselected import UnselectedBatchSampler
+from dynprune_cuda.functional.row_reductions import RowReductionName
 from dynprune_cuda.policies.adapter import AnyPolicy
 from dynprune_cuda.policies.quotas import ClassShares
 from dynprune_cuda.pruner.scoring import Scoring
@@ -80,6 +81,7 @@ class Pruner(Scoring):
         group_floor: float | None = None,
         class_shares: ClassShares | None = None,
         score: str = "loss",
+        row_reduction: RowReductionName = "mean",
         alpha: float | None = None,
         track_forgetting: bool = False,
         seed: int = 0,
@@ -118,6 +120,9 @@ class Pruner(Scoring):
             score: What `cross_entropy` enters as a sample's score: "loss" (the training loss with
                 its class weight and label smoothing), "el2n", "entropy", or "margin" (its
                 negative, so that small margins rank high).
+            row_reduction: The score of a sample that has several rows in a batch, such as tokens or
+                views: their "mean", "sum" or "max", or a float in (0, 1]. The float is a share: the
+                mean of its greatest scores. One batch is one visit, whatever its rows.
             alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
                 or what the policy's source does, and 0.1 for a whole batch's value in `observe`.
             track_forgetting: Count in `table.forget_count` how often a sample that was classified
@@ -165,6 +170,7 @@ class Pruner(Scoring):
                 group_floor=group_floor,
                 class_shares=class_shares,
                 score=score,
+                row_reduction=row_reduction,
                 alpha=alpha,
                 track_forgetting=track_forgetting,
                 seed=seed,

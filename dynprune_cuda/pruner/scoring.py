@@ -14,7 +14,9 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import FLOATING, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
-from dynprune_cuda.functional.cross_entropy import SCORES, TableOptions, step_loss
+from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
+from dynprune_cuda.functional.shapes import Rows, at_places, own_keys, per_row, places_of_rows
+from dynprune_cuda.functional.step_loss import LossOptions, TableOptions, loss_terms, step_loss
 from dynprune_cuda.pruner.status import RunStatus
 from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
 
@@ -77,35 +79,51 @@ class Scoring(RunStatus):
         target_b: Tensor | None = None,
         lam: float | Tensor | None = None,
         grad_scale: Tensor | None = None,
+        class_dim: int = 1,
+        cu_seqlens: Tensor | None = None,
+        token_weight: Tensor | None = None,
+        num_items: float | Tensor | None = None,
     ) -> Tensor:
         """Computes the cross-entropy and enters the samples' scores, without waiting.
 
         The loss is that of `torch.nn.functional.cross_entropy` with the same options. Ignored rows
-        leave their samples' scores alone. The scores enter the table at this call, not at the
+        leave their samples' scores alone. All rows of a sample in the batch are one visit, whose
+        score is made of theirs by `row_reduction`. Scores enter the table at this call, not at the
         backward pass: compute a validation loss with torch's own function. One backward pass per
         call; see `functional.scored_cross_entropy_step_`. Keep the call out of checkpointed
         regions, which would enter the scores twice, and let no two calls on one pruner overlap.
 
         Args:
-            logits: Floating point [batch, num_classes] on `device`.
-            target: Class indices, int64, int32 or uint8 [batch].
-            ids: Sample ids, any integer dtype [batch], on the CPU or on `device`; -1 for a row that
-                belongs to no sample, and only trains.
+            logits: Floating point [batch, num_classes] on `device`; or [num_classes], or [batch,
+                num_classes, d1, ...], or [batch, d1, ..., num_classes] with class_dim=-1.
+            target: Class indices, int64, int32 or uint8: the shape of logits without num_classes.
+            ids: Sample ids, any integer dtype, on the CPU or on `device`: [batch], or one per row,
+                in the shape of `target`, for packed documents, or [sequences] with `cu_seqlens`. -1
+                for rows that belong to no sample, and only train.
             weight: Class weights [num_classes].
             ignore_index: Target of rows that count for nothing.
             label_smoothing: In [0, 1].
-            reduction: "mean" (weighted by the targets' class weights), "sum" or "none".
-            sample_weight: Factors of the rows' losses [batch], known before the forward pass; they
-                change neither the scores nor what "mean" divides by.
+            reduction: "mean" (weighted by the targets' class weights), "sum", "none", or "sample":
+                the mean over the samples with a row that counts of each one's own mean.
+            sample_weight: Factors of the samples' losses, in the shape of `ids`, known before the
+                forward pass; they change neither the scores nor what "mean" divides by.
             target_b: Second class indices [batch] of mixed samples; the scores are those of
                 `target`, but for the score "loss".
             lam: Weight of the first target, with `target_b`: a float, or a 0-d or [batch] tensor.
             grad_scale: The factor that a loss scaler multiplies the loss with, as a 0-d tensor on
                 `device`; it saves work in the backward pass. It must be the factor that comes: a
                 float16 gradient is rounded with it, and may underflow or overflow under another.
+            class_dim: Where the classes are: 1, or -1 for the last dimension.
+            cu_seqlens: Where the packed sequences begin in the rows, and where the last one ends,
+                any integer dtype [sequences + 1]. Rows outside belong to no sample.
+            token_weight: Factors of the rows' losses, in the shape of `target`, beside those of the
+                samples.
+            num_items: What "mean" or "sample" divides by, instead of what is in this batch: the
+                number of rows or samples of all accumulation steps; a number, or a 0-d tensor.
 
         Returns:
-            The loss: 0-d, or [batch] for "none"; float32, or float64 for float64 logits.
+            The loss: 0-d, or in the shape of `target` for "none"; float32, or float64 for float64
+            logits.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -115,6 +133,17 @@ class Scoring(RunStatus):
         """
         table = self.table
         device = table.mean.device
+        rows: Rows | None = None
+        rows_per_id = 1
+        if class_dim != 1 or not isinstance(logits, Tensor) or logits.dim() != 2:
+            rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
+        if rows is not None:
+            logits, target = rows.logits, rows.target
+            if token_weight is not None:
+                token_weight = rows.flat("token_weight", token_weight)
+            if cu_seqlens is None:
+                ids, rows_per_id = rows.entries(ids)
+                sample_weight = rows.like_entries("sample_weight", sample_weight, rows_per_id)
         check_ids(ids)
         if ids.dtype != torch.int64 or ids.device != device:
             ids = move_without_waiting("ids", ids.to(torch.int64), device)
@@ -124,27 +153,37 @@ class Scoring(RunStatus):
             sample_weight = sample_weight * factors
         elif factors is not None:
             sample_weight = factors
-        target_rows = self._run.update_target(ids)
+        grouped = rows_per_id > 1 or cu_seqlens is not None
+        target_rows = self._run.update_target(ids, grouped=grouped)
+        table_rows, row_ids = target_rows.rows, ids
+        if cu_seqlens is not None:
+            cu_seqlens = move_without_waiting("cu_seqlens", cu_seqlens, device)
+            places = places_of_rows(cu_seqlens, len(ids), len(target))
+            table_rows = at_places(table_rows, places, -1)
+            row_ids = at_places(own_keys(ids), places, -1)
+            if sample_weight is not None:
+                sample_weight = at_places(sample_weight, places, 1.0)
+        options = LossOptions(weight, ignore_index, label_smoothing, target_b, lam)
         published = table.first_visit == "published"
         loss: Tensor = step_loss(
             logits,
             target,
-            target_rows.rows,
+            table_rows,
             target_rows.columns,
-            TableOptions._make((self._ticket, table.alpha, published, self._score)),
+            TableOptions._make(
+                (self._ticket, table.alpha, published, self._score, table.row_rule, rows_per_id)
+            ),
+            options,
+            loss_terms(
+                logits, target, row_ids, rows_per_id, reduction, num_items, token_weight, options
+            ),
             loss_only=True,
             sample_weight=sample_weight,
-            reduction=reduction,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            target_b=target_b,
-            lam=lam,
             grad_scale=grad_scale,
         )
         if message := self._run.commit(target_rows, ids):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return loss
+        return loss if rows is None or loss.dim() == 0 else loss.view(rows.shape)
 
     def observe(
         self,
@@ -163,12 +202,14 @@ class Scoring(RunStatus):
 
         Args:
             ids: Sample ids, any integer dtype [batch], on the CPU or on `device`. A row whose id
-                is -1 belongs to no sample and is skipped.
-            values: One value per sample, floating point [batch]; bigger means more worth training
-                on. Or the result of `functional.scored_cross_entropy`, of which the configured
-                `score` is taken: the scores of ignored rows are 0, so give those rows the id -1
-                (`ids.masked_fill(target == ignore_index, -1)`). Or a 0-d value of the whole batch,
-                such as a loss that has no per-sample value; see below.
+                is -1 belongs to no sample and is skipped. The rows of an id that occurs several
+                times are one visit, see `row_reduction`.
+            values: One value per row, floating point [batch]; bigger means more worth training on.
+                Or the result of `functional.scored_cross_entropy`, of which the configured `score`
+                is taken. The scores of ignored rows are 0: give those rows the id -1
+                (`ids.masked_fill(target == ignore_index, -1)`). Its scores may have more
+                dimensions, as those of pixels; `ids` are then [batch] or in their shape. Or a 0-d
+                value of the whole batch, such as a loss that has no per-sample value; see below.
             correct: Was the sample classified correctly, bool [batch]; counts for nothing without
                 `track_forgetting`. None: what a `ScoredLoss` says, or, with other values, unknown:
                 the visit then counts as no forgetting event.
@@ -183,6 +224,10 @@ class Scoring(RunStatus):
             if correct is None and self.table.track_forgetting:
                 correct = values.correct
             values = self._score_of(values)
+            if values.dim() > 1:
+                ids = per_row(ids, values)
+                ids, values = ids.flatten(), values.flatten()
+                correct = None if correct is None else correct.flatten()
         is_shared = False  # by several samples
         if isinstance(values, Tensor) and values.dim() == 0:
             check_ids(ids)

@@ -363,11 +363,13 @@ class RunStatus:
 
     def __repr__(self) -> str:
         """Tells how the pruner was made, and where the run is."""
-        plan = self.schedule
+        plan, rows = self.schedule, self.table.row_reduction
+        shown = "" if rows == "mean" else f"row_reduction={rows!r}, "
         return (
             f"Pruner(num_samples={self.num_samples}, keep={plan.keep}, "
             f"policy={self.policy!r}, period={plan.period}, warmup_epochs={plan.warmup_epochs}, "
             f"anneal_epochs={plan.anneal_epochs}, epochs={plan.epochs}, score={self.score!r}, "
+            f"{shown}"
             f"alpha={self.table.alpha}, "
             f"{'track_forgetting=True, ' if self.table.track_forgetting else ''}"
             f"seed={self.seed}, device='{self.device}'; "

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynprune_cuda.functional.score_updates import ScoreColumns
+from dynprune_cuda.functional.row_reductions import RowReductionName, first_places
+from dynprune_cuda.functional.score_updates import ScoreColumns, update_scores_
 from dynprune_cuda.scores.table import CheckedIds, UpdateTarget
 
 # Batches that are kept apart until they are concatenated: small tensors cost more than their bytes.
@@ -19,22 +20,28 @@ class VisitOutbox:
     Attributes:
         num_samples: How many samples there are in all processes.
         device: Where the visits are kept.
+        row_reduction: The value of a sample that has several rows in a batch.
     """
 
-    def __init__(self, num_samples: int, device: torch.device) -> None:
+    def __init__(
+        self, num_samples: int, device: torch.device, row_reduction: RowReductionName = "mean"
+    ) -> None:
         """Makes an empty outbox."""
         self.num_samples, self.device = num_samples, device
+        self.row_reduction = row_reduction
         self._num_batches = 0
         self._loose: list[tuple[Tensor, ScoreColumns | Tensor, int]] = []
         self._packed: list[tuple[Tensor, Tensor, Tensor]] = []
         # Ids out of range that a GPU found: how many, and one of them.
         self._bad = torch.zeros(2, dtype=torch.int64, device=device)
 
-    def target(self, ids: Tensor) -> UpdateTarget:
+    def target(self, ids: Tensor, grouped: bool = False) -> UpdateTarget:
         """Returns columns for this batch alone, which a scored step fills; nothing changes.
 
         Args:
             ids: Sample ids, int64 [batch], on the device; -1 belongs to no sample.
+            grouped: Whether each of the ids stands for several rows, which the step reduces: equal
+                ids then share a row of the columns. Else each has its own, and `visits` reduces.
 
         Raises:
             IndexError: An id is out of range (on the CPU).
@@ -46,7 +53,8 @@ class VisitOutbox:
         count = torch.zeros(size, dtype=torch.int32, device=device)
         broken = torch.zeros(size, dtype=torch.bool, device=device)
         columns = ScoreColumns(mean, torch.zeros_like(mean), count, last_non_finite=broken)
-        rows = torch.arange(size, device=device).masked_fill_(batch.ids < 0, -1)
+        rows = first_places(batch.ids) if grouped else torch.arange(size, device=device)
+        rows = rows.masked_fill(batch.ids < 0, -1)
         return UpdateTarget(rows, columns, batch)
 
     def commit(self, target: UpdateTarget) -> None:
@@ -85,10 +93,31 @@ class VisitOutbox:
         ids, values, batches = (torch.cat(column) for column in zip(*self._packed, strict=True))
         ids, order = ids.sort(stable=True)
         values, batches = values[order], batches[order]
-        # Of an id that occurs twice in one batch, the last value counts.
         counts = ids >= 0
-        counts[:-1] &= (ids[1:] != ids[:-1]) | (batches[1:] != batches[:-1])
-        return ids[counts], values[counts]
+        ids, values, batches = ids[counts], values[counts], batches[counts]
+        # The rows of an id in one batch are one visit.
+        begins = torch.ones_like(ids, dtype=torch.bool)
+        begins[1:] = (ids[1:] != ids[:-1]) | (batches[1:] != batches[:-1])
+        if bool(begins.all()):
+            return ids, values
+        return ids[begins], self._reduced(begins.cumsum(0) - 1, values, int(begins.sum()))
+
+    def _reduced(self, visits: Tensor, values: Tensor, number: int) -> Tensor:
+        """Returns the values of `number` visits from those of their rows, float32 [number]."""
+        mean = values.new_zeros(number)
+        count = torch.zeros(number, dtype=torch.int32, device=self.device)
+        broken = torch.zeros(number, dtype=torch.bool, device=self.device)
+        update_scores_(
+            mean,
+            torch.zeros_like(mean),
+            count,
+            visits,
+            values,
+            alpha=1.0,
+            last_non_finite=broken,
+            row_reduction=self.row_reduction,
+        )
+        return mean.masked_fill_(broken, float("nan"))
 
     def clear(self) -> None:
         """Drops all visits."""

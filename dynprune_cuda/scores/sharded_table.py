@@ -13,6 +13,7 @@ from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, m
 from dynprune_cuda.distributed.ranks import Ranks
 from dynprune_cuda.distributed.routing import to_owners
 from dynprune_cuda.distributed.shard import Shard
+from dynprune_cuda.functional.row_reductions import RowReductionName
 from dynprune_cuda.functional.score_updates import FirstVisit
 from dynprune_cuda.scores.outbox import VisitOutbox
 from dynprune_cuda.scores.table import COLUMNS, ScoreTable, UpdateTarget
@@ -47,11 +48,18 @@ class ShardedScoreTable(ScoreTable):
         device: torch.device | str | int = "cpu",
         alpha: float = 0.8,
         first_visit: FirstVisit = "zero",
+        row_reduction: RowReductionName = "mean",
     ) -> None:
         """Makes the rows of a shard, none of them visited; the rest is as in `ScoreTable`."""
-        super().__init__(len(shard), device=device, alpha=alpha, first_visit=first_visit)
+        super().__init__(
+            len(shard),
+            device=device,
+            alpha=alpha,
+            first_visit=first_visit,
+            row_reduction=row_reduction,
+        )
         self.shard, self.ranks = shard, ranks
-        self.outbox = VisitOutbox(shard.num_samples, self.device)
+        self.outbox = VisitOutbox(shard.num_samples, self.device, row_reduction)
 
     def update(
         self,
@@ -76,9 +84,9 @@ class ShardedScoreTable(ScoreTable):
         values = move_without_waiting("values", values.detach().to(torch.float32), self.device)
         self.outbox.add(ids, values)
 
-    def update_target(self, ids: Tensor) -> UpdateTarget:
+    def update_target(self, ids: Tensor, *, grouped: bool = False) -> UpdateTarget:
         """Returns columns for this batch alone, which `commit` puts into the outbox."""
-        return self.outbox.target(ids)
+        return self.outbox.target(ids, grouped)
 
     def commit(self, target: UpdateTarget) -> None:
         """Puts what a scored step wrote into `target` into the outbox."""

@@ -15,6 +15,7 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_choice, as_device, as_float, as_int, check_vector
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda.functional.row_reductions import RowReductionName, as_row_rule
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, ScoreColumns
 from dynprune_cuda.scores.history import History
 from dynprune_cuda.stats import Stats, gini, score_summary, share
@@ -96,6 +97,7 @@ class ScoreTable:
         alpha: float = 0.8,
         first_visit: FirstVisit = "zero",
         track_forgetting: bool = False,
+        row_reduction: RowReductionName = "mean",
     ) -> None:
         """Makes the table of a training set in which no sample has been visited.
 
@@ -106,6 +108,9 @@ class ScoreTable:
             first_visit: Variance after the first visit: "zero", or "published" for the baseline's
                 own `alpha * value**2`, which lifts samples that were visited once.
             track_forgetting: Keep `last_correct` and `forget_count`, 5 bytes per sample.
+            row_reduction: The value of a sample that has several rows in a batch: their "mean",
+                "sum" or "max", or a float in (0, 1]. The float is a share: the mean of its greatest
+                values. See `functional.update_scores_`.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -115,6 +120,7 @@ class ScoreTable:
         self.alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
         as_choice("first_visit", first_visit, FIRST_VISITS)
         self.first_visit = first_visit
+        self.row_reduction, self.row_rule = row_reduction, as_row_rule(row_reduction)
         if not isinstance(track_forgetting, bool):
             raise TypeError(f"track_forgetting must be a bool, got {track_forgetting!r}")
         size, device = self.num_samples, as_device("device", device)
@@ -156,11 +162,12 @@ class ScoreTable:
             )
         )
 
-    def update_target(self, ids: Tensor) -> UpdateTarget:
+    def update_target(self, ids: Tensor, *, grouped: bool = False) -> UpdateTarget:
         """Returns where the scored step writes the scores of a batch; nothing changes.
 
         Args:
             ids: Sample ids, int64 [batch], on the table's device; -1 belongs to no sample.
+            grouped: Whether each of the ids stands for several rows of the batch.
         """
         return UpdateTarget._make((ids, self.columns(), None))
 
@@ -174,16 +181,18 @@ class ScoreTable:
     ) -> None:
         """Enters one value per sample id, without waiting for the device.
 
-        An id that occurs more than once counts once, with its last value. A row whose id is -1
-        belongs to no sample and is skipped.
+        The rows of an id that occurs several times are one visit. Its value is made of theirs by
+        `row_reduction`, and their order changes no bit of it. A row whose id is -1 belongs to no
+        sample and is skipped.
 
         Args:
             ids: Sample ids, any integer dtype [batch]; on the CPU or on the table's device.
             values: Scores, any floating-point dtype [batch], on the CPU or on the table's device;
                 read as float32, detached from the graph.
             correct: Was the sample classified correctly, bool [batch], on the CPU or on the table's
-                device; counts for nothing without `track_forgetting`. None: this visit does not
-                tell, and leaves `last_correct` and `forget_count` alone.
+                device; counts for nothing without `track_forgetting`. A sample is correct if all
+                of its rows are. None: this visit does not tell, and leaves `last_correct` and
+                `forget_count` alone.
             alpha: Weight of these values in the moving averages, in (0, 1]. None: the table's.
 
         Raises:
@@ -214,6 +223,7 @@ class ScoreTable:
             correct=correct,
             last_correct=None if correct is None else self.last_correct,
             forget_count=None if correct is None else self.forget_count,
+            row_reduction=self.row_reduction,
         )
 
     def part(self, sample_ids: Tensor) -> ScoreTable:
@@ -387,5 +397,6 @@ class ScoreTable:
         return (
             f"ScoreTable(num_samples={self.num_samples}, device='{self.device}', "
             f"alpha={self.alpha}, first_visit={self.first_visit!r}"
-            f"{', track_forgetting=True' if self.track_forgetting else ''})"
+            f"{', track_forgetting=True' if self.track_forgetting else ''}"
+            f"{f', row_reduction={self.row_reduction!r}' if self.row_reduction != 'mean' else ''})"
         )

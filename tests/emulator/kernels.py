@@ -21,7 +21,7 @@ from emulator import CSRC, HERE, Array, Emulator, Mode, build
 from torch import Tensor
 
 from dynprune_cuda import _C
-from dynprune_cuda._ops.contract import Reduction, SavedColumn, Score, StepColumn
+from dynprune_cuda._ops.contract import Reduction, RowReduction, SavedColumn, Score, StepColumn
 
 SCALAR_TYPES = {
     torch.float32: 0,
@@ -107,6 +107,9 @@ class CrossEntropyInput(ctypes.Structure):
         ("batch_size", ctypes.c_int64),
         ("num_classes", ctypes.c_int64),
         ("row_stride", ctypes.c_int64),
+        ("group_rows", ctypes.c_int64),
+        ("group_stride", ctypes.c_int64),
+        ("class_stride", ctypes.c_int64),
         ("target", IndexArray),
         ("class_weight", ctypes.c_void_p),
         ("label_smoothing", ctypes.c_double),
@@ -136,9 +139,12 @@ class CrossEntropyGradient(ctypes.Structure):
 class CrossEntropyStep(ctypes.Structure):
     _fields_ = (
         ("sample_weight", ctypes.c_void_p),
+        ("token_weight", ctypes.c_void_p),
+        ("divisor", ctypes.c_void_p),
         ("grad_scale", ctypes.c_void_p),
         ("reduction", ctypes.c_int32),
         ("score", ctypes.c_int32),
+        ("rows_per_id", ctypes.c_int64),
         ("loss", ctypes.c_void_p),
         ("row_weight", ctypes.c_void_p),
         ("grad_logits", ctypes.c_void_p),
@@ -157,6 +163,8 @@ class ScoreUpdate(ctypes.Structure):
         ("sample_ids", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("batch_size", ctypes.c_int64),
+        ("max_ids", ctypes.c_int64),
+        ("row_reduction", ctypes.c_int32),
         ("alpha", ctypes.c_float),
         ("first_visit", ctypes.c_int32),
         ("correct", ctypes.c_void_p),
@@ -199,6 +207,14 @@ def raw(tensor: Tensor) -> Array:
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.contiguous().view(torch.int16).numpy()
     return tensor.detach().contiguous().numpy()
+
+
+def by_row(gradient: Array, rows: int, classes: int, group_rows: int, in_columns: bool) -> Tensor:
+    """A gradient as the kernels lay it out, as [rows, classes]."""
+    copy = gradient.copy()
+    if in_columns and rows:
+        copy = copy.reshape(-1, classes, group_rows or rows).transpose(0, 2, 1)
+    return torch.from_numpy(np.ascontiguousarray(copy).reshape(gradient.shape))
 
 
 class Kernels:
@@ -302,21 +318,33 @@ class Kernels:
         padding: int = 0,
         target_b: Tensor | None = None,
         lam: Tensor | None = None,
+        group_rows: int = 0,
+        columns: bool = False,
     ) -> CrossEntropyInput:
-        """`padding` elements lie between rows."""
+        """`padding` elements lie between rows, or between the classes of groups in columns."""
         rows, classes = logits.shape
         bits = raw(logits)
-        spaced = np.full((rows, classes + padding), np.nan if bits.dtype.kind == "f" else 0x7FC0)
-        spaced = spaced.astype(bits.dtype)
-        spaced[:, :classes] = bits
-        # The last row ends with its last class: reading the padding behind it is out of bounds.
-        flat = spaced.reshape(-1)[: spaced.size - padding if rows else 0]
+        per_group = group_rows or rows
+        grouped = bits.reshape(-1, per_group, classes) if rows else bits.reshape(1, 0, classes)
+        if columns:
+            grouped = grouped.transpose(0, 2, 1)
+        groups, lines, length = grouped.shape
+        gap = 1 if group_rows and not columns else 0  # a line between groups, as behind a slice
+        filler = np.nan if bits.dtype.kind == "f" else 0x7FC0
+        spaced = np.full((groups, lines + gap, length + padding), filler).astype(bits.dtype)
+        spaced[:, :lines, :length] = grouped
+        # The last line ends with its last element: reading what follows is out of bounds.
+        flat = spaced.reshape(-1)
+        flat = flat[: flat.size - gap * (length + padding) - padding if rows else 0]
         call = CrossEntropyInput(
             logits=self.emulator.pointer(self.emulator.array(flat, "logits")),
             type=SCALAR_TYPES[logits.dtype],
             batch_size=rows,
             num_classes=classes,
-            row_stride=classes + padding,
+            row_stride=1 if columns else classes + padding,
+            group_rows=per_group,
+            group_stride=(lines + gap) * (length + padding),
+            class_stride=length + padding if columns else 1,
             target=IndexArray(self._input(target, "target"), INDEX_TYPES[target.dtype]),
             class_weight=None if weight is None else self._input(weight, "weight"),
             label_smoothing=label_smoothing,
@@ -339,6 +367,7 @@ class Kernels:
         alpha: float = 0.8,
         published: bool = False,
         score: int = Score.LOSS,
+        row_reduction: int = RowReduction.MEAN,
         reduction: int = Reduction.MEAN,
         sample_weight: Tensor | None = None,
         weight: Tensor | None = None,
@@ -350,6 +379,10 @@ class Kernels:
         grad_scale: Tensor | None = None,
         grad_loss: Tensor | None = None,
         with_gradient: bool = True,
+        token_weight: Tensor | None = None,
+        divisor: Tensor | None = None,
+        group_rows: int = 0,
+        in_columns: bool = False,
     ) -> tuple[Tensor, ...]:
         """Returns loss, scores [5, B], correct and gradient; updates the columns.
 
@@ -360,7 +393,16 @@ class Kernels:
         with self._launch() as errors:
             emulator, pointer = self.emulator, self.emulator.pointer
             call = self._cross_entropy_input(
-                logits, target, weight, ignore_index, label_smoothing, padding, target_b, lam
+                logits,
+                target,
+                weight,
+                ignore_index,
+                label_smoothing,
+                padding,
+                target_b,
+                lam,
+                group_rows,
+                in_columns,
             )
             losses = rows if reduction == Reduction.NONE else 1
             loss = emulator.array((losses,), "loss", kind, initialised=False)
@@ -383,9 +425,14 @@ class Kernels:
                 sample_weight=None
                 if sample_weight is None
                 else self._input(sample_weight, "sample_weight"),
+                token_weight=None
+                if token_weight is None
+                else self._input(token_weight, "token_weight"),
+                divisor=None if divisor is None else self._input(divisor, "divisor"),
                 grad_scale=None if grad_scale is None else self._input(grad_scale, "grad_scale"),
                 reduction=reduction,
                 score=score,
+                rows_per_id=rows // max(1, sample_ids.numel()),
                 loss=pointer(loss),
                 row_weight=pointer(scores[StepColumn.ROW_WEIGHT]),
                 grad_logits=pointer(grad) if with_gradient else None,
@@ -397,12 +444,14 @@ class Kernels:
                 num_samples=columns["mean"].numel(),
                 sample_ids=self._input(sample_ids, "sample_ids"),
                 batch_size=rows,
+                max_ids=sample_ids.numel(),
+                row_reduction=row_reduction,
                 alpha=alpha,
                 first_visit=int(published),
                 correct=pointer(correct) if "last_correct" in columns else None,
             )
             size = self.library.emulated_scored_cross_entropy_step_workspace_bytes(
-                ctypes.byref(call)
+                ctypes.byref(call), ctypes.c_int64(sample_ids.numel())
             )
             workspace = emulator.array((size,), "workspace", np.uint8, initialised=False)
             ticket = emulator.array((1,), "ticket", np.uint32)
@@ -427,7 +476,7 @@ class Kernels:
                 )
             for name, array in arrays.items():
                 columns[name].copy_(torch.from_numpy(array.copy()))
-            gradient = torch.from_numpy(grad.copy()).view(logits.dtype)
+            gradient = by_row(grad, rows, classes, group_rows, in_columns).view(logits.dtype)
             return (
                 torch.from_numpy(loss.copy()),
                 torch.from_numpy(np.stack(scores)),
@@ -446,6 +495,8 @@ class Kernels:
         padding: int = 0,
         target_b: Tensor | None = None,
         lam: Tensor | None = None,
+        group_rows: int = 0,
+        in_columns: bool = False,
     ) -> tuple[Tensor, ...]:
         """Forward and, with grad_loss [B] or [1] (shared by all rows), backward.
 
@@ -457,7 +508,16 @@ class Kernels:
         with self._launch() as errors:
             emulator, bits = self.emulator, raw(logits)
             call = self._cross_entropy_input(
-                logits, target, weight, ignore_index, label_smoothing, padding, target_b, lam
+                logits,
+                target,
+                weight,
+                ignore_index,
+                label_smoothing,
+                padding,
+                target_b,
+                lam,
+                group_rows,
+                in_columns,
             )
             names = ("loss", "el2n", "entropy", "margin")
             outputs = {n: emulator.array((rows,), n, kind, initialised=False) for n in names}
@@ -483,7 +543,8 @@ class Kernels:
                 self._call(
                     "scored_cross_entropy_backward", ctypes.byref(call), ctypes.byref(gradient)
                 )
-                results.append(torch.from_numpy(grad.copy()).view(logits.dtype))
+                gradient_by_row = by_row(grad, rows, classes, group_rows, in_columns)
+                results.append(gradient_by_row.view(logits.dtype))
             return tuple(results)
 
     def update_scores_(
@@ -493,8 +554,10 @@ class Kernels:
         values: Tensor,
         alpha: float,
         published: bool = False,
+        row_reduction: int = RowReduction.MEAN,
+        correct: Tensor | None = None,
     ) -> None:
-        """Updates the columns (mean, variance, count and perhaps the non-finite ones) in place."""
+        """Updates the columns (those of `ScoreUpdate` by name) in place."""
         with self._launch() as errors:
             arrays = {name: self.emulator.array(raw(t), name) for name, t in columns.items()}
             update = ScoreUpdate(
@@ -504,8 +567,11 @@ class Kernels:
                 sample_ids=self._input(sample_ids, "sample_ids"),
                 values=self._input(values, "values"),
                 batch_size=sample_ids.numel(),
+                max_ids=sample_ids.numel(),
+                row_reduction=row_reduction,
                 alpha=alpha,
                 first_visit=int(published),
+                correct=None if correct is None else self._input(correct, "correct"),
             )
             size = self.library.emulated_update_scores_workspace_bytes(sample_ids.numel())
             workspace = self.emulator.array((size,), "workspace", np.uint8, initialised=False)

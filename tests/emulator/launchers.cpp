@@ -54,8 +54,9 @@ int emulated_scored_cross_entropy_backward(const CrossEntropyInput* input,
                                            const CrossEntropyGradient* gradient) {
   return cuda::launch_scored_cross_entropy_backward(*input, *gradient, nullptr);
 }
-size_t emulated_scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput* input) {
-  return cuda::scored_cross_entropy_step_workspace_bytes(*input);
+size_t emulated_scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput* input,
+                                                          int64_t max_ids) {
+  return cuda::scored_cross_entropy_step_workspace_bytes(*input, max_ids);
 }
 int emulated_scored_cross_entropy_step(const CrossEntropyInput* input,
                                        const CrossEntropyOutput* output,
@@ -71,8 +72,8 @@ int emulated_scale_gradient(void* grad_logits, int type, int64_t rows, int64_t c
                                      grad_loss, grad_loss_stride, grad_scale, nullptr);
 }
 
-size_t emulated_update_scores_workspace_bytes(int64_t batch_size) {
-  return cuda::update_scores_workspace_bytes(batch_size);
+size_t emulated_update_scores_workspace_bytes(int64_t max_ids) {
+  return cuda::update_scores_workspace_bytes(max_ids);
 }
 int emulated_update_scores(const ScoreUpdate* update, void* workspace, ErrorRecord* errors) {
   return cuda::launch_update_scores(*update, workspace, errors, nullptr);

@@ -10,7 +10,7 @@ from kernels import Kernels
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import Reduction, Score, StepColumn
+from dynprune_cuda._ops.contract import Reduction, RowReduction, Score, StepColumn
 
 # Sums run in another order than on the CPU; a 16-bit gradient may round to the neighbour.
 TOLERANCES = {
@@ -47,6 +47,9 @@ def check_step(
     dtype: torch.dtype,
     padding: int = 0,
     weighted: bool = False,
+    rows_per_id: int = 1,
+    group_rows: int = 0,
+    in_columns: bool = False,
     mixed: bool = False,
     grad_scale: float | None = None,
     grad_loss: Tensor | None = None,
@@ -57,17 +60,21 @@ def check_step(
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     target[1::5] = options.get("ignore_index", 0)
-    ids = torch.randint(-1, n, (rows,), generator=torch.Generator().manual_seed(rows))
+    generator = torch.Generator().manual_seed(rows)
+    ids = torch.randint(-1, n, (rows // rows_per_id,), generator=generator)
     common = {
         "ignore_index": options.get("ignore_index", -100),
         "label_smoothing": options.get("label_smoothing", 0.0),
         "weight": torch.linspace(0.1, 3, classes, dtype=compute) if weighted else None,
-        "sample_weight": torch.linspace(0, 2, rows, dtype=compute) if weighted else None,
+        "token_weight": torch.linspace(2, 0.5, rows, dtype=compute) if weighted else None,
         "target_b": target.flip(0) if mixed else None,
         "lam": torch.full((1,), 0.25, dtype=compute) if mixed else None,
         "grad_scale": None if grad_scale is None else torch.tensor([grad_scale], dtype=compute),
     }
+    sample_weight = torch.linspace(0, 2, len(ids), dtype=compute) if weighted else None
+    divisor = options.get("divisor")
     score, reduction = options.get("score", "loss"), options.get("reduction", "mean")
+    row_reduction = options.get("row_reduction", "mean")
     emulated, expected = make_columns(n), make_columns(n)
     for columns in (emulated, expected):
         columns["last_correct"] = torch.arange(n) % 2 == 0
@@ -79,8 +86,13 @@ def check_step(
         ids,
         emulated,
         score=Score[score.upper()],
+        row_reduction=RowReduction[row_reduction.upper()],
         reduction=Reduction[reduction.upper()],
         padding=padding,
+        group_rows=group_rows,
+        in_columns=in_columns,
+        sample_weight=sample_weight,
+        divisor=None if divisor is None else torch.tensor([divisor], dtype=compute),
         grad_loss=one if grad_loss is None else grad_loss,
         **common,
     )
@@ -88,7 +100,19 @@ def check_step(
     if mixed:
         common["lam"] = common["lam"][0]
     got = F.scored_cross_entropy_step_(
-        leaf, target, ids, **expected, alpha=0.8, score=score, reduction=reduction, **common
+        leaf,
+        target,
+        ids.repeat_interleave(rows_per_id),
+        **expected,
+        alpha=0.8,
+        score=score,
+        row_reduction=row_reduction,
+        reduction=reduction,
+        sample_weight=None
+        if sample_weight is None
+        else sample_weight.repeat_interleave(rows_per_id),
+        num_items=divisor,
+        **common,
     )
     got.loss.backward((one[0] if grad_loss is None else grad_loss).expand_as(got.loss))
     tolerance = TOLERANCES[compute]
@@ -107,7 +131,12 @@ def check_step(
 
 
 def step_bytes(
-    kernels: Kernels, rows: int, classes: int, dtype: torch.dtype, **options: object
+    kernels: Kernels,
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    rows_per_id: int = 1,
+    **options: object,
 ) -> tuple[float, float]:
     """What a step moves, in units of the logits' bytes: to and from memory, and in requests.
 
@@ -117,7 +146,7 @@ def step_bytes(
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     kernels.emulator.traffic()
     kernels.scored_cross_entropy_step_(
-        logits, target, torch.arange(rows), make_columns(rows), **options
+        logits, target, torch.arange(rows // rows_per_id), make_columns(rows), **options
     )
     traffic = kernels.emulator.traffic()
     unit = rows * classes * logits.element_size() / 32

@@ -15,7 +15,7 @@ from steps import TOLERANCES, check_step, make_columns, make_logits, make_target
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import StepColumn
+from dynprune_cuda._ops.contract import Reduction, RowReduction, StepColumn
 
 DTYPES = list(SCALAR_TYPES)
 
@@ -182,6 +182,97 @@ def test_step_of_every_batch_size(kernels: Kernels, rows: int) -> None:
         check_step(kernels, rows, 3, torch.float32, reduction=reduction)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [2, 21, 65, 150])
+def test_step_on_rows_whose_classes_lie_apart(
+    kernels: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    for number, options in enumerate(OPTIONS):
+        if dtype == torch.float16 and "grad_scale" not in options:
+            options = {**options, "grad_scale": 1.0}
+        for rows, group_rows in ((44, 11), (300, 300)):
+            if rows == 44 or number == 1:
+                check_step(
+                    kernels,
+                    rows,
+                    classes,
+                    dtype,
+                    group_rows=group_rows,
+                    in_columns=True,
+                    rows_per_id=group_rows,
+                    **options,
+                )
+
+
+def test_step_on_columns_that_no_shared_memory_holds(kernels_in_turn: Kernels) -> None:
+    for dtype, classes in ((torch.float32, 1000), (torch.float64, 64)):
+        options = {"group_rows": 33, "in_columns": True, "weighted": True, "label_smoothing": 0.1}
+        check_step(kernels_in_turn, 66, classes, dtype, **options)
+
+
+def test_step_on_many_columns(kernels_in_turn: Kernels) -> None:
+    """More rows than one block finishes."""
+    options = {"group_rows": 4100, "in_columns": True, "rows_per_id": 4100, "ignore_index": 1}
+    check_step(kernels_in_turn, 8200, 3, torch.bfloat16, **options)
+
+
+@pytest.mark.parametrize("classes", [5, 40, 1030, 13_000])
+def test_step_on_groups_with_gaps_between_them(kernels: Kernels, classes: int) -> None:
+    """As logits[:, :-1] of a language model."""
+    check_step(kernels, 6, classes, torch.bfloat16, group_rows=3, rows_per_id=3, padding=1)
+
+
+def test_step_with_a_divisor_of_its_own(kernels: Kernels) -> None:
+    check_step(kernels, 41, 10, torch.float32, divisor=12.5, weighted=True, ignore_index=2)
+    check_step(kernels, 1500, 1030, torch.bfloat16, divisor=12.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [2, 64, 65, 150])
+def test_cross_entropy_in_columns_equals_cpu(
+    kernels: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    rows, compute = 44, torch.float64 if dtype == torch.float64 else torch.float32
+    logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    grad_loss = torch.linspace(-1, 2, rows, dtype=compute)
+    grad_loss[0] = 0
+    for smoothing in (0.0, 0.2):
+        options = {"weight": torch.linspace(0.1, 2, classes, dtype=compute)} if smoothing else {}
+        options["label_smoothing"] = smoothing
+        actual = kernels.scored_cross_entropy(
+            logits, target, grad_loss=grad_loss, group_rows=11, in_columns=True, **options
+        )
+        assert_same(actual, on_cpu(logits, target, grad_loss, **options), dtype)
+
+
+@pytest.mark.parametrize(("classes", "group_rows"), [(21, 1024), (150, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_on_columns_reads_each_logit_once(
+    kernels_in_turn: Kernels, classes: int, group_rows: int, dtype: torch.dtype
+) -> None:
+    """Beside 80 bytes a row of losses, scores, weights and the update; some are asked for again.
+
+    Of a sum: for a mean every block asks for all targets.
+    """
+    rows = 2 * group_rows
+    options = {"group_rows": group_rows, "in_columns": True, "rows_per_id": group_rows}
+    options["reduction"] = Reduction.SUM
+    memory, requests = step_bytes(kernels_in_turn, rows, classes, dtype, **options)
+    row_bytes = classes * torch.empty(0, dtype=dtype).element_size()
+    assert memory <= 2 + 80 / row_bytes and requests <= 2 + 200 / row_bytes
+
+
+@pytest.mark.parametrize("row_reduction", ["mean", "sum", "max"])
+def test_step_with_one_id_for_several_rows(kernels: Kernels, row_reduction: str) -> None:
+    for rows_per_id, rows in ((3, 9), (40, 600), (300, 600)):
+        options = {"row_reduction": row_reduction, "ignore_index": 1, "score": "margin"}
+        check_step(kernels, rows, 3, torch.float32, rows_per_id=rows_per_id, **options)
+
+
+def test_step_with_one_id_for_more_rows_than_one_block_finishes(kernels_in_turn: Kernels) -> None:
+    check_step(kernels_in_turn, 8200, 2, torch.float32, rows_per_id=1025, ignore_index=1)
+
+
 def test_step_on_rows_that_need_leave_for_their_shared_memory(kernels_in_turn: Kernels) -> None:
     check_step(kernels_in_turn, 2, 12_289, torch.float32, label_smoothing=0.1)
 
@@ -263,25 +354,42 @@ def test_a_gradient_of_1_costs_nothing(kernels_in_turn: Kernels, classes: int) -
 # ---- score updates
 
 
-@pytest.mark.parametrize("published", [False, True])
+def row_values(rows: int, generator: torch.Generator) -> Tensor:
+    """From 1e-30 to 1e30, of both signs, and some that are not finite."""
+    values = torch.randn(rows, generator=generator)
+    values *= 10.0 ** torch.randint(-30, 31, (rows,), generator=generator)
+    values[torch.rand(rows, generator=generator) < 0.02] = math.inf
+    return values
+
+
+@pytest.mark.parametrize("row_reduction", RowReduction)
 @pytest.mark.parametrize("count_dtype", [torch.int32, torch.int64], ids=str)
-def test_updates_equal_cpu(kernels: Kernels, count_dtype: torch.dtype, published: bool) -> None:
-    n = 50
+def test_updates_equal_cpu(
+    kernels: Kernels, count_dtype: torch.dtype, row_reduction: RowReduction
+) -> None:
+    """Bit for bit: ids that occur once, often, in neighbouring rows, or never."""
+    n, published = 50, row_reduction == RowReduction.MEAN
     emulated, expected = make_columns(n, count_dtype), make_columns(n, count_dtype)
+    for columns in (emulated, expected):
+        columns["last_correct"] = torch.arange(n) % 2 == 0
+        columns["forget_count"] = torch.zeros(n, dtype=torch.int32)
     generator = torch.Generator().manual_seed(4)
-    for rows in (1, 31, 33, 400, 0):
-        ids = torch.randint(
-            -1, n, (rows,), generator=generator
-        )  # duplicates, and rows without a sample
-        values = torch.randn(rows, generator=generator)
-        values[torch.rand(rows, generator=generator) < 0.2] = math.inf
-        kernels.update_scores_(emulated, ids, values, 0.8, published)
+    for rows in (1, 31, 33, 400, 300, 0):
+        ids = torch.randint(-1, n, (rows,), generator=generator)
+        if rows == 300:  # warps of one sample, with gaps, and of two
+            ids = (torch.arange(rows) // 40).where(torch.arange(rows) % 7 > 0, -1)
+        values, correct = row_values(rows, generator), torch.rand(rows, generator=generator) < 0.9
+        kernels.update_scores_(
+            emulated, ids, values, 0.8, published, row_reduction, correct=correct
+        )
         F.update_scores_(
             **expected,
             sample_ids=ids,
             values=values,
+            correct=correct,
             alpha=0.8,
             first_visit="published" if published else "zero",
+            row_reduction=row_reduction.name.lower(),
         )
         for name, column in expected.items():
             assert torch.equal(emulated[name].nan_to_num(9.0), column.nan_to_num(9.0)), name

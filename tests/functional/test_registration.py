@@ -16,6 +16,7 @@ from dynprune_cuda._ops.contract import (
     GradientTime,
     RankingKind,
     Reduction,
+    RowReduction,
     SavedColumn,
     Score,
     StepArguments,
@@ -57,6 +58,10 @@ def samples(device):
     logits = torch.randn(6, 4, generator=generator).to(device).requires_grad_()
     target = torch.tensor([0, 1, 2, 3, -100, 0], device=device)
     weight = torch.rand(4, device=device)
+    # [2, 3, 4]: the classes apart, and a gap between the groups.
+    columns3d = torch.randn(2, 4, 3, generator=generator).to(device).transpose(1, 2)
+    columns3d.requires_grad_()
+    groups3d = torch.randn(2, 5, 4, generator=generator).to(device)[:, 1:4].requires_grad_()
     saved = ops.scored_cross_entropy(logits.detach(), target, weight, -100, 0.1)[5]
     grad = torch.ones(6, device=device)
     keys, state = count.int(), torch.tensor([0, 4], device=device)
@@ -84,8 +89,12 @@ def samples(device):
             alpha=0.8,
             published_first_visit=False,
             score=Score.EL2N,
+            row_reduction=RowReduction.MAX,
+            rows_per_id=1,
             reduction=reduction,
             sample_weight=grad,
+            token_weight=grad,
+            divisor=half,
             weight=weight,
             ignore_index=-100,
             label_smoothing=0.1,
@@ -117,9 +126,15 @@ def samples(device):
         ("scored_cross_entropy", (logits, target.clamp(min=0), weight, 2, 0.1)),
         ("scored_cross_entropy", (logits.detach().half(), target.int(), weight, -100, 0.1)),
         ("scored_cross_entropy", (logits.detach().double(), target, None, -100, 0.1)),
+        ("scored_cross_entropy", (columns3d, target, weight, -100, 0.1)),
+        ("scored_cross_entropy", (groups3d, target, None, -100, 0.0)),
         (
             "scored_cross_entropy_backward",
             (grad, logits.detach(), target, weight, -100, 0.1, saved),
+        ),
+        (
+            "scored_cross_entropy_backward",
+            (grad, columns3d.detach(), target, weight, -100, 0.1, saved),
         ),
         ("update_scores_", (*columns(), count[:5], scores[:5], 0.8, False, None, None)),
         (
@@ -134,6 +149,7 @@ def samples(device):
             ("scored_cross_entropy_step_", step(*pair))
             for pair in zip(Reduction, GradientTime, strict=True)
         ),
+        ("scored_cross_entropy_step_", (columns3d.detach(), *step(0, GradientTime.NOW)[1:])),
         ("scale_gradient_", (logits.detach().clone(), torch.tensor(2.0, device=device), None)),
         ("scale_gradient_", (logits.detach().half(), grad, torch.tensor(2.0, device=device))),
         ("take_errors", (scores[:0],)),
@@ -211,6 +227,7 @@ def test_there_is_a_fake_kernel_per_op_and_no_other():
         ("RANKINGS", RankingKind),
         ("SCORES", Score),
         ("REDUCTIONS", Reduction),
+        ("ROW_REDUCTIONS", RowReduction),
         ("GRADIENT_TIMES", GradientTime),
         ("STEP_COLUMNS", StepColumn),
         ("SAVED_COLUMNS", SavedColumn),
@@ -244,6 +261,8 @@ def test_the_step_s_columns_are_the_scores_by_name():
         alpha=1.0,
         published_first_visit=False,
         score=Score.LOSS,
+        row_reduction=RowReduction.MEAN,
+        rows_per_id=1,
         reduction=Reduction.SUM,
         sample_weight=torch.tensor([2.5]),
         ignore_index=-100,
@@ -420,7 +439,7 @@ def test_a_selection_is_not_merged_or_reordered_around_an_update(device):
 # What a caller of torch.ops can get wrong, past the checks of functional.py.
 MISUSE = """
 import torch, dynprune_cuda
-from dynprune_cuda._ops.contract import GradientTime, RankingKind, Score
+from dynprune_cuda._ops.contract import GradientTime, RankingKind, RowReduction, Score
 ops = torch.ops.dynprune_cuda
 s, n = torch.rand(9), torch.arange(9)
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, *_ = map(int, RankingKind)
@@ -429,8 +448,10 @@ def step(**changed):
     arguments = dict(
         logits=x, target=y, sample_ids=n[:3], mean=s, variance=s.clone(), count=n.int(),
         non_finite_count=None, last_non_finite=None, last_correct=None, forget_count=None,
-        ticket=None, alpha=0.5, published_first_visit=False, score=0, reduction=1,
-        sample_weight=None, weight=None, ignore_index=-100, label_smoothing=0.0,
+        ticket=None, alpha=0.5, published_first_visit=False, score=0, row_reduction=0,
+        rows_per_id=1, reduction=1,
+        sample_weight=None, token_weight=None, divisor=None, weight=None,
+        ignore_index=-100, label_smoothing=0.0,
         second_target=None, lam=None, grad_scale=None, gradient=1,
     )
     ops.scored_cross_entropy_step_(**{**arguments, **changed})
@@ -549,8 +570,17 @@ calls = [
     lambda: step(forget_count=n.int()),
     lambda: step(score=len(Score)),
     lambda: step(reduction=-1),
+    lambda: step(row_reduction=-1),
+    lambda: step(row_reduction=len(RowReduction)),
+    lambda: step(rows_per_id=0),
+    lambda: step(rows_per_id=-1),
+    lambda: step(rows_per_id=2),
+    lambda: step(rows_per_id=3),
+    lambda: ops.update_scores_(s, s, n, n, s, 0.5, False, None, None, row_reduction=3),
     lambda: step(gradient=len(GradientTime)),
     lambda: step(sample_weight=s),
+    lambda: step(token_weight=s),
+    lambda: step(divisor=s),
     lambda: step(grad_scale=s),
     lambda: ops.scale_gradient_(x.T, s[0], None),
     lambda: ops.scale_gradient_(x, s[:2], None),

@@ -26,7 +26,11 @@ class Reference:
         self.last, self.events = [False] * n, [0] * n
 
     def visit(self, ids, correct):
-        for sample_id, right in dict(zip(ids, correct, strict=True)).items():  # the last one counts
+        rows = {}
+        for sample_id, right in zip(ids, correct, strict=True):
+            rows.setdefault(sample_id, []).append(right)
+        for sample_id, right in rows.items():
+            right = all(right)
             if sample_id >= 0:
                 self.events[sample_id] += self.last[sample_id] and not right
                 self.last[sample_id] = right

@@ -76,10 +76,13 @@ def test_update_follows_the_published_recurrence(device, alpha, first_visit):
             assert table.mean[sample_id].isnan() and table.variance[sample_id] == 0
 
 
-def test_the_last_of_repeated_ids_counts_once(device):
-    table = ScoreTable(4, device=device)
+@pytest.mark.parametrize(
+    ("row_reduction", "value"), [("mean", 6.0), ("sum", 12.0), ("max", 9.0), (0.5, 9.0)]
+)
+def test_repeated_ids_are_one_visit(device, row_reduction, value):
+    table = ScoreTable(4, device=device, row_reduction=row_reduction)
     enter(table, (2, 9.0), (1, 5.0), (2, 3.0))
-    assert table.mean[2] == 3.0 and table.variance[2] == 0 and table.count[2] == 1
+    assert table.mean[2] == value and table.variance[2] == 0 and table.count[2] == 1
     assert table.mean[1] == 5.0 and table.count.tolist() == [0, 1, 1, 0]
 
 

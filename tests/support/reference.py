@@ -311,16 +311,34 @@ def scores(logits: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
 # --- Score update ---------------------------------------------------------------------------------
 
 
+def value_of_rows(values: Sequence[float], row_reduction: str | float) -> float:
+    """A sample's value, as exact as rational numbers are: rounded once, to float64."""
+    if not all(math.isfinite(v) for v in values):
+        return math.nan
+    exact = sorted(map(Fraction, values), reverse=True)
+    if row_reduction == "max":
+        return float(exact[0])
+    if row_reduction not in ("mean", "sum"):
+        exact = exact[: max(1, math.floor(float(row_reduction) * len(exact) + 0.5))]
+    total = sum(exact)
+    return float(total if row_reduction == "sum" else total / len(exact))
+
+
 def update_scores(
     columns: dict[str, np.ndarray],
     sample_ids: Sequence[int],
     values: np.ndarray,
     alpha: float,
     first_visit: str = "zero",
+    row_reduction: str | float = "mean",
 ) -> None:
-    """One sample after the other, in float32 step by step; of an id, the last row counts."""
+    """One sample after the other, in float32 step by step."""
     f32 = np.float32
-    last = {int(i): f32(v) for i, v in zip(sample_ids, values, strict=True) if i != -1}
+    rows: dict[int, list[float]] = {}
+    for i, v in zip(sample_ids, values, strict=True):
+        if i != -1:
+            rows.setdefault(int(i), []).append(float(f32(v)))
+    last = {i: f32(value_of_rows(row_values, row_reduction)) for i, row_values in rows.items()}
     a, b = f32(alpha), f32(1) - f32(alpha)
     mean, variance, count = columns["mean"], columns["variance"], columns["count"]
     for i, value in last.items():

@@ -123,12 +123,14 @@ def cross_entropy(rank, size):
 
 
 def repeated_visits(rank, size):
-    """Every rank visits the same samples, several times, in one call and in several."""
+    """Every rank visits the same samples, in several calls, and one by two rows of each."""
     pruner = Pruner(N, 0.3, "ucb", alpha=0.5, sharding="shard")
     pruner.set_epoch(0)
     ids = torch.tensor([3, 60, 3, -1])
     for visit in range(300):  # more batches than are kept loose
-        pruner.observe(ids, torch.tensor([1000.0, 1.0 + visit, rank + visit / 8, 5.0]))
+        pruner.observe(
+            ids, torch.tensor([rank + visit / 8 - 2, 1.0 + visit, rank + visit / 8 + 2, 5.0])
+        )
     pruner.observe(torch.tensor([7]), torch.tensor([float("nan")]))
     pruner.set_epoch(1)
     state = whole(pruner, pruner.state_dict())

@@ -35,13 +35,13 @@ DYNPRUNE_CLONES void scale_into(const compute_t<T>* e, int64_t classes, compute_
 
 // sum_weight = sum_j w_j, sum_distance = sum_j w_j (x_j - x_y).
 template <class T>
-DYNPRUNE_CLONES void weigh_classes(const T* x, int64_t classes, const compute_t<T>* weight,
-                                   compute_t<T> x_y, compute_t<T>* sum_weight,
-                                   compute_t<T>* sum_distance) {
+DYNPRUNE_CLONES void weigh_classes(const T* x, int64_t stride, int64_t classes,
+                                   const compute_t<T>* weight, compute_t<T> x_y,
+                                   compute_t<T>* sum_weight, compute_t<T>* sum_distance) {
   using A = compute_t<T>;
   A weights[kLanes] = {}, distances[kLanes] = {};
   int64_t c = 0;
-  for (; c + kLanes <= classes; c += kLanes) {
+  for (; c + kLanes <= classes && stride == 1; c += kLanes) {
     for (int l = 0; l < kLanes; l++) {
       const A w = weight != nullptr ? weight[c + l] : A{1};
       weights[l] += w;
@@ -50,8 +50,8 @@ DYNPRUNE_CLONES void weigh_classes(const T* x, int64_t classes, const compute_t<
   }
   for (; c < classes; c++) {
     const A w = weight != nullptr ? weight[c] : A{1};
-    weights[0] += w;
-    distances[0] += w * (widen(x[c]) - x_y);
+    weights[c % kLanes] += w;
+    distances[c % kLanes] += w * (widen(x[c * stride]) - x_y);
   }
   for (int l = 0; l < kLanes; l++) *sum_weight += weights[l], *sum_distance += distances[l];
 }
@@ -66,8 +66,9 @@ class RowBatch {
     padded_ = round_up_to_lanes(classes_);
     plain_ =
         in.class_weight == nullptr && in.label_smoothing == 0 && in.second_target.data == nullptr;
-    group_ = classes_ <= kChunk ? kLanes : 1;
-    if (classes_ <= kShortClasses) {
+    transposed_ = classes_ <= kShortClasses || in.in_columns();
+    group_ = transposed_ || classes_ <= kChunk ? kLanes : 1;
+    if (transposed_) {
       kept_.resize(classes_ * kLanes);
     } else if (grad_ != nullptr || group_ > 1) {
       kept_.resize(padded_ * group_);
@@ -82,7 +83,7 @@ class RowBatch {
       const TargetPair y = targets_of_row(in_, row);
       if (y.kind != RowKind::kScored) {
         write_nothing(row);
-        if (grad_ != nullptr) std::fill_n(grad_ + row * classes_, classes_, narrow<T>(A{0}));
+        if (grad_ != nullptr) write_zeros(row);
         continue;
       }
       row_[count_] = row;
@@ -95,7 +96,14 @@ class RowBatch {
 
  private:
   const T* logits(int64_t row) const {
-    return static_cast<const T*>(in_.logits) + row * in_.row_stride;
+    return static_cast<const T*>(in_.logits) + in_.row_offset(row);
+  }
+  T* gradient(int64_t row) const { return grad_ + in_.gradient_offset(row); }
+
+  void write_zeros(int64_t row) const {
+    T* out = gradient(row);
+    const int64_t stride = in_.gradient_class_stride();
+    for (int64_t c = 0; c < classes_; c++) out[c * stride] = narrow<T>(A{0});
   }
 
   void write_nothing(int64_t row) const {
@@ -134,10 +142,13 @@ class RowBatch {
     for (int l = 0; l < kLanes; l++) {
       const int lane = l < count_ ? l : 0;
       x[l] = logits(row_[lane]);
-      lanes_.x_y[l] = widen(x[l][first_[lane]]);
+      lanes_.x_y[l] = widen(x[l][first_[lane] * in_.class_stride]);
     }
     const int classes = static_cast<int>(std::min<int64_t>(classes_, kChunk));
-    if (classes_ <= kShortClasses) {
+    if (in_.in_columns()) {
+      run_widest<ScoreColumns<T>>(&x[0], in_.class_stride, &first_[0], count_, classes_, &lanes_,
+                                  kept_.data());
+    } else if (transposed_) {
       run_widest<ScoreShortRows<T>>(&x[0], &first_[0], count_, classes, &lanes_, kept_.data());
     } else if (classes_ <= kChunk) {
       run_widest<ScoreMediumRows<T>>(&x[0], &first_[0], count_, classes, static_cast<int>(padded_),
@@ -174,9 +185,10 @@ class RowBatch {
     const RowTarget<A>& y = target_[l];
     A sum_distance = 0;
     if (options_.label_smoothing > 0) {
-      weigh_classes(x, classes_, options_.class_weight, lanes_.x_y[l], sum_weight, &sum_distance);
+      weigh_classes(x, in_.class_stride, classes_, options_.class_weight, lanes_.x_y[l], sum_weight,
+                    &sum_distance);
     }
-    const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second])) : A{0};
+    const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second * in_.class_stride])) : A{0};
     return row_loss(options_, y, lanes_.result(l), x_second, classes_, *sum_weight, sum_distance);
   }
 
@@ -186,11 +198,14 @@ class RowBatch {
     A factor[kLanes] = {}, row_scale[kLanes];
     T* out[kLanes];
     for (int l = 0; l < count_; l++) {
-      out[l] = grad_ + row_[l] * classes_;
+      out[l] = gradient(row_[l]);
       row_scale[l] = scale(row_[l]);
       factor[l] = row_scale[l] * lanes_.share[l];
     }
-    if (classes_ <= kShortClasses) {
+    const int64_t stride = in_.gradient_class_stride();
+    if (in_.in_columns()) {
+      run_widest<ScaleColumns<T>>(kept_.data(), classes_, count_, &factor[0], &out[0], stride);
+    } else if (transposed_) {
       run_widest<ScaleShortRows<T>>(kept_.data(), static_cast<int>(classes_), count_, &factor[0],
                                     &out[0]);
     } else {
@@ -199,9 +214,9 @@ class RowBatch {
     for (int l = 0; l < count_; l++) {
       // A weight of 0 stands for no gradient, also of a broken row.
       if (row_scale[l] == 0)
-        std::fill_n(out[l], classes_, narrow<T>(A{0}));
+        write_zeros(row_[l]);
       else
-        out[l][first_[l]] = narrow<T>(-row_scale[l] * lanes_.miss[l]);
+        out[l][first_[l] * stride] = narrow<T>(-row_scale[l] * lanes_.miss[l]);
     }
   }
 
@@ -209,31 +224,33 @@ class RowBatch {
     const int64_t row = row_[l];
     const RowTarget<A>& y = target_[l];
     const SavedRow<A> saved{lanes_.max[l], lanes_.log_normaliser[l], lanes_.miss[l], sum_weight};
-    const RowGradient<A> gradient(options_, saved, y, classes_, scale);
-    T* out = grad_ + row * classes_;
     if (scale == 0) {
-      std::fill_n(out, classes_, narrow<T>(A{0}));
+      write_zeros(row);
       return;
     }
-    const A factor = gradient.softmax_weight() * lanes_.share[l];
-    const bool even = gradient.uniform_weight == 0 || options_.class_weight == nullptr;
-    const A minus = even ? gradient.uniform_at(0) : A{0};
-    if (classes_ <= kShortClasses) {
+    T* out = gradient(row);
+    const int64_t stride = in_.gradient_class_stride();
+    const RowGradient<A> slopes(options_, saved, y, classes_, scale);
+    const A factor = slopes.softmax_weight() * lanes_.share[l];
+    const bool even = slopes.uniform_weight == 0 || options_.class_weight == nullptr;
+    const A minus = even ? slopes.uniform_at(0) : A{0};
+    if (transposed_) {
       for (int64_t c = 0; c < classes_; c++) {
-        out[c] =
-            narrow<T>(kept_[c * kLanes + l] * factor - (even ? minus : gradient.uniform_at(c)));
+        out[c * stride] =
+            narrow<T>(kept_[c * kLanes + l] * factor - (even ? minus : slopes.uniform_at(c)));
       }
     } else if (even) {
       scale_into(kept_of(l), classes_, factor, minus, out);
     } else {
       const A* e = kept_of(l);
       for (int64_t c = 0; c < classes_; c++) {
-        out[c] = narrow<T>(e[c] * factor - gradient.uniform_at(c));
+        out[c] = narrow<T>(e[c] * factor - slopes.uniform_at(c));
       }
     }
-    out[y.first] = narrow<T>(gradient.at_first());
+    out[y.first * stride] = narrow<T>(slopes.at_first());
     if (y.second >= 0) {
-      out[y.second] = narrow<T>(gradient.at_second(widen(logits(row)[y.second])));
+      const A x = widen(logits(row)[y.second * in_.class_stride]);
+      out[y.second * stride] = narrow<T>(slopes.at_second(x));
     }
   }
 
@@ -242,14 +259,15 @@ class RowBatch {
   const CrossEntropyOutput& out_;
   T* grad_;
   int64_t classes_, padded_;
-  bool plain_;     // no class weights, no label smoothing, no second targets
-  int group_;      // rows that are finished together: one if it fills the cache by itself
-  int count_ = 0;  // in the group so far
+  bool plain_;       // no class weights, no label smoothing, no second targets
+  bool transposed_;  // a lane holds a row
+  int group_;        // rows that are finished together: one if it fills the cache by itself
+  int count_ = 0;    // in the group so far
   int64_t row_[kLanes];
   int64_t first_[kLanes] = {};   // target; some class in lanes without a row
   RowTarget<A> target_[kLanes];  // unless plain_
   RowLanes<A> lanes_{};
-  // Exponentials: [classes][kLanes] for short rows, else [group][padded classes].
+  // Exponentials: [classes][kLanes] if transposed_, else [group][padded classes].
   std::vector<A> kept_;
 };
 

@@ -248,7 +248,16 @@ struct ScaleRows {
   }
 };
 
-// ---- short rows, a row per lane
+// ---- a row per lane: short rows, and rows whose classes are apart
+
+// Whether rows that are neighbours in memory fill all lanes.
+template <class Pointer>
+DYNPRUNE_INLINE bool are_neighbours(const Pointer* row, int count) {
+  for (int l = 1; l < count; l++) {
+    if (row[l] != row[0] + l) return false;
+  }
+  return count == kLanes;
+}
 
 // Four rows of four numbers.
 struct Block4 {
@@ -304,6 +313,39 @@ DYNPRUNE_INLINE void columns_to_rows(const compute_t<T>* columns, int classes, i
   }
 }
 
+// A row per lane; target: [kLanes]; kept: [classes][kLanes] the logits, become the exponentials.
+template <class A, int kBytes>
+DYNPRUNE_INLINE void score_lanes(const int64_t* target, int count, int64_t classes, RowLanes<A>* r,
+                                 A* kept) {
+  using L = Lanes<A, kBytes>;
+  A targets[kLanes];
+  for (int l = 0; l < kLanes; l++) targets[l] = static_cast<A>(target[l]);
+  L y, number, greatest;
+  y.load(targets);
+  number.fill(0);
+  greatest.fill(Limits<A>::lowest());
+  for (int64_t c = 0; c < classes; c++) {
+    L v;
+    v.load(kept + c * kLanes);
+    v.replace(number, y, -Limits<A>::infinity());
+    v.store(kept + c * kLanes);
+    greatest.raise_to(v);
+    number.add(1);
+  }
+  greatest.store(r->m);
+  LaneSums<A, kBytes> sums;
+  sums.clear();
+  for (int64_t c = 0; c < classes; c++) {
+    L v, below;
+    v.load(kept + c * kLanes);
+    v.to_exponentials(greatest, &below);
+    v.store(kept + c * kLanes);
+    sums.add(v, below);
+  }
+  sums.s.store(r->s), sums.q.store(r->q), sums.t.store(r->t);
+  finish_rows(r, count);
+}
+
 // x: [kLanes] rows, of which those from `count` on do not matter, but can be read. target:
 // [kLanes]. kept: [classes][kLanes] the exponentials.
 template <class T>
@@ -312,34 +354,30 @@ struct ScoreShortRows {
   template <int kBytes>
   static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int count, int classes,
                                   RowLanes<A>* r, A* kept) {
-    using L = Lanes<A, kBytes>;
-    A targets[kLanes];
-    for (int l = 0; l < kLanes; l++) targets[l] = static_cast<A>(target[l]);
     rows_to_columns(x, classes, kept);
-    L y, number, greatest;
-    y.load(targets);
-    number.fill(0);
-    greatest.fill(Limits<A>::lowest());
-    for (int c = 0; c < classes; c++) {
-      L v;
-      v.load(kept + c * kLanes);
-      v.replace(number, y, -Limits<A>::infinity());
-      v.store(kept + c * kLanes);
-      greatest.raise_to(v);
-      number.add(1);
+    score_lanes<A, kBytes>(target, count, classes, r, kept);
+  }
+};
+
+// The same of rows whose classes are `stride` apart. Rows that are neighbours are read together.
+template <class T>
+struct ScoreColumns {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* const* x, int64_t stride, const int64_t* target,
+                                  int count, int64_t classes, RowLanes<A>* r, A* kept) {
+    if (are_neighbours(x, count)) {
+      for (int64_t c = 0; c < classes; c++) {
+        Lanes<A, kBytes> v;
+        v.load(x[0] + c * stride);
+        v.store(kept + c * kLanes);
+      }
+    } else {
+      for (int64_t c = 0; c < classes; c++) {
+        for (int l = 0; l < kLanes; l++) kept[c * kLanes + l] = widen(x[l][c * stride]);
+      }
     }
-    greatest.store(r->m);
-    LaneSums<A, kBytes> sums;
-    sums.clear();
-    for (int c = 0; c < classes; c++) {
-      L v, below;
-      v.load(kept + c * kLanes);
-      v.to_exponentials(greatest, &below);
-      v.store(kept + c * kLanes);
-      sums.add(v, below);
-    }
-    sums.s.store(r->s), sums.q.store(r->q), sums.t.store(r->t);
-    finish_rows(r, count);
+    score_lanes<A, kBytes>(target, count, classes, r, kept);
   }
 };
 
@@ -358,6 +396,31 @@ struct ScaleShortRows {
       v.store(kept + c * kLanes);
     }
     columns_to_rows(kept, classes, count, out);
+  }
+};
+
+// The same of rows whose classes are `stride` apart.
+template <class T>
+struct ScaleColumns {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const A* kept, int64_t classes, int count, const A* factor,
+                                  T* const* out, int64_t stride) {
+    const bool neighbours = are_neighbours(out, count);
+    Lanes<A, kBytes> f;
+    f.load(factor);
+    for (int64_t c = 0; c < classes; c++) {
+      Lanes<A, kBytes> v;
+      v.load(kept + c * kLanes);
+      v.multiply(f);
+      if (neighbours) {
+        v.store(out[0] + c * stride);
+      } else {
+        A g[kLanes];
+        v.store(g);
+        for (int l = 0; l < count; l++) out[l][c * stride] = narrow<T>(g[l]);
+      }
+    }
   }
 };
 

@@ -30,6 +30,16 @@ void backward_row(const T* x, int64_t classes, const RowGradient<compute_t<T>>& 
   }
 }
 
+// The classes are apart. Neighbouring rows share cache lines.
+template <class T>
+void backward_in_columns(const T* x, const CrossEntropyInput& in,
+                         const RowGradient<compute_t<T>>& gradient, T* out) {
+  const int64_t stride = in.class_stride, to = in.gradient_class_stride();
+  for (int64_t c = 0; c < in.num_classes; c++) {
+    out[c * to] = narrow<T>(gradient.at(c, widen(x[c * stride])));
+  }
+}
+
 }  // namespace
 
 DataStatus scored_cross_entropy(const CrossEntropyInput& in, const CrossEntropyOutput& out,
@@ -59,17 +69,23 @@ void scored_cross_entropy_backward(const CrossEntropyInput& in, const CrossEntro
     const SavedRow<A>* saved = static_cast<const SavedRow<A>*>(g.saved);
     for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
       for (int64_t row = rows.begin; row < rows.end; row++) {
-        const T* x = static_cast<const T*>(in.logits) + row * in.row_stride;
-        T* out = static_cast<T*>(g.grad_logits) + row * in.num_classes;
+        const T* x = static_cast<const T*>(in.logits) + in.row_offset(row);
+        T* out = static_cast<T*>(g.grad_logits) + in.gradient_offset(row);
         const RowTarget<A> y(in, row);
         const A scale = grad_loss[row * g.grad_loss_stride];
         // A backward without its forward's check must not read out of bounds either.
         if (y.kind != RowKind::kScored || scale == 0) {
-          std::fill_n(out, in.num_classes, narrow<T>(A{0}));
+          for (int64_t c = 0; c < in.num_classes; c++) {
+            out[c * in.gradient_class_stride()] = narrow<T>(A{0});
+          }
           continue;
         }
         const RowGradient<A> gradient(options, saved[row], y, in.num_classes, scale);
-        backward_row(x, in.num_classes, gradient, out);
+        if (in.in_columns()) {
+          backward_in_columns(x, in, gradient, out);
+        } else {
+          backward_row(x, in.num_classes, gradient, out);
+        }
       }
     });
   });

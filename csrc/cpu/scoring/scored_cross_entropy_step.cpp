@@ -9,16 +9,20 @@ namespace cpu {
 namespace {
 
 template <class A>
-A sample_weight_of(const CrossEntropyStep& step, int64_t row) {
-  return step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[row] : A{1};
+A weight_of(const CrossEntropyStep& step, int64_t row) {
+  const int64_t sample = step.rows_per_id == 1 ? row : row / step.rows_per_id;
+  const A weight =
+      step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[sample] : A{1};
+  return step.token_weight != nullptr ? weight * static_cast<const A*>(step.token_weight)[row]
+                                      : weight;
 }
 
 // Lists the rows that count: their sample ids, and kNoSample for the others. `sum` becomes what the
 // sum of the weighted losses is divided by: the class weights of these rows. Stops at the first
 // target or id that is out of range.
 template <class A>
-DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t* row_ids,
-                     double* sum) {
+DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t rows_per_id,
+                     int64_t* row_ids, double* sum) {
   const LossOptions<A> options(in);
   const bool weighted = in.class_weight != nullptr || in.second_target.data != nullptr;
   int64_t scored = 0;
@@ -29,8 +33,9 @@ DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int
       row_ids[row] = kNoSample;
       continue;
     }
-    const int64_t id = update.sample_ids[row];
-    if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, row, id};
+    const int64_t place = rows_per_id == 1 ? row : row / rows_per_id;
+    const int64_t id = update.sample_ids[place];
+    if (!is_sample_or_none(id, update.num_samples)) return {false, DataError::kSampleId, place, id};
     row_ids[row] = id;
     scored++;
     if (weighted) *sum += RowTarget<A>(in, row).mean_weight(options);
@@ -66,9 +71,9 @@ void reduce_losses(const CrossEntropyInput& in, const compute_t<T>* row_loss, do
   A* loss = static_cast<A*>(step.loss);
   // The weight of a row that counts for nothing is not looked at: it may be infinite.
   const auto weighted = [&](int64_t row) -> double {
-    if (step.sample_weight == nullptr) return row_loss[row];
+    if (step.sample_weight == nullptr && step.token_weight == nullptr) return row_loss[row];
     if (targets_of_row(in, row).kind != RowKind::kScored) return 0;
-    return static_cast<double>(sample_weight_of<A>(step, row)) * row_loss[row];
+    return static_cast<double>(weight_of<A>(step, row)) * row_loss[row];
   };
   if (step.reduction == Reduction::kNone) {
     for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
@@ -99,7 +104,7 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
               const A* value = table_lanes(step.score, lanes, loss, &sign);
               for (int l = 0; l < count; l++) {
                 values[row[l]] = sign * static_cast<float>(value[l]);
-                row_weight[row[l]] = sample_weight_of<A>(step, row[l]) * inverse;
+                row_weight[row[l]] = weight_of<A>(step, row[l]) * inverse;
               }
             });
   });
@@ -119,8 +124,10 @@ DataStatus scored_cross_entropy_step(const CrossEntropyInput& in, const CrossEnt
   return dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
     double weights = 0;
-    const DataStatus status = list_rows<compute_t<T>>(in, update, row_ids, &weights);
+    const DataStatus status =
+        list_rows<compute_t<T>>(in, update, step.rows_per_id, row_ids, &weights);
     if (!status.ok) return status;
+    if (step.divisor != nullptr) weights = *static_cast<const compute_t<T>*>(step.divisor);
     score_rows<T>(in, out, step, step.reduction == Reduction::kMean ? weights : 1, values,
                   parallel);
     ScoreUpdate scored = update;

@@ -10,7 +10,8 @@
 namespace dynprune {
 namespace cpu {
 
-// values and row_ids: [B] for the step's own use; the update's own values are not read. Changes
+// values and row_ids: [B] for the step's own use; the update's own values are not read, and its
+// sample_ids are [B / step.rows_per_id]. Changes
 // nothing if a target or an id is out of range, and tells which.
 DataStatus scored_cross_entropy_step(const CrossEntropyInput& input,
                                      const CrossEntropyOutput& output, const CrossEntropyStep& step,

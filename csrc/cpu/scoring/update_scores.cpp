@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/scoring/update_scores.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "shared/hash.h"
@@ -11,43 +12,109 @@ namespace {
 
 constexpr int64_t kMinRowsPerTask = 4096;
 
-// A set of sample ids: open addressing, at most half full.
-class IdSet {
+// A hash table of the samples of a batch: open addressing, at most half full.
+class SampleSet {
  public:
-  explicit IdSet(int64_t capacity) {
+  struct Slot {
+    int64_t id = kNoSample;
+    int32_t first;  // row
+    int32_t rows;
+  };
+
+  explicit SampleSet(int64_t max_ids) {
     size_t slots = 64;
-    while (static_cast<int64_t>(slots) < 2 * capacity) slots *= 2;
-    slots_.assign(slots, kNoSample);
+    while (static_cast<int64_t>(slots) < 2 * max_ids) slots *= 2;
+    slots_.resize(slots);
   }
-  // False if the id was there already.
-  bool insert(int64_t id) {
-    const size_t mask = slots_.size() - 1;
-    size_t s = mix64(static_cast<uint64_t>(id)) & mask;
-    while (slots_[s] != kNoSample) {
-      if (slots_[s] == id) return false;
-      s = (s + 1) & mask;
+  int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
+  const Slot& operator[](int64_t s) const { return slots_[s]; }
+
+  // Adds rows of a sample; false if it has more than one then.
+  bool add(int64_t id, Range rows) {
+    Slot& slot = slots_[find(id)];
+    const auto number = static_cast<int32_t>(rows.end - rows.begin);
+    if (slot.id == id) {
+      slot.rows += number;
+      return false;
     }
-    slots_[s] = id;
-    return true;
+    slot = {id, static_cast<int32_t>(rows.begin), number};
+    return number == 1;
+  }
+  // The sample's slot, or the free one in which it belongs.
+  int64_t find(int64_t id) const {
+    const int64_t mask = num_slots() - 1;
+    int64_t s = static_cast<int64_t>(mix64(static_cast<uint64_t>(id))) & mask;
+    while (slots_[s].id != kNoSample && slots_[s].id != id) s = (s + 1) & mask;
+    return s;
   }
 
  private:
-  std::vector<int64_t> slots_;
+  std::vector<Slot> slots_;
 };
 
-// From the last row to the first, the first sight of an id is its last occurrence. Each task owns
-// the ids of one residue, so that no two write to one sample.
+// What the rows of a sample add up to.
+struct RowSums {
+  int64_t terms = 0;
+  uint32_t greatest = 0;
+  bool correct = true;
+};
+
+// Enters the samples of one residue: each task has its own samples, so that no two write to one.
+template <class Count>
+void apply_samples(const ScoreUpdate& u, int task, int tasks) {
+  // Rows of one sample that follow each other, as tokens and pixels do, are looked up once.
+  const auto for_each_run = [&](const auto& body) {
+    for (int64_t begin = 0, end = 0; begin < u.batch_size; begin = end) {
+      const int64_t id = u.sample_ids[begin];
+      for (end = begin + 1; end < u.batch_size && u.sample_ids[end] == id;) end++;
+      if (id != kNoSample && (tasks == 1 || id % tasks == task)) body(Range{begin, end}, id);
+    }
+  };
+  const auto is_correct = [&](int64_t row) { return u.correct != nullptr && u.correct[row]; };
+  SampleSet samples(u.max_ids);
+  bool repeated = false;
+  for_each_run([&](Range rows, int64_t id) { repeated |= !samples.add(id, rows); });
+  if (!repeated) {
+    for_each_run([&](Range rows, int64_t id) {
+      u.apply<Count>(id, u.values[rows.begin], is_correct(rows.begin));
+    });
+    return;
+  }
+  std::vector<RowSums> sums(samples.num_slots());
+  for_each_run([&](Range rows, int64_t id) {
+    RowSums& sample = sums[samples.find(id)];
+    uint32_t greatest = sample.greatest;
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+      greatest = std::max(greatest, row_key(u.row_reduction, u.values[row]));
+      sample.correct &= is_correct(row);
+    }
+    sample.greatest = greatest;
+  });
+  const auto rows_of = [&](int64_t slot) {
+    return SampleRows{u.row_reduction, sums[slot].greatest, samples[slot].rows};
+  };
+  for_each_run([&](Range rows, int64_t id) {
+    const int64_t slot = samples.find(id);
+    const SampleRows sample = rows_of(slot);
+    if (sample.rows == 1 || !sample.has_terms()) return;
+    int64_t terms = 0;
+    for (int64_t row = rows.begin; row < rows.end; row++) terms += sample.term(u.values[row]);
+    sums[slot].terms += terms;
+  });
+  for_each_run([&](Range rows, int64_t id) {
+    const int64_t slot = samples.find(id);
+    if (samples[slot].first != rows.begin) return;
+    const SampleRows sample = rows_of(slot);
+    const float value = sample.rows > 1 ? sample.value(sums[slot].terms) : u.values[rows.begin];
+    u.apply<Count>(id, value, sums[slot].correct);
+  });
+}
+
 template <class Count>
 void apply(const ScoreUpdate& u, const Parallel& parallel) {
   const int tasks = num_tasks(parallel, u.batch_size, kMinRowsPerTask);
-  for_each_range(parallel, tasks, tasks, [&](int task, Range) {
-    IdSet done(u.batch_size);
-    for (int64_t row = u.batch_size - 1; row >= 0; row--) {
-      const int64_t id = u.sample_ids[row];
-      if (id == kNoSample || (tasks > 1 && id % tasks != task) || !done.insert(id)) continue;
-      u.apply<Count>(row, id);
-    }
-  });
+  for_each_range(parallel, tasks, tasks,
+                 [&](int task, Range) { apply_samples<Count>(u, task, tasks); });
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 //   share          returns to all threads what a thread with has_sums() passes
 //   write_gradient, write_zeros   write this thread's part of the gradient
 // TeamRow and StagedTeamRow: a row within a block. SlicedRow (step_wide.cuh): a row of many blocks.
+// ColumnRow (column_rows.cuh): a row whose classes lie apart.
 #pragma once
 
 #include "kernels/scoring/logit_rows.cuh"
@@ -28,6 +29,7 @@ class TeamRow {
  public:
   using Element = T;
   using A = compute_t<T>;
+  static constexpr int kRows = kThreads / kTeam;  // of a block
 
   const int member;  // this thread's place in the team
   const int64_t index;
@@ -46,7 +48,7 @@ class TeamRow {
         grad_logits_(grad_logits) {
     target.kind = RowKind::kIgnored;
     if (exists) target = RowTarget<A>(in, index);
-    x_ = static_cast<const T*>(in.logits) + (scored() ? index * in.row_stride : 0);
+    x_ = static_cast<const T*>(in.logits) + (scored() ? in.row_offset(index) : 0);
     classes_ = scored() ? num_classes_ : 0;
   }
 
@@ -65,7 +67,7 @@ class TeamRow {
   __device__ __forceinline__ void exchange(RowSums<A>*, bool) const {}
   __device__ __forceinline__ void write_gradient(const RowGradient<A>& gradient) const {
     // Not x_: a row with a gradient is scored, so its pointer needs no test.
-    const T* x = static_cast<const T*>(in_.logits) + index * in_.row_stride;
+    const T* x = static_cast<const T*>(in_.logits) + in_.row_offset(index);
     write_gradient(x, gradient);
   }
   __device__ __forceinline__ void write_zeros() const {

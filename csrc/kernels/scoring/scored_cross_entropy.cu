@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// 8 lanes, a warp or a block per row, by the number of classes. Forward reads a row once and writes
+// 8 lanes, a warp or a block per row, by the number of classes; of rows whose classes lie apart, a
+// lane of one or of 8 warps. Forward reads a row once and writes
 // 4 numbers, a flag and 4 saved numbers; backward reads it once more and writes the gradient once.
 // No sum depends on timing.
 #include "kernels/scoring/scored_cross_entropy.h"
 
+#include "kernels/scoring/column_rows.cuh"
 #include "kernels/scoring/row_policy.cuh"
 
 namespace dynprune {
@@ -53,18 +55,36 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocksPerSm)
       RowGradient<A>(LossOptions<A>(in), saved[row.index], row.target, in.num_classes, scale));
 }
 
+// Calls f with the policy of the rows, as Tag<Row>, and the number of blocks.
+template <class Row>
+struct Tag {
+  using type = Row;
+};
+template <class T, class F>
+cudaError_t with_rows(const CrossEntropyInput& in, F&& f) {
+  if (in.in_columns()) {
+    return with_members(in.num_classes, [&](auto members) {
+      using Row = ColumnRow<T, decltype(members)::value>;
+      return f(Tag<Row>{}, blocks_for(in.batch_size, kThreads / Row::kRows));
+    });
+  }
+  return with_team(in.num_classes, [&](auto team) {
+    constexpr int kTeam = decltype(team)::value;
+    return f(Tag<TeamRow<T, kTeam>>{}, blocks_for(in.batch_size, kTeam));
+  });
+}
+
 }  // namespace
 
 cudaError_t launch_scored_cross_entropy(const CrossEntropyInput& in, const CrossEntropyOutput& o,
                                         ErrorRecord* errors, cudaStream_t stream) {
   if (in.batch_size == 0) return cudaSuccess;
   return dispatch(in.type, [&](auto tag) {
-    return with_team(in.num_classes, [&](auto team) {
-      using T = decltype(tag);
-      constexpr int kTeam = decltype(team)::value;
+    using T = decltype(tag);
+    return with_rows<T>(in, [&](auto policy, unsigned blocks) {
+      using Row = typename decltype(policy)::type;
       const Outputs<compute_t<T>> out(o);
-      DYNPRUNE_LAUNCH((forward_kernel<TeamRow<T, kTeam>>), blocks_for(in.batch_size, kTeam),
-                      kThreads, 0, stream, in, out, errors);
+      DYNPRUNE_LAUNCH((forward_kernel<Row>), blocks, kThreads, 0, stream, in, out, errors);
       return cudaGetLastError();
     });
   });
@@ -75,14 +95,13 @@ cudaError_t launch_scored_cross_entropy_backward(const CrossEntropyInput& in,
                                                  cudaStream_t stream) {
   if (in.batch_size == 0) return cudaSuccess;
   return dispatch(in.type, [&](auto tag) {
-    return with_team(in.num_classes, [&](auto team) {
-      using T = decltype(tag);
-      using A = compute_t<T>;
-      constexpr int kTeam = decltype(team)::value;
-      DYNPRUNE_LAUNCH((backward_kernel<TeamRow<T, kTeam>>), blocks_for(in.batch_size, kTeam),
-                      kThreads, 0, stream, in, static_cast<const A*>(g.grad_loss),
-                      g.grad_loss_stride, static_cast<const SavedRow<A>*>(g.saved),
-                      static_cast<T*>(g.grad_logits));
+    using T = decltype(tag);
+    using A = compute_t<T>;
+    return with_rows<T>(in, [&](auto policy, unsigned blocks) {
+      using Row = typename decltype(policy)::type;
+      DYNPRUNE_LAUNCH((backward_kernel<Row>), blocks, kThreads, 0, stream, in,
+                      static_cast<const A*>(g.grad_loss), g.grad_loss_stride,
+                      static_cast<const SavedRow<A>*>(g.saved), static_cast<T*>(g.grad_logits));
       return cudaGetLastError();
     });
   });

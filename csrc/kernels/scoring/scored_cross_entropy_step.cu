@@ -8,6 +8,7 @@
 // that, launches of their own make the sums and the update. No sum depends on timing.
 #include "kernels/scoring/scored_cross_entropy_step.h"
 
+#include "kernels/scoring/column_rows.cuh"
 #include "kernels/scoring/step_task.cuh"
 #include "kernels/scoring/step_wide.cuh"
 #include "kernels/scoring/update_scores.h"
@@ -85,36 +86,36 @@ struct StepPlan {
   bool wide;             // several blocks share a row, if the device can
   int64_t staged_bytes;  // of shared memory per row; 0: a row is read again
   int64_t block_bytes;   // of dynamic shared memory that a block may have
+  int64_t static_bytes;  // of shared memory besides
 };
 
-template <class T, int kTeam>
-StepPlan plan_step(const StepTask<compute_t<T>>& task) {
+// row_bytes: of shared memory per row; static_bytes: at least what the kernel declares.
+template <class Row>
+StepPlan plan_step(const StepTask<typename Row::A>& task, int64_t row_bytes, int64_t static_bytes) {
   const int64_t rows = task.in.batch_size;
   const bool with_gradient = task.grad_logits != nullptr;
   StepPlan plan{};
-  plan.blocks = rows == 0 ? 1 : blocks_for(rows, kTeam);
+  plan.blocks = rows == 0 ? 1 : blocks_for(rows, kThreads / Row::kRows);
   plan.partials = static_cast<unsigned>(rows / kThreads < kMaxPartialSums ? rows / kThreads + 1
                                                                           : kMaxPartialSums);
   plan.finish_here = rows <= kMaxRowsPerLaunch;
-  plan.block_bytes = static_cast<int64_t>(shared_memory_limit()) - kStaticBytes;
-  // 16 bytes for where the row begins after a boundary.
-  const int64_t row_bytes = (task.in.num_classes * static_cast<int64_t>(sizeof(T)) + 31) / 16 * 16;
-  const int64_t bytes = row_bytes * (kThreads / kTeam);
+  plan.static_bytes = static_bytes;
+  plan.block_bytes = static_cast<int64_t>(shared_memory_limit()) - static_bytes;
+  const int64_t bytes = row_bytes * Row::kRows;
   const bool fits = bytes <= kMaxStagedBytes && bytes <= plan.block_bytes;
   plan.wide = !fits && may_be_wide(task.in) && with_gradient && rows > 0;
   plan.staged_bytes = fits && with_gradient ? row_bytes : 0;
   // The few blocks that share long rows may read all targets.
   const bool many = plan.wide ? !plan.finish_here : plan.blocks * rows > kMaxTargetsRead;
-  plan.divisor_first = task.reduction == Reduction::kMean && many;
+  plan.divisor_first = task.reduction == Reduction::kMean && task.divisor == nullptr && many;
   return plan;
 }
 
-template <class T, int kTeam>
-cudaError_t launch_by_row(const StepTask<compute_t<T>>& task, const StepPlan& plan,
+template <class Row>
+cudaError_t launch_by_row(const StepTask<typename Row::A>& task, const StepPlan& plan,
                           cudaStream_t stream) {
-  using Row = StagedTeamRow<T, kTeam>;
-  const int64_t bytes = plan.staged_bytes * (kThreads / kTeam);
-  if (bytes > kBytesWithoutOptIn) {
+  const int64_t bytes = plan.staged_bytes * Row::kRows;
+  if (bytes > kStaticBytes + kBytesWithoutOptIn - plan.static_bytes) {
     // Always the same allowance: it belongs to the kernel, and another thread may be launching it.
     const int64_t most = plan.block_bytes < kMaxStagedBytes ? plan.block_bytes : kMaxStagedBytes;
     const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<Row>), most);
@@ -138,10 +139,10 @@ cudaError_t launch_finish(const StepTask<A>& task, const StepPlan& plan, cudaStr
   return launch_update_scores(update, task.work.slots, task.errors, stream);
 }
 
-template <class T, int kTeam>
-cudaError_t launch_step(StepTask<compute_t<T>> task, cudaStream_t stream) {
-  using A = compute_t<T>;
-  const StepPlan plan = plan_step<T, kTeam>(task);
+// launch: of the kernel that reads the logits, with the task as it is planned.
+template <class A, class Launch>
+cudaError_t launch_planned(StepTask<A> task, const StepPlan& plan, cudaStream_t stream,
+                           const Launch& launch) {
   task.finish_here = plan.finish_here;
   task.staged_bytes = plan.staged_bytes;
   if (plan.divisor_first) {
@@ -149,19 +150,42 @@ cudaError_t launch_step(StepTask<compute_t<T>> task, cudaStream_t stream) {
     DYNPRUNE_LAUNCH((partial_sums_kernel<A>), plan.partials, kThreads, 0, stream, task.in,
                     static_cast<const A*>(nullptr), task.work.mean_partials);
   }
-  bool launched = false;
-  if constexpr (kTeam == kThreads && !std::is_same<T, double>::value) {
-    launched = plan.wide && launch_wide<T>(task, plan.block_bytes, stream);
-  }
-  const cudaError_t error = launched ? cudaSuccess : launch_by_row<T, kTeam>(task, plan, stream);
+  const cudaError_t error = launch(task);
   if (error != cudaSuccess) return error;
   return plan.finish_here ? cudaGetLastError() : launch_finish(task, plan, stream);
 }
 
+template <class T, int kTeam>
+cudaError_t launch_step(const StepTask<compute_t<T>>& task, cudaStream_t stream) {
+  using Row = StagedTeamRow<T, kTeam>;
+  // 16 bytes for where the row begins after a boundary.
+  const int64_t row_bytes = (task.in.num_classes * static_cast<int64_t>(sizeof(T)) + 31) / 16 * 16;
+  const StepPlan plan = plan_step<Row>(task, row_bytes, kStaticBytes);
+  return launch_planned(task, plan, stream, [&](const StepTask<compute_t<T>>& planned) {
+    if constexpr (kTeam == kThreads && !std::is_same<T, double>::value) {
+      if (plan.wide && launch_wide<T>(planned, plan.block_bytes, stream)) return cudaSuccess;
+    }
+    return launch_by_row<Row>(planned, plan, stream);
+  });
+}
+
+// Of rows whose classes lie apart.
+template <class T, int kMembers>
+cudaError_t launch_columns(const StepTask<compute_t<T>>& task, cudaStream_t stream) {
+  using Row = ColumnRow<T, kMembers>;
+  StepPlan plan = plan_step<Row>(task, task.in.num_classes * static_cast<int64_t>(sizeof(T)),
+                                 kColumnStaticBytes);
+  return launch_planned(task, plan, stream, [&](const StepTask<compute_t<T>>& planned) {
+    return launch_by_row<Row>(planned, plan, stream);
+  });
+}
+
 }  // namespace
 
-size_t scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput& in) {
-  const auto bytes = [&](auto compute) { return Workspace<decltype(compute)>(nullptr, in).bytes; };
+size_t scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput& in, int64_t max_ids) {
+  const auto bytes = [&](auto compute) {
+    return Workspace<decltype(compute)>(nullptr, in, max_ids).bytes;
+  };
   return in.type == ScalarType::kFloat64 ? bytes(double{}) : bytes(float{});
 }
 
@@ -172,28 +196,36 @@ cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& in,
                                              unsigned* ticket, ErrorRecord* errors,
                                              cudaStream_t stream) {
   return dispatch(in.type, [&](auto tag) {
+    using T = decltype(tag);
+    using A = compute_t<T>;
+    const Workspace<A> work(workspace, in, update.max_ids);
+    StepTask<A> task{in,
+                     Outputs<A>(output),
+                     static_cast<const A*>(step.sample_weight),
+                     static_cast<const A*>(step.token_weight),
+                     static_cast<const A*>(step.grad_scale),
+                     static_cast<const A*>(step.divisor),
+                     step.reduction,
+                     step.score,
+                     static_cast<A*>(step.loss),
+                     static_cast<A*>(step.row_weight),
+                     step.grad_logits,
+                     step.rows_per_id,
+                     update,
+                     work,
+                     num_slots(update.max_ids),
+                     /*num_mean_partials=*/0,
+                     /*finish_here=*/false,
+                     /*staged_bytes=*/0,
+                     ticket,
+                     errors};
+    task.update.values = work.values;
+    if (in.in_columns()) {
+      return with_members(in.num_classes, [&](auto members) {
+        return launch_columns<T, decltype(members)::value>(task, stream);
+      });
+    }
     return with_team(in.num_classes, [&](auto team) {
-      using T = decltype(tag);
-      using A = compute_t<T>;
-      const Workspace<A> work(workspace, in);
-      StepTask<A> task{in,
-                       Outputs<A>(output),
-                       static_cast<const A*>(step.sample_weight),
-                       static_cast<const A*>(step.grad_scale),
-                       step.reduction,
-                       step.score,
-                       static_cast<A*>(step.loss),
-                       static_cast<A*>(step.row_weight),
-                       step.grad_logits,
-                       update,
-                       work,
-                       num_slots(in.batch_size),
-                       /*num_mean_partials=*/0,
-                       /*finish_here=*/false,
-                       /*staged_bytes=*/0,
-                       ticket,
-                       errors};
-      task.update.values = work.values;
       return launch_step<T, decltype(team)::value>(task, stream);
     });
   });

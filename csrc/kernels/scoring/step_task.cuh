@@ -13,7 +13,7 @@ constexpr int64_t kMaxRowsPerLaunch = 8192;   // that one block finishes
 constexpr int64_t kMaxTargetsRead = 1 << 21;  // by all blocks together
 constexpr int64_t kMaxPartialSums = 256;
 constexpr int64_t kMaxStagedBytes = 96 * 1024;  // per block: two on a multiprocessor of an H100
-constexpr int64_t kStaticBytes = 2 * 1024;      // at least what the kernels declare
+constexpr int64_t kStaticBytes = 2 * 1024;      // at least what kernels of rows declare
 constexpr int64_t kBytesWithoutOptIn = 48 * 1024 - kStaticBytes;
 constexpr int kMaxWideBlocks = 1024;
 
@@ -38,13 +38,13 @@ struct Workspace {
   unsigned* arrived;    // [kMaxWideBlocks]
   size_t bytes;         // all together
 
-  Workspace(void* memory, const CrossEntropyInput& in) : bytes(0) {
+  Workspace(void* memory, const CrossEntropyInput& in, int64_t max_ids) : bytes(0) {
     const int64_t rows = in.batch_size;
     const auto take = [&](auto** array, int64_t n) {
       *array = reinterpret_cast<std::decay_t<decltype(*array)>>(static_cast<char*>(memory) + bytes);
       bytes += (static_cast<size_t>(n) * sizeof(**array) + 15) / 16 * 16;
     };
-    take(&slots, num_slots(rows));
+    take(&slots, num_slots(max_ids));
     take(&row_ids, rows);
     take(&weighted, rows);
     take(&mean_partials, kMaxPartialSums);
@@ -60,11 +60,12 @@ template <class A>
 struct StepTask {
   CrossEntropyInput in;
   Outputs<A> out;
-  const A *sample_weight, *grad_scale;
+  const A *sample_weight, *token_weight, *grad_scale, *divisor;
   Reduction reduction;
   Score score;
   A *loss, *row_weight;
   void* grad_logits;
+  int64_t rows_per_id;
   ScoreUpdate update;  // sample_ids: the caller's, values: the workspace's
   Workspace<A> work;
   int64_t slots;
@@ -101,6 +102,7 @@ __device__ A mean_weight_of(const CrossEntropyInput& in, int64_t row) {
 template <class A>
 __device__ A divisor_of(const StepTask<A>& task) {
   if (task.reduction != Reduction::kMean) return 1;
+  if (task.divisor != nullptr) return *task.divisor;
   if (task.num_mean_partials > 0) {
     return block_sum<A>(task.num_mean_partials,
                         [&](int64_t i) { return task.work.mean_partials[i]; });
@@ -125,17 +127,17 @@ __device__ void finish_batch(const StepTask<A>& task, A divisor) {
   ScoreUpdate update = task.update;
   update.sample_ids = task.work.row_ids;
   Slot* slots = task.work.slots;
-  for (int64_t s = threadIdx.x; s < task.slots; s += kThreads) slots[s] = Slot{0, 0, 0};
+  for (int64_t s = threadIdx.x; s < task.slots; s += kThreads) slots[s] = Slot{};
   __syncthreads();
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
-    claim_row(update, row, slots, task.slots, task.errors);
+  for (int64_t row = 0; row < rows; row += kThreads) {
+    claim_rows(update, row + threadIdx.x, slots, task.slots, task.errors);
   }
   __syncthreads();
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
+  for (int64_t row = 0; row < rows; row += kThreads) {
     if (update.count_type == IndexType::kInt32) {
-      apply_row<int32_t>(update, row, slots, task.slots);
+      apply_rows<int32_t>(update, row + threadIdx.x, slots, task.slots);
     } else {
-      apply_row<int64_t>(update, row, slots, task.slots);
+      apply_rows<int64_t>(update, row + threadIdx.x, slots, task.slots);
     }
   }
 }
@@ -149,11 +151,22 @@ __device__ __forceinline__ void finish_in_last_block(const StepTask<A>& task, A 
   }
 }
 
+// The sample of a row, as a place in sample_ids.
+template <class A>
+__device__ int64_t sample_of(const StepTask<A>& task, int64_t row) {
+  return task.rows_per_id == 1 ? row : row / task.rows_per_id;
+}
+
+template <class A>
+__device__ A weight_of(const StepTask<A>& task, int64_t row) {
+  const A weight = task.sample_weight != nullptr ? task.sample_weight[sample_of(task, row)] : A{1};
+  return task.token_weight != nullptr ? weight * task.token_weight[row] : weight;
+}
+
 // The factor of a scored row's gradient.
 template <class A>
 __device__ A gradient_scale(const StepTask<A>& task, int64_t row, A divisor) {
-  const A weight = task.sample_weight != nullptr ? task.sample_weight[row] : A{1};
-  return weight / divisor * (task.grad_scale != nullptr ? *task.grad_scale : A{1});
+  return weight_of(task, row) / divisor * (task.grad_scale != nullptr ? *task.grad_scale : A{1});
 }
 
 // Writes the scores of a row and what later phases read of it; by one thread.
@@ -166,7 +179,7 @@ __device__ void write_scores(const StepTask<A>& task, int64_t row, const RowTarg
   if (scored) {
     const A loss = row_loss(LossOptions<A>(task.in), y, result, x_second, task.in.num_classes,
                             sums.weight, sums.distance);
-    weight = task.sample_weight != nullptr ? task.sample_weight[row] : A{1};
+    weight = weight_of(task, row);
     weighted = weight * loss;
     task.out.write(row, loss, result, sums.weight);
     task.work.values[row] = table_value(task.score, loss, result);
@@ -174,7 +187,7 @@ __device__ void write_scores(const StepTask<A>& task, int64_t row, const RowTarg
     task.out.write_skipped(row, y, task.errors);
   }
   task.row_weight[row] = scored ? weight / divisor : A{0};
-  task.work.row_ids[row] = scored ? task.update.sample_ids[row] : kNoSample;
+  task.work.row_ids[row] = scored ? task.update.sample_ids[sample_of(task, row)] : kNoSample;
   task.work.weighted[row] = weighted;
   if (task.reduction == Reduction::kNone) task.loss[row] = weighted;
 }
@@ -191,7 +204,7 @@ __device__ __forceinline__ void step_row(const StepTask<typename Row::A>& task,
   row.reduce(&sums, smooth);
   // Read before the exchange, so that memory answers during it.
   const A scale = row.scored() ? gradient_scale(task, row.index, divisor) : A{0};
-  const A x_first = row.scored() ? row.logit(y.first) : A{0};
+  const A x_first = row.scored() && row.has_sums() ? row.logit(y.first) : A{0};
   row.exchange(&sums, smooth);
   RowResult<A> result{};
   if (row.has_sums()) {

@@ -147,7 +147,7 @@ class SlicedRow {
         out_(grad_logits + row * slice.in.num_classes + slice.first),
         slice_(slice),
         team_(team),
-        x_(static_cast<const T*>(slice.in.logits) + row * slice.in.row_stride),
+        x_(static_cast<const T*>(slice.in.logits) + slice.in.row_offset(row)),
         staged_(reinterpret_cast<T*>(slice.staged) + elements_past_boundary(x_ + slice.first)) {}
 
   __device__ __forceinline__ bool scored() const { return target.kind == RowKind::kScored; }
