@@ -91,7 +91,7 @@ class StepLoss(torch.autograd.Function):
             underflows = arguments.grad_scale is None and logits.dtype == torch.float16
             gradient = _LATER if underflows else _NOW
         loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
-        ctx.options, ctx.spent, ctx.columns = None, False, in_columns(logits)
+        ctx.options, ctx.spent, ctx.columns = None, False, logits.dim() == 3 and in_columns(logits)
         ctx.set_materialize_grads(False)
         if gradient == _NOW:
             ctx.save_for_backward(grad_logits, arguments.grad_scale)
@@ -131,7 +131,8 @@ class StepLoss(torch.autograd.Function):
         else:
             grad, grad_scale = ctx.saved_tensors
             grad = _scaled(ctx, grad, grad_loss, grad_scale)
-        grad = _like_logits(grad, ctx.columns)
+        if ctx.columns:
+            grad = grad.transpose(1, 2)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = NoSecondDerivative.apply(grad.requires_grad_())
         return grad, None, None

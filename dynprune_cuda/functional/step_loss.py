@@ -63,6 +63,10 @@ class LossTerms(NamedTuple):
     divisor: Tensor | None  # 0-d, of a mean
 
 
+# Of an ordinary step, by the reduction.
+PLAIN_TERMS = {reduction: LossTerms(reduction, None, None) for reduction in REDUCTIONS}
+
+
 def loss_terms(
     logits: Tensor,
     target: Tensor,

@@ -16,7 +16,13 @@ from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
 from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
 from dynprune_cuda.functional.shapes import Rows, at_places, own_keys, per_row, places_of_rows
-from dynprune_cuda.functional.step_loss import LossOptions, TableOptions, loss_terms, step_loss
+from dynprune_cuda.functional.step_loss import (
+    PLAIN_TERMS,
+    LossOptions,
+    TableOptions,
+    loss_terms,
+    step_loss,
+)
 from dynprune_cuda.pruner.status import RunStatus
 from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
 
@@ -163,7 +169,13 @@ class Scoring(RunStatus):
             row_ids = at_places(own_keys(ids), places, -1)
             if sample_weight is not None:
                 sample_weight = at_places(sample_weight, places, 1.0)
-        options = LossOptions(weight, ignore_index, label_smoothing, target_b, lam)
+        options = LossOptions._make((weight, ignore_index, label_smoothing, target_b, lam))
+        is_plain = token_weight is None and num_items is None and isinstance(reduction, str)
+        terms = PLAIN_TERMS.get(reduction) if is_plain else None
+        if terms is None:
+            terms = loss_terms(
+                logits, target, row_ids, rows_per_id, reduction, num_items, token_weight, options
+            )
         published = table.first_visit == "published"
         loss: Tensor = step_loss(
             logits,
@@ -174,9 +186,7 @@ class Scoring(RunStatus):
                 (self._ticket, table.alpha, published, self._score, table.row_rule, rows_per_id)
             ),
             options,
-            loss_terms(
-                logits, target, row_ids, rows_per_id, reduction, num_items, token_weight, options
-            ),
+            terms,
             loss_only=True,
             sample_weight=sample_weight,
             grad_scale=grad_scale,

@@ -12,34 +12,19 @@ namespace {
 
 constexpr int64_t kMinRowsPerTask = 4096;
 
-// A hash table of the samples of a batch: open addressing, at most half full.
+// The samples of a batch by id: open addressing, at most half full. Slot: with `id`, kNoSample at
+// first.
+template <class Slot>
 class SampleSet {
  public:
-  struct Slot {
-    int64_t id = kNoSample;
-    int32_t first;  // row
-    int32_t rows;
-  };
-
   explicit SampleSet(int64_t max_ids) {
     size_t slots = 64;
     while (static_cast<int64_t>(slots) < 2 * max_ids) slots *= 2;
     slots_.resize(slots);
   }
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
-  const Slot& operator[](int64_t s) const { return slots_[s]; }
+  Slot& operator[](int64_t s) { return slots_[s]; }
 
-  // Adds rows of a sample; false if it has more than one then.
-  bool add(int64_t id, Range rows) {
-    Slot& slot = slots_[find(id)];
-    const auto number = static_cast<int32_t>(rows.end - rows.begin);
-    if (slot.id == id) {
-      slot.rows += number;
-      return false;
-    }
-    slot = {id, static_cast<int32_t>(rows.begin), number};
-    return number == 1;
-  }
   // The sample's slot, or the free one in which it belongs.
   int64_t find(int64_t id) const {
     const int64_t mask = num_slots() - 1;
@@ -52,12 +37,35 @@ class SampleSet {
   std::vector<Slot> slots_;
 };
 
+struct SeenId {
+  int64_t id = kNoSample;
+};
+
+struct SampleSlot {
+  int64_t id = kNoSample;
+  int32_t first = 0;  // row
+  int32_t rows = 0;
+};
+
 // What the rows of a sample add up to.
 struct RowSums {
   int64_t terms = 0;
   uint32_t greatest = 0;
   bool correct = true;
 };
+
+// Whether a sample of a task has several rows. The usual batch has none, and one set of ids tells.
+bool has_repeats(const ScoreUpdate& u, int task, int tasks) {
+  SampleSet<SeenId> seen(u.max_ids);
+  for (int64_t row = 0; row < u.batch_size; row++) {
+    const int64_t id = u.sample_ids[row];
+    if (id == kNoSample || (tasks > 1 && id % tasks != task)) continue;
+    SeenId& slot = seen[seen.find(id)];
+    if (slot.id == id) return true;
+    slot.id = id;
+  }
+  return false;
+}
 
 // Enters the samples of one residue: each task has its own samples, so that no two write to one.
 template <class Count>
@@ -71,15 +79,18 @@ void apply_samples(const ScoreUpdate& u, int task, int tasks) {
     }
   };
   const auto is_correct = [&](int64_t row) { return u.correct != nullptr && u.correct[row]; };
-  SampleSet samples(u.max_ids);
-  bool repeated = false;
-  for_each_run([&](Range rows, int64_t id) { repeated |= !samples.add(id, rows); });
-  if (!repeated) {
+  if (!has_repeats(u, task, tasks)) {
     for_each_run([&](Range rows, int64_t id) {
       u.apply<Count>(id, u.values[rows.begin], is_correct(rows.begin));
     });
     return;
   }
+  SampleSet<SampleSlot> samples(u.max_ids);
+  for_each_run([&](Range rows, int64_t id) {
+    SampleSlot& slot = samples[samples.find(id)];
+    if (slot.rows == 0) slot = {id, static_cast<int32_t>(rows.begin), 0};
+    slot.rows += static_cast<int32_t>(rows.end - rows.begin);
+  });
   std::vector<RowSums> sums(samples.num_slots());
   for_each_run([&](Range rows, int64_t id) {
     RowSums& sample = sums[samples.find(id)];
@@ -91,7 +102,7 @@ void apply_samples(const ScoreUpdate& u, int task, int tasks) {
     sample.greatest = greatest;
   });
   const auto rows_of = [&](int64_t slot) {
-    return SampleRows{u.row_reduction, sums[slot].greatest, samples[slot].rows};
+    return SampleRows{u.row_reduction, sums[slot].greatest, int64_t{samples[slot].rows}};
   };
   for_each_run([&](Range rows, int64_t id) {
     const int64_t slot = samples.find(id);
