@@ -290,6 +290,8 @@ class BatchSelector:
                 f"scores must be on {self.device}, got {scores.device}: make the selector with "
                 f"device='{scores.device}'"
             )
+        if not len(scores):
+            raise ValueError("the length of scores must be at least 1, got 0")
         k, values, size = self.num_chosen(len(scores)), scores.detach().to(torch.float32), 1
         if self.over_ranks:
             self._check_num_rows(len(scores))

@@ -13,6 +13,7 @@ from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
     TRANSFORMS,
+    as_bool,
     as_choice,
     as_float,
     as_int,
@@ -27,6 +28,7 @@ from dynprune_cuda.functional.score_updates import (
     FirstVisit,
     ScoreColumns,
     check_columns,
+    refuse_shared_memory,
 )
 
 ReductionName = Literal["none", "mean", "sum"]
@@ -200,6 +202,8 @@ def scored_cross_entropy_step_(
     check_tensor("logits", logits, FLOATING)
     if mean.device != logits.device:
         raise ValueError(f"mean must be on {logits.device}, got {mean.device}")
+    given = {"logits": logits, "target": target, "sample_ids": sample_ids}
+    refuse_shared_memory(columns, **given, sample_weight=sample_weight, ticket=ticket)
     if ticket is not None:
         check_vector("ticket", ticket, (torch.int32,), mean, 1)
     loss, scores, correct = step_loss(
@@ -282,6 +286,7 @@ def step_loss(
         and type(label_smoothing) is float
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()  # its tensors have no storage
+        and logits.layout is target.layout is sample_ids.layout is torch.strided
         and logits.untyped_storage().nbytes()  # 0 if it was freed, or if there are no rows
         and target.untyped_storage().nbytes()
         and sample_ids.untyped_storage().nbytes()
@@ -379,6 +384,7 @@ def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Te
         )
     if features.device != el2n.device:
         raise ValueError(f"features must be on {el2n.device}, got {features.device}")
+    as_bool("bias", bias)
     compute = torch.promote_types(el2n.dtype, features.dtype)
     norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=compute)
     factor = torch.hypot(norm, torch.ones_like(norm)) if bias else norm
@@ -416,7 +422,7 @@ def _check_cross_entropy(
         check_vector("weight", weight, FLOATING, logits, classes)
         refuse_gradient("weight", weight)
         weight = weight.detach().to(_compute_dtype(logits))
-    if ignore_index != -100:
+    if not (type(ignore_index) is int and ignore_index == -100):
         low, high = -(1 << 63), (1 << 63) - 1
         ignore_index = as_int("ignore_index", ignore_index, minimum=low, maximum=high)
     if not (type(label_smoothing) is float and label_smoothing == 0.0):
