@@ -259,6 +259,20 @@ SCORING = [
         {"el2n": "positive({b})", "features": "floats({b}, {c})", "bias": ("True", "False")},
         reference=references.last_layer_grand,
     ),
+    Recipe(
+        "functional.linear_cross_entropy.scored_linear_cross_entropy",
+        "F.scored_linear_cross_entropy",
+        {
+            "hidden": "floats({b}, 4, seed={s})", "weight": "floats({c}, 4)",
+            "target": "integers({b}, {c})", "bias": ("None", "floats({c})"),
+            "sample_weight": ("None", "positive({b})"), "reduction": ("'mean'", "'sum'"),
+            "num_items": "None", "class_weight": ("None", "positive({c})"),
+            "ignore_index": "-100", "label_smoothing": ("0.0", "0.1"), "keep_tokens": "None",
+            "reference_loss": "None", "seed": "{s}", "chunk_rows": "None",
+        },
+        raises=("NotImplementedError",),
+        aliases={"hidden": ("logits",), "class_weight": ("weight",)},
+    ),
     Recipe("functional.errors.check_errors", "F.check_errors", {"device": "'cpu'"}),
 ]  # fmt: skip
 

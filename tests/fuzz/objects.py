@@ -243,6 +243,7 @@ DATA = [
            {"state_dict": "sampler.state_dict()"},
            setup=(FOLLOWED, "sampler = pruner.batch_sampler(4)"), writes=("sampler",), least=2,
            aliases={"state_dict": ("state",)}),
+    Recipe("data.collate.CollateWithIds", "data.CollateWithIds", {"collate": "list"}),
     Recipe("data.indexed.IndexedDataset", "data.IndexedDataset",
            {"dataset": "list(range(40))", "num_samples": ("None", "40")}, then=("len(result)",)),
     Recipe("data.samplers.EpochBatchSampler", "data.EpochBatchSampler",
@@ -397,7 +398,7 @@ UNTOUCHED = {
     r"|data\.streams\.FilteredStream\.update",
     "the loader calls it": r"data\.samplers\.\w+\.(iterate|batches_in|ids_after|batches_before)"
     r"|data\.bucketing\.\w+\.(ids_after|batches_before)|data\.device_loader\.DeviceLoader\.gather",
-    "a result, which only the package makes": r"functional\.cross_entropy\.ScoredLoss"
+    "a result, which only the package makes": r"functional\.\w*cross_entropy\.\w*ScoredLoss"
     r"|batch_selection\.BatchChoice|rescoring\.Rescored|functional\.ranking\.Ranking",
     "internal to collectives; all ranks call it with what they agreed on": r"distributed\.ranks\."
     r"(Ranks(\..*)?|checksum)|distributed\.shard\.Shard\.(ids_at|positions_of|owner_of|counts|num_below)",

@@ -99,7 +99,7 @@ def public_callables(names: dict[str, str]) -> dict[str, Callable[..., Any]]:
 
 
 def _with_methods(thing: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-    yield f"{thing.__module__}.{thing.__qualname__}", thing
+    yield _place(thing), thing
     if not inspect.isclass(thing):
         return
     for holder in thing.__mro__:
@@ -108,4 +108,14 @@ def _with_methods(thing: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
         for name, raw in vars(holder).items():
             method = raw.__func__ if isinstance(raw, classmethod | staticmethod) else raw
             if not name.startswith("_") and inspect.isfunction(method):
-                yield f"{holder.__module__}.{holder.__qualname__}.{name}", method
+                yield f"{_place(holder)}.{name}", method
+
+
+def _place(thing: Any) -> str:
+    """The module and the name; the classes that make up the pruner count as it."""
+    is_of_pruner = inspect.isclass(thing) and thing.__module__.startswith("dynprune_cuda.pruner.")
+    return (
+        "dynprune_cuda.pruner.Pruner"
+        if is_of_pruner
+        else f"{thing.__module__}.{thing.__qualname__}"
+    )
