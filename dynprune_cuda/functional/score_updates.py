@@ -142,7 +142,9 @@ def refuse_shared_memory(columns: ScoreColumns, **inputs: Tensor | None) -> None
 
 
 def _has_memory(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    return type(tensor) is Tensor and not tensor.is_meta and tensor.numel() > 0
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_nested:
+        return False  # whatever it is, the checks of its name come later
+    return not tensor.is_meta and tensor.numel() > 0
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
