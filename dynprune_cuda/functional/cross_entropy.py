@@ -28,6 +28,7 @@ from dynprune_cuda.functional.score_updates import (
     FirstVisit,
     ScoreColumns,
     check_columns,
+    check_updatable,
     refuse_shared_memory,
 )
 
@@ -206,6 +207,7 @@ def scored_cross_entropy_step_(
     refuse_shared_memory(columns, **given, sample_weight=sample_weight, ticket=ticket)
     if ticket is not None:
         check_vector("ticket", ticket, (torch.int32,), mean, 1)
+        check_updatable("ticket", ticket)
     loss, scores, correct = step_loss(
         logits,
         target,

@@ -113,6 +113,19 @@ def update_scores_(
         torch.autograd.graph.increment_version(columns.present())
 
 
+def check_updatable(name: str, tensor: Tensor) -> None:
+    """Checks that an operator can update a tensor in place."""
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} is updated in place and must be contiguous, got strides {tensor.stride()}"
+        )
+    if not torch.compiler.is_compiling() and tensor.is_neg():
+        raise ValueError(
+            f"{name} is updated in place and must own its values, got a view that negates "
+            f"them; pass {name}.resolve_neg()"
+        )
+
+
 def refuse_shared_memory(columns: ScoreColumns, **inputs: Tensor | None) -> None:
     """Checks that no column lies in the memory of another one, or of what is read beside it.
 
@@ -179,15 +192,7 @@ def check_columns(
             continue
         check_vector(name, column, dtypes, mean)
         assert column is not None
-        if not column.is_contiguous():
-            raise ValueError(
-                f"{name} is updated in place and must be contiguous, got strides {column.stride()}"
-            )
-        if not torch.compiler.is_compiling() and column.is_neg():
-            raise ValueError(
-                f"{name} is updated in place and must own its values, got a view that negates "
-                f"them; pass {name}.resolve_neg()"
-            )
+        check_updatable(name, column)
     if forget_count is not None and last_correct is None:
         raise ValueError("forget_count needs last_correct beside it")
     check_num_samples("mean", mean.numel())

@@ -119,6 +119,11 @@ def test_columns_must_not_be_negated_views(position):
         assert all(bool((column == 0).all()) for column in table)
 
 
+def test_the_ticket_must_not_be_a_negated_view():
+    with pytest.raises(ValueError, match=r"ticket .*ticket\.resolve_neg\(\)"):
+        step(ticket=torch._neg_view(torch.zeros(1, dtype=torch.int32)))
+
+
 def test_negated_views_are_read_as_what_they_show():
     negated = torch._neg_view
     logits = torch.complex(LOGITS, LOGITS.flip(0)).conj().imag

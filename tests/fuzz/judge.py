@@ -112,6 +112,9 @@ def _judged_error(case: Case, space: dict[str, Any], error: Exception) -> Outcom
         return Outcome("undocumented error", _told(error))
     if not case.malformed and not case.recipe.tampers:
         return Outcome("refused what is right", _told(error))
+    own = [name for name in case.recipe.calls if name in case.malformed]
+    if any(callable(space[name]) for name in own):
+        return Outcome("refused", message)
     is_named = _names(error, case, set(case.arguments))
     return Outcome("refused", message) if is_named else Outcome("unnamed error", _told(error))
 

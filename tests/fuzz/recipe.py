@@ -32,6 +32,7 @@ class Recipe:
         aliases: Other words for arguments that an error may use, by argument.
         reference: `(before, after, result)` raises AssertionError if the result is wrong.
         least: The smallest `n`.
+        calls: Functions of a user's, whose own errors pass through.
         late: Arguments whose values can be judged only where they are used: `then` may refuse them.
         partial: Arguments that are used one after the other: an error in one may come after some
             changes, which the documentation says.
@@ -49,6 +50,7 @@ class Recipe:
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reference: Callable[[dict[str, Any], dict[str, Any], Any], None] | None = None
     least: int = 0
+    calls: tuple[str, ...] = ()
     late: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
     small: tuple[str, ...] = ()
