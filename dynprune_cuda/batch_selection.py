@@ -23,6 +23,7 @@ from dynprune_cuda._checks.arguments import (
     as_device,
     as_float,
     as_int,
+    check_type,
     check_vector,
 )
 from dynprune_cuda._checks.saved_state import StateReader
@@ -331,10 +332,17 @@ class BatchSelector:
             The rows of each tensor, [k, ...], in the order of `choice`.
 
         Raises:
+            TypeError: `choice` is none, or a tensor is none.
             ValueError: A tensor has another length or device, or requires a gradient.
         """
+        check_type("choice", choice, BatchChoice)
         for number, tensor in enumerate(tensors):
             check_dealt(f"tensors[{number}]", tensor, self.device, self._num_rows)
+            if not self.over_ranks and len(tensor) < len(choice.rows):
+                raise ValueError(
+                    f"tensors[{number}] must have the rows of its batch, at least "
+                    f"{len(choice.rows)}, got {len(tensor)}"
+                )
         ranks = self._ranks if self.over_ranks else distributed.Ranks()
         return tuple(deal_rows(tensor, choice.rows, ranks) for tensor in tensors)
 

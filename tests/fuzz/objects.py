@@ -210,7 +210,7 @@ BATCHES = [
            {"keep": ("0.5", "3"), "by": ("'loss'", "'el2n'"),
             "policy": ("'top_k'", "'weighted'", "'percentile'", "'uniform'"), "rescale": "False",
             "epsilon": "0.1", "power": "1.0", "label_smoothing": "0.1", "ignore_index": "-100",
-            "seed": "{s}", "device": "'cpu'", "process_group": "None"},
+            "seed": "{s}", "device": "'cpu'", "process_group": "None", "over_ranks": "False"},
            then=("result.num_chosen(10)",
                  "if result.keep <= 8: result(floats(8, 3), integers(8, 3))"
                  " if result.by != 'excess' else None")),
@@ -223,6 +223,10 @@ BATCHES = [
             "reference": "None"}, setup=(SELECTOR,), writes=("selector",), least=1,
            aliases={"logits": ("num_rows", "scores", "weights"),
                     "target": ("num_rows", "scores", "weights")}),
+    Recipe("batch_selection.BatchSelector.take",
+           "(lambda choice, tensors: selector.take(choice, tensors))",
+           {"choice": "selector.choose(positive({n}))", "tensors": "floats({n}, 2)"},
+           setup=(SELECTOR,), least=1),
     Recipe("batch_selection.BatchSelector.load_state_dict", "selector.load_state_dict",
            {"state_dict": "selector.state_dict()"}, setup=(SELECTOR,), writes=("selector",)),
 ]  # fmt: skip
@@ -243,6 +247,9 @@ DATA = [
            {"state_dict": "sampler.state_dict()"},
            setup=(FOLLOWED, "sampler = pruner.batch_sampler(4)"), writes=("sampler",), least=2,
            aliases={"state_dict": ("state",)}),
+    Recipe("data.records.EpochRecords", "data.EpochRecords",
+           {"source": "pruner", "dataset": "list(range({n}))", "drop_last": "True"},
+           setup=(FOLLOWED,), writes=("pruner", "source"), then=("result[0]",), least=5),
     Recipe("data.collate.CollateWithIds", "data.CollateWithIds", {"collate": "list"}),
     Recipe("data.indexed.IndexedDataset", "data.IndexedDataset",
            {"dataset": "list(range(40))", "num_samples": ("None", "40")}, then=("len(result)",)),
@@ -399,6 +406,7 @@ UNTOUCHED = {
     r"|data\.streams\.FilteredStream\.update",
     "the loader calls it": r"data\.samplers\.\w+\.(iterate|batches_in|ids_after|batches_before)"
     r"|data\.bucketing\.\w+\.(ids_after|batches_before)|data\.device_loader\.DeviceLoader\.gather",
+    "needs a library that is not always there": r"data\.seekable\.SeekableDataset",
     "a result, which only the package makes": r"functional\.\w*cross_entropy\.\w*ScoredLoss"
     r"|batch_selection\.BatchChoice|rescoring\.Rescored|functional\.ranking\.Ranking",
     "internal to collectives; all ranks call it with what they agreed on": r"distributed\.ranks\."
