@@ -22,7 +22,7 @@ MODULE := dynprune_cuda/_C.abi3.so
 SOURCES := setup.py pyproject.toml scripts/cuda_toolkit.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-emulator matrix docs lint format kernels gpu-bundle bench clean
+.PHONY: help build demo test test-fast test-emulator test-sanitized fuzz matrix docs lint format kernels gpu-bundle bench clean
 ifeq ($(wildcard $(MODULE)),)
 .PHONY: $(BUILT)
 endif
@@ -43,6 +43,12 @@ test-fast: $(BUILT) ## Run the tests that take seconds: no processes, no statist
 
 test-emulator: $(BUILT) ## Run the CUDA kernels on the CPU, with race and bounds checks
 	@$(BIN)/python -m pytest tests/emulator
+
+fuzz: $(BUILT) ## Make malformed calls of every public name (CASES=100000 SEED=7 FIRST=0)
+	@$(BIN)/python -m tests.fuzz.run --cases $(or $(CASES),10000) --seed $(or $(SEED),0) --first $(or $(FIRST),0)
+
+test-sanitized: $(TOOLS) ## Build the CPU operators with ASan and with UBSan; fuzz and test them (by hand: minutes)
+	@$(BIN)/python scripts/sanitized.py
 
 docs: $(BUILT) $(DOCS_TOOLS) ## Build the documentation site into build/docs, with warnings as errors, and run its code
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

@@ -128,8 +128,9 @@ class IncrementalBuild(BuildExtension):
     """Keeps the objects in one place, so that a pip install recompiles only what changed."""
 
     def finalize_options(self) -> None:
+        given = self.build_temp
         super().finalize_options()
-        self.build_temp = str(ROOT / "build" / "temp")
+        self.build_temp = given or str(ROOT / "build" / "temp")
 
 
 setup(

@@ -23,6 +23,7 @@ from dynprune_cuda._checks.arguments import (
     as_device,
     as_float,
     as_int,
+    check_type,
     check_vector,
 )
 from dynprune_cuda._checks.saved_state import StateReader
@@ -290,6 +291,8 @@ class BatchSelector:
                 f"scores must be on {self.device}, got {scores.device}: make the selector with "
                 f"device='{scores.device}'"
             )
+        if not len(scores):
+            raise ValueError("the length of scores must be at least 1, got 0")
         k, values, size = self.num_chosen(len(scores)), scores.detach().to(torch.float32), 1
         if self.over_ranks:
             self._check_num_rows(len(scores))
@@ -329,10 +332,17 @@ class BatchSelector:
             The rows of each tensor, [k, ...], in the order of `choice`.
 
         Raises:
+            TypeError: `choice` is none, or a tensor is none.
             ValueError: A tensor has another length or device, or requires a gradient.
         """
+        check_type("choice", choice, BatchChoice)
         for number, tensor in enumerate(tensors):
             check_dealt(f"tensors[{number}]", tensor, self.device, self._num_rows)
+            if not self.over_ranks and len(tensor) < len(choice.rows):
+                raise ValueError(
+                    f"tensors[{number}] must have the rows of its batch, at least "
+                    f"{len(choice.rows)}, got {len(tensor)}"
+                )
         ranks = self._ranks if self.over_ranks else distributed.Ranks()
         return tuple(deal_rows(tensor, choice.rows, ranks) for tensor in tensors)
 

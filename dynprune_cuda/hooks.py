@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from dynprune_cuda._checks.arguments import as_float
+from dynprune_cuda._checks.arguments import FLOATING, as_float, check_dense
 from dynprune_cuda._checks.batches import check_ids
 from dynprune_cuda.pruner import Pruner
 from dynprune_cuda.scores.table import ScoreTable
@@ -50,8 +50,9 @@ def track_gradient_norm(
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"tensor must be a torch.Tensor, got {type(tensor).__name__}")
+    check_dense("tensor", tensor)
     check_ids(sample_ids)
-    if not tensor.dtype.is_floating_point:
+    if tensor.dtype not in FLOATING:
         raise ValueError(f"tensor must have a floating-point dtype, got {tensor.dtype}")
     if tensor.dim() == 0 or len(tensor) != len(sample_ids):
         raise ValueError(
@@ -60,8 +61,15 @@ def track_gradient_norm(
         )
     if not isinstance(scale, Tensor):
         scale = as_float("scale", scale, low=-torch.finfo(torch.float32).max)
-    elif scale.dim() != 0:
-        raise ValueError(f"scale must be 0-d, got shape {tuple(scale.shape)}")
+    else:
+        check_dense("scale", scale)
+        if scale.dim() != 0:
+            raise ValueError(f"scale must be 0-d, got shape {tuple(scale.shape)}")
+        if scale.is_complex() or scale.device not in (tensor.device, torch.device("cpu")):
+            raise ValueError(
+                f"scale must be real, and on {tensor.device} or the CPU, got {scale.dtype} on "
+                f"{scale.device}"
+            )
     if isinstance(into, Pruner):
         enter: Callable[[Tensor, Tensor], Any] = into.observe
     elif isinstance(into, ScoreTable):

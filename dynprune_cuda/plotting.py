@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import as_int, as_ints, check_type
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.pruner import Pruner
 
@@ -45,6 +45,7 @@ class KeptHistory:
             pruner: The pruner, with sharding="replicate".
             max_samples: How many samples are followed at most, at least 1.
         """
+        check_type("pruner", pruner, Pruner)
         number = min(as_int("max_samples", max_samples, minimum=1), pruner.num_samples)
         self.pruner = pruner
         self.sample_ids = functional.select_uniform(
@@ -84,7 +85,10 @@ class KeptHistory:
         """
         read, device = StateReader("state_dict", state_dict), self.pruner.device
         read.has(("sample_ids", "epochs", "kept"))
-        epochs, shape = list(state_dict["epochs"]), tuple(self.sample_ids.shape)
+        epochs, shape = (
+            as_ints("state_dict['epochs']", state_dict["epochs"]),
+            tuple(self.sample_ids.shape),
+        )
         for epoch in epochs:
             as_int("state_dict['epochs']", epoch, minimum=0)
         followed = read.tensor("sample_ids", torch.int64, shape, device)
@@ -111,6 +115,9 @@ def plot_kept(history: KeptHistory, ax: Axes | None = None) -> Axes:
         ImportError: matplotlib is not installed.
         ValueError: Nothing was recorded.
     """
+    check_type("history", history, KeptHistory)
+    if ax is not None and not hasattr(ax, "imshow"):
+        raise TypeError(f"ax must be matplotlib's Axes, got {ax!r}")
     try:
         from matplotlib import pyplot
         from matplotlib.colors import ListedColormap

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune_cuda import functional
+from dynprune_cuda._checks.arguments import FLOATING, MAX_INT64, as_float, as_int, check_vector
 from dynprune_cuda.functional import ScoredLoss
 from dynprune_cuda.functional.shapes import per_row
 
@@ -52,6 +53,34 @@ class Scores(Protocol):
         ...
 
 
+def check_arguments(
+    model: nn.Module,
+    loader: Iterable[Any],
+    score: ScoreBatch | None,
+    *,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    """Checks what `rescore` gets, before anything changes."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if score is not None and not callable(score):
+        raise TypeError(f"score must be a function (model, batch) -> (ids, values), got {score!r}")
+    has_options = weight is not None or ignore_index != IGNORE_INDEX or label_smoothing != 0
+    if score is not None and has_options:
+        raise ValueError(
+            "weight, ignore_index and label_smoothing must be left out with score, which computes "
+            f"the values itself, got {weight!r}, {ignore_index!r} and {label_smoothing!r}"
+        )
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | np.ndarray | str):
+        raise TypeError(f"loader must be an iterable of batches, got {type(loader).__name__}")
+    if weight is not None:
+        check_vector("weight", weight, FLOATING)
+    as_int("ignore_index", ignore_index, minimum=-MAX_INT64 - 1, maximum=MAX_INT64)
+    as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
+
+
 def rescore(
     pruner: Scores,
     model: nn.Module,
@@ -63,16 +92,6 @@ def rescore(
     label_smoothing: float,
 ) -> Rescored:
     """Scores the samples of a loader without training; see `Pruner.rescore`."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if score is not None and not callable(score):
-        raise TypeError(f"score must be a function (model, batch) -> (ids, values), got {score!r}")
-    has_options = weight is not None or ignore_index != IGNORE_INDEX or label_smoothing != 0
-    if score is not None and has_options:
-        raise ValueError(
-            "weight, ignore_index and label_smoothing must be left out with score, which computes "
-            f"the values itself, got {weight!r}, {ignore_index!r} and {label_smoothing!r}"
-        )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # its forward pass would wait for the other processes
     device = pruner.device

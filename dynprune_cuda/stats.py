@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import as_int
+
 __all__ = ["Stats"]
 
 QUANTILES = (5, 25, 50, 75, 95)  # percentiles of the scores
@@ -87,6 +89,8 @@ class Stats(Mapping[str, Any]):
         Args:
             prefix: What the names begin with.
         """
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a str, got {prefix!r}")
         return {
             prefix + name: value
             for name, value in self.items()
@@ -101,7 +105,9 @@ class Stats(Mapping[str, Any]):
             step: Position on the axis; None is the epoch.
             prefix: What the names of the curves begin with.
         """
-        step = self.get("epoch") if step is None else step
+        if not callable(getattr(writer, "add_scalar", None)):
+            raise TypeError(f"writer must have a method add_scalar, got {writer!r}")
+        step = self.get("epoch") if step is None else as_int("step", step)
         for name, value in self.scalars(prefix).items():
             writer.add_scalar(name, value, step)
 

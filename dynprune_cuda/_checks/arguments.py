@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+import os
 import reprlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COUNT_DTYPES = (torch.int32, torch.int64)
@@ -22,12 +24,14 @@ MAX_INT64 = (1 << 63) - 1
 
 def as_int(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Returns `value` as a Python int; a bool is no number here, and neither is 3.0."""
+    if isinstance(value, Tensor):
+        _refuse_freed(name, value, "an int")
     is_bool = isinstance(value, bool | np.bool_)
     if is_bool or (isinstance(value, Tensor) and value.dtype == torch.bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     try:
         number = operator.index(value)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):  # tensors without a value raise any of them
         shown = reprlib.repr(value)  # a whole tensor or data set says no more than its type
         raise TypeError(
             f"{name} must be an int, got {shown} of type {type(value).__name__}"
@@ -48,6 +52,8 @@ def as_float(
     above_low: bool = False,
 ) -> float:
     """Returns `value` as a finite float in [low, high], or in (low, high] with `above_low`."""
+    if isinstance(value, Tensor):
+        _refuse_freed(name, value, "a number")
     plain = isinstance(value, int | float)  # torch 2.11 cannot ask a traced float for attributes
     if isinstance(value, bool | np.bool_ | str) or not (plain or hasattr(value, "__float__")):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
@@ -83,6 +89,40 @@ def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
+def as_ints(name: str, value: Any) -> tuple[int, ...]:
+    """Returns an iterable of ints as a tuple."""
+    try:
+        numbers = tuple(value) if not isinstance(value, str | bytes) else None
+    except TypeError:
+        numbers = None
+    if numbers is None:
+        raise TypeError(f"{name} must be ints, got {reprlib.repr(value)}")
+    return tuple(as_int(name, number) for number in numbers)
+
+
+def on_host(name: str, value: Any) -> Tensor:
+    """Returns a sequence, an array or a tensor of ints as a tensor on the CPU; waits for a GPU."""
+    try:
+        tensor = torch.as_tensor(value).detach()
+        check_values(name, tensor)
+        return tensor.cpu()
+    except (OverflowError, TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a 1-D sequence of ints: {error}") from None
+
+
+def as_path(name: str, value: Any) -> str:
+    """Returns a path as a str; an int, which `open` takes as a file descriptor, is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a str or os.PathLike, got {type(value).__name__}")
+    return os.fspath(value)
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """An object of a class, or of one that derives from it."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {reprlib.repr(value)}")
+
+
 def as_device(name: str, value: Any) -> torch.device:
     """Returns the device of a tensor made on `value`; None is torch's default device."""
     return empty_on(name, value).device
@@ -115,16 +155,41 @@ def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must have dtype {allowed}, got {value.dtype}")
+    check_dense(name, value)
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    """A tensor whose elements lie in memory of its own, at its strides."""
+    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+        kind = str(value.layout).removeprefix("torch.")
+        kind = "nested or quantized tensor" if value.layout == torch.strided else f"{kind} tensor"
+        raise ValueError(f"{name} must be a dense tensor, got a {kind}")
     if is_freed(value):
         raise ValueError(
             f"{name} must hold {value.numel()} elements, got a tensor whose storage was freed"
         )
 
 
+def check_values(name: str, value: Tensor) -> None:
+    """A dense tensor that has values: neither a fake one, nor one on the device meta."""
+    check_dense(name, value)
+    if value.is_meta or isinstance(value, FakeTensor):
+        raise ValueError(f"{name} must have values, got a fake or meta tensor on {value.device}")
+
+
+def _refuse_freed(name: str, value: Tensor, wanted: str) -> None:
+    """Refuses what would be read, or shown in an error, where no memory is."""
+    if value.layout == torch.strided and not value.is_nested and is_freed(value):
+        raise TypeError(f"{name} must be {wanted}, got a tensor whose storage was freed")
+
+
 def is_freed(tensor: Tensor) -> bool:
     """Returns whether the memory of a tensor is gone, as after `untyped_storage().resize_(0)`."""
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
-        return False  # others need not have a storage
+    if torch.compiler.is_compiling():
+        return False
+    kind = type(tensor)
+    if kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False  # such wrappers need not have a storage
     if torch._C._are_functorch_transforms_active():
         return False  # its tensors have none
     return tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import check_dense
+
 
 def check_ids(ids: Any) -> None:
     """Checks the type, dtype and shape of a batch of sample ids."""
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
+    check_dense("ids", ids)
     dtype = ids.dtype
     if dtype == torch.int64 and ids.dim() == 1:
         return
@@ -27,6 +30,7 @@ def check_ids_and_values(ids: Any, values: Any) -> None:
     check_ids(ids)
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a tensor, got {type(values).__name__}")
+    check_dense("values", values)
     if not values.dtype.is_floating_point:
         raise ValueError(f"values must have a floating-point dtype, got {values.dtype}")
     if values.dim() != 1:
@@ -44,6 +48,7 @@ def check_correct(correct: Any, ids: Tensor) -> None:
     """Checks the type, dtype and shape of a batch's correctness."""
     if not isinstance(correct, Tensor):
         raise TypeError(f"correct must be a tensor, got {type(correct).__name__}")
+    check_dense("correct", correct)
     if correct.dtype != torch.bool or correct.shape != ids.shape:
         raise ValueError(
             f"correct must be bool of shape {tuple(ids.shape)}, got {correct.dtype} of shape "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import MAX_INT64, as_int
+from dynprune_cuda._checks.arguments import MAX_INT64, as_int, check_values
 
 # Behind the checksum, which has 32 digits.
 _FIRST_EPOCH = "[1-9][0-9]{0,18}"
@@ -20,9 +20,10 @@ class StateReader:
     """Reads the entries of a saved state; every error names the entry and says what is wrong."""
 
     def __init__(self, name: str, state: Any) -> None:
-        """Checks that `state`, called `name` in errors, is a mapping."""
+        """Checks that `state`, called `name` in errors, is a mapping, and its tensors are whole."""
         if not isinstance(state, Mapping):
             raise TypeError(f"{name} must be a mapping, got {type(state).__name__}")
+        _check_tensors(name, state)
         self.name, self.state = name, state
 
     def has(self, entries: Iterable[str]) -> None:
@@ -98,3 +99,13 @@ class StateReader:
         """Checks what the contents must fulfil. Waits for the device."""
         if not bool(holds):
             raise ValueError(f"{self.name}[{entry!r}] is damaged: {what}")
+
+
+def _check_tensors(name: str, state: Mapping[Any, Any]) -> None:
+    """Checks that every tensor in a state has values that can be read."""
+    for entry, value in state.items():
+        label = f"{name}[{entry!r}]"
+        if isinstance(value, Mapping):
+            _check_tensors(label, value)
+        elif isinstance(value, Tensor):
+            check_values(label, value)

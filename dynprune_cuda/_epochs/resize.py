@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_int
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.state import STALE, EpochState, Subset
@@ -37,7 +37,7 @@ def resized_config(config: Config, num_samples: Any, groups: Any = None) -> Conf
         TypeError: An argument has the wrong type.
         ValueError: The policy or `keep` does not fit, or `groups` are missing or surplus.
     """
-    num_samples = as_int("num_samples", num_samples, minimum=1)
+    num_samples = as_int("num_samples", num_samples, minimum=1, maximum=MAX_SAMPLES)
     given = _with_groups(config.given_policy, num_samples, groups)
     policy = adapt(given)
     if policy.memory or policy.uses_history:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional, sharded
+from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.order import Share, local_share, moved_share
 from dynprune_cuda._epochs.pieces import (
@@ -435,6 +436,7 @@ class ShardedRun(Run):
         def take() -> dict[str, int]:
             nonlocal state, written, mine
             self._check_shard()
+            StateReader("state_dict", state_dict)
             state = local_state(state_dict, pieces)
             self._reader(state)
             written = {**state, "repeat": saved_repeat(state, state_dict)}

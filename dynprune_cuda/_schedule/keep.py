@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from dynprune_cuda._checks.arguments import as_int
+from torch import Tensor
+
+from dynprune_cuda._checks.arguments import as_int, check_dense
 
 # What `Pruner` takes as `keep`: one number, one per epoch, or a function of the epoch.
 Keep: TypeAlias = float | Sequence[float] | Callable[[int], float]
@@ -32,7 +34,14 @@ def resolve_plan(keep: Any, num_samples: int) -> int | tuple[int, ...] | Callabl
 def resolve_keep(keep: Any, num_samples: int, name: str = "keep") -> int:
     """Returns how many of `num_samples` samples `keep`, a fraction or a count, selects."""
     if getattr(keep, "ndim", None) == 0 and hasattr(keep, "item"):
-        keep = keep.item()  # of NumPy and torch, whose bools and floats both have __index__
+        if isinstance(keep, Tensor):
+            check_dense(name, keep)
+        try:
+            keep = keep.item()  # of NumPy and torch, whose bools and floats both have __index__
+        except RuntimeError:  # of a tensor on the device meta
+            raise TypeError(
+                f"{name} must be a float (fraction) or an int (count), got a tensor without values"
+            ) from None
     if isinstance(keep, bool) or not (hasattr(keep, "__float__") or hasattr(keep, "__index__")):
         raise TypeError(
             f"{name} must be a float (fraction) or an int (count), got {keep!r} of type "

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from dynprune_cuda._checks.arguments import as_bool, as_int
+from dynprune_cuda._checks.arguments import MAX_INT64, as_bool, as_int
 from dynprune_cuda._schedule.keep import resolve_keep
 
 
@@ -177,7 +177,7 @@ def same_steps(
         TypeError: An argument is no int.
         ValueError: An argument is out of range, or the steps do not fit.
     """
-    total_steps = as_int("total_steps", total_steps, minimum=1)
+    total_steps = as_int("total_steps", total_steps, minimum=1, maximum=MAX_INT64)
     num_samples = as_int("num_samples", num_samples, minimum=1)
     batch_size = as_int("batch_size", batch_size, minimum=1)
     full = num_batches(num_samples, batch_size, drop_last)
@@ -190,11 +190,11 @@ def same_steps(
         steps = [full] * whole + [rest] * (rest > 0)
     else:
         epochs = as_int("epochs", epochs, minimum=1)
-        each, more = divmod(total_steps, epochs)
-        steps = [each + 1] * more + [each] * (epochs - more)
-        if steps[0] > full or steps[-1] == 0:
+        if not epochs <= total_steps <= epochs * full:
             raise ValueError(
                 f"total_steps must be from {epochs} to {epochs * full} for epochs={epochs} of at "
                 f"most {full} steps, got {total_steps}"
             )
+        each, more = divmod(total_steps, epochs)
+        steps = [each + 1] * more + [each] * (epochs - more)
     return [num_samples if number == full else number * batch_size for number in steps]

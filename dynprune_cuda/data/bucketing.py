@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_int, on_host
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.data.samplers import (
     CHUNK_IDS,
@@ -27,6 +27,7 @@ from dynprune_cuda.data.samplers import (
     EpochSource,
     _BatchIterator,
     _pinned,
+    check_source,
 )
 from dynprune_cuda.distributed.ranks import Ranks
 
@@ -135,8 +136,9 @@ class BucketBatchSampler(EpochBatchSampler):
                 and several processes.
         """
         super().__init__(source, batch_size, drop_last)
+        check_source(source, "seed", "ranks", "sharding", "whole_order")
         self.lengths = _checked_lengths(lengths, source.num_samples)
-        self.window = as_int("window", window, minimum=1)
+        self.window = as_int("window", window, minimum=1, maximum=MAX_SAMPLES)
         self.max_tokens = None
         if max_tokens is None:
             return
@@ -202,11 +204,12 @@ class BucketBatchSampler(EpochBatchSampler):
         if self.max_tokens is None:
             if self.drop_last:
                 number -= number % size
+            size = min(size, max(number, 1))
             ids, _ = self._arranged(_on_host(order[:number]))
             ends = np.minimum(np.arange(size, number + size, size), number)
             return _shuffled(order, ids, ends, number // size, seed)
         ids, lengths = self._arranged(_on_host(order[:number]))
-        ends = _cut(lengths, self.window * size, size, self.max_tokens)
+        ends = _cut(lengths, self._window_ids(), size, self.max_tokens)
         ends = _split(ends, lengths, self._most_batches(len(ends), number))
         return _shuffled(order, ids, ends, len(ends), seed)
 
@@ -221,18 +224,18 @@ class BucketBatchSampler(EpochBatchSampler):
             if rank != ranks.rank:
                 share = Ranks(None, rank, ranks.size).share(whole)[:number]
                 lengths = self._arranged(share)[1]
-                ends = _cut(
-                    lengths, self.window * self.batch_size, self.batch_size, self.max_tokens
-                )
+                ends = _cut(lengths, self._window_ids(), self.batch_size, self.max_tokens)
                 most = max(most, len(ends))
         return most
+
+    def _window_ids(self) -> int:
+        """Returns how many ids a window has."""
+        return min(self.window * self.batch_size, MAX_SAMPLES)
 
     def _arranged(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ids sorted by length within each window, and their lengths."""
         lengths = self.lengths[order]
-        windows = torch.arange(len(order)).div_(
-            self.window * self.batch_size, rounding_mode="floor"
-        )
+        windows = torch.arange(len(order)).div_(self._window_ids(), rounding_mode="floor")
         places = lengths.sort(stable=True).indices
         places = places[windows[places].sort(stable=True).indices]
         return order[places], lengths[places]
@@ -243,10 +246,7 @@ class BucketBatchSampler(EpochBatchSampler):
 
 
 def _checked_lengths(lengths: Any, num_samples: int) -> Tensor:
-    try:
-        tensor = torch.as_tensor(lengths).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"lengths must be a 1-D sequence of ints: {error}") from None
+    tensor = on_host("lengths", lengths)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise ValueError(f"lengths must have an integer dtype, got {tensor.dtype}")
     if tensor.shape != (num_samples,):

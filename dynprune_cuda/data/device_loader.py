@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import check_dense
 from dynprune_cuda.data.bucketing import BucketBatchSampler
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochIterator, EpochSource
 
@@ -82,6 +83,7 @@ class DeviceLoader:
             name = f"tensors[{number}]"
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            check_dense(name, tensor)
             if tensor.dim() == 0 or len(tensor) != source.num_samples:
                 raise ValueError(
                     f"{name} must have {source.num_samples} rows, one per sample, got shape "
@@ -93,6 +95,8 @@ class DeviceLoader:
                 )
         self.tensors = tensors
         self.sampler = sampler
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"transforms must be a sequence of functions, got {transforms!r}")
         self.transforms = tuple(transforms)
         for transform in self.transforms:
             if not callable(transform):

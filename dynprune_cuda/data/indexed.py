@@ -66,6 +66,10 @@ class IndexedDataset(Dataset[Any]):
                 "dataset must be map-style: "
                 f"{type(dataset).__name__} has no {' and no '.join(missing)}"
             )
+        try:
+            len(dataset)
+        except TypeError as error:
+            raise TypeError(f"dataset must be map-style, with a length: {error}") from None
         if num_samples is not None:
             size = as_int("num_samples", getattr(num_samples, "num_samples", num_samples))
             check_size(dataset, size)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda.data.indexed import IndexedDataset
-from dynprune_cuda.data.samplers import EpochSource
+from dynprune_cuda.data.samplers import EpochSource, check_source
 
 __all__ = ["EpochRecords"]
 
@@ -53,6 +53,7 @@ class EpochRecords:
             TypeError: An argument has the wrong type.
             ValueError: `dataset` has another length than the pruner.
         """
+        check_source(source, "num_samples", "epoch", "epoch_order", "share_length")
         self.drop_last = as_bool("drop_last", drop_last)
         self._dataset = IndexedDataset(dataset, source.num_samples)
         order = source.epoch_order()[: source.share_length(self.drop_last)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from dynprune_cuda._checks.arguments import as_bool, as_int
+from dynprune_cuda._checks.arguments import MAX_INT64, as_bool, as_int
 from dynprune_cuda._schedule.schedule import num_batches
 from dynprune_cuda.data.generators import LoaderDraw, PlacedBatch
 from dynprune_cuda.data.indexed import check_size
@@ -53,6 +53,16 @@ class EpochSource(Protocol):
         The first `share_length(drop_last)` of them are those to train on.
         """
         ...
+
+
+def check_source(source: Any, *names: str) -> None:
+    """Checks that a source is a pruner, or has these attributes."""
+    if isinstance(source, type) or not all(hasattr(source, name) for name in names):
+        # Lightning does so with what looks like a batch sampler.
+        raise TypeError(
+            f"source must be a pruner, got {type(source).__name__}; a trainer that puts its own "
+            "sampler here must be told not to: Trainer(use_distributed_sampler=False) in Lightning"
+        )
 
 
 class EpochIterator(Iterator[_Item]):
@@ -304,6 +314,7 @@ class EpochSampler(ResumableSampler, Sampler[int]):
             source: The pruner.
             drop_last: Whether ids that do not divide among the processes are left out.
         """
+        check_source(source, "epoch_order", "share_length")
         self.drop_last = as_bool("drop_last", drop_last)
         self.source = source
 
@@ -344,14 +355,8 @@ class EpochBatchSampler(ResumableSampler, Sampler[list[int]]):
             TypeError: `source` is no pruner, `batch_size` no int, or `drop_last` no bool.
             ValueError: `batch_size` is below 1.
         """
-        if not hasattr(source, "epoch_order"):
-            # Lightning does so with what looks like a batch sampler.
-            raise TypeError(
-                f"source must be a pruner, got {type(source).__name__}; a trainer that puts its "
-                "own sampler here must be told not to: Trainer(use_distributed_sampler=False) in "
-                "Lightning"
-            )
-        self.batch_size = as_int("batch_size", batch_size, minimum=1)
+        check_source(source, "epoch_order", "share_length")
+        self.batch_size = as_int("batch_size", batch_size, minimum=1, maximum=MAX_INT64)
         self.drop_last = as_bool("drop_last", drop_last)
         self.source = source
 
@@ -402,6 +407,7 @@ def id_batches(order: Tensor, batch_size: int, *, drop_last: bool) -> Iterator[l
     """Yields `order` (int64, 1-D, on any device) as lists of `batch_size` ints."""
     if drop_last:
         order = order[: len(order) // batch_size * batch_size]
+    batch_size = min(batch_size, max(len(order), 1))
     chunk_size = max(1, CHUNK_IDS // batch_size) * batch_size
     chunks = (
         torch.split(order, chunk_size) if order.device.type == "cpu" else _pinned(order, chunk_size)

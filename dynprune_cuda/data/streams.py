@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.data.indexed import _with_id
+from dynprune_cuda.data.samplers import check_source
 from dynprune_cuda.data.stream_sources import check_whole, read_whole
 from dynprune_cuda.distributed.ranks import Ranks
 
@@ -112,6 +113,7 @@ class FilteredStream(IterableDataset[Any]):
             ValueError: Several processes hold the scores in shards, or split the stream.
         """
         super().__init__()
+        check_source(source, "ranks", "sharding", "num_samples")
         self._rank, self._size = source.ranks.rank, source.ranks.size
         check_whole(stream, self._size)
         if not isinstance(stream, Iterable) or isinstance(stream, Iterator):

@@ -9,9 +9,9 @@ from typing import Protocol
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import MAX_INT64, as_int
 from dynprune_cuda._schedule.schedule import num_batches
-from dynprune_cuda.data.samplers import id_batches
+from dynprune_cuda.data.samplers import check_source, id_batches
 
 __all__ = ["UnselectedBatchSampler"]
 
@@ -43,10 +43,11 @@ class UnselectedBatchSampler(Sampler[list[int]]):
             batch_size: Ids per batch, at least 1.
 
         Raises:
-            TypeError: `batch_size` is no int.
+            TypeError: `source` is no pruner, or `batch_size` no int.
             ValueError: `batch_size` is below 1.
         """
-        self.batch_size = as_int("batch_size", batch_size, minimum=1)
+        check_source(source, "unselected_share")
+        self.batch_size = as_int("batch_size", batch_size, minimum=1, maximum=MAX_INT64)
         self.source = source
 
     def __len__(self) -> int:

@@ -6,11 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import check_dense
 from dynprune_cuda.distributed.ranks import Ranks
 
 
 def check_dealt(name: str, values: Tensor, device: torch.device, num_rows: int | None) -> None:
-    """Raises ValueError unless `values` [num_rows, ...] is on `device` and without a gradient."""
+    """Raises unless `values` [num_rows, ...] is a tensor on `device` and without a gradient."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
+    check_dense(name, values)
     if values.requires_grad:
         raise ValueError(
             f"{name} must not require a gradient, which is not passed on: give the inputs of the "

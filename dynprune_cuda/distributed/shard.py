@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_choice, as_int
+from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_choice, as_device, as_int
 
 LAYOUTS = ("contiguous", "strided")
 
@@ -89,7 +89,11 @@ class Shard:
         Args:
             device: Where the result lies.
         """
-        return torch.arange(len(self), device=device).mul_(self.stride).add_(self.first)
+        return (
+            torch.arange(len(self), device=as_device("device", device))
+            .mul_(self.stride)
+            .add_(self.first)
+        )
 
     def ids_at(self, positions: Tensor) -> Tensor:
         """Returns the ids of samples of this rank, int64.

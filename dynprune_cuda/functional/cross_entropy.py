@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
+    as_bool,
     as_choice,
     as_float,
     as_int,
@@ -155,6 +156,7 @@ def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Te
         )
     if features.device != el2n.device:
         raise ValueError(f"features must be on {el2n.device}, got {features.device}")
+    as_bool("bias", bias)
     compute = torch.promote_types(el2n.dtype, features.dtype)
     norm = torch.linalg.vector_norm(features.detach(), dim=1, dtype=compute)
     factor = torch.hypot(norm, torch.ones_like(norm)) if bias else norm
@@ -211,7 +213,7 @@ def check_cross_entropy(
         check_vector("weight", weight, FLOATING, logits, classes)
         refuse_gradient("weight", weight)
         weight = weight.detach().to(compute_dtype(logits))
-    if ignore_index != -100:
+    if not (type(ignore_index) is int and ignore_index == -100):
         low, high = -(1 << 63), (1 << 63) - 1
         ignore_index = as_int("ignore_index", ignore_index, minimum=low, maximum=high)
     if not (type(label_smoothing) is float and label_smoothing == 0.0):

@@ -22,7 +22,13 @@ from dynprune_cuda.functional.cross_entropy import (
     as_rows,
 )
 from dynprune_cuda.functional.row_reductions import RowReductionName, as_row_rule
-from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit, check_columns
+from dynprune_cuda.functional.score_updates import (
+    FIRST_VISITS,
+    FirstVisit,
+    check_columns,
+    check_updatable,
+    refuse_shared_memory,
+)
 from dynprune_cuda.functional.step_loss import LossOptions, TableOptions, loss_terms, step_loss
 
 # As plain ints: torch.compile traces no index by an enum.
@@ -123,8 +129,11 @@ def scored_cross_entropy_step_(
     check_tensor("logits", logits, FLOATING)
     if mean.device != logits.device:
         raise ValueError(f"mean must be on {logits.device}, got {mean.device}")
+    given = {"logits": logits, "target": target, "sample_ids": sample_ids}
+    refuse_shared_memory(columns, **given, sample_weight=sample_weight, ticket=ticket)
     if ticket is not None:
         check_vector("ticket", ticket, (int32,), mean, 1)
+        check_updatable("ticket", ticket)
     as_choice("reduction", reduction, LOSS_REDUCTIONS)
     rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
     rows_per_id = 1

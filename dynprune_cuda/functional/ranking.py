@@ -17,13 +17,14 @@ from dynprune_cuda._checks.arguments import (
     as_choice,
     as_float,
     check_vector,
+    on_host,
 )
 from dynprune_cuda._ops.contract import RankingKind
 
 BONUSES = ("variance", "std")
 
 _NO_DOUBLES = (torch.float32, torch.float16, torch.bfloat16)
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 class Ranking(NamedTuple):
@@ -59,7 +60,7 @@ class Ranking(NamedTuple):
             ValueError: A dtype, a shape or the share is wrong.
         """
         check_vector("scores", scores, FLOATING)
-        if random_share != 0.0:
+        if not (type(random_share) is float and random_share == 0.0):
             random_share = as_float("random_share", random_share, low=0.0, high=1.0)
         return cls(RankingKind.SCORE, scores.detach(), None, 0.0, 0.0, random_share)
 
@@ -86,7 +87,7 @@ class Ranking(NamedTuple):
         """
         check_vector("mean", mean, _NO_DOUBLES)
         check_vector("variance", variance, (mean.dtype,), mean)
-        c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
+        c = as_float("c", c, low=-FLOAT32_MAX, high=FLOAT32_MAX)
         std = as_choice("bonus", bonus, BONUSES) == "std"
         kind = RankingKind.UCB_STD if std else RankingKind.UCB_VARIANCE
         return cls(kind, mean.detach(), variance.detach(), c)
@@ -107,7 +108,7 @@ class Ranking(NamedTuple):
         """
         check_vector("mean", mean, (torch.float32,))
         check_vector("count", count, COUNT_DTYPES, mean)
-        c = as_float("c", c, low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
+        c = as_float("c", c, low=-FLOAT32_MAX, high=FLOAT32_MAX)
         log_step = math.log(as_float("step", step, low=1.0))
         return cls(RankingKind.UCB1, mean.detach(), count, c, log_step)
 
@@ -229,10 +230,7 @@ class FixedIds:
 
 def _sorted_ids(ids: Any) -> Tensor:
     """Returns sample ids, checked, on the CPU, int64, ascending."""
-    try:
-        tensor = torch.as_tensor(ids).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"ids must be a 1-D sequence of ints: {error}") from None
+    tensor = on_host("ids", ids)
     if tensor.dim() != 1:
         raise ValueError(f"ids must be 1-D, got shape {tuple(tensor.shape)}")
     if len(tensor) == 0:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import itertools
+from typing import Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -100,6 +101,7 @@ def update_scores_(
         check_vector(
             "correct", correct, (torch.bool,), mean, sample_ids.numel(), like_name="sample_ids"
         )
+    refuse_shared_memory(columns, sample_ids=sample_ids, values=values, correct=correct)
     alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
     published = as_choice("first_visit", first_visit, FIRST_VISITS) == "published"
     rule, values = as_row_rule(row_reduction), values.detach().to(torch.float32)
@@ -123,6 +125,60 @@ def update_scores_(
     )
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(columns.present())
+
+
+def check_updatable(name: str, tensor: Tensor) -> None:
+    """Checks that an operator can update a tensor in place."""
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} is updated in place and must be contiguous, got strides {tensor.stride()}"
+        )
+    if not torch.compiler.is_compiling() and tensor.is_neg():
+        raise ValueError(
+            f"{name} is updated in place and must own its values, got a view that negates "
+            f"them; pass {name}.resolve_neg()"
+        )
+
+
+def refuse_shared_memory(columns: ScoreColumns, **inputs: Tensor | None) -> None:
+    """Checks that no column lies in the memory of another one, or of what is read beside it.
+
+    Only plain tensors are looked at; others need not have an address.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    # A column is contiguous and has one range of addresses; so has, at most, what is read.
+    ranges = sorted(
+        (*_addresses(column), name)
+        for name, column in zip(columns._fields, columns, strict=True)
+        if _has_memory(column)
+    )
+    for (_, end, name), (start, _, other) in itertools.pairwise(ranges):
+        if start < end:
+            raise ValueError(f"{other} must not share memory with {name}, got overlapping tensors")
+    for other, tensor in inputs.items():
+        if not _has_memory(tensor):
+            continue
+        first, last = _addresses(tensor)
+        for start, end, name in ranges:
+            if first < end and start < last:
+                raise ValueError(
+                    f"{other} must not share memory with {name}, which is updated in place, got "
+                    "overlapping tensors"
+                )
+
+
+def _has_memory(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_nested:
+        return False  # whatever it is, the checks of its name come later
+    return not tensor.is_meta and tensor.numel() > 0
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """Returns the first address of a tensor's elements, and the one behind the last."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def check_columns(
@@ -150,15 +206,7 @@ def check_columns(
             continue
         check_vector(name, column, dtypes, mean)
         assert column is not None
-        if not column.is_contiguous():
-            raise ValueError(
-                f"{name} is updated in place and must be contiguous, got strides {column.stride()}"
-            )
-        if not torch.compiler.is_compiling() and column.is_neg():
-            raise ValueError(
-                f"{name} is updated in place and must own its values, got a view that negates "
-                f"them; pass {name}.resolve_neg()"
-            )
+        check_updatable(name, column)
     if forget_count is not None and last_correct is None:
         raise ValueError("forget_count needs last_correct beside it")
     check_num_samples("mean", mean.numel())

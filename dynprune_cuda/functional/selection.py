@@ -234,8 +234,11 @@ def select(
     """
     if isinstance(rule, Ranking | Tilted | Trimmed):
         return _select_ranked(_as_ranking(rule, num_samples, seed), k, seed, order)
+    num_samples = as_int("num_samples", num_samples, minimum=0)
     k = _check_k(k, num_samples)
     as_choice("order", order, ("random", "ascending"))
+    if not isinstance(seed, Tensor):
+        seed = as_int("seed", seed)
     if isinstance(rule, Uniform):
         if k == num_samples and order == "ascending":
             return torch.arange(num_samples, device=as_device("device", device))
@@ -284,6 +287,7 @@ def select_rescaled(
 
 def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ranking:
     """Returns the ranking that a rule amounts to, with the scores of all samples."""
+    num_samples = as_int("num_samples", num_samples, minimum=0)
     inner = rule.ranking if isinstance(rule, Trimmed) else rule
     values = inner.values
     if len(values) != num_samples:
@@ -294,6 +298,7 @@ def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ran
         if isinstance(seed, Tensor):
             raise TypeError("seed must be an int for Trimmed, got a tensor")
         left_out, exempt = rule.counts(num_samples)
+        seed = as_int("seed", seed)
         seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
         values = rule.without(
             select_top_k(rule.known(), left_out, seed=seeds[0], order="ascending"),

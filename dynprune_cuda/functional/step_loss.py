@@ -198,6 +198,7 @@ def step_loss(
         and type(label_smoothing) is float
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()  # its tensors have no storage
+        and logits.layout is target.layout is sample_ids.layout is torch.strided
         and logits.untyped_storage().nbytes()  # 0 if it was freed, or if there are no rows
         and target.untyped_storage().nbytes()
         and sample_ids.untyped_storage().nbytes()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import check_type
 from dynprune_cuda.functional.rules import Trimmed, as_share
 from dynprune_cuda.functional.tilted import Tilted, tilt_of
 from dynprune_cuda.policies.protocol import Policy
@@ -58,4 +59,5 @@ class Adaptive(Policy):
         Returns:
             0-d float32, from 0, a uniform draw, to 1, that of `Weighted(0.5)`.
         """
+        check_type("table", table, ScoreTable)
         return tilt_of(Tilted(table.ranking_mean()).histogram())[0]

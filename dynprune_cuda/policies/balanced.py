@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_float, as_int, digest
+from dynprune_cuda._checks.arguments import as_float, as_int, digest, on_host
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.policies.adapter import AnyPolicy
@@ -270,10 +270,7 @@ def _checked_floor(floor: Any) -> float:
 
 def _checked_groups(groups: Any) -> Tensor:
     """Returns the labels as int64 on the CPU."""
-    try:
-        tensor = torch.as_tensor(groups).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"groups must be a 1-D sequence of ints: {error}") from None
+    tensor = on_host("groups", groups)
     if tensor.dim() != 1 or len(tensor) == 0:
         raise ValueError(f"groups must hold one label per sample, got shape {tuple(tensor.shape)}")
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
+from dynprune_cuda._checks.arguments import check_type
 from dynprune_cuda.functional.ranking import FixedIds
 from dynprune_cuda.functional.rules import SelectionRule
 from dynprune_cuda.functional.score_updates import FirstVisit
@@ -104,6 +105,7 @@ class Policy:
             is not overridden. They are the sample ids, unless the table is a part, as for `groups`
             and in `Covered`: then `table.sample_ids` tells the ids.
         """
+        check_type("table", table, ScoreTable)
         rule, num_samples = self.ranking(table), table.num_samples
         if self.fixes_count and not isinstance(rule, FixedIds):
             fixed = self.fixed_count(num_samples)

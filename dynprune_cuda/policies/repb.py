@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_int
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.functional.rules import as_share
 from dynprune_cuda.policies.arithmetic import as_integers, coins
@@ -57,7 +57,11 @@ class RePB(WeighingPolicy):
     def __post_init__(self) -> None:
         """Checks the parameters."""
         object.__setattr__(self, "prune_ratio", as_share("prune_ratio", self.prune_ratio))
-        object.__setattr__(self, "batch_size", as_int("batch_size", self.batch_size, minimum=1))
+        object.__setattr__(
+            self,
+            "batch_size",
+            as_int("batch_size", self.batch_size, minimum=1, maximum=MAX_SAMPLES),
+        )
 
     def weigh(self, table: ScoreTable, *, seed: int) -> Tensor:
         """Returns E / N for samples that stay, and 0 for others, without waiting.

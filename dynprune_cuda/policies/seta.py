@@ -13,7 +13,7 @@ from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import as_float, as_int
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.functional.rules import as_share
-from dynprune_cuda.policies.clusters import bins_of, k_means
+from dynprune_cuda.policies.clusters import BINS, bins_of, k_means
 from dynprune_cuda.policies.protocol import WeighingPolicy, history_of, trusted
 from dynprune_cuda.scores.table import ScoreTable
 
@@ -43,7 +43,7 @@ class SeTa(WeighingPolicy):
 
     Attributes:
         random_share: Share of all samples that is left out at random, in [0, 1).
-        num_groups: Number of groups, at least 1.
+        num_groups: Number of groups, from 1 to 1024.
         window_scale: Share of the groups that are trained on, in (0, 1].
 
     Raises:
@@ -63,7 +63,9 @@ class SeTa(WeighingPolicy):
     def __post_init__(self) -> None:
         """Checks the parameters."""
         object.__setattr__(self, "random_share", as_share("random_share", self.random_share))
-        object.__setattr__(self, "num_groups", as_int("num_groups", self.num_groups, minimum=1))
+        object.__setattr__(
+            self, "num_groups", as_int("num_groups", self.num_groups, minimum=1, maximum=BINS)
+        )
         scale = as_float("window_scale", self.window_scale, low=0.0, high=1.0, above_low=True)
         object.__setattr__(self, "window_scale", scale)
         if not self.window:

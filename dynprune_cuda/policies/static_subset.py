@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_int, digest
+from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_int, digest
 from dynprune_cuda.functional.ranking import FixedIds
 from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
@@ -41,7 +41,7 @@ class StaticSubset(Policy):
         """Checks and sorts the ids."""
         object.__setattr__(self, "ids", self._fixed.tensor)
         if self.num_samples is not None:
-            size = as_int("num_samples", self.num_samples, minimum=1)
+            size = as_int("num_samples", self.num_samples, minimum=1, maximum=MAX_SAMPLES)
             object.__setattr__(self, "num_samples", size)
             self._fixed.count(size)
 

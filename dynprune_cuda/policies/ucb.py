@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dynprune_cuda._checks.arguments import as_choice, as_float
-from dynprune_cuda.functional.ranking import BONUSES, Ranking
+from dynprune_cuda.functional.ranking import BONUSES, FLOAT32_MAX, Ranking
 from dynprune_cuda.functional.score_updates import FIRST_VISITS, FirstVisit
 from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
@@ -37,7 +37,7 @@ class UCB(Policy):
 
     def __post_init__(self) -> None:
         """Checks the parameters."""
-        object.__setattr__(self, "c", as_float("c", self.c, low=0.0))
+        object.__setattr__(self, "c", as_float("c", self.c, low=0.0, high=FLOAT32_MAX))
         as_choice("bonus", self.bonus, BONUSES)
         as_choice("first_visit", self.first_visit, FIRST_VISITS)
 

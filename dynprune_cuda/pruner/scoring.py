@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import FLOATING, check_vector
+from dynprune_cuda._checks.arguments import FLOATING, check_dense, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
 from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
@@ -24,7 +24,13 @@ from dynprune_cuda.functional.step_loss import (
     step_loss,
 )
 from dynprune_cuda.pruner.status import RunStatus
-from dynprune_cuda.rescoring import IGNORE_INDEX, Rescored, ScoreBatch, rescore
+from dynprune_cuda.rescoring import (
+    IGNORE_INDEX,
+    Rescored,
+    ScoreBatch,
+    check_arguments,
+    rescore,
+)
 
 __all__ = ["Scoring"]
 
@@ -69,7 +75,11 @@ class Scoring(RunStatus):
         """
         check_ids_and_values(ids, losses)
         factors = self._run.factors(ids)
-        return losses if factors is None else losses * factors.to(losses.dtype)
+        if factors is None:
+            return losses
+        if losses.device != factors.device:
+            raise ValueError(f"losses must be on {factors.device}, got {losses.device}")
+        return losses * factors.to(losses.dtype)
 
     def cross_entropy(
         self,
@@ -241,6 +251,7 @@ class Scoring(RunStatus):
         is_shared = False  # by several samples
         if isinstance(values, Tensor) and values.dim() == 0:
             check_ids(ids)
+            check_dense("values", values)
             is_shared = len(ids) > 1
             values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
@@ -299,16 +310,14 @@ class Scoring(RunStatus):
                 before stays.
             IndexError: As `observe`.
         """
+        options: Any = {
+            "weight": weight,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+        }
+        check_arguments(model, loader, score, **options)
         self._run.rescored()
-        return rescore(
-            self,
-            model,
-            loader,
-            score,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-        )
+        return rescore(self, model, loader, score, **options)
 
     def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
         """Returns the configured score, detached: bigger means more worth training on."""

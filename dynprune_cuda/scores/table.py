@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_choice, as_device, as_float, as_int, check_vector
+from dynprune_cuda._checks.arguments import (
+    MAX_SAMPLES,
+    as_choice,
+    as_device,
+    as_float,
+    as_int,
+    check_vector,
+)
 from dynprune_cuda._checks.batches import check_correct, check_ids_and_values, move_without_waiting
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda.functional.row_reductions import RowReductionName, as_row_rule
@@ -116,7 +123,7 @@ class ScoreTable:
             TypeError: An argument has the wrong type.
             ValueError: An argument is out of range.
         """
-        self.num_samples = as_int("num_samples", num_samples, minimum=1)
+        self.num_samples = as_int("num_samples", num_samples, minimum=1, maximum=MAX_SAMPLES)
         self.alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
         as_choice("first_visit", first_visit, FIRST_VISITS)
         self.first_visit = first_visit

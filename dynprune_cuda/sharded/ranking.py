@@ -8,7 +8,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import check_tensor
+from dynprune_cuda._checks.arguments import check_tensor, check_values
 from dynprune_cuda._ops import checking_weights, ops
 from dynprune_cuda._ops.contract import RankingKind
 from dynprune_cuda._schedule.seeds import as_int64
@@ -22,6 +22,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def check_rows(ranking: Ranking, shard: Shard) -> None:
     """Checks that a ranking holds this rank's samples, in a dtype whose keys have 32 bits."""
     check_tensor(ranking.name, ranking.values, DTYPES)
+    check_values(ranking.name, ranking.values)  # the ranks compare them
     if len(ranking.values) != len(shard):
         raise ValueError(
             f"{ranking.name} must have one element for each of this rank's {len(shard)} samples, "

@@ -9,7 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import as_device, as_float, as_int, check_tensor, empty_on
+from dynprune_cuda._checks.arguments import (
+    as_device,
+    as_float,
+    as_int,
+    check_tensor,
+    check_type,
+    empty_on,
+)
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
@@ -178,6 +185,7 @@ def select_uniform(
     Returns:
         As `select_top_k`. Waits for the device, to learn how many there are.
     """
+    check_type("shard", shard, Shard)
     k = as_int("k", k, minimum=0, maximum=shard.num_samples)
     like = empty_on("device", device)
     part = (shard.num_samples, shard.first, shard.stride, len(shard))
@@ -213,6 +221,10 @@ def select(
         ValueError: As of `select_top_k`, or fixed ids do not fit `k`.
         RuntimeError: Another rank's arguments are wrong.
     """
+    if isinstance(rule, Uniform | FixedIds):
+        check_type("shard", shard, Shard)
+        k = as_int("k", k, minimum=0, maximum=shard.num_samples)
+        as_int("seed", seed)
     if isinstance(rule, Uniform):
         if k == shard.num_samples:
             return shard.ids(as_device("device", device))
@@ -258,6 +270,7 @@ def select_rescaled(
     ranking = _as_ranking(rule, shard, seed, ranks)
     weights = ranking.weights()
     ids = select(ranking, k, shard=shard, seed=seed, process_group=ranks)
+    k = as_int("k", k)  # an array of NumPy is none for torch
     counts = ranks.add_up_(histogram(weights))
     factors = loss_factors(probabilities(weights, counts, k), k, shard.num_samples)
     return ids, factors[shard.positions_of(ids)]
@@ -268,6 +281,13 @@ def _as_ranking(rule: WeightedRule, shard: Shard, seed: int, ranks: Ranks) -> Ra
     inner = rule.ranking if isinstance(rule, Trimmed) else rule
     values = inner.values
     if isinstance(rule, Trimmed):
+        try:
+            check_type("shard", shard, Shard)
+            seed = as_int("seed", seed)
+        except TypeError:
+            # Raises the same where the other ranks hear of it.
+            _select(lambda: Ranking.by_score(values), 0, shard, seed, ranks, values)
+            raise
         left_out, exempt = rule.counts(shard.num_samples)
         seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
         common: Any = {"shard": shard, "process_group": ranks}
@@ -298,6 +318,7 @@ def _select(
 
     def prepare() -> dict[str, int]:
         nonlocal ranking, keys, sample, k, seed
+        check_type("shard", shard, Shard)
         if (shard.rank, shard.size) != (ranks.rank, ranks.size):
             raise ValueError(
                 f"shard must be that of rank {ranks.rank} of {ranks.size}, got rank {shard.rank} "

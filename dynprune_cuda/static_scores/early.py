@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import as_bool, as_int, as_ints, check_type
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, ids -> the mean loss
 Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, inputs, labels -> [batch]
@@ -52,7 +53,7 @@ class EarlyModels:
         progress: bool,
     ) -> None:
         """Takes the arguments of `el2n_scores` that are not about the measure."""
-        self.seeds = tuple(as_int("seeds", seed) for seed in seeds)
+        self.seeds = as_ints("seeds", seeds)
         if not self.seeds:
             raise ValueError("seeds must hold at least one seed, got none")
         self.epochs = as_int("epochs", epochs, minimum=0)
@@ -62,6 +63,9 @@ class EarlyModels:
                 raise TypeError(f"{name} must be a function, got {value!r}")
         if train is not None and optimizer is not None:
             raise ValueError("optimizer must be left out: train brings its own")
+        if not isinstance(loader, Iterable) or isinstance(loader, Tensor | np.ndarray | str):
+            raise TypeError(f"loader must be an iterable of batches, got {type(loader).__name__}")
+        as_bool("progress", progress)
         self._make_model, self._loader, self._train = make_model, loader, train
         self._optimizer = optimizer or _default_optimizer
         self._progress = progress
@@ -89,12 +93,15 @@ class EarlyModels:
         """
         torch.manual_seed(seed)
         model = self._make_model()
+        check_type("what make_model returns", model, nn.Module)
         loss = loss_for(device_of(model))
         model.train()
         if self._train is not None:
             self._train(model, epochs=self.epochs, seed=seed, loss=loss)
             return model
         optimizer = self._optimizer(model.parameters())
+        if not hasattr(optimizer, "zero_grad"):
+            raise TypeError(f"optimizer must return an optimizer, got {optimizer!r}")
         for epoch in range(self.epochs):
             seen = []
             for inputs, labels, ids in batches(self._loader, device_of(model)):

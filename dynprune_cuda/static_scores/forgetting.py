@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_device, as_int
+from dynprune_cuda._checks.arguments import FLOATING, MAX_SAMPLES, as_device, as_int, check_tensor
 from dynprune_cuda.static_scores.early import EarlyModels, Loader, Loss, Train, num_samples_of
 from dynprune_cuda.static_scores.result import StaticScores
 
@@ -41,7 +41,7 @@ class ForgettingCounter:
             num_samples: Size of the training set.
             device: Where the counts live.
         """
-        size = as_int("num_samples", num_samples, minimum=1)
+        size = as_int("num_samples", num_samples, minimum=1, maximum=MAX_SAMPLES)
         device = as_device("device", device)
         self._mean, self._variance = torch.zeros(2, size, device=device).unbind(0)
         self.count, self.forget_count = torch.zeros(
@@ -66,6 +66,9 @@ class ForgettingCounter:
             IndexError: A label or an id is out of range (CPU; on a GPU the row is skipped, and
                 `functional.check_errors` raises).
         """
+        check_tensor("logits", logits, FLOATING)
+        if logits.device != self.count.device:
+            raise ValueError(f"logits must be on {self.count.device}, got {logits.device}")
         return functional.scored_cross_entropy_step_(
             logits,
             labels,

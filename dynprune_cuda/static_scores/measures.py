@@ -147,6 +147,7 @@ def random_scores(num_samples: int, *, seed: int = 0) -> StaticScores:
         ValueError: `num_samples` is out of range.
     """
     num_samples = as_int("num_samples", num_samples, minimum=1, maximum=1 << 24)  # exact in float32
+    seed = as_int("seed", seed)
     ranks = functional.permutation(num_samples, seed=derive_seed(seed, "static random"))
     return StaticScores(ranks.float(), "random", (seed,))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import FLOATING, as_int, check_vector
+from dynprune_cuda._checks.arguments import FLOATING, as_int, as_ints, as_path, check_vector
 from dynprune_cuda._checks.checksum import checksum
 from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._schedule.keep import resolve_keep
@@ -62,7 +62,7 @@ class StaticScores:
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}")
         object.__setattr__(self, "values", self.values.detach().to("cpu", torch.float32))
-        object.__setattr__(self, "seeds", tuple(as_int("seeds", seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", as_ints("seeds", self.seeds))
         object.__setattr__(self, "epochs", as_int("epochs", self.epochs, minimum=0))
 
     def __len__(self) -> int:
@@ -106,10 +106,11 @@ class StaticScores:
         Args:
             path: Of the file; an older one is replaced.
         """
+        path = as_path("path", path)
         state = {name: getattr(self, name) for name in _ENTRIES[1:]}
         state.update(format=_FORMAT, seeds=list(self.seeds))
         state["checksum"] = checksum(state)
-        new = Path(f"{os.fspath(path)}.{os.getpid()}.new")
+        new = Path(f"{path}.{os.getpid()}.new")
         try:
             torch.save(state, new)
             os.replace(new, path)
@@ -142,6 +143,15 @@ class StaticScores:
             FileNotFoundError: There is no such file.
             ValueError: The file holds no static scores, is damaged, or holds others than wanted.
         """
+        path = as_path("path", path)
+        if num_samples is not None:
+            num_samples = as_int("num_samples", num_samples, minimum=1)
+        if epochs is not None:
+            epochs = as_int("epochs", epochs, minimum=0)
+        for name, text in (("method", method), ("about", about)):
+            if not isinstance(text, str | None):
+                raise TypeError(f"{name} must be a str, got {text!r}")
+        wanted_seeds = None if seeds is None else as_ints("seeds", seeds)
         with open(path, "rb") as file:
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
@@ -162,7 +172,7 @@ class StaticScores:
         if found != written:
             raise ValueError(f"{path} is damaged: its contents do not match its checksum")
         wanted: dict[str, Any] = {"method": method, "epochs": epochs, "about": about}
-        wanted["seeds"] = None if seeds is None else tuple(seeds)
+        wanted["seeds"] = wanted_seeds
         for name, value in wanted.items():
             if value is not None and getattr(scores, name) != value:
                 raise ValueError(

@@ -2,12 +2,22 @@
 """Malformed arguments of `Pruner` and of policies: refused by name, when they are given."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dynprune_cuda import Pruner, ScoreTable, policies
+from dynprune_cuda import (
+    KeptHistory,
+    Pruner,
+    ScoreTable,
+    data,
+    plot_kept,
+    policies,
+    same_steps,
+    track_gradient_norm,
+)
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda.static_scores import ForgettingCounter
 
@@ -201,3 +211,137 @@ def test_tables_made_in_inference_mode_are_updated_outside():
     table.update(ids, torch.ones(N))
     counter.cross_entropy(torch.randn(N, 3, requires_grad=True), ids % 3, ids).backward()
     assert table.count.sum() == counter.count.sum() == N
+
+
+def selected():
+    pruner = Pruner(N, 0.5, "uniform")
+    pruner.set_epoch(1)
+    return pruner
+
+
+@pytest.mark.parametrize("source", [None, "x", 3, Pruner, torch.zeros(3)], ids=repr)
+def test_samplers_follow_pruners(source):
+    for make in (
+        lambda: data.EpochSampler(source),
+        lambda: data.EpochBatchSampler(source, 4),
+        lambda: data.BucketBatchSampler(source, 4, lengths=[1] * N),
+        lambda: data.unselected.UnselectedBatchSampler(source, 4),
+        lambda: data.FilteredStream(source, range(N)),
+    ):
+        with pytest.raises(TypeError, match="source must be a pruner"):
+            make()
+    with pytest.raises(TypeError, match="pruner must be a Pruner"):
+        KeptHistory(source)
+    with pytest.raises(TypeError, match="history must be a KeptHistory"):
+        plot_kept(source)
+    with pytest.raises(TypeError, match="table must be a ScoreTable"):
+        policies.UCB().select(source, 3, seed=0)
+    with pytest.raises(TypeError, match="table must be a ScoreTable"):
+        policies.Adaptive.tilt(source)
+
+
+def test_numbers_that_no_kernel_can_count_are_refused():
+    pruner = selected()
+    for number in (2**63, 2**64 + 1, 10**30):
+        for make in (
+            lambda n: pruner.batch_sampler(n),
+            lambda n: pruner.batch_sampler(4, lengths=[1] * N, window=n),
+            lambda n: pruner.unselected_sampler(n),
+            lambda n: pruner.resize(n),
+            lambda n: ScoreTable(n),
+            lambda n: ForgettingCounter(n),
+            lambda n: policies.RePB(batch_size=n),
+            lambda n: policies.SeTa(num_groups=n),
+            lambda n: policies.StaticSubset([1], n),
+            lambda n: same_steps(n, 9, 4),
+        ):
+            with pytest.raises(ValueError, match=r"\w+ must be at most"):
+                make(number)
+        with pytest.raises(ValueError, match="total_steps must be from"):
+            same_steps(100, 9, 4, epochs=number)
+    assert list(pruner.batch_sampler(2**63 - 1)) == [pruner.epoch_order().tolist()]
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: torch.nested.nested_tensor([tensor, tensor]),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_states_with_tensors_without_values_are_refused(change, sharding):
+    pruner = Pruner(N, 0.5, "uniform", sharding=sharding)
+    pruner.set_epoch(1)
+    state = pruner.state_dict()
+    table = {**state["table"], "mean": change(state["table"]["mean"])}
+    for changed in ({**state, "times_selected": change(state["times_selected"])},
+                    {**state, "table": table}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"state_dict\['\w+'\].* must "):
+            pruner.load_state_dict(changed)
+    with pytest.raises(ValueError, match=r"state_dict\['mean'\] must "):
+        ScoreTable(N).load_state_dict(table)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weight": "x"}, {"ignore_index": "x"}, {"label_smoothing": 2.0}, {"loader": 3}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_refused_rescoring_changes_nothing(options):
+    pruner, model = selected(), torch.nn.Linear(3, 2)
+    ids = pruner.unselected
+    batches = {"loader": [(torch.randn(len(ids), 3), ids % 2, ids)], **options}
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        pruner.rescore(model, **batches)
+    # Visits outside the subset are still noticed.
+    pruner.observe(ids, torch.ones(len(ids)))
+    with pytest.warns(RuntimeWarning, match="outside"):
+        pruner.set_epoch(2)
+
+
+def test_what_is_rescaled_is_on_the_device_of_the_factors():
+    pruner = Pruner(N, policy="infobatch")
+    pruner.set_epoch(0)
+    pruner.observe(torch.arange(N), torch.rand(N))
+    pruner.set_epoch(1)
+    ids = torch.arange(4)
+    with pytest.raises(ValueError, match="losses must be on cpu, got meta"):
+        pruner.rescale(ids, torch.ones(4, device="meta"))
+    with pytest.raises(ValueError, match="values must be a dense tensor"):
+        pruner.observe(ids, torch.tensor(1.5).to_sparse())
+
+
+@pytest.mark.parametrize("keep", [torch.tensor(3, device="meta"), torch.tensor(0.5).to("meta")])
+def test_keep_is_not_read_from_a_tensor_without_values(keep):
+    with pytest.raises(TypeError, match="keep must be"):
+        Pruner(N, keep)
+
+
+def test_gradient_norms_are_scaled_by_a_readable_number():
+    features, ids, table = torch.ones(4, 2, requires_grad=True), torch.arange(4), ScoreTable(N)
+    gone = torch.ones(())
+    gone.untyped_storage().resize_(0)
+    for scale in (gone, torch.ones((), device="meta"), torch.tensor(1j), torch.ones(2)):
+        with pytest.raises(ValueError, match="scale must"):
+            track_gradient_norm(features, ids, table, scale=scale)
+    with pytest.raises(ValueError, match="tensor must be a dense tensor"):
+        track_gradient_norm(torch.ones(4).to_sparse(), ids, table)
+
+
+def test_a_log_names_what_it_cannot_use():
+    stats = ScoreTable(N).stats()
+    with pytest.raises(TypeError, match="prefix must be a str"):
+        stats.scalars(["x"])
+    with pytest.raises(TypeError, match="writer must have a method add_scalar"):
+        stats.log(print)
+    with pytest.raises(TypeError, match="step must be an int"):
+        stats.log(SimpleNamespace(add_scalar=print), "x")
+
+
+def test_transforms_of_a_device_loader_are_a_sequence():
+    with pytest.raises(TypeError, match="transforms must be"):
+        data.DeviceLoader(torch.ones(N, 2), pruner=selected(), batch_size=4, transforms=1j)

@@ -337,3 +337,21 @@ def test_one_process_alone_may_choose_over_ranks():
         over(logits[1:], target[1:])
     with pytest.raises(TypeError, match="over_ranks must be a bool"):
         BatchSelector(0.3, over_ranks=1)
+
+
+def test_rows_are_taken_from_tensors_of_the_batch():
+    selector = BatchSelector(0.5)
+    choice = selector.choose(torch.rand(8))
+    rows = torch.arange(8)
+    (taken,) = selector.take(choice, rows)
+    assert torch.equal(taken, choice.rows)
+    with pytest.raises(TypeError, match="choice must be a BatchChoice"):
+        selector.take(choice.rows, rows)
+    for tensor, error in (
+        (None, TypeError),
+        (torch.ones(8).to_sparse(), ValueError),
+        (rows[:0], ValueError),
+        (rows[:3], ValueError),
+    ):
+        with pytest.raises(error, match=r"tensors\[0\] must"):
+            selector.take(choice, tensor)

@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynprune_cuda import functional as F
+from dynprune_cuda import sharded
 from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.sharded import Shard, select_uniform
 from dynprune_cuda.static_scores import ForgettingCounter
@@ -115,6 +117,11 @@ def test_columns_must_not_be_negated_views(position):
         with pytest.raises(ValueError, match=rf"{name} .*{name}\.resolve_neg\(\)"):
             call()
         assert all(bool((column == 0).all()) for column in table)
+
+
+def test_the_ticket_must_not_be_a_negated_view():
+    with pytest.raises(ValueError, match=r"ticket .*ticket\.resolve_neg\(\)"):
+        step(ticket=torch._neg_view(torch.zeros(1, dtype=torch.int32)))
 
 
 def test_negated_views_are_read_as_what_they_show():
@@ -226,3 +233,131 @@ def test_what_works_inside_transforms_of_torch_func():
     torch.func.grad(recorded)(LOGITS)
     expected = torch.nn.functional.cross_entropy(LOGITS, TARGET, reduction="none")
     torch.testing.assert_close(table[0][:4], expected)
+
+
+UNREADABLE = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.quint8),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor, tensor]),
+}
+READ = {
+    "logits": lambda f: F.scored_cross_entropy(f(LOGITS), TARGET),
+    "logits of a step": lambda f: step(f(LOGITS)),
+    "target of a step": lambda f: step(target=f(TARGET)),
+    "sample_ids of a step": lambda f: step(ids=f(IDS)),
+    "weight": lambda f: step(weight=f(torch.ones(3))),
+    "mean": lambda f: step(table=(f(torch.zeros(10)), *columns()[1:])),
+    "values": lambda f: F.update_scores_(*columns(), IDS, f(torch.ones(4)), alpha=0.5),
+    "scores": lambda f: F.select_top_k(f(torch.rand(9)), 3),
+    "weights": lambda f: F.inclusion_probabilities(f(torch.rand(9)), 3),
+    "features": lambda f: F.last_layer_grand(torch.ones(4), f(torch.ones(4, 2))),
+    "ids": lambda f: ScoreTable(9).update(f(IDS), torch.ones(4)),
+    "correct": lambda f: ScoreTable(9).update(IDS, torch.ones(4), f(IDS > 1)),
+    "ids of a rule": lambda f: F.FixedIds(f(IDS)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("name", READ)
+def test_tensors_that_lie_in_no_memory_of_their_own_are_refused(name, kind):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        READ[name](UNREADABLE[kind])
+    wanted = name.split(" of ")[0]
+    assert re.search(rf"(?<!\w){wanted}(?!\w)", str(caught.value)), str(caught.value)
+
+
+def without_values():
+    with FakeTensorMode():
+        fake = torch.empty((), dtype=torch.int64)
+    marked = freed(dtype=torch.int64).as_subclass(type("Marked", (torch.Tensor,), {}))
+    return {
+        "meta": torch.tensor(3, device="meta"),
+        "fake": fake,
+        "freed": freed(dtype=torch.int64),
+        "freed of a subclass": marked,
+    }
+
+
+TAKE_NUMBERS = {
+    "k": lambda number: F.select_uniform(9, number),
+    "num_samples": lambda number: F.select(F.Uniform(), number, 1),
+    "num_samples of a ranking": lambda number: F.select_rescaled(
+        F.Ranking.by_weight(torch.ones(3)), number, 1
+    ),
+    "epsilon": lambda number: F.select_epsilon_greedy(torch.rand(9), 3, number),
+    "random_share": lambda number: F.Ranking.by_score(torch.rand(9), random_share=number),
+    "ignore_index": lambda number: F.scored_cross_entropy(LOGITS, TARGET, ignore_index=number),
+    "ignore_index of a step": lambda number: step(ignore_index=number),
+    "label_smoothing": lambda number: step(label_smoothing=number),
+    "alpha": lambda number: ScoreTable(9, alpha=number),
+}
+
+
+@pytest.mark.parametrize("kind", without_values())
+@pytest.mark.parametrize("name", TAKE_NUMBERS)
+def test_numbers_are_not_read_from_tensors_without_values(name, kind):
+    with pytest.raises((TypeError, ValueError), match=name.split(" of ")[0]):
+        TAKE_NUMBERS[name](without_values()[kind])
+
+
+def test_sharded_selections_name_what_is_wrong():
+    values = torch.rand(9)
+    rules = (F.Uniform(), F.FixedIds([1]), F.Trimmed(F.Tilted(values), 0.1), F.Tilted(values))
+    for shard in (None, 3, torch.zeros(3), F.Uniform(), Shard):
+        for call in (sharded.select_top_k, sharded.select_weighted):
+            with pytest.raises(TypeError, match="shard must be a Shard"):
+                call(values, 3, shard=shard)
+        with pytest.raises(TypeError, match="shard must be a Shard"):
+            sharded.select_uniform(3, shard=shard)
+        for rule in rules:
+            with pytest.raises(TypeError, match="shard must be a Shard"):
+                sharded.select(rule, 1, shard=shard)
+    for rule in rules:
+        with pytest.raises(TypeError, match="seed must be an int"):
+            sharded.select(rule, 1, shard=Shard(9, 0, 1), seed="x")
+    with pytest.raises(TypeError, match="seed must be an int"):
+        F.select_rescaled(rules[2], 9, 1, seed="x")
+    with FakeTensorMode():
+        fake = torch.rand(9)
+    for values in (fake, torch.rand(9, device="meta")):
+        with pytest.raises(ValueError, match="scores must have values"):
+            sharded.select_top_k(values, 3, shard=Shard(9, 0, 1))
+    with pytest.raises(ValueError, match="device must be"):
+        Shard(9, 0, 1).ids("")
+
+
+def test_the_bias_of_last_layer_grand_is_a_bool():
+    for bias in (None, 1, torch.tensor([True, False])):
+        with pytest.raises(TypeError, match="bias must be a bool"):
+            F.last_layer_grand(torch.ones(4), torch.ones(4, 2), bias=bias)
+
+
+def test_columns_share_no_memory():
+    mean, variance, count = torch.zeros(10), torch.zeros(10), torch.zeros(10, dtype=torch.int64)
+    values = torch.ones(4)
+    for table, ids, given, named in (
+        ((mean, mean, count), IDS, values, "variance|mean"),
+        ((mean, mean.view(-1), count), IDS, values, "variance|mean"),
+        ((mean, variance, count), count[:4], values, "sample_ids"),
+        ((mean, variance, count), IDS, mean[3:7], "values"),
+        ((mean, variance, count), IDS, mean[9:].expand(4), "values"),
+    ):
+        with pytest.raises(ValueError, match=rf"({named}) must not share memory with"):
+            F.update_scores_(*table, ids, given, alpha=0.5)
+    with pytest.raises(ValueError, match="sample_weight must not share memory with variance"):
+        step(table=(mean, variance, count), sample_weight=variance[:4])
+    assert not mean.any() and not variance.any() and not count.any()
+    # Neighbours in one storage are no overlap.
+    both = torch.zeros(2, 10)
+    F.update_scores_(*both.unbind(0), count, IDS, values, alpha=0.5)
+    assert both[0].tolist() == [1.0] * 4 + [0.0] * 6
+
+
+def test_a_count_of_numpy_is_one_for_shards():
+    rule = F.Ranking.by_weight(torch.rand(9))
+    for function, rest in ((F.select_rescaled, {"num_samples": 9}), (sharded.select_rescaled, {})):
+        more = rest or {"shard": Shard(9, 0, 1)}
+        ids, factors = function(rule, k=np.array(3), **more)
+        assert len(ids) == len(factors) == 3

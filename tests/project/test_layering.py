@@ -22,8 +22,8 @@ from paths import ROOT
 
 # Each row is one level, the lowest first. A file may use its own folder and all rows above its own.
 PACKAGE = numbered(
-    "_C _checks _version stats",
-    "_ops _schedule schedules",
+    "_C _checks _version",
+    "_ops _schedule schedules stats",
     "distributed functional",
     "data scores sharded",
     "policies",
