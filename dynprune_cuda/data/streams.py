@@ -2,8 +2,9 @@
 """Samples of a stream that are not selected are dropped before they are decoded.
 
 A stream has no place to jump to, but its items have a key that tells the sample id. Each consumer,
-a worker of a process, reads the whole stream of raw items. Of the selected ones it takes its part,
-one in so many as there are consumers: all get as many. Only these are decoded.
+a worker of a process, reads the whole stream of raw items. Of the selected ids, in ascending order,
+it takes its part, one in so many as there are consumers: all get as many. Only these are decoded.
+The parts are decided by ids, so consumers may read the stream in different orders.
 
 The selection lies in shared memory, one byte per sample: the pruner writes it when an epoch begins,
 and workers read it, also those that live longer than an epoch.
@@ -12,10 +13,13 @@ and workers read it, also those that live longer than an epoch.
 from __future__ import annotations
 
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -73,12 +77,13 @@ class FilteredStream(IterableDataset[Any]):
             for images, labels, ids in loader:
                 ...
 
-    Samples come in the order of the stream. Each worker of each process must be given the whole
-    stream: a library that splits it among processes must be told not to. Libraries that split it
-    among workers see no worker. Reading raw items is all that a dropped sample costs. After the
-    last selected sample, nothing is read.
+    Samples come in the order of the stream, which may differ between workers and epochs. Each
+    worker of each process must be given the whole stream: a library that splits it among processes
+    must be told not to. Libraries that split it among workers see no worker. Reading raw items is
+    all that a dropped sample costs. After the last selected sample, nothing is read.
 
-    A `StatefulDataLoader` (torchdata) resumes it: raw items are read again, and not decoded.
+    A `StatefulDataLoader` (torchdata) resumes it: raw items are read again, and not decoded. They
+    must come in the same order again; another one is an error.
 
     All workers of all processes yield as many samples, so that all processes take as many steps.
     Where the selection does not divide, some yield their first sample again, with the id -1: it
@@ -106,7 +111,7 @@ class FilteredStream(IterableDataset[Any]):
             key: Returns the sample id of a raw item, from 0 to `num_samples - 1`. None: its place
                 in the stream, whose order must then be the same in every epoch.
             decode: Makes a sample of a raw item. None: the item is the sample.
-            drop_last: Whether samples that do not divide are left out.
+            drop_last: Whether samples that do not divide are left out, those with the greatest ids.
 
         Raises:
             TypeError: An argument has the wrong type, or `stream` cannot be read whole.
@@ -210,7 +215,11 @@ class FilteredStream(IterableDataset[Any]):
 
 
 class StreamIterator(Iterator[Any]):
-    """One worker's part of an epoch; its state is the number of raw items that it has read."""
+    """One worker's part of an epoch.
+
+    Its state is the number of raw items that it has read, and a checksum of the ids of its own
+    among them, in their order.
+    """
 
     def __init__(
         self,
@@ -230,16 +239,29 @@ class StreamIterator(Iterator[Any]):
             consumer: This worker among those of all processes, from 0.
             consumers: How many there are.
             mask: Which samples the epoch trains on, bool [num_samples].
+
+        Raises:
+            RuntimeError: The mask has another number of samples.
         """
         self._dataset, self._epoch, self._total = dataset, epoch, total
-        self._consumer, self._consumers, self._mask = consumer, consumers, mask.numpy()
-        self._read = self._skip = 0
+        self._mask = mask.numpy()
+        selected = np.flatnonzero(self._mask)
+        if len(selected) != total:
+            raise RuntimeError(
+                "pruner.set_epoch was called while a worker began an epoch: call it before the "
+                "loader is iterated"
+            )
+        whole = total - total % consumers if dataset.drop_last else total
+        self._most = -(-whole // consumers)  # samples of each consumer
+        self._own: NDArray[np.bool_] = np.zeros_like(self._mask)
+        self._own[selected[:whole][consumer::consumers]] = True
+        self._read = self._skip = self._checksum = 0
         self._items = self._walk()
 
     def _walk(self) -> Iterator[Any]:
         """Yields the decoded samples of this worker, with ids."""
         data, left, found, filler, given, end = self._dataset, self._mask.copy(), 0, None, 0, 0
-        whole = self._total - self._total % self._consumers if data.drop_last else self._total
+        checksum = 0
         for place, item in enumerate(read_whole(data._stream)):
             if place == MOST_PASSES * len(left):
                 break
@@ -253,14 +275,17 @@ class StreamIterator(Iterator[Any]):
             if not left[sample_id]:
                 continue
             left[sample_id] = False  # an id that comes again is dropped
-            mine = found % self._consumers == self._consumer and found < whole
+            mine = self._own[sample_id]
             if found == 0 or (mine and not given):
                 filler = item
             found += 1
             if mine:
                 given += 1
                 if place >= self._skip:
-                    self._read = end
+                    self._check_order(checksum, read=place)
+                checksum = zlib.crc32(sample_id.to_bytes(8, "little"), checksum)
+                if place >= self._skip:
+                    self._read, self._checksum = end, checksum
                     yield self._sample(item, sample_id)
             if found == self._total:
                 break
@@ -270,9 +295,19 @@ class StreamIterator(Iterator[Any]):
                 "worker of each process must read the whole stream, and each id must occur; tell "
                 "the library not to split it"
             )
-        if given < -(-whole // self._consumers) and self._skip <= end:
+        self._check_order(checksum, read=end + 1)
+        if given < self._most and self._skip <= end:
             self._read = end + 1  # as if it were one more item
             yield self._sample(filler, NO_SAMPLE)
+
+    def _check_order(self, checksum: int, read: int) -> None:
+        """Raises unless this worker has passed the samples that the loaded state has passed."""
+        if self._skip > read or checksum != self._checksum:
+            raise RuntimeError(
+                f"the stream must have the order that it had when the state of epoch {self._epoch} "
+                f"was made, got others of this worker's samples among the first {self._skip} "
+                "items: give a library that shuffles the same seed and the same epoch"
+            )
 
     def _sample(self, item: Any, sample_id: int) -> Any:
         decode = self._dataset._decode
@@ -284,10 +319,12 @@ class StreamIterator(Iterator[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position, for loaders that keep the state of a data set's iterator."""
-        return {"epoch": self._epoch, "read": self._read}
+        return {"epoch": self._epoch, "read": self._read, "checksum": self._checksum}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continues at the position of a state of the same epoch; raw items before it are read.
+
+        The next item raises RuntimeError where these are others than before.
 
         Raises:
             TypeError: The state is no mapping, or an entry no int.
@@ -300,13 +337,15 @@ class StreamIterator(Iterator[Any]):
                 f"{self._epoch}: load the pruner's state before the loader's"
             )
         self._read = self._skip = state["read"]
+        self._checksum = state["checksum"]
         self._items = self._walk()
 
 
 def _parse(state_dict: Any) -> dict[str, int]:
     read = StateReader("state_dict", state_dict)
-    read.has(["epoch", "read"])
-    return {name: read.integer(name, 0) for name in ("epoch", "read")}
+    names = ("epoch", "read", "checksum")
+    read.has(names)
+    return {name: read.integer(name, 0) for name in names}
 
 
 class Streams:

@@ -46,9 +46,9 @@ def make(keep=14):
 
 
 def dealt_out(pruner, library, consumers):
-    """Ids of each consumer, from the order of the files alone."""
-    kept = [i for i in libraries.order_of(library) if i in pruner.selected.tolist()]
-    dealt = [kept[i::consumers] for i in range(consumers)]
+    """Ids of each consumer, in the order of the files."""
+    kept, order = pruner.selected.tolist(), libraries.order_of(library)
+    dealt = [sorted(kept[i::consumers], key=order.index) for i in range(consumers)]
     most = max(map(len, dealt))
     return [ids + [-1] * (most - len(ids)) for ids in dealt]
 
@@ -146,6 +146,16 @@ def test_a_stream_without_an_end_is_left(folders):
 
 def dict_free(item):
     return item["__key__"]
+
+
+@pytest.mark.slow
+def test_workers_that_shuffle_apart_share_the_epoch(folders):
+    """WebDataset's buffer shuffles by the process and the time, other than in another worker."""
+    pruner = make()
+    raw = libraries.open_stream("webdataset", folders("webdataset")).shuffle(N)
+    stream = pruner.filter(raw, libraries.key_of_tar, decode=libraries.decode_tar)
+    ids = itertools.chain(*check_samples(DataLoader(stream, 4, num_workers=2)))
+    assert sorted(ids) == pruner.selected.tolist()
 
 
 @pytest.mark.parametrize("split", ["split_by_node", "single_node_only"])

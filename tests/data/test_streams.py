@@ -54,11 +54,11 @@ def parts(stream, size, workers, epoch=1):
 
 
 def expected(selected, consumers, drop_last):
-    """The selected keys in the order of the stream, dealt out; fillers are -1."""
-    kept = [i for i in KEYS if i in selected]
+    """The selected keys, dealt out in ascending order, in that of the stream; fillers are -1."""
+    kept = sorted(selected)
     if drop_last:
         kept = kept[: len(kept) // consumers * consumers]
-    dealt = [kept[i::consumers] for i in range(consumers)]
+    dealt = [sorted(kept[i::consumers], key=KEYS.index) for i in range(consumers)]
     most = max(map(len, dealt))
     return [ids + [-1] * (most - len(ids)) for ids in dealt]
 
@@ -159,9 +159,75 @@ def test_a_position_resumes(consumer, drop_last):
         assert again == iterator.state_dict()
         assert next(iterator, None) == (whole[done] if done < len(whole) else None)
     with pytest.raises(ValueError, match="of epoch 2, and the pruner is in epoch 1"):
-        start().load_state_dict({"epoch": 2, "read": 0})
+        start().load_state_dict({"epoch": 2, "read": 0, "checksum": 0})
     with pytest.raises(ValueError, match="read"):
-        start().load_state_dict({"epoch": 1, "read": -1})
+        start().load_state_dict({"epoch": 1, "read": -1, "checksum": 0})
+
+
+class Shuffled:
+    """Comes in another order each time, as a library's unseeded shuffling buffer."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([KEYS[i] for i in torch.randperm(N, generator=seeded(self.passes)).tolist()])
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_consumers_may_read_in_different_orders(drop_last):
+    pruner, raw = make(14), Shuffled()
+    stream = pruner.filter(raw, int, drop_last=drop_last)
+    pruner.set_epoch(1)
+    dealt = parts(stream, 2, 2)
+    assert raw.passes == 4
+    ids = [i for part in dealt for i in part if i >= 0]
+    left_out = pruner.selected.tolist()[12:] if drop_last else []
+    assert sorted(ids + left_out) == pruner.selected.tolist()
+    assert {len(part) for part in dealt} == {3 if drop_last else 4}
+
+
+@pytest.mark.parametrize("done", [1, 5, 14])
+def test_another_order_is_not_resumed(done):
+    pruner = make(14)
+    stream = pruner.filter(Shuffled(), int)
+    pruner.set_epoch(1)
+    iterator = iter(stream)
+    for _ in range(done):
+        next(iterator)
+    resumed = iter(stream)
+    resumed.load_state_dict(iterator.state_dict())
+    with pytest.raises(RuntimeError, match="must have the order that it had when the state"):
+        list(resumed)
+
+
+def test_a_position_behind_the_stream_is_refused():
+    pruner = make(14)
+    stream = pruner.filter(KEYS, int)
+    pruner.set_epoch(1)
+    iterator = iter(stream)
+    list(iterator)
+    state = iterator.state_dict()
+    resumed = iter(stream)
+    resumed.load_state_dict(state)
+    assert list(resumed) == []
+    resumed.load_state_dict({**state, "read": N + 7})
+    with pytest.raises(RuntimeError, match=f"among the first {N + 7} items"):
+        next(resumed)
+
+
+def test_an_epoch_that_changes_while_a_worker_begins_is_noticed():
+    pruner = make(14)
+    stream = pruner.filter(KEYS, int)
+    pruner.set_epoch(1)
+    stream._mask[pruner.selected[0]] = False  # as inside of set_epoch
+    with pytest.raises(RuntimeError, match="call it before the loader is iterated"):
+        iter(stream)
 
 
 class Endless:
