@@ -87,6 +87,10 @@ class _BucketIterator(_BatchIterator):
             yield ids[last - start : end - start].tolist()
             last = end
 
+    def _end_of(self, batches: int) -> int:
+        ends = self._ends[np.searchsorted(self._ends, self._start, side="right") :][:batches]
+        return int(ends[-1]) if len(ends) else self._start
+
 
 class BucketBatchSampler(EpochBatchSampler):
     """Yields the sample ids of the pruner's current epoch in batches of like lengths.
@@ -253,9 +257,10 @@ def _checked_lengths(lengths: Any, num_samples: int) -> Tensor:
         raise ValueError(
             f"lengths must have shape ({num_samples},), one per sample, got {tuple(tensor.shape)}"
         )
+    tensor = tensor.to(torch.int64)  # torch finds no least of unsigned integers
     if (least := int(tensor.min())) < 0:
-        raise ValueError(f"lengths must be at least 0, got {least}")
-    return tensor.to(torch.int64)
+        raise ValueError(f"lengths must be at least 0 and below 2**63, got {least}")
+    return tensor
 
 
 def _on_host(order: Tensor) -> Tensor:

@@ -205,7 +205,11 @@ class _BatchIterator(EpochIterator[list[int]]):
         if not (self.prefetch.in_order or self.prefetch.has_state):
             raise ValueError(_PREFETCHED.format(what="batches", ahead=self.prefetch.batches))
         batches = max(0, self._asked - self.prefetch.batches)
-        return min(self.position, self._start + batches * self._batch_size)
+        return min(self.position, self._end_of(batches))
+
+    def _end_of(self, batches: int) -> int:
+        """Returns the position behind the first batches of this iterator, if it has as many."""
+        return self._start + batches * self._batch_size
 
     def __next__(self) -> list[int]:
         position = self.position
