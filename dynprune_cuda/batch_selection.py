@@ -31,6 +31,7 @@ from dynprune_cuda._schedule.keep import resolve_keep
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
 from dynprune_cuda.distributed.dealing import check_dealt, deal_rows
 from dynprune_cuda.functional.batch_weights import epsilon_weights, percentile_weights
+from dynprune_cuda.functional.cross_entropy import ignored_rows
 from dynprune_cuda.functional.ranking import Ranking
 
 __all__ = ["BatchChoice", "BatchSelector"]
@@ -267,7 +268,7 @@ class BatchSelector:
             scores = scored.loss - reference
         else:
             scores = getattr(scored, self.by)
-        return self.choose(scores.masked_fill(target == self.ignore_index, -torch.inf))
+        return self.choose(scores.masked_fill(ignored_rows(target, self.ignore_index), -torch.inf))
 
     @torch.no_grad()
     def choose(self, scores: Tensor) -> BatchChoice:
@@ -326,7 +327,7 @@ class BatchSelector:
 
         Args:
             choice: Of this batch.
-            tensors: Of the batch, [B, ...] of any dtype, on `device`.
+            *tensors: Of the batch, [B, ...] of any dtype, on `device`.
 
         Returns:
             The rows of each tensor, [k, ...], in the order of `choice`.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import FLOATING, MAX_INT64, as_float, as_int, check_vector
 from dynprune_cuda.functional import ScoredLoss
+from dynprune_cuda.functional.cross_entropy import ignored_rows
 from dynprune_cuda.functional.shapes import per_row
 
 __all__ = ["Rescored"]
@@ -107,7 +108,7 @@ def rescore(
         )
         if target.dim() > 1:
             ids = per_row(ids, target)
-        return ids.masked_fill(target == ignore_index, -1), scored
+        return ids.masked_fill(ignored_rows(target, ignore_index), -1), scored
 
     function: ScoreBatch = cross_entropy if score is None else score
     began, batches, samples = time.perf_counter(), 0, 0

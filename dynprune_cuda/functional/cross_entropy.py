@@ -258,6 +258,12 @@ def refuse_gradient(name: str, factor: Tensor, remedy: str = "") -> None:
         )
 
 
+def ignored_rows(target: Tensor, ignore_index: int) -> Tensor:
+    """Returns which rows are ignored, bool [B]."""
+    # As int64: torch would compare uint8 with -100 modulo 256.
+    return target.long() == ignore_index
+
+
 def mean_weights(
     target: Tensor,
     weight: Tensor | None,
@@ -273,10 +279,10 @@ def mean_weights(
         # Rows whose target is out of range must not read outside the class weights.
         return weight[labels.long().clamp(0, len(weight) - 1)]
 
-    counts = target != ignore_index
+    counts = ~ignored_rows(target, ignore_index)
     weights = class_weights(target)
     if target_b is not None and lam is not None:
-        counts = counts & (target_b != ignore_index)
+        counts = counts & ~ignored_rows(target_b, ignore_index)
         weights = lam * weights + (1 - lam) * class_weights(target_b)
     return torch.where(counts, weights, 0.0)
 

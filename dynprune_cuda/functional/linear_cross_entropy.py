@@ -20,7 +20,12 @@ from dynprune_cuda._checks.arguments import (
     refuse_transforms,
 )
 from dynprune_cuda._ops import LinearArguments, LinearLoss
-from dynprune_cuda.functional.cross_entropy import TARGET_DTYPES, mean_weight, refuse_gradient
+from dynprune_cuda.functional.cross_entropy import (
+    TARGET_DTYPES,
+    ignored_rows,
+    mean_weight,
+    refuse_gradient,
+)
 from dynprune_cuda.functional.selection import select_top_k
 
 __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
@@ -168,7 +173,7 @@ def _kept(
 ) -> Tensor:
     """Returns the rows with the greatest losses, ascending; ignored rows come last."""
     ranked = row_loss if reference_loss is None else row_loss - reference_loss
-    ranked = ranked.masked_fill(arguments.target == arguments.ignore_index, -math.inf)
+    ranked = ranked.masked_fill(ignored_rows(arguments.target, arguments.ignore_index), -math.inf)
     rows = len(ranked)
     k = min(rows, max(1, math.ceil(keep_tokens * rows)))
     return select_top_k(ranked, k, seed=seed, order="ascending")

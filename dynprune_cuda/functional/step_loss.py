@@ -248,6 +248,7 @@ def _step_then_update(
         sample_ids = sample_ids[:, None].expand(-1, table.rows_per_id).flatten()
     for labels in (target, options.target_b):
         if labels is not None:
+            labels = labels.long()  # torch compares uint8 modulo 256
             in_range = (labels >= 0) & (labels < logits.shape[-1])
             counts = in_range & (labels != options.ignore_index)
             sample_ids = sample_ids.masked_fill(~counts, -1)

@@ -11,7 +11,7 @@ import reference
 import torch
 from torch.nn import functional as F
 
-from dynprune_cuda import BatchSelector, distributed
+from dynprune_cuda import BatchSelector, Pruner, distributed, functional
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.schedules import SelectionWindow
 
@@ -178,6 +178,22 @@ def test_ignored_rows_rank_last(device):
         assert rows.tolist() == list(range(1, B, 2))
     rows, _ = BatchSelector(33, by="excess", device=device)(logits, target, target * 0.0 + 99)
     assert sum(row % 2 for row in rows.tolist()) == 32
+
+
+def test_narrow_targets_are_compared_by_value(device):
+    """-100 is 156 modulo 256, and a class here."""
+    logits = torch.zeros(4, 200, device=device)
+    target = torch.tensor([156, 1, 156, 2], dtype=torch.uint8, device=device)
+    logits[torch.arange(4), [0, 1, 0, 2]] = 9.0
+    rows, _ = BatchSelector(2, device=device)(logits, target)
+    assert rows.tolist() == [0, 2]
+    weight = torch.rand(200, device=device) + 0.5
+    loss = functional.scored_cross_entropy(logits, target, weight=weight, reduction="mean").loss
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, target.long(), weight).item())
+    pruner = Pruner(4, 0.5, device=device)
+    loader = [(logits[:, :8], target, torch.arange(4, device=device))]
+    pruner.rescore(torch.nn.Linear(8, 200).to(device), loader)
+    assert pruner.table.count.tolist() == [1, 1, 1, 1]
 
 
 def test_gradients_and_grad_mode_stay_as_they_are():
