@@ -283,7 +283,7 @@ def _cut(
         max_tokens: Most tokens of a batch, with its padding.
     """
     values, ends = lengths.numpy(), []
-    counts = np.arange(1, batch_size + 1)
+    counts = np.arange(1, min(batch_size, len(values)) + 1)
     for window in range(0, len(values), rows):
         start, stop = window, min(window + rows, len(values))
         while start < stop:

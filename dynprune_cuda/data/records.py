@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dynprune_cuda._checks.arguments import as_bool, as_int
 from dynprune_cuda.data.indexed import IndexedDataset
@@ -56,7 +57,9 @@ class EpochRecords:
         check_source(source, "num_samples", "epoch", "epoch_order", "share_length")
         self.drop_last = as_bool("drop_last", drop_last)
         self._dataset = IndexedDataset(dataset, source.num_samples)
-        order = source.epoch_order()[: source.share_length(self.drop_last)]
+        self._num_samples = source.num_samples
+        self._order: Tensor | None = source.epoch_order()
+        order = self._order[: source.share_length(self.drop_last)]
         self.epoch = source.epoch
         self.ids: NDArray[np.int64] = order.cpu().numpy().copy()
         self.ids.flags.writeable = False
@@ -64,11 +67,18 @@ class EpochRecords:
 
     def _check_current(self) -> None:
         source = self._source() if self._source else None
-        if source is not None and source.epoch != self.epoch:
-            raise RuntimeError(
-                f"these records are of epoch {self.epoch}, and the pruner is in epoch "
-                f"{source.epoch}: make new EpochRecords after pruner.set_epoch"
-            )
+        if source is None:
+            return
+        if source.epoch != self.epoch:
+            now = f"is in epoch {source.epoch}"
+        elif source.num_samples != self._num_samples or source.epoch_order() is not self._order:
+            now = "was resized, or loaded another state"
+        else:
+            return
+        raise RuntimeError(
+            f"these records are of epoch {self.epoch}, and the pruner {now}: make new EpochRecords "
+            "after pruner.set_epoch"
+        )
 
     def __len__(self) -> int:
         """Returns the number of records of this process."""
@@ -79,7 +89,7 @@ class EpochRecords:
 
         Raises:
             IndexError: There is no such place.
-            RuntimeError: The pruner is in another epoch.
+            RuntimeError: The pruner is in another epoch, was resized, or loaded a state.
         """
         self._check_current()
         number = as_int("place", place)
@@ -90,7 +100,7 @@ class EpochRecords:
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the pruner behind; a worker process gets the records of its epoch only."""
         self._check_current()
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_source": None, "_order": None}
 
     def __repr__(self) -> str:
         """Tells the epoch and its ids: Grain compares this when it loads an iterator's state."""

@@ -76,6 +76,22 @@ def test_records_of_an_epoch_that_is_over_are_refused():
     assert repr(in_worker) == repr(records) != repr(EpochRecords(pruner, Halves()))
 
 
+def test_records_of_another_choice_in_the_same_epoch_are_refused():
+    pruner = make()
+    state = pruner.state_dict()
+    records = EpochRecords(pruner, Halves())
+    pruner.set_epoch(1)  # as it is
+    assert records[0]["sample_id"] == records.ids[0]
+    pruner.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="of epoch 1, and the pruner was resized, or loaded"):
+        records[0]
+    pruner.set_epoch(0)
+    records = EpochRecords(pruner, Halves())
+    pruner.resize(libraries.N - 1)  # and is before epoch 0
+    with pytest.raises(RuntimeError, match="of epoch 0, and the pruner was resized, or loaded"):
+        pickle.dumps(records)
+
+
 def test_wrong_arguments_are_named():
     pruner = make()
     with pytest.raises(ValueError, match="dataset must have 61 samples, as the pruner"):
