@@ -12,6 +12,7 @@ and workers read it, also those that live longer than an epoch.
 
 from __future__ import annotations
 
+import copy
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -159,6 +160,14 @@ class FilteredStream(IterableDataset[Any]):
         ids = source.selected.cpu()
         self._mask.zero_().index_fill_(0, ids, True)
         self._header.copy_(torch.tensor([source.epoch, len(ids)]))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FilteredStream:
+        """Returns a copy that follows the pruner as this one does, which it keeps alive."""
+        for shared in (self._mask, self._header):
+            memo[id(shared)] = shared
+        copied = memo[id(self)] = copy.copy(self)
+        copied.__dict__ = {**copy.deepcopy(self.__dict__, memo), "_followed": self}
+        return copied
 
     def samples_per_worker(self, num_workers: int = 0) -> int:
         """Returns how many samples each worker yields in the current epoch.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Pruner.filter`: which samples of a stream each worker of each process gets, and which decode."""
 
+import copy
 import gc
 import itertools
 import pickle
@@ -122,6 +123,21 @@ def test_it_follows_epochs_states_and_sizes():
     with pytest.raises(ValueError, match="key must give ids from 0 to 39, got"):
         list(stream)
     assert len(list(pruner.filter(range(40)))) == pruner.num_selected
+
+
+def test_a_deep_copy_follows():
+    pruner = make()
+    stream = pruner.filter(KEYS, int)
+    pruner.set_epoch(1)
+    copied = copy.deepcopy(copy.deepcopy(stream))
+    assert copied._stream is not stream._stream
+    del stream
+    gc.collect()
+    pruner.set_epoch(2)
+    assert sorted(i for _, i in copied) == pruner.selected.tolist()
+    pruner.resize(N + 1)
+    with pytest.raises(RuntimeError, match="make a new DataLoader"):
+        iter(copied)
 
 
 def test_a_worker_notices_that_the_pruner_was_resized():
