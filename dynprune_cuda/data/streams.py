@@ -161,6 +161,11 @@ class FilteredStream(IterableDataset[Any]):
         self._mask.zero_().index_fill_(0, ids, True)
         self._header.copy_(torch.tensor([source.epoch, len(ids)]))
 
+    @property
+    def ranks(self) -> Ranks:
+        """This process among those that share the samples; without their group."""
+        return Ranks(None, self._rank, self._size)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FilteredStream:
         """Returns a copy that follows the pruner as this one does, which it keeps alive."""
         for shared in (self._mask, self._header):

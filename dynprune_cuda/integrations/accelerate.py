@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dynprune_cuda.data.samplers import EpochBatchSampler, EpochSampler
+from dynprune_cuda.data.streams import FilteredStream
 from dynprune_cuda.integrations.batches import check_saved_by_all
 
 try:
@@ -33,12 +34,14 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
     The result puts batches on the device and ends gradient accumulation with the epoch.
     `accelerator.prepare(loader)` would do so too, but give each process only a part of its share,
     since the pruner's samplers have divided the epoch already. It leaves a loader from here alone.
+    A stream from `pruner.filter` is divided already, too.
 
     The pruner must be made after the accelerator, which initialises torch.distributed.
 
     Args:
         accelerator: The run's accelerator.
-        loader: Built on `pruner.batch_sampler(...)` or `pruner.sampler(...)`.
+        loader: Built on `pruner.batch_sampler(...)` or `pruner.sampler(...)`, or of the stream that
+            `pruner.filter(...)` returned.
 
     Returns:
         The prepared loader.
@@ -51,16 +54,7 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader must be a DataLoader, got {type(loader).__name__}")
-    # A DataLoader with a sampler puts it into a plain BatchSampler.
-    sampler = getattr(loader.batch_sampler, "source", None) and loader.batch_sampler
-    sampler = sampler or loader.sampler
-    if not isinstance(sampler, EpochBatchSampler | EpochSampler):
-        raise ValueError(
-            "loader must use a sampler of the pruner, got "
-            f"{type(loader.batch_sampler).__name__} and {type(loader.sampler).__name__}"
-        )
-    pruner: Any = sampler.source
-    check_saved_by_all(pruner)
+    pruner = _divider(loader)
     plan = getattr(accelerator, "parallelism_config", None)
     copies = getattr(plan, "non_data_parallel_size", 1)
     if copies > 1 and pruner.ranks.size * copies > accelerator.num_processes:
@@ -83,8 +77,30 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
         process_index=0,
         put_on_device=accelerator.device_placement,
         non_blocking=accelerator.non_blocking,
+        dispatch_batches=False,  # or one process would read a stream for all
         use_stateful_dataloader=accelerator.use_stateful_dataloader,
     )
     prepared._is_accelerate_prepared = True  # so that it is not done once more
     registered: DataLoader[Any] = accelerator.prepare_data_loader(prepared)
     return registered
+
+
+def _divider(loader: DataLoader[Any]) -> Any:
+    """Returns what divides the loader's samples among processes: the pruner, or its stream.
+
+    Raises:
+        ValueError: There is neither, or the pruner cannot be saved by one process.
+    """
+    if isinstance(loader.dataset, FilteredStream):
+        return loader.dataset
+    # A DataLoader with a sampler puts it into a plain BatchSampler.
+    sampler = getattr(loader.batch_sampler, "source", None) and loader.batch_sampler
+    sampler = sampler or loader.sampler
+    if not isinstance(sampler, EpochBatchSampler | EpochSampler):
+        raise ValueError(
+            "loader must use a sampler of the pruner, or a stream of pruner.filter, got "
+            f"{type(loader.batch_sampler).__name__} and {type(loader.sampler).__name__}"
+        )
+    pruner: Any = sampler.source
+    check_saved_by_all(pruner)
+    return pruner

@@ -84,11 +84,26 @@ def test_a_saved_run_goes_on_bit_for_bit(make, tmp_path, stateful):
         assert_same_state(resumed[1], whole[1])
 
 
+@pytest.mark.filterwarnings("ignore:no score was observed:RuntimeWarning")
+def test_a_stream_is_not_divided_again(make):
+    accelerator, pruner, *_ = make()
+    stream = pruner.filter(range(pruner.num_samples))
+    loader = prepare_loader(accelerator, DataLoader(stream, BATCH))
+    assert accelerator.prepare(loader) is loader
+    for epoch in range(2):
+        pruner.set_epoch(epoch)
+        assert sorted(i for _, ids in loader for i in ids.tolist()) == pruner.selected.tolist()
+    plan = accelerate.parallelism_config.ParallelismConfig(tp_size=2)
+    accelerator.state.parallelism_config = plan
+    with pytest.raises(ValueError, match=r"got 1: .* 2 processes train on the same samples"):
+        prepare_loader(accelerator, DataLoader(stream, BATCH))
+
+
 def test_what_does_not_fit_is_refused(make):
     accelerator, pruner, *_ = make()
     with pytest.raises(TypeError, match="loader must be a DataLoader, got list"):
         prepare_loader(accelerator, [])
-    with pytest.raises(ValueError, match="must use a sampler of the pruner, got BatchSampler and"):
+    with pytest.raises(ValueError, match=r"or a stream of pruner\.filter, got BatchSampler and"):
         prepare_loader(accelerator, DataLoader(DATA, batch_size=BATCH))
     loader = DataLoader(DATA, batch_sampler=pruner.batch_sampler(BATCH))
     accelerator.dataloader_config.dispatch_batches = True

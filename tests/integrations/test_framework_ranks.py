@@ -68,6 +68,14 @@ def test_accelerates_own_preparation_would_divide_again(world):
         assert halved == 2
 
 
+def test_a_stream_is_divided_once(world):
+    parts, again = ([rank["accelerate"][2][way] for rank in world] for way in (0, 1))
+    selected = world[0]["accelerate"][3]
+    assert sorted(parts[0] + parts[1]) == selected == world[1]["accelerate"][3]
+    assert len(parts[0]) == len(parts[1]) == 12
+    assert set(again[0] + again[1]) < set(selected)  # what the helper is for
+
+
 def test_parameters_in_shards_are_trained_as_whole_ones(world):
     """FSDP2 and its checkpoints, through Accelerate."""
     for rank, found in enumerate(world):

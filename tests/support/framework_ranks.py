@@ -50,7 +50,11 @@ def with_accelerate():
     seen, model, _ = accelerated(accelerator, pruner, loader)
     # What the helper is for: shared out again, a rank sees half of its share.
     short = [len(list(twice)), len(list(loader))]
-    return result(pruner, seen, model), short
+    done = result(pruner, seen, model)  # which begins another epoch
+    stream = DataLoader(pruner.filter(range(N)), BATCH)
+    loaders = prepare_loader(accelerator, stream), accelerator.prepare(stream)
+    read = [[i for _, ids in one for i in ids.tolist()] for one in loaders]
+    return done, short, read, pruner.selected.tolist()
 
 
 def accelerated(accelerator, pruner, loader):
