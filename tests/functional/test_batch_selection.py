@@ -194,6 +194,11 @@ def test_narrow_targets_are_compared_by_value(device):
     loader = [(logits[:, :8], target, torch.arange(4, device=device))]
     pruner.rescore(torch.nn.Linear(8, 200).to(device), loader)
     assert pruner.table.count.tolist() == [1, 1, 1, 1]
+    shares = Pruner(4, 0.5, row_reduction=0.5, device=device)
+    shares.set_epoch(0)
+    wide = torch.zeros(4, 300, device=device)  # 300 is 44 modulo 256
+    shares.cross_entropy(wide, target, torch.arange(4, device=device))
+    assert shares.table.count.tolist() == [1, 1, 1, 1]
 
 
 def test_gradients_and_grad_mode_stay_as_they_are():
