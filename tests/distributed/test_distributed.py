@@ -314,7 +314,7 @@ def test_shares_of_any_count(size, count):
     assert len(kept) == len(set(kept)) == count // size * size
 
 
-def test_a_repeated_id_counts_once_within_one_batch_and_across_batches(device):
+def test_the_rows_of_a_repeated_id_are_one_visit_and_later_batches_none(device):
     config = Pruner(9, 0.5, device=device, alpha=1.0, process_group=False)._run.config
     run = ReplicatedRun(config, distributed.Ranks(None, 1, 3))
     table, memory = run.table, run._repeats.ids.data_ptr()
@@ -322,9 +322,9 @@ def test_a_repeated_id_counts_once_within_one_batch_and_across_batches(device):
     share = torch.tensor([4, 2, 7, 4], device=device)
     assert run._scored(share).tolist() == share.tolist()
     run._note_repeat(Share(share, 3))
-    once = run._scored(share)
-    assert once.tolist() == [4, 2, 7, -1]
-    table.update(once, torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    assert run._scored(share).tolist() == share.tolist()
+    table.update(run._scored(share), torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    assert table.mean[4] == 6.5 and table.count[4] == 2
     assert run._scored(share).tolist() == [-1, 2, 7, -1]
     run._note_repeat(Share(share, 3))  # drawn again: still the old visits
     assert run._scored(share).tolist() == [-1, 2, 7, -1]
