@@ -114,7 +114,10 @@ def rescore(
     began, batches, samples = time.perf_counter(), 0, 0
     with _evaluating(model, device):
         for batch in loader:
-            ids, values = function(model, batch)
+            scored = function(model, batch)
+            if not isinstance(scored, tuple | list) or len(scored) != 2:
+                raise TypeError(f"score must return (ids, values), got {type(scored).__name__}")
+            ids, values = scored
             pruner.observe(ids, values)
             batches, samples = batches + 1, samples + len(ids)
         if device.type == "cuda":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,9 +95,12 @@ class DeviceLoader:
                 )
         self.tensors = tensors
         self.sampler = sampler
-        if not isinstance(transforms, Iterable):
-            raise TypeError(f"transforms must be a sequence of functions, got {transforms!r}")
-        self.transforms = tuple(transforms)
+        try:
+            self.transforms = tuple(transforms)
+        except TypeError:
+            raise TypeError(
+                f"transforms must be a sequence of functions, got {transforms!r}"
+            ) from None
         for transform in self.transforms:
             if not callable(transform):
                 raise TypeError(f"transforms must be callable, got {transform!r}")

@@ -63,7 +63,7 @@ def histogram(weights: Tensor) -> Tensor:
     """
     table = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=weights.device)
     one = torch.ones(1, dtype=torch.int64, device=weights.device)
-    for piece in torch.split(weights.detach().contiguous(), _PIECE):
+    for piece in torch.split(weights.detach().resolve_neg().contiguous(), _PIECE):
         bits = piece.view(torch.int32)
         bins = (bits >> _SHIFT).clamp_(0, _INFINITE).masked_fill_(piece == 0, _ZERO).long()
         table[0].scatter_add_(0, bins, one.expand(len(bins)))

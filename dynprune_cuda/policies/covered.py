@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import as_int
+from dynprune_cuda._checks.arguments import MAX_SAMPLES, as_int
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.policies.adapter import AnyPolicy
 from dynprune_cuda.policies.inside import WithPolicyInside
@@ -55,7 +55,9 @@ class Covered(WithPolicyInside):
     def __post_init__(self) -> None:
         """Checks the attributes."""
         object.__setattr__(self, "policy", resolve(self.policy))
-        object.__setattr__(self, "every", as_int("every", self.every, minimum=1))
+        object.__setattr__(
+            self, "every", as_int("every", self.every, minimum=1, maximum=MAX_SAMPLES)
+        )
         inside = self._inside
         for is_so, why in (
             (inside.weighs or inside.fixes_count, "decides how many samples it keeps"),

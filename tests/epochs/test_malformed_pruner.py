@@ -252,6 +252,7 @@ def test_numbers_that_no_kernel_can_count_are_refused():
             lambda n: ForgettingCounter(n),
             lambda n: policies.RePB(batch_size=n),
             lambda n: policies.SeTa(num_groups=n),
+            lambda n: policies.Covered("uniform", n),
             lambda n: policies.StaticSubset([1], n),
             lambda n: same_steps(n, 9, 4),
         ):
@@ -345,3 +346,9 @@ def test_a_log_names_what_it_cannot_use():
 def test_transforms_of_a_device_loader_are_a_sequence():
     with pytest.raises(TypeError, match="transforms must be"):
         data.DeviceLoader(torch.ones(N, 2), pruner=selected(), batch_size=4, transforms=1j)
+
+
+def test_a_score_function_returns_ids_and_values():
+    ids = torch.arange(4)
+    with pytest.raises(TypeError, match=r"score must return \(ids, values\), got NoneType"):
+        selected().rescore(torch.nn.Linear(3, 2), [(torch.ones(4, 3), ids, ids)], lambda *_: None)

@@ -135,6 +135,9 @@ def test_negated_views_are_read_as_what_they_show():
     torch.testing.assert_close(F.scored_cross_entropy(logits, TARGET).loss, expected)
     scores = torch.rand(9)
     assert torch.equal(F.select_top_k(negated(scores), 3), F.select_top_k(-scores, 3))
+    weights = scores + 0.1
+    expected = F.inclusion_probabilities(weights, 3)
+    assert torch.equal(F.inclusion_probabilities(negated(-weights), 3), expected)
     table = columns()
     F.update_scores_(*table, negated(-IDS), negated(torch.ones(4)), alpha=0.5)
     assert table[0].tolist() == [-1.0] * 4 + [0.0] * 6

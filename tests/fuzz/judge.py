@@ -106,17 +106,23 @@ def _judged_error(case: Case, space: dict[str, Any], error: Exception) -> Outcom
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY):
         return Outcome("no memory", message)
-    if any(exotic.abstract(space[name]) for name in case.assignments()) and "FakeTensor" in message:
+    is_abstract = any(exotic.abstract(space[name]) for name in case.assignments())
+    if is_abstract and any(words in message for words in ("FakeTensor", "NVIDIA driver")):
         return Outcome("refused", message)  # by torch, which mixes no fake tensors with others
     if not kinds.intersection((*DOCUMENTED, *case.recipe.raises)):
         return Outcome("undocumented error", _told(error))
     if not case.malformed and not case.recipe.tampers:
         return Outcome("refused what is right", _told(error))
-    own = [name for name in case.recipe.calls if name in case.malformed]
-    if any(callable(space[name]) for name in own):
+    if _calls(case, space):
         return Outcome("refused", message)
     is_named = _names(error, case, set(case.arguments))
     return Outcome("refused", message) if is_named else Outcome("unnamed error", _told(error))
+
+
+def _calls(case: Case, space: dict[str, Any]) -> bool:
+    """Whether a malformed argument is called as a function of a user's."""
+    own = [name for name in case.recipe.calls if name in case.malformed]
+    return any(callable(space[name]) for name in own)
 
 
 def _names(error: Exception, case: Case, names: set[str]) -> bool:
@@ -153,6 +159,8 @@ def _judged_result(
     except Exception as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
             return Outcome("no memory", str(error))
+        if _calls(case, space):
+            return Outcome("refused", str(error))
         late = set(case.recipe.late).intersection(case.malformed)
         if isinstance(error, TypeError | ValueError | IndexError) and _names(error, case, late):
             return Outcome("refused", str(error))

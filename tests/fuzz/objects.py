@@ -88,6 +88,7 @@ PRUNERS = [
             "num_samples": ("ids",), "group_floor": ("floor",), "policy": ("FunctionPolicy",),
         },
         late=("policy",),
+        calls=("keep", "policy"),
     ),
     Recipe(
         "pruner.Pruner",
@@ -163,6 +164,7 @@ PRUNERS = [
         raises=("RuntimeError",),
         aliases={"loader": ("batch", "inputs", "target", "ids")},
         partial=("loader", "score", "model", "weight"),
+        calls=("score", "model"),
     ),
     *of_pruner(
         "resize",
@@ -213,7 +215,7 @@ BATCHES = [
             "seed": "{s}", "device": "'cpu'", "process_group": "None", "over_ranks": "False"},
            then=("result.num_chosen(10)",
                  "if result.keep <= 8: result(floats(8, 3), integers(8, 3))"
-                 " if result.by != 'excess' else None")),
+                 " if result.by != 'excess' else None"), late=("keep",)),
     Recipe("batch_selection.BatchSelector.choose", "selector.choose", {"scores": "floats({n})"},
            setup=(SELECTOR,), writes=("selector",), least=1),
     Recipe("batch_selection.BatchSelector.num_chosen", "selector.num_chosen", {"num_rows": "9"},
@@ -306,7 +308,7 @@ OTHERS = [
            {"tensor": "floats({b}, {c}).requires_grad_()", "sample_ids": "integers({b}, {n})",
             "into": "table", "scale": ("1.0", "torch.tensor(2.0)")},
            setup=("table = visited_table({n})",), least=1, writes=("tensor", "table"),
-           aliases={"into": ("ids", "values")}, late=("sample_ids",),
+           aliases={"into": ("ids", "values")}, late=("sample_ids",), calls=("into",),
            then=("if tensor.requires_grad and not abstract(tensor): tensor.sum().backward()",)),
     *[
         Recipe(f"schedules.{name}", f"schedules.{name}", {**arguments, **CURVE}, then=CALLED)
