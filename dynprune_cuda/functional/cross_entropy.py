@@ -285,14 +285,3 @@ def mean_weights(
         counts = counts & ~ignored_rows(target_b, ignore_index)
         weights = lam * weights + (1 - lam) * class_weights(target_b)
     return torch.where(counts, weights, 0.0)
-
-
-def mean_weight(
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-) -> Tensor:
-    """Returns what a mean divides by, 0-d: the class weights of the rows that are not ignored."""
-    return mean_weights(target, weight, ignore_index, target_b, lam).sum()

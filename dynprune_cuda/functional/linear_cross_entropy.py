@@ -12,6 +12,7 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
+    INTEGER,
     as_choice,
     as_float,
     as_int,
@@ -23,10 +24,13 @@ from dynprune_cuda._ops import LinearArguments, LinearLoss
 from dynprune_cuda.functional.cross_entropy import (
     TARGET_DTYPES,
     ignored_rows,
-    mean_weight,
+    mean_weights,
     refuse_gradient,
 )
+from dynprune_cuda.functional.row_reductions import sample_shares
 from dynprune_cuda.functional.selection import select_top_k
+from dynprune_cuda.functional.shapes import Rows, own_keys
+from dynprune_cuda.functional.step_loss import as_divisor
 
 __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 
@@ -36,16 +40,17 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 16 << 20, 256 << 20
 
 
 class LinearScoredLoss(NamedTuple):
-    """What `scored_linear_cross_entropy` returns; R rows. Only `loss` is differentiable.
+    """What `scored_linear_cross_entropy` returns. Only `loss` is differentiable.
 
     Attributes:
         loss: 0-d, the reduced loss; float32, or float64 for products in float64, as the scores.
-        row_loss: [R] each row's loss, before `sample_weight`.
-        el2n: [R], as in `ScoredLoss`.
-        entropy: [R].
-        margin: [R].
-        correct: [R] bool.
-        kept: int64 [k], the rows that were trained on, ascending; None without `keep_tokens`.
+        row_loss: Each row's loss before `sample_weight`, in the shape of the targets.
+        el2n: Likewise, as in `ScoredLoss`.
+        entropy: Likewise.
+        margin: Likewise.
+        correct: Likewise, bool.
+        kept: int64 [k], the rows that were trained on, ascending, counted in the flat targets; None
+            without `keep_tokens`.
     """
 
     loss: Tensor
@@ -64,8 +69,9 @@ def scored_linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     sample_weight: Tensor | None = None,
-    reduction: Literal["mean", "sum"] = "mean",
-    num_items: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    reduction: Literal["mean", "sum", "sample"] = "mean",
+    num_items: float | Tensor | None = None,
     class_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -89,23 +95,30 @@ def scored_linear_cross_entropy(
     products.
 
     Args:
-        hidden: [R, D] float32, float16, bfloat16 or float64: the layer's inputs.
+        hidden: [R, D] or [B, d1, ..., D] for R rows, float32, float16, bfloat16 or float64: the
+            layer's inputs.
         weight: [C, D], as of `torch.nn.Linear`.
-        target: [R] int64, int32 or uint8 class indices.
+        target: int64, int32 or uint8 class indices, in the shape of `hidden` without D.
         bias: [C], or None.
-        sample_weight: [R] floating point, or None; factor of a row's loss, not of its scores. Does
-            not change what "mean" divides by.
+        sample_weight: Factor of a row's loss, not of its scores: floating point, in the shape of
+            `target`, or [B]. Does not change what "mean" divides by.
+        sample_ids: The samples of "sample", any integers: [B], or in the shape of `target`. Rows
+            with equal ids are one sample, and each -1 is one by itself. None: each element of the
+            first dimension is one.
         reduction: "sum", or "mean": the sum divided by the class weights of the rows that are not
-            ignored, or by their number without class weights. Of rows that are kept, see below.
-        num_items: What "mean" divides by instead, above 0, or a 0-d tensor on the device. It may be
-            the number of tokens of all batches whose gradients are accumulated.
+            ignored, or by their number without class weights. Or "sample": the mean over the
+            samples of each one's own mean. With `keep_tokens`, of the rows that are kept.
+        num_items: What "mean" or "sample" divides by instead, above 0: a number, or a 0-d tensor on
+            the device. It may be the number of tokens, or samples, of all batches whose gradients
+            are accumulated.
         class_weight: [C] or None; scales the losses, not the other scores.
         ignore_index: Target of rows that count for nothing.
         label_smoothing: In [0, 1].
         keep_tokens: Share of the rows that are trained on, in (0, 1]; `max(1, ceil(keep_tokens *
             R))` rows. Ignored rows are kept last, and count for nothing then, too. Ties are broken
             at random by `seed`.
-        reference_loss: [R] losses of a reference model, or None; needs `keep_tokens`.
+        reference_loss: Losses of a reference model in the shape of `target`, or None; needs
+            `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 16 MiB of logits on the CPU, and 256
             MiB on a GPU.
@@ -120,48 +133,100 @@ def scored_linear_cross_entropy(
             raises).
     """
     refuse_transforms("scored_linear_cross_entropy", GRADIENTS)
-    as_choice("reduction", reduction, ("mean", "sum"))
+    as_choice("reduction", reduction, ("mean", "sum", "sample"))
+    rows = linear_rows(hidden, target)
+    hidden, target = rows.logits, rows.target
+    if sample_weight is not None:
+        check_tensor("sample_weight", sample_weight, FLOATING)
+        sample_weight = rows.flat("sample_weight", sample_weight, per_sample=True)
     arguments = _check(
         hidden, weight, target, bias, sample_weight, class_weight, ignore_index, label_smoothing
     )
     if chunk_rows is None:
         chunk_rows = _chunk_rows(weight, arguments.dtype)
     arguments = arguments._replace(chunk_rows=as_int("chunk_rows", chunk_rows, minimum=1))
+    keys = _keys(rows, sample_ids, reduction)
     if num_items is not None:
-        num_items = _check_num_items(num_items, reduction, hidden)
+        if reduction == "sum":
+            raise ValueError("num_items needs reduction='mean' or 'sample', got 'sum'")
+        num_items = as_divisor(num_items, hidden.device, arguments.row_weight.dtype)
     if keep_tokens is None:
         if reference_loss is not None:
             raise ValueError("reference_loss needs keep_tokens, the share of rows to train on")
-        divisor = _divisor(arguments, reduction, num_items)
-        return _result(LinearLoss.apply(hidden, weight, bias, arguments, divisor), None)
+        arguments, divisor = _reduced(arguments, reduction, keys, num_items)
+        return _result(LinearLoss.apply(hidden, weight, bias, arguments, divisor), rows)
     keep_tokens = as_float("keep_tokens", keep_tokens, low=0.0, high=1.0, above_low=True)
     if reference_loss is not None:
-        check_vector("reference_loss", reference_loss, FLOATING, hidden)
+        check_tensor("reference_loss", reference_loss, FLOATING)
+        reference_loss = rows.flat("reference_loss", reference_loss)
     with torch.no_grad():
         scored = arguments._replace(wants=(False, False, False))
-        whole = _result(LinearLoss.apply(hidden, weight, bias, scored, None), None)
-        kept = _kept(whole.row_loss, arguments, keep_tokens, reference_loss, seed)
+        whole = _result(LinearLoss.apply(hidden, weight, bias, scored, None), rows)
+        kept = _kept(whole.row_loss.flatten(), arguments, keep_tokens, reference_loss, seed)
     chosen = arguments._replace(
         target=arguments.target[kept], row_weight=arguments.row_weight[kept]
     )
-    divisor = _divisor(chosen, reduction, num_items)
+    keys = None if keys is None else keys[kept]
+    chosen, divisor = _reduced(chosen, reduction, keys, num_items)
     loss, _, _ = LinearLoss.apply(hidden.index_select(0, kept), weight, bias, chosen, divisor)
     return whole._replace(loss=loss, kept=kept)
 
 
-def _result(found: tuple[Tensor, Tensor, Tensor], kept: Tensor | None) -> LinearScoredLoss:
-    loss, scores, correct = found
-    row_loss, el2n, entropy, margin = scores.unbind()
-    return LinearScoredLoss(loss, row_loss, el2n, entropy, margin, correct, kept)
+def linear_rows(hidden: Any, target: Any) -> Rows:
+    """Returns the rows of a layer's inputs and their targets, checked to fit each other."""
+    check_tensor("hidden", hidden, FLOATING)
+    check_tensor("target", target, TARGET_DTYPES)
+    shape = tuple(hidden.shape[:-1])
+    if not shape:
+        raise ValueError(f"hidden must be [rows, features], got shape {tuple(hidden.shape)}")
+    if target.shape != shape:
+        raise ValueError(
+            f"target must have shape {shape} with hidden of shape {tuple(hidden.shape)}, got "
+            f"{tuple(target.shape)}"
+        )
+    per_group = math.prod(shape[1:])
+    return Rows(hidden.flatten(0, -2), target.flatten(), shape, shape[0], per_group)
 
 
-def _divisor(arguments: LinearArguments, reduction: str, num_items: Tensor | None) -> Tensor | None:
-    """Returns what the reduction divides by, 0-d; None: nothing."""
-    if reduction == "sum":
+def _keys(rows: Rows, sample_ids: Any, reduction: str) -> Tensor | None:
+    """Returns for "sample" a number for each row, int64 [R], that the rows of a sample share."""
+    if reduction != "sample":
+        if sample_ids is not None:
+            raise ValueError(f"sample_ids needs reduction='sample', got {reduction!r}")
         return None
-    if num_items is not None:
-        return num_items
-    return mean_weight(arguments.target, arguments.class_weight, arguments.ignore_index, None, None)
+    if sample_ids is None:
+        ids, per_id = rows.target.new_full((rows.groups,), -1, dtype=torch.int64), rows.per_group
+    else:
+        check_tensor("sample_ids", sample_ids, INTEGER)
+        if sample_ids.device != rows.target.device:
+            raise ValueError(f"sample_ids must be on {rows.target.device}, got {sample_ids.device}")
+        ids, per_id = rows.entries(sample_ids)
+    ids = ids.to(torch.int64)
+    return ids if per_id == 1 else own_keys(ids)[:, None].expand(-1, per_id).flatten()
+
+
+def _result(found: tuple[Tensor, Tensor, Tensor], rows: Rows) -> LinearScoredLoss:
+    loss, scores, correct = found
+    row_loss, el2n, entropy, margin = (x.view(rows.shape) for x in scores.unbind())
+    return LinearScoredLoss(
+        loss, row_loss, el2n, entropy, margin, correct.view(rows.shape), kept=None
+    )
+
+
+def _reduced(
+    arguments: LinearArguments, reduction: str, keys: Tensor | None, num_items: Tensor | None
+) -> tuple[LinearArguments, Tensor | None]:
+    """Returns the arguments of a sum, and what it is divided by, 0-d; None: nothing."""
+    if reduction == "sum":
+        return arguments, None
+    weights = mean_weights(
+        arguments.target, arguments.class_weight, arguments.ignore_index, None, None
+    )
+    number = weights.sum()
+    if keys is not None:
+        factors, number = sample_shares(keys, 1, weights.to(arguments.row_weight.dtype))
+        arguments = arguments._replace(row_weight=arguments.row_weight * factors)
+    return arguments, number if num_items is None else num_items
 
 
 def _kept(
@@ -184,20 +249,6 @@ def _chunk_rows(weight: Tensor, dtype: torch.dtype) -> int:
     return max(1, limit // max(1, weight.shape[0] * dtype.itemsize))
 
 
-def _check_num_items(num_items: int | Tensor, reduction: str, hidden: Tensor) -> Tensor:
-    if reduction != "mean":
-        raise ValueError(f"num_items needs reduction='mean', got {reduction!r}")
-    if not isinstance(num_items, Tensor):
-        number = as_int("num_items", num_items, minimum=1)
-        return torch.full((), number, dtype=torch.float32, device=hidden.device)
-    if num_items.numel() != 1 or num_items.device != hidden.device:
-        raise ValueError(
-            f"num_items must be 0-d on {hidden.device}, got shape {tuple(num_items.shape)} on "
-            f"{num_items.device}"
-        )
-    return num_items.detach().reshape(())
-
-
 def _check(
     hidden: Any,
     weight: Any,
@@ -209,13 +260,7 @@ def _check(
     label_smoothing: Any,
 ) -> LinearArguments:
     """Returns the operator's arguments, with the factors of a sum."""
-    check_tensor("hidden", hidden, FLOATING)
     check_tensor("weight", weight, FLOATING)
-    if hidden.dim() != 2:
-        raise ValueError(
-            f"hidden must be 2-D [rows, features], got shape {tuple(hidden.shape)}: flatten the "
-            "other dimensions, as those of target"
-        )
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
         raise ValueError(
             f"weight must be [classes, {hidden.shape[1]}] with at least one class, got shape "

@@ -107,18 +107,19 @@ def loss_terms(
             refuse_gradient("token_weight", token_weight)
             token_weight = factors * token_weight.detach().to(compute)
     if num_items is not None:
-        divisor = _divisor(num_items, logits, compute)
+        divisor = as_divisor(num_items, logits.device, compute)
     return LossTerms("mean", token_weight, divisor)
 
 
-def _divisor(num_items: float | Tensor, logits: Tensor, compute: torch.dtype) -> Tensor:
+def as_divisor(num_items: float | Tensor, device: torch.device, compute: torch.dtype) -> Tensor:
+    """Returns `num_items` as a 0-d tensor that a mean divides by, checked."""
     if not isinstance(num_items, Tensor):
         number = as_float("num_items", num_items, low=0.0, above_low=True)
-        return torch.full((), number, dtype=compute, device=logits.device)
+        return torch.full((), number, dtype=compute, device=device)
     check_tensor("num_items", num_items, (*FLOATING, *INTEGER))
-    if num_items.numel() != 1 or num_items.device != logits.device:
+    if num_items.numel() != 1 or num_items.device != device:
         raise ValueError(
-            f"num_items must be 0-d on {logits.device}, got shape {tuple(num_items.shape)} on "
+            f"num_items must be 0-d on {device}, got shape {tuple(num_items.shape)} on "
             f"{num_items.device}"
         )
     return num_items.detach().reshape(()).to(compute)

@@ -24,6 +24,7 @@ from dynprune_cuda.functional.step_loss import (
     step_loss,
 )
 from dynprune_cuda.pruner.status import RunStatus
+from dynprune_cuda.pruner.visits import Visits
 from dynprune_cuda.rescoring import (
     IGNORE_INDEX,
     Rescored,
@@ -148,7 +149,6 @@ class Scoring(RunStatus):
                 error is raised by the next call that may wait, such as `set_epoch`).
         """
         table = self.table
-        device = table.mean.device
         rows: Rows | None = None
         rows_per_id = 1
         if class_dim != 1 or not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -160,48 +160,39 @@ class Scoring(RunStatus):
             if cu_seqlens is None:
                 ids, rows_per_id = rows.entries(ids)
                 sample_weight = rows.like_entries("sample_weight", sample_weight, rows_per_id)
-        check_ids(ids)
-        if ids.dtype != torch.int64 or ids.device != device:
-            ids = move_without_waiting("ids", ids.to(torch.int64), device)
-        factors = self._run.factors(ids)
-        if factors is not None and sample_weight is not None:
-            check_vector("sample_weight", sample_weight, FLOATING, ids)
-            sample_weight = sample_weight * factors
-        elif factors is not None:
-            sample_weight = factors
-        grouped = rows_per_id > 1 or cu_seqlens is not None
-        target_rows = self._run.update_target(ids, grouped=grouped)
-        table_rows, row_ids = target_rows.rows, ids
-        if cu_seqlens is not None:
-            cu_seqlens = move_without_waiting("cu_seqlens", cu_seqlens, device)
-            places = places_of_rows(cu_seqlens, len(ids), len(target))
-            table_rows = at_places(table_rows, places, -1)
-            row_ids = at_places(own_keys(ids), places, -1)
-            if sample_weight is not None:
-                sample_weight = at_places(sample_weight, places, 1.0)
+        visits = self._visits(
+            ids, sample_weight, cu_seqlens, num_rows=len(target), rows_per_id=rows_per_id
+        )
         options = LossOptions._make((weight, ignore_index, label_smoothing, target_b, lam))
         is_plain = token_weight is None and num_items is None and isinstance(reduction, str)
         terms = PLAIN_TERMS.get(reduction) if is_plain else None
         if terms is None:
             terms = loss_terms(
-                logits, target, row_ids, rows_per_id, reduction, num_items, token_weight, options
+                logits,
+                target,
+                visits.row_ids,
+                rows_per_id,
+                reduction,
+                num_items,
+                token_weight,
+                options,
             )
         published = table.first_visit == "published"
         loss: Tensor = step_loss(
             logits,
             target,
-            table_rows,
-            target_rows.columns,
+            visits.table_rows,
+            visits.target.columns,
             TableOptions._make(
                 (self._ticket, table.alpha, published, self._score, table.row_rule, rows_per_id)
             ),
             options,
             terms,
             loss_only=True,
-            sample_weight=sample_weight,
+            sample_weight=visits.weight,
             grad_scale=grad_scale,
         )
-        if message := self._run.commit(target_rows, ids):
+        if message := self._run.commit(visits.target, visits.ids):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return loss if rows is None or loss.dim() == 0 else loss.view(rows.shape)
 
@@ -318,6 +309,48 @@ class Scoring(RunStatus):
         check_arguments(model, loader, score, **options)
         self._run.rescored()
         return rescore(self, model, loader, score, **options)
+
+    def _visits(
+        self,
+        ids: Tensor,
+        sample_weight: Tensor | None,
+        cu_seqlens: Tensor | None,
+        *,
+        num_rows: int,
+        rows_per_id: int,
+    ) -> Visits:
+        """Returns where a batch's rows are entered, and their factors; nothing changes.
+
+        Args:
+            ids: Sample ids, any integer dtype, 1-D.
+            sample_weight: As `ids`, or None.
+            cu_seqlens: See `cross_entropy`.
+            num_rows: R, the rows of the batch.
+            rows_per_id: Rows of an id, which follow each other; 1 with `cu_seqlens`.
+        """
+        check_ids(ids)
+        device = self.table.mean.device
+        if ids.dtype != torch.int64 or ids.device != device:
+            ids = move_without_waiting("ids", ids.to(torch.int64), device)
+        factors = self._run.factors(ids)
+        if sample_weight is not None and (factors is not None or cu_seqlens is not None):
+            check_vector("sample_weight", sample_weight, FLOATING, ids)
+        if factors is not None:
+            sample_weight = factors if sample_weight is None else sample_weight * factors
+        target = self._run.update_target(ids, grouped=rows_per_id > 1 or cu_seqlens is not None)
+        if cu_seqlens is None:
+            return Visits._make((ids, target, target.rows, ids, sample_weight))
+        cu_seqlens = move_without_waiting("cu_seqlens", cu_seqlens, device)
+        places = places_of_rows(cu_seqlens, len(ids), num_rows)
+        if sample_weight is not None:
+            sample_weight = at_places(sample_weight, places, 1.0)
+        return Visits(
+            ids,
+            target,
+            at_places(target.rows, places, -1),
+            at_places(own_keys(ids), places, -1),
+            sample_weight,
+        )
 
     def _score_of(self, scored: functional.ScoredLoss) -> Tensor:
         """Returns the configured score, detached: bigger means more worth training on."""

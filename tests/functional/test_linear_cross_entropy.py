@@ -96,6 +96,51 @@ def test_accumulated_gradients_are_those_of_one_batch() -> None:
             leaf.grad = None
 
 
+@pytest.mark.parametrize("keep_tokens", [None, 0.4])
+def test_the_mean_over_samples(keep_tokens: float | None) -> None:
+    hidden, weight, target, offset = make(rows=36)
+    target[:6] = -100  # the whole of the first sample
+    hidden_3d, target_2d = hidden.view(6, 6, FEATURES), target.view(6, 6)
+    options = {"bias": offset, "reduction": "sample", "keep_tokens": keep_tokens}
+    counts = target_2d != -100
+    for ids in (None, torch.tensor([3, 3, -1, 0, -1, 0], dtype=torch.int32)):
+        losses = F.cross_entropy(F.linear(hidden, weight, offset), target, reduction="none").view(
+            6, 6
+        )
+        found = scored_linear_cross_entropy(hidden_3d, weight, target_2d, sample_ids=ids, **options)
+        assert found.row_loss.shape == found.correct.shape == (6, 6)
+        if keep_tokens is not None:
+            kept = torch.zeros(36, dtype=torch.bool)
+            kept[found.kept] = True
+            counts = counts & kept.view(6, 6)
+        groups = [[b] for b in range(6)] if ids is None else [[0, 1], [2], [3, 5], [4]]
+        means = [losses[g][counts[g]].mean() for g in groups if counts[g].any()]
+        expected = torch.stack(means).mean()
+        torch.testing.assert_close(found.loss, expected)
+        by_row = None if ids is None else torch.tensor([3, 3, -2, 0, -3, 0])[:, None].expand(6, 6)
+        if by_row is not None:
+            again = scored_linear_cross_entropy(
+                hidden_3d, weight, target_2d, sample_ids=by_row, **options
+            )
+            assert torch.equal(found.loss, again.loss)
+        torch.testing.assert_close(
+            gradients(found.loss, hidden, weight, offset),
+            gradients(expected, hidden, weight, offset),
+        )
+        weights = torch.rand(6, dtype=torch.float64)
+        found = scored_linear_cross_entropy(
+            hidden_3d,
+            weight,
+            target_2d,
+            sample_ids=ids,
+            sample_weight=weights,
+            num_items=7,
+            **options,
+        )
+        each = [(losses * weights[:, None])[g][counts[g]].mean() for g in groups if counts[g].any()]
+        torch.testing.assert_close(found.loss, torch.stack(each).sum() / 7)
+
+
 def test_incoming_gradient_scales() -> None:
     hidden, weight, target, offset = make(torch.float32)
     once = gradients(scored_linear_cross_entropy(hidden, weight, target).loss, hidden, weight)
@@ -323,7 +368,12 @@ def test_compiled() -> None:
     ("changes", "error", "message"),
     [
         ({"hidden": None}, TypeError, "hidden must be a torch.Tensor"),
-        ({"hidden": torch.zeros(2, 3, 4)}, ValueError, r"hidden must be 2-D .*\(2, 3, 4\)"),
+        (
+            {"hidden": torch.zeros(2, 3, 8)},
+            ValueError,
+            r"target must have shape \(2, 3\) .*\(37,\)",
+        ),
+        ({"hidden": torch.tensor(1.0)}, ValueError, r"hidden must be \[rows, features\]"),
         ({"weight": torch.zeros(3, 7)}, ValueError, r"weight must be \[classes, 8\] .*\(3, 7\)"),
         ({"weight": torch.zeros(0, 8)}, ValueError, "at least one class"),
         ({"weight": torch.zeros(11, 8, dtype=torch.float64)}, ValueError, "one dtype outside of"),
@@ -333,8 +383,14 @@ def test_compiled() -> None:
         ({"sample_weight": torch.zeros(ROWS, requires_grad=True)}, ValueError, "sample_weight"),
         ({"class_weight": torch.zeros(3)}, ValueError, "class_weight must"),
         ({"reduction": "none"}, ValueError, "reduction must be"),
-        ({"num_items": 0}, ValueError, "num_items must be at least 1, got 0"),
-        ({"num_items": 3, "reduction": "sum"}, ValueError, "num_items needs reduction='mean'"),
+        ({"num_items": 0}, ValueError, "num_items must be in .*got 0"),
+        ({"sample_ids": torch.zeros(ROWS)}, ValueError, "sample_ids needs reduction='sample'"),
+        (
+            {"sample_ids": torch.zeros(3, dtype=torch.int64), "reduction": "sample"},
+            ValueError,
+            "sample_ids must have shape",
+        ),
+        ({"num_items": 3, "reduction": "sum"}, ValueError, "num_items needs reduction"),
         ({"num_items": torch.zeros(2)}, ValueError, r"num_items must be 0-d .*\(2,\)"),
         ({"keep_tokens": 0.0}, ValueError, r"keep_tokens must be in \(0, 1\], got 0.0"),
         ({"reference_loss": torch.zeros(ROWS)}, ValueError, "reference_loss needs keep_tokens"),
