@@ -207,7 +207,7 @@ def _keys(rows: Rows, sample_ids: Any, reduction: str) -> Tensor | None:
 
 def _result(found: tuple[Tensor, Tensor, Tensor], rows: Rows) -> LinearScoredLoss:
     loss, scores, correct = found
-    row_loss, el2n, entropy, margin = (x.view(rows.shape) for x in scores.unbind())
+    row_loss, el2n, entropy, margin = scores.view(4, *rows.shape).unbind()
     return LinearScoredLoss(
         loss, row_loss, el2n, entropy, margin, correct.view(rows.shape), kept=None
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,10 @@ except ImportError as error:
         "pip install 'transformers[torch]'"
     ) from error
 
+from dynprune_cuda.integrations.model_losses import LossCheck, OutputCapture, takes_labels
+from dynprune_cuda.integrations.row_scores import rows_of_outputs, shifts_labels
+from dynprune_cuda.integrations.sequence_batches import lengths_for_batches, with_ids_of_tokens
+
 __all__ = ["PrunedTrainer", "PrunedTrainerMixin"]
 
 STATE_FILE = "pruner.pt"  # in a checkpoint's folder
@@ -36,6 +42,13 @@ if not set(inspect.signature(getattr(Trainer, "_run_epoch", len)).parameters) >=
         "dynprune_cuda.integrations.transformers needs a Trainer that runs its epochs by "
         "_run_epoch, as that of transformers 5.23 does: pip install -U transformers"
     )
+
+
+_PACKED = (
+    "packing=True joins documents into rows before training: a sample of the pruner is such a row, "
+    "chosen and scored as a whole, and the pruner needs as many samples as there are rows. Pack "
+    "the data set first (trl.pack_dataset), or use padding_free=True, which keeps the samples"
+)
 
 
 class PrunedTrainerMixin:
@@ -50,10 +63,21 @@ class PrunedTrainerMixin:
     the pruner's lengths. With `max_steps` above 0, the run takes as many steps and as many epochs
     as that needs. Evaluation and prediction are the Trainer's own.
 
-    A model that returns `logits` [batch, classes], with integer `labels` [batch], gets the loss of
-    `pruner.cross_entropy` (and the Trainer's `label_smoothing_factor`); its own loss is not used.
+    The loss is the model's own, or the trainer's, or for a model that returns none that of
+    `pruner.cross_entropy`. The scores are made of the outputs: of `logits`
+    [batch, classes] with integer `labels` [batch], and of `logits` [batch, tokens, vocabulary] with
+    `labels` [batch, tokens]. A sequence is a sample, whose score is made of those of its tokens by
+    `row_reduction` of the pruner; tokens with the label -100 count for nothing. Samples that the
+    collate function joins into one row without padding are told apart. TRL's SFTTrainer returns
+    losses of tokens instead of logits, which is enough for the scores "loss" and "entropy".
+
     Of any other model, the loss counts for each sample of the batch: override `compute_loss` and
-    call `pruner.observe` where per-sample losses are at hand; `inputs["sample_id"]` are the ids.
+    call `pruner.observe` where per-sample losses are at hand; `inputs["sample_id"]` are the ids:
+    [batch], or [1, tokens] in batches without padding. A policy that rescales needs a loss that is
+    the mean over samples or tokens. This is checked in the first epoch.
+
+    With `packing=True`, TRL joins documents before training. A sample is then a row of several
+    documents, which are chosen and scored together.
 
     Checkpoints hold the pruner in `pruner.pt`, and `train(resume_from_checkpoint=...)` goes on bit
     for bit. With several processes it is the state of the first: a checkpoint from inside an epoch
@@ -62,17 +86,28 @@ class PrunedTrainerMixin:
     Attributes:
         pruner: The pruner, made after the `TrainingArguments`, which initialise torch.distributed.
         log_stats: Whether the numbers of `pruner.stats()` are logged after every epoch.
+        shift_labels: Whether the label of a token stands at the token after it, as causal language
+            models of Transformers have it. None: as the model's class says.
     """
 
     pruner: Pruner
 
-    def __init__(self, *args: Any, pruner: Pruner, log_stats: bool = False, **more: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        pruner: Pruner,
+        log_stats: bool = False,
+        shift_labels: bool | None = None,
+        **more: Any,
+    ) -> None:
         """Takes what the Trainer takes, and the pruner.
 
         Args:
             *args: Of the Trainer.
             pruner: Of as many samples as the training set has, on the Trainer's device.
             log_stats: Whether to log `pruner.stats()` after every epoch; waits for the device once.
+            shift_labels: Whether the label of a token stands at the token after it; for models
+                whose class does not tell.
             **more: Of the Trainer, but for `compute_loss_func`.
 
         Raises:
@@ -92,7 +127,11 @@ class PrunedTrainerMixin:
             )
         self.pruner = pruner
         self.log_stats = log_stats
+        self.shift_labels = shift_labels
         self._batches = batches
+        self._loss_check = LossCheck(pruner.policy)
+        if getattr(trainer.args, "packing", False):
+            warnings.warn(_PACKED, UserWarning, stacklevel=2)
         trainer.add_callback(_Follower(self))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -100,13 +139,16 @@ class PrunedTrainerMixin:
         trainer: Any = self
         usual = super().get_train_dataloader()  # type: ignore[misc]
         if len(usual.dataset) != self.pruner.num_samples:
+            packed = getattr(trainer.args, "packing", False)
             raise ValueError(
                 f"the training set must have {self.pruner.num_samples} samples, as the pruner, "
-                f"got {len(usual.dataset)}"
+                f"got {len(usual.dataset)}{f': {_PACKED}' if packed else ''}"
             )
         loader: DataLoader[Any] = DataLoader(
             IndexedDataset(usual.dataset),
-            batch_sampler=self.pruner.batch_sampler(self._batch_size(), self._drop_last()),
+            batch_sampler=self.pruner.batch_sampler(
+                self._batch_size(), self._drop_last(), lengths=lengths_for_batches(trainer)
+            ),
             collate_fn=_CollateDicts(usual.collate_fn),
             **{name: getattr(usual, name) for name in LOADER_OPTIONS},
         )
@@ -120,35 +162,46 @@ class PrunedTrainerMixin:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Returns the loss of the batch, and enters the samples' scores if it is for training."""
-        trainer: Any = self
         inputs = dict(inputs)
         ids = inputs.pop(ID_KEY, None)
-        labels = inputs.get("labels")
         usual = super().compute_loss  # type: ignore[misc]
         if ids is None:
             return usual(model, inputs, return_outputs, num_items_in_batch)
-        if not _are_classes(labels):
-            # Outputs only where they are wanted: some trainers compute them by a pass of their own.
-            found = usual(model, inputs, return_outputs, num_items_in_batch)
-            self._observe_batch(ids, found[0] if return_outputs else found)
-            return found
-        del inputs["labels"]
-        outputs = model(**inputs)
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        # As the Trainer has it: a sum over what is accumulated, divided by the number of labels in
-        # it, if that was counted, and otherwise a mean, which the Trainer divides.
-        loss = self.pruner.cross_entropy(
-            logits,
-            labels,
-            ids,
-            label_smoothing=trainer.args.label_smoothing_factor,
-            reduction="mean" if num_items_in_batch is None else "sum",
+        found = loss = None
+        if takes_labels(model):
+            with OutputCapture(model) as captured:
+                try:  # with a copy: trainers take labels out, or put options in
+                    found = usual(model, dict(inputs), return_outputs, num_items_in_batch)
+                except ValueError:
+                    if not captured.lacks_loss():  # which the Trainer refuses
+                        raise
+            outputs = captured.outputs
+            if found is not None:
+                loss = found[0] if return_outputs else found
+        else:
+            outputs = model(**{name: x for name, x in inputs.items() if name != "labels"})
+        rows = rows_of_outputs(
+            outputs, inputs, ids, self._shifts(model), has_loss=self._has_loss(loss)
         )
-        if num_items_in_batch is not None:
-            loss = loss / num_items_in_batch
-            if trainer.args.average_tokens_across_devices:
-                loss = loss * trainer.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        if rows is None:
+            if loss is None:
+                raise ValueError(
+                    f"{type(model).__name__} returns no loss, and its outputs are no logits of one "
+                    "class index per row: override compute_loss"
+                )
+            self._observe_batch(ids.flatten(), loss)
+            return found
+        if loss is not None and self.pruner.rescales and not self._loss_check.is_done:
+            plain = rows.plain(num_items_in_batch, self._smoothing())
+            self._loss_check.compare(loss, plain * self._loss_scale(num_items_in_batch))
+        trains = loss is None or self.pruner.rescales
+        own = rows.enter(self.pruner, num_items_in_batch, self._smoothing(), trains=trains)
+        if not trains:
+            return found
+        own = own * self._loss_scale(num_items_in_batch)
+        if not return_outputs:
+            return own
+        return own, outputs if found is None else found[1]
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """Returns the Trainer's plan, with the number of steps that the pruner's epochs have.
@@ -204,6 +257,7 @@ class PrunedTrainerMixin:
         values["steps_in_epoch"] = self._steps(epoch)
         values["num_update_steps_per_epoch"] = self._updates(epoch)
         super()._run_epoch(**values)  # type: ignore[misc]
+        self._loss_check.end_epoch()
         if self.log_stats:
             trainer.log(self.pruner.stats().scalars())
 
@@ -218,11 +272,32 @@ class PrunedTrainerMixin:
     def _observe_batch(self, ids: Tensor, loss: Tensor) -> None:
         """Credits a loss of the batch to its samples."""
         if self.pruner.rescales:
-            raise ValueError(
-                f"{self.pruner.policy!r} rescales the losses of single samples, and this model "
-                "gives one of the whole batch: override compute_loss"
-            )
+            self._loss_check.refuse()
         self.pruner.observe(ids, loss.detach())
+
+    def _loss_scale(self, num_items: Tensor | int | None) -> int:
+        """Returns the factor by which the Trainer undoes the mean over processes."""
+        trainer: Any = self
+        if num_items is None or not trainer.args.average_tokens_across_devices:
+            return 1
+        number: int = trainer.accelerator.num_processes
+        return number
+
+    def _smoothing(self) -> float:
+        trainer: Any = self
+        factor: float = trainer.args.label_smoothing_factor
+        return factor
+
+    def _has_loss(self, loss: Tensor | None) -> bool:
+        """Whether the model was given labels, so that its loss comes first in a tuple."""
+        trainer: Any = self
+        return loss is not None and trainer.label_smoother is None
+
+    def _shifts(self, model: torch.nn.Module) -> bool | None:
+        trainer: Any = self
+        if self.shift_labels is not None:
+            return self.shift_labels
+        return shifts_labels(trainer.accelerator.unwrap_model(model))
 
     def _batch_size(self) -> int:
         trainer: Any = self
@@ -274,11 +349,8 @@ class _CollateDicts(CollateWithIds):
         """Returns the batch."""
         if not hasattr(samples[0], "pop") or not hasattr(samples[0], "keys"):
             raise TypeError("the training set must hold dicts, got (sample, id) tuples of others")
-        return super().__call__(samples)
-
-
-def _are_classes(labels: Any) -> TypeGuard[Tensor]:
-    """Whether labels are class indices, one per sample."""
-    if not isinstance(labels, Tensor) or labels.dim() != 1:
-        return False
-    return labels.dtype in (torch.int64, torch.int32, torch.uint8)
+        # Before the collate function, which may change the samples.
+        tokens = [sample.get("input_ids") for sample in samples]
+        known = all(isinstance(one, Sized) for one in tokens)
+        batch = super().__call__(samples)
+        return with_ids_of_tokens(batch, [len(one) for one in tokens] if known else None)

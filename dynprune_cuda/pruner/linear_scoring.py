@@ -50,8 +50,8 @@ class LinearScoring(Scoring):
 
             loss = pruner.linear_cross_entropy(hidden[:, :-1], head.weight, tokens[:, 1:], ids)
 
-        The samples' scores enter as by `cross_entropy` of those logits: all rows of a sample are
-        one visit, whose score is made of theirs by `row_reduction`. The factors of a policy that
+        The samples' scores are those of `cross_entropy` with these logits. All rows of a sample are
+        one visit, and `row_reduction` makes its score of theirs. The factors of a policy that
         rescales, and `sample_weight`, multiply the rows' losses before the forward pass, so that
         three matrix products suffice. See `functional.scored_linear_cross_entropy`. With
         `keep_tokens`, the scores are those of all rows. One backward pass per call; call it outside
@@ -61,9 +61,9 @@ class LinearScoring(Scoring):
             hidden: [rows, features] or [batch, d1, ..., features], floating point on `device`.
             weight: [num_classes, features], the layer's.
             target: Class indices, int64, int32 or uint8, in the shape of `hidden` without features.
-            ids: Sample ids, any integer dtype, on the CPU or on `device`: [batch], or one per row,
-                in the shape of `target`, for packed documents, or [sequences] with `cu_seqlens`. -1
-                for rows that belong to no sample, and only train.
+            ids: Sample ids, any integer dtype, on the CPU or on `device`: [batch]. For packed
+                documents, one per row, in the shape of `target`, or [sequences] with `cu_seqlens`.
+                -1 for rows that belong to no sample, and only train.
             bias: [num_classes], or None.
             class_weight: [num_classes], or None.
             ignore_index: Target of rows that count for nothing.
@@ -92,8 +92,8 @@ class LinearScoring(Scoring):
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: An argument has the wrong dtype, shape, device or value.
-            IndexError: A target or an id is out of range (CPU; on a GPU the row is skipped and the
-                error is raised by the next call that may wait, such as `set_epoch`).
+            IndexError: A target or an id is out of range. On a GPU the row is skipped, and the next
+                call that may wait raises, such as `set_epoch`.
         """
         rows, rows_per_id = linear_rows(hidden, target), 1
         check_tensor("ids", ids, INTEGER)

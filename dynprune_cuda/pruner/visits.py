@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the rows of a batch are entered."""
+"""Where the scores of a batch are recorded."""
 
 from __future__ import annotations
 

@@ -56,8 +56,11 @@ class Model(nn.Module):
 class CountingModel(Model):
     """One that takes the number of labels to divide by, as the models of Transformers do."""
 
-    def forward(self, x, labels=None, **loss_options):
-        return super().forward(x, labels)
+    def forward(self, x, labels=None, num_items_in_batch=None, **_):
+        outputs = super().forward(x, labels)
+        if labels is not None and num_items_in_batch is not None:
+            outputs["loss"] = outputs["loss"] * len(labels) / num_items_in_batch
+        return outputs
 
 
 class Recorder(transformers.TrainerCallback):
