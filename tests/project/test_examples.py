@@ -12,10 +12,14 @@ import pytest
 from paths import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-# What each example needs besides the extra `demo`, by its name: the module that is imported.
-FRAMEWORKS = {name: name for name in ("lightning", "transformers", "accelerate", "ray")}
-FRAMEWORKS |= {name: name for name in ("webdataset", "datasets", "litdata", "grain")}
-FRAMEWORKS["mosaicml"] = "streaming"
+# What each example needs besides torch: modules that are imported.
+NEEDS = {
+    **{name: [name] for name in ("lightning", "transformers", "accelerate", "ray")},
+    **{name: [name] for name in ("webdataset", "datasets", "litdata", "grain")},
+    "mosaicml": ["streaming"],
+    "trl": ["trl", "datasets"],
+    "segmentation": ["torchvision"],
+}
 
 
 def name_of(path):
@@ -37,13 +41,16 @@ def test_there_is_one_per_framework():
         "mosaicml",
         "litdata",
         "grain",
+        "language_model",
+        "trl",
+        "segmentation",
     }
 
 
 def missing(path):
-    """The framework that an example needs and that is not here, None if it can run."""
-    module = FRAMEWORKS.get(name_of(path))
-    return module if module and find_spec(module) is None else None
+    """A package that an example needs and that is not here, None if it can run."""
+    needed = NEEDS.get(name_of(path), [])
+    return next((name for name in needed if find_spec(name) is None), None)
 
 
 def run(path, folder):
