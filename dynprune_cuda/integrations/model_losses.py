@@ -93,5 +93,6 @@ def takes_labels(model: torch.nn.Module) -> bool:
     """Whether a model can have a loss of its own."""
     while hasattr(model, "module") and isinstance(model.module, torch.nn.Module):
         model = model.module  # of DistributedDataParallel
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     parameters = inspect.signature(model.forward).parameters.values()
     return any(p.name == "labels" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -149,6 +149,7 @@ def shifts_labels(model: nn.Module) -> bool | None:
     Args:
         model: Of Transformers, without wrappers.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         unwrapped: Any = model
         model = unwrapped.get_base_model()

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import FLOATING, INTEGER, check_tensor, check_vector
 from dynprune_cuda._schedule.seeds import as_int64, derive_seed
-from dynprune_cuda.functional.cross_entropy import refuse_gradient
+from dynprune_cuda.functional.cross_entropy import ignored_rows, refuse_gradient
 from dynprune_cuda.functional.linear_cross_entropy import linear_rows
 from dynprune_cuda.pruner.scoring import Scoring
 from dynprune_cuda.pruner.visits import Visits
@@ -141,7 +141,8 @@ class LinearScoring(Scoring):
             seed=seed,
             chunk_rows=chunk_rows,
         )
-        counts = (rows.target != ignore_index) & (rows.target >= 0) & (rows.target < len(weight))
+        labels = rows.target.long()
+        counts = ~ignored_rows(labels, ignore_index) & (labels >= 0) & (labels < len(weight))
         self._enter(visits, counts, functional.ScoredLoss(*scored[1:-1]))
         if message := self._run.commit(visits.target, visits.ids):
             warnings.warn(message, RuntimeWarning, stacklevel=2)

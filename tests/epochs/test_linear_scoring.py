@@ -203,6 +203,19 @@ def test_awkward_batches():
         assert_same_tables(part.table, whole.table)
 
 
+def test_narrow_targets_are_compared_by_value():
+    """156 as uint8 is -100 modulo 256, and 300 classes are 44."""
+    hidden, weight = torch.randn(6, WIDTH), torch.randn(300, WIDTH)
+    target = torch.tensor([156, 0, 43, 44, 45, 255], dtype=torch.uint8)
+    narrow, wide = Pruner(N, 0.5), Pruner(N, 0.5)
+    losses = [
+        pruner.linear_cross_entropy(hidden, weight, labels, torch.arange(6))
+        for pruner, labels in ((narrow, target), (wide, target.long()))
+    ]
+    assert torch.equal(*losses) and narrow.table.count.tolist() == [1] * 6 + [0] * 3
+    assert_same_tables(narrow.table, wide.table)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
