@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from dynprune_cuda import distributed, functional
 from dynprune_cuda._checks.arguments import (
     FLOATING,
+    MAX_INT64,
     as_bool,
     as_choice,
     as_device,
@@ -163,7 +164,9 @@ class BatchSelector:
         self.epsilon = as_float("epsilon", epsilon, low=0.0, high=1.0)
         self.power = as_float("power", power, low=0.0)
         self.label_smoothing = as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
-        self.ignore_index = as_int("ignore_index", ignore_index)
+        self.ignore_index = as_int(
+            "ignore_index", ignore_index, minimum=-MAX_INT64 - 1, maximum=MAX_INT64
+        )
         if self.power not in (0.5, 1.0):
             raise ValueError(f"power must be 0.5 or 1, got {power!r}")
         self._check_policy()

@@ -176,6 +176,8 @@ def as_rows(
     lam: float | Tensor | None,
 ) -> tuple[Rows | None, Tensor | None, float | Tensor | None]:
     """Returns the rows of logits that are not [B, C], and `target_b` and `lam` for these rows."""
+    if not (type(class_dim) is int and class_dim == 1):
+        class_dim = as_int("class_dim", class_dim)
     if class_dim == 1 and (not isinstance(logits, Tensor) or logits.dim() == 2):
         return None, target_b, lam
     rows = rows_of(logits, target, class_dim)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import FLOATING, check_dense, check_vector
+from dynprune_cuda._checks.arguments import FLOATING, INTEGER, check_dense, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
 from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
@@ -151,7 +151,8 @@ class Scoring(RunStatus):
         table = self.table
         rows: Rows | None = None
         rows_per_id = 1
-        if class_dim != 1 or not isinstance(logits, Tensor) or logits.dim() != 2:
+        is_usual = type(class_dim) is int and class_dim == 1
+        if not is_usual or not isinstance(logits, Tensor) or logits.dim() != 2:
             rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
         if rows is not None:
             logits, target = rows.logits, rows.target
@@ -340,6 +341,7 @@ class Scoring(RunStatus):
         target = self._run.update_target(ids, grouped=rows_per_id > 1 or cu_seqlens is not None)
         if cu_seqlens is None:
             return Visits._make((ids, target, target.rows, ids, sample_weight))
+        check_vector("cu_seqlens", cu_seqlens, INTEGER)
         cu_seqlens = move_without_waiting("cu_seqlens", cu_seqlens, device)
         places = places_of_rows(cu_seqlens, len(ids), num_rows)
         if sample_weight is not None:

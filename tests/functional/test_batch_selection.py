@@ -250,6 +250,7 @@ def test_ranks_draw_their_own(monkeypatch):
     [
         ({"keep": 1.5}, ValueError, r"keep as a fraction must be in \(0, 1\], got 1.5"),
         ({"keep": 0}, ValueError, "keep must be at least 1, got 0"),
+        ({"ignore_index": 2**63}, ValueError, "ignore_index must be at most"),
         ({"keep": "half"}, TypeError, "keep must be a float"),
         ({"by": "length"}, ValueError, "by must be one of 'loss'"),
         ({"policy": "best"}, ValueError, "policy must be one of 'top_k'"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dynprune_cuda import Pruner, sharded
 from dynprune_cuda import functional as F
-from dynprune_cuda import sharded
 from dynprune_cuda.scores.table import ScoreTable
 from dynprune_cuda.sharded import Shard, select_uniform
 from dynprune_cuda.static_scores import ForgettingCounter
@@ -364,3 +364,17 @@ def test_a_count_of_numpy_is_one_for_shards():
         more = rest or {"shard": Shard(9, 0, 1)}
         ids, factors = function(rule, k=np.array(3), **more)
         assert len(ids) == len(factors) == 3
+
+
+@pytest.mark.parametrize("class_dim", [None, 1.0, torch.zeros(3), torch.tensor(1, device="meta")])
+def test_the_dimension_of_the_classes_is_an_int(class_dim):
+    for call in (step, lambda **options: F.scored_cross_entropy(LOGITS, TARGET, **options)):
+        with pytest.raises(TypeError, match="class_dim must be an int"):
+            call(class_dim=class_dim)
+
+
+@pytest.mark.parametrize("cu_seqlens", [(), [0, 4], 0.5, torch.ones(2)], ids=repr)
+def test_the_ends_of_sequences_are_a_tensor_of_ints(cu_seqlens):
+    pruner = Pruner(10, 0.5, "uniform")
+    with pytest.raises((TypeError, ValueError), match="cu_seqlens must"):
+        pruner.cross_entropy(LOGITS, TARGET, IDS[:1], cu_seqlens=cu_seqlens)

@@ -194,6 +194,7 @@ TABLE_OPTIONS = {
     "non_finite_count": ("None", "counts({n})"),
     "last_non_finite": ("None", "flags({n})"),
 }
+ROWS = ("'mean'", "'sum'", "'max'", "0.5")
 FORGETTING = {"last_correct": "flags({n})", "forget_count": ("None", "counts({n})")}
 LOGITS = {"logits": "floats({b}, {c}, seed={s})", "target": "integers({b}, {c})"}
 LOSS = {
@@ -213,14 +214,14 @@ def scorings() -> list[Recipe]:
             Recipe(
                 "functional.cross_entropy.scored_cross_entropy",
                 "F.scored_cross_entropy",
-                {**LOGITS, **LOSS, **mixing},
+                {**LOGITS, **LOSS, **mixing, "class_dim": ("1", "-1")},
                 reference=references.cross_entropy,
                 raises=("NotImplementedError",),
             )
         )
         found.append(
             Recipe(
-                "functional.cross_entropy.scored_cross_entropy_step_",
+                "functional.cross_entropy_step.scored_cross_entropy_step_",
                 "F.scored_cross_entropy_step_",
                 {
                     **LOGITS, "sample_ids": "integers({b}, {n}, 2)", **TABLE, **TABLE_OPTIONS,
@@ -229,6 +230,8 @@ def scorings() -> list[Recipe]:
                     "sample_weight": ("None", "positive({b})"),
                     "grad_scale": ("None", "torch.tensor(8.0)"),
                     "ticket": ("None", "torch.zeros(1, dtype=torch.int32)"),
+                    "row_reduction": ROWS, "class_dim": "1", "token_weight": "None",
+                    "num_items": "None",
                 },
                 reference=references.step,
                 writes=references.COLUMNS,
@@ -246,7 +249,7 @@ SCORING = [
         "F.update_scores_",
         {
             **TABLE, "sample_ids": "integers({b}, {n}, 2)", "values": "floats({b}, seed={s})",
-            **TABLE_OPTIONS, "correct": "flags({b})", **FORGETTING,
+            **TABLE_OPTIONS, "correct": "flags({b})", **FORGETTING, "row_reduction": ROWS,
         },
         reference=references.update,
         writes=references.COLUMNS,

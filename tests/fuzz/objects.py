@@ -79,6 +79,7 @@ PRUNERS = [
             "policy": ("'adaptive'", "'ucb'", "'uniform'", "policies.UCB()"), "period": "1",
             "warmup_epochs": "1", "anneal_epochs": "0", "epochs": "None", "groups": "None",
             "group_floor": "None", "class_shares": "None", "score": ("'loss'", "'el2n'"),
+            "row_reduction": ("'mean'", "0.5"),
             "alpha": ("None", "0.5"), "track_forgetting": ("True", "False"), "seed": "{s}",
             "device": "'cpu'", "process_group": ("None", "False"),
             "sharding": "'replicate'", "shard_layout": "'contiguous'", "surplus": "'move'",
@@ -138,7 +139,8 @@ PRUNERS = [
         PRUNER,
         arguments={
             **LOGITS, "ids": IDS, **LOSS, "sample_weight": ("None", "positive({b})"),
-            **MIXED, "grad_scale": ("None", "torch.tensor(8.0)"),
+            **MIXED, "grad_scale": ("None", "torch.tensor(8.0)"), "class_dim": ("1", "-1"),
+            "cu_seqlens": "None", "token_weight": "None", "num_items": "None",
         },
         writes=("pruner",),
         aliases={"ids": ("sample_ids",)},
@@ -185,7 +187,7 @@ PRUNERS = [
 TABLES = [
     Recipe("scores.table.ScoreTable", "ScoreTable",
            {"num_samples": "40", "device": "'cpu'", "alpha": "0.5", "first_visit": "'zero'",
-            "track_forgetting": "True"},
+            "row_reduction": "'mean'", "track_forgetting": "True"},
            then=("result.update(torch.arange(1), torch.ones(1))", "result.stats()['visited']")),
     *[
         Recipe("scores.table.ScoreTable.update", "table.update",
