@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""timm's train script with the patch of docs/frameworks.md, on the timm that is installed."""
+"""timm's train script with the patch of docs/guides/frameworks.md, on the timm that is installed."""
 
 import copy
 import math
@@ -20,7 +20,8 @@ from timm_parts import BATCH, EPOCHS, Images, N, Tiny, options, seed_all
 from dynprune_cuda import Pruner
 
 FULL, PRUNED = 10, 3  # batches of an epoch: the last ones are incomplete
-(PATCH,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "frameworks.md").read_text(), re.S)
+PAGE = (ROOT / "docs" / "guides" / "frameworks.md").read_text()
+(PATCH,) = re.findall(r"```diff\n(.*?)```", PAGE, re.S)
 PATCHED = diffs.apply(PATCH, (ROOT / "tests" / "support" / "timm_script.py").read_text())
 
 

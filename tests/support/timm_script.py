@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: I001
-"""The structure of timm's train script that docs/frameworks.md changes, for `test_timm.py`.
+"""The structure of timm's train script that docs/guides/frameworks.md changes, for `test_timm.py`.
 
 Written for these tests, after timm 1.0.28: the same objects are made in the same order, and the
 script counts its updates as that one does. It has no command line and no log, and runs on the CPU.
