@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""timm's train script with the patch of docs/guides/frameworks.md, on the timm that is installed."""
+"""The train script of timm with the patch of docs/guides/frameworks.md, on the installed timm."""
 
 import copy
 import math
