@@ -269,7 +269,7 @@ SCORING = [
             "hidden": "floats({b}, 4, seed={s})", "weight": "floats({c}, 4)",
             "target": "integers({b}, {c})", "bias": ("None", "floats({c})"),
             "sample_weight": ("None", "positive({b})"), "reduction": ("'mean'", "'sum'"),
-            "num_items": "None", "class_weight": ("None", "positive({c})"),
+            "sample_ids": "None", "num_items": "None", "class_weight": ("None", "positive({c})"),
             "ignore_index": "-100", "label_smoothing": ("0.0", "0.1"), "keep_tokens": "None",
             "reference_loss": "None", "seed": "{s}", "chunk_rows": "None",
         },

@@ -146,6 +146,21 @@ PRUNERS = [
         aliases={"ids": ("sample_ids",)},
     ),
     *of_pruner(
+        "linear_cross_entropy",
+        PRUNER,
+        arguments={
+            "hidden": "floats({b}, 4, seed={s})", "weight": "floats({c}, 4)",
+            "target": "integers({b}, {c})", "ids": IDS, "bias": ("None", "floats({c})"),
+            "sample_weight": ("None", "positive({b})"), "reduction": ("'mean'", "'sample'"),
+            "num_items": "None", "class_weight": ("None", "positive({c})"),
+            "ignore_index": "-100", "label_smoothing": ("0.0", "0.1"), "keep_tokens": "None",
+            "reference_loss": "None", "seed": "None", "chunk_rows": "None", "cu_seqlens": "None",
+            "token_weight": ("None", "positive({b})"),
+        },
+        writes=("pruner",),
+        aliases={"ids": ("sample_ids",), "hidden": ("logits",), "class_weight": ("weight",)},
+    ),
+    *of_pruner(
         "observe",
         UNSHARDED,
         arguments={
