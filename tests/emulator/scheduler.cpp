@@ -364,6 +364,8 @@ unsigned* emulator_cluster_barrier() {
          block.num_meetings++ % 2;
 }
 
+void* emulator_grid_workspace() { return runtime.launch.grid_barrier; }
+
 unsigned* emulator_grid_barrier() {
   if (runtime.launch.grid_barrier == nullptr) {
     report("grid_sync() in a kernel that was not launched cooperatively");
