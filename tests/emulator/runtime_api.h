@@ -91,7 +91,10 @@ int emulator_multiprocessor_count();
 // with one, a block that is late would see that others have come again, and know what they have
 // done since, as on no device.
 unsigned* emulator_grid_barrier();
-void* emulator_grid_workspace();  // both counters; null if the launch is not cooperative
+// For kernels translated from PTX: both counters, null if the launch is not cooperative; and an
+// atomic that releases, which may be a grid's barrier.
+void* emulator_grid_workspace();
+void emulator_note_release(const void* address);
 unsigned* emulator_cluster_barrier();
 unsigned emulator_cluster_size();
 // Where a variable of the calling block lies in another block of its cluster.

@@ -143,6 +143,8 @@ def atom(writer: Writer, name: str, operands: tuple[str, ...]) -> None:
         raise PtxError("unknown atomic operation")
     result, memory, *given = operands if name.startswith("atom") else ("_", *operands)
     memory_operand(writer, memory, space)
+    if order in ("release", "acq_rel"):
+        writer.emit("emulator_note_release(address);")
     operand = "u" + t[1:] if t.startswith("s") and update == "add" else t
     values = [f"({writer.value(v, operand)})" for v in given]
     if len(values) != (2 if update == "cas" else 1):
