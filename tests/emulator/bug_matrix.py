@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from emulator import HERE, Emulator, Mode, build
+from compiling import HERE, Mode, build
+from emulator import Emulator
 
 SOURCES = (HERE / "bugs.cu", HERE / "select_bugs.cu")
 NUM_ELEMENTS = 1024

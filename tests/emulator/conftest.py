@@ -4,8 +4,28 @@
 from collections.abc import Iterator
 
 import pytest
-from emulator import HERE, Emulator, build
+from compiling import HERE, build
+from emulator import Emulator
 from kernels import LITTLE_SHARED_BYTES, SCHEDULES, Kernels, on_schedule
+from ptx.session import (
+    no_thread_runs_host_code,
+    nvcc,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
+__all__ = (  # the hooks and fixtures of ptx/session.py
+    "no_thread_runs_host_code",
+    "nvcc",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+)
 
 UNCHECKED_SOURCES = tuple(
     HERE / f"{name}.cu" for name in ("select_bugs", "intrinsics", "behaviour")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds kernels for the CPU emulator and runs them from Python.
+"""Runs kernels on the CPU emulator from Python.
 
 # Mode "check": races, bounds, traffic.
 library = build([CSRC / "kernels/selection/top_k.cu"])
@@ -13,209 +13,23 @@ with Emulator(library) as emulator:
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import dataclasses
-import functools
-import hashlib
 import math
-import os
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from compiling import PathLike
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-CSRC = ROOT / "csrc"
-BUILD_DIR = ROOT / "build" / "emulator"
-COMPILE_JOBS = 2
+if TYPE_CHECKING:
+    from ptx.twins import Twins
 
-Mode = Literal["fast", "check", "asan"]
-PathLike = str | Path
 Array = npt.NDArray[Any]
-
-RUNTIME_SOURCES = (
-    *("report.cpp", "fiber.cpp", "scheduler.cpp", "collectives.cpp", "memory.cpp"),
-    "special_functions.cpp",
-)
-CHECKER_SOURCES = ("checker.cpp", "memory_ranges.cpp", "traffic.cpp", "tsan_symbols.cpp")
-
-# -fno-strict-aliasing: CUDA code reads packed values through vector pointers.
-# -fno-gnu-unique: two libraries in one process must not share the statics of templates.
-# DWARF 4: addr2line of binutils 2.40 misreads inlined functions in DWARF 5.
-COMMON_FLAGS = [
-    "-std=c++17",
-    "-fPIC",
-    "-g1",
-    "-gdwarf-4",
-    "-fno-strict-aliasing",
-    "-fno-gnu-unique",
-    "-ffp-contract=off",
-    "-Wall",
-    "-Wno-unknown-pragmas",
-    "-DDYNPRUNE_EMULATOR",
-]
-ASAN = "-fsanitize=address,undefined"
-ASAN_FLAGS = ["-O1", "-fno-omit-frame-pointer", ASAN, "-fno-sanitize-recover=undefined"]
-KERNEL_FLAGS: dict[Mode, list[str]] = {
-    "fast": ["-O2"],
-    "check": ["-O1", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"],
-    "asan": ASAN_FLAGS,
-}
-# The runtime and CPU code: never instrumented for the checker.
-HOST_FLAGS: dict[Mode, list[str]] = {
-    "fast": ["-O2"],
-    "check": ["-O2", "-DEMULATOR_CHECK"],
-    "asan": ASAN_FLAGS,
-}
-LINK_FLAGS: dict[Mode, list[str]] = {"fast": [], "check": ["-ldl"], "asan": [ASAN]}
 
 
 class EmulatorError(RuntimeError):
     """What the emulator reported about the launches since the last check."""
-
-
-# ---- build
-
-
-def compiler() -> list[str]:
-    """The C++ compiler as a command: $CXX, or g++."""
-    return os.environ.get("CXX", "g++").split()
-
-
-def build(
-    sources: Sequence[PathLike | tuple[PathLike, bool]],
-    mode: Mode = "check",
-    include_dirs: Sequence[PathLike] = (CSRC,),
-    extra_flags: Sequence[str] = (),
-) -> Path:
-    """Compiles the emulator and the sources into one shared library, unless there is one already.
-
-    A source is a path or a pair (path, instrumented). Only instrumented code is checked; by
-    default that is everything but .cpp files. Flags apply to the sources, not to the emulator; -l,
-    -L and -Wl, flags, -pthread and -fopenmp also to the link. Several processes may build the same
-    library at once.
-    """
-    includes = [Path(directory).resolve() for directory in include_dirs]
-    objects = _runtime_objects(mode)
-    pairs = [_with_instrumentation(source) for source in sources]
-    # Of an inline function compiled both ways the linker keeps the first copy: instrumented first.
-    for source, instrumented in sorted(pairs, key=lambda pair: not pair[1]):
-        flags = KERNEL_FLAGS[mode] if instrumented else HOST_FLAGS[mode]
-        include_flags = [f"-I{directory}" for directory in (HERE, *includes)]
-        flags = [*COMMON_FLAGS, *flags, *include_flags, *extra_flags]
-        objects.append(_object(source, flags, _header_digest((HERE, CSRC, *includes))))
-
-    link_extra = [
-        f for f in extra_flags if f.startswith(("-l", "-L", "-Wl,", "-pthread", "-fopenmp"))
-    ]
-    link_flags = [*LINK_FLAGS[mode], *link_extra]
-    name = f"{mode}-{_digest([str(o.path) for o in objects] + link_flags)}"
-    library = BUILD_DIR / name / "libemulated.so"
-    if not library.exists():
-        with ThreadPoolExecutor(COMPILE_JOBS) as pool:
-            list(pool.map(_Object.compile, objects))
-        with _replacing(library) as output:
-            inputs = [str(o.path) for o in objects]
-            _run([*compiler(), "-shared", "-Wl,-Bsymbolic", *inputs, *link_flags, "-o", output])
-    return library
-
-
-@dataclasses.dataclass(frozen=True)
-class _Object:
-    """One compilation, named by everything that its result depends on."""
-
-    source: Path
-    flags: tuple[str, ...]
-    digest: str
-
-    @property
-    def path(self) -> Path:
-        return BUILD_DIR / "objects" / f"{self.source.stem}-{self.digest}.o"
-
-    def compile(self) -> None:
-        if self.path.exists():
-            return
-        with _replacing(self.path) as output:
-            _run([*compiler(), *self.flags, "-x", "c++", "-c", str(self.source), "-o", output])
-
-
-def _object(source: Path, flags: Sequence[str], headers: str) -> _Object:
-    version = _compiler_version(tuple(compiler()))
-    digest = _digest([version, headers, str(source), source.read_bytes(), *flags])
-    return _Object(source, tuple(flags), digest)
-
-
-def _runtime_objects(mode: Mode) -> list[_Object]:
-    names = RUNTIME_SOURCES + (CHECKER_SOURCES if mode == "check" else ())
-    flags = [*COMMON_FLAGS, *HOST_FLAGS[mode]]
-    headers = _header_digest((HERE,))
-    return [_object(HERE / name, flags, headers) for name in names]
-
-
-def _with_instrumentation(source: PathLike | tuple[PathLike, bool]) -> tuple[Path, bool]:
-    if isinstance(source, tuple):
-        return Path(source[0]).resolve(), source[1]
-    path = Path(source).resolve()
-    return path, path.suffix != ".cpp"
-
-
-def _digest(parts: Iterable[bytes | str]) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        sha.update(len(data).to_bytes(8, "little"))
-        sha.update(data)
-    return sha.hexdigest()[:16]
-
-
-def _header_digest(directories: Iterable[Path]) -> str:
-    patterns = ("*.h", "*.cuh", "*.hpp")
-    headers = {h for directory in directories for p in patterns for h in directory.rglob(p)}
-    return _digest(part for h in sorted(headers) for part in (str(h), h.read_bytes()))
-
-
-@functools.cache
-def _compiler_version(command: tuple[str, ...]) -> str:
-    return subprocess.run(
-        [*command, "--version"], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def _run(command: Sequence[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """A temporary name that becomes `path` at the end: nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        temporary = Path(directory) / path.name
-        yield str(temporary)
-        temporary.replace(path)
-
-
-def asan_environment() -> dict[str, str] | None:
-    """What a process needs to load an "asan" library; None if the compiler has no libasan."""
-    command = [*compiler(), "-print-file-name=libasan.so"]
-    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    if not os.path.isabs(path):
-        return None
-    options = "detect_leaks=0:detect_stack_use_after_return=0"
-    undefined = "print_stacktrace=1"
-    return {**os.environ, "LD_PRELOAD": path, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": undefined}
-
-
-# ---- run
 
 
 class _Config(ctypes.Structure):
@@ -255,14 +69,21 @@ class Emulator:
 
     def __init__(self, path: PathLike) -> None:
         """Loads what build() returned; call the launchers of the sources through `library`."""
+        self.path = Path(path)
         self.library = ctypes.CDLL(str(path))
         self._allocations: set[int] = set()
+        self.schedule: tuple[object, ...] = ()  # what configure() got
+        self.twins: Twins | None = None  # of kernels that were translated from PTX
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self.library.emulator_allocate.restype = pointer
         self.library.emulator_allocate.argtypes = (size, ctypes.c_char_p, ctypes.c_int)
         self.library.emulator_free.argtypes = (pointer,)
         self.library.emulator_mark_initialised.argtypes = (pointer, ctypes.c_int)
         self.library.emulator_take_error.restype = ctypes.c_char_p
+        self.library.emulator_host_threads.restype = ctypes.c_uint64
+        self.library.emulator_twin_threads.restype = ctypes.c_uint64
+        self.library.emulator_twin_threads.argtypes = (pointer,)
+        self.library.emulator_set_twin.argtypes = (pointer, pointer, pointer, size)
         self.configure()
         self.take_error()
         self.traffic()
@@ -331,6 +152,7 @@ class Emulator:
             exp2_ulps,
             exp2_mixed,
         )
+        self.schedule = fields
         config = _Config(*fields)
         self.library.emulator_configure(ctypes.byref(config))
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from emulator import CSRC, HERE, Array, Emulator, Mode, build
+from compiling import CSRC, HERE, Mode, build
+from emulator import Array, Emulator
+from ptx.twins import Twins, kernels_of
 from torch import Tensor
 
 from dynprune_cuda import _C
@@ -173,12 +175,27 @@ class ScoreUpdate(ctypes.Structure):
     )
 
 
+# None: as the host's compiler makes them. "80", "90": as nvcc does, for that target.
+target: str | None = None
+
+
+def loaded() -> list[Emulator]:
+    """The emulators that load() has returned so far."""
+    return list(_loaded)
+
+
+_loaded: list[Emulator] = []
+
+
 @functools.cache
 def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
     launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
     sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
+    _loaded.append(emulator)
+    if target is not None:
+        emulator.twins = Twins(emulator, mode, kernels_of(target))
     library = emulator.library
     library.emulated_select_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_select_uniform_workspace_bytes.restype = ctypes.c_size_t
@@ -589,5 +606,7 @@ def on_schedule(**schedule: int) -> Kernels:
     """The project's kernels at a schedule."""
     emulator = load("check")
     emulator.take_error()
+    if target == "80":
+        schedule["max_cluster"] = 0  # no such device has clusters
     emulator.configure(**schedule)
     return Kernels(emulator)

@@ -67,6 +67,11 @@ struct EmulatorTraffic {
   uint64_t atomics;
 };
 
+// A kernel translated from PTX, which launches of the kernel run in its place. It takes a pointer
+// to each argument.
+struct EmulatorTwin;
+typedef void (*EmulatorTwinFunction)(const void* const* arguments);
+
 extern "C" {
 extern EmulatorThread* emulator_current_thread;  // null while host code runs
 
@@ -86,6 +91,10 @@ int emulator_multiprocessor_count();
 // with one, a block that is late would see that others have come again, and know what they have
 // done since, as on no device.
 unsigned* emulator_grid_barrier();
+// For kernels translated from PTX: both counters, null if the launch is not cooperative; and an
+// atomic that releases, which may be a grid's barrier.
+void* emulator_grid_workspace();
+void emulator_note_release(const void* address);
 unsigned* emulator_cluster_barrier();
 unsigned emulator_cluster_size();
 // Where a variable of the calling block lies in another block of its cluster.
@@ -109,6 +118,11 @@ int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3
 int emulator_resident_clusters(unsigned cluster);  // how many run at once; 0 if none can
 size_t emulator_shared_limit();
 float emulator_exp2(float x);
+double emulator_reciprocal(double x);
+// The twin of a kernel, null without one. It is reported if its parameters have other sizes.
+EmulatorTwin* emulator_find_twin(const void* kernel, const size_t* sizes, size_t num_parameters);
+void emulator_run_twin(EmulatorTwin* twin, const void* const* arguments);
+void emulator_count_host_thread();
 int emulator_last_error(int clear);
 int emulator_memset(void* address, int value, size_t bytes);
 
@@ -117,6 +131,10 @@ void emulator_configure(const EmulatorConfig* config);
 const char* emulator_take_error();  // every report since the last call; allows launches again
 void emulator_statistics(EmulatorStatistics* out);  // since the last call
 void emulator_traffic(EmulatorTraffic* out);  // since the last call; zeros except in check builds
+void emulator_set_twin(const void* kernel, EmulatorTwinFunction function, const size_t* sizes,
+                       size_t num_parameters);       // a null function removes it
+uint64_t emulator_twin_threads(const void* kernel);  // that have run its twin
+uint64_t emulator_host_threads();  // that have run a kernel without twin, since the last call
 void* emulator_allocate(size_t bytes, const char* name, int initialised);
 void emulator_free(void* address);
 void emulator_mark_initialised(const void* address, int initialised);

@@ -364,6 +364,15 @@ unsigned* emulator_cluster_barrier() {
          block.num_meetings++ % 2;
 }
 
+void* emulator_grid_workspace() { return runtime.launch.grid_barrier; }
+
+// Cooperative groups count arrivals in the second word.
+void emulator_note_release(const void* address) {
+  const bool barrier =
+      runtime.launch.grid_barrier != nullptr && address == runtime.launch.grid_barrier + 1;
+  if (barrier && current_fiber()->block->linear_index == 0) runtime.statistics.grid_barriers++;
+}
+
 unsigned* emulator_grid_barrier() {
   if (runtime.launch.grid_barrier == nullptr) {
     report("grid_sync() in a kernel that was not launched cooperatively");

@@ -38,7 +38,7 @@ EMULATOR_UNRECORDED void poke(T* p, T v) {
   *p = v;
 }
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__) || defined(EMULATOR_RECORDING)
 EMULATOR_INLINE void record_plain(const volatile void* p, size_t bytes, EmulatorAccess access) {
   emulator_record_plain(p, bytes, access);
 }
@@ -82,11 +82,24 @@ template <class... Parameters>
 struct KernelCall {
   void (*kernel)(Parameters...);
   std::tuple<Parameters...> arguments;
+  EmulatorTwin* twin;
+
+  KernelCall(void (*kernel)(Parameters...), Parameters... arguments)
+      : kernel(kernel), arguments(arguments...) {
+    const size_t sizes[] = {sizeof(Parameters)..., 0};
+    twin = emulator_find_twin(reinterpret_cast<const void*>(kernel), sizes, sizeof...(Parameters));
+  }
 
   // Unrecorded: arguments live on the host's stack, which kernels otherwise must not touch.
   template <size_t... I>
   EMULATOR_UNRECORDED void call(std::index_sequence<I...>) {
-    kernel(std::get<I>(arguments)...);
+    if (twin != nullptr) {
+      const void* const pointers[] = {&std::get<I>(arguments)..., nullptr};
+      emulator_run_twin(twin, pointers);
+    } else {
+      emulator_count_host_thread();
+      kernel(std::get<I>(arguments)...);
+    }
   }
   EMULATOR_UNRECORDED static void run(void* self) {
     static_cast<KernelCall*>(self)->call(std::index_sequence_for<Parameters...>());
@@ -97,7 +110,7 @@ template <class... Parameters, class... Arguments>
 void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t,
             void (*kernel)(Parameters...), Arguments... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
-  KernelCall<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
+  KernelCall<Parameters...> call(kernel, arguments...);
   emulator_launch(name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call);
 }
 
@@ -303,8 +316,8 @@ EMULATOR_WARP_REDUCTION(__reduce_xor_sync, unsigned, kWarpXor)
 namespace emulator {
 
 template <class T, class Update>
-EMULATOR_INLINE T read_modify_write(T* p, Update update) {
-  record_atomic(p, sizeof(T), kAccessReadWrite, __ATOMIC_RELAXED);
+EMULATOR_INLINE T read_modify_write(T* p, Update update, int memory_order = __ATOMIC_RELAXED) {
+  record_atomic(p, sizeof(T), kAccessReadWrite, memory_order);
   const T before = peek(p), after = update(before);
   poke(p, after);
   // An update that changed nothing may be a thread waiting for a lock.

@@ -10,7 +10,7 @@ cudaError_t launch_cooperative(const char* name, dim3 grid, dim3 block, size_t d
                                cudaStream_t, void (*kernel)(Parameters...),
                                Arguments... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
-  KernelCall<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
+  KernelCall<Parameters...> call(kernel, arguments...);
   return static_cast<cudaError_t>(emulator_launch_cooperative(
       name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
 }
@@ -20,7 +20,7 @@ cudaError_t launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3 
                             size_t dynamic_shared_bytes, cudaStream_t,
                             void (*kernel)(Parameters...), Arguments... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
-  KernelCall<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
+  KernelCall<Parameters...> call(kernel, arguments...);
   return static_cast<cudaError_t>(emulator_launch_clusters(
       name, grid, cluster, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
 }

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from bug_matrix import SCHEDULES, Schedule, configure
-from emulator import HERE, Emulator, Mode, build
+from compiling import HERE, Mode, build
+from emulator import Emulator
 
 NOTHING, FIRST_SYNC, SECOND_BUFFER, LAST_SYNC, NEIGHBOUR = range(5)
 INVALID_CONFIGURATION = 9

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from emulator import CSRC, HERE, Array, Emulator, build
+from compiling import CSRC, HERE, build
+from emulator import Array, Emulator
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from bug_matrix import (
     run_bug,
     run_select,
 )
-from emulator import HERE, Emulator, EmulatorError, asan_environment, build
+from compiling import HERE, asan_environment, build
+from emulator import Emulator, EmulatorError
 
 SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION, LAUNCH_FAILURE = 0, 1, 9, 719
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"seed{s.seed}")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from emulator import CSRC, HERE, Array, Emulator, build
+from compiling import CSRC, HERE, build
+from emulator import Array, Emulator
 from kernels import (
     LITTLE_SHARED_BYTES,
     SCHEDULES,
