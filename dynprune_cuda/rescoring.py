@@ -68,7 +68,9 @@ def check_arguments(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if score is not None and not callable(score):
         raise TypeError(f"score must be a function (model, batch) -> (ids, values), got {score!r}")
-    has_options = weight is not None or ignore_index != IGNORE_INDEX or label_smoothing != 0
+    ignored = as_int("ignore_index", ignore_index, minimum=-MAX_INT64 - 1, maximum=MAX_INT64)
+    smoothing = as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    has_options = weight is not None or ignored != IGNORE_INDEX or smoothing != 0
     if score is not None and has_options:
         raise ValueError(
             "weight, ignore_index and label_smoothing must be left out with score, which computes "
@@ -78,8 +80,6 @@ def check_arguments(
         raise TypeError(f"loader must be an iterable of batches, got {type(loader).__name__}")
     if weight is not None:
         check_vector("weight", weight, FLOATING)
-    as_int("ignore_index", ignore_index, minimum=-MAX_INT64 - 1, maximum=MAX_INT64)
-    as_float("label_smoothing", label_smoothing, low=0.0, high=1.0)
 
 
 def rescore(

@@ -51,6 +51,7 @@ def policy_recipes() -> list[Recipe]:
                 small=("num_samples",),
                 late=("every", "ids", "groups", "floor", "class_shares"),
                 aliases={"floor": ("group_floor",), "policy": ("rule",)},
+                calls=("policy",) if "policy" in arguments else (),
                 least=1,
             )
         )
