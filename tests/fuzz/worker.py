@@ -88,8 +88,7 @@ def _run_batch(plan: Plan, first: int, last: int, report: Report) -> int:
         status = child.wait()
         if status == 0:
             return last
-        errors.seek(0)
-        told = errors.read()[-6000:]
+        told = _written(errors)
     is_late = status == -signal.SIGKILL or "Timeout (" in told
     outcome = Outcome("hang" if is_late else "crash", f"exit status {status}\n{told}")
     _enter(plan, max(started, first), outcome, time.monotonic() - began, report)
@@ -127,10 +126,18 @@ def alone(plan: Plan, case: Case) -> Outcome:
         status = child.wait()
         if status == 0:
             return found[0]
-        errors.seek(0)
-        told = errors.read()[-6000:]
+        told = _written(errors)
     is_late = status == -signal.SIGKILL or "Timeout (" in told
     return Outcome("hang" if is_late else "crash", f"exit status {status}\n{told}")
+
+
+def _written(errors: IO[str]) -> str:
+    """Returns the end of what a process wrote, without the long list of its modules."""
+    errors.seek(0)
+    text = errors.read()
+    return "".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith("Extension modules")
+    )[-6000:]
 
 
 # ---- in the processes
