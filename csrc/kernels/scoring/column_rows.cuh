@@ -28,6 +28,8 @@ class ColumnRow {
   using Element = T;
   using A = compute_t<T>;
   static constexpr int kRows = kThreads / kMembers;  // of a block
+  static constexpr int kForwardBlocksPerSm = 3;
+  static constexpr int kStepBlocksPerSm = 2;
 
   const int member;
   const int64_t index;

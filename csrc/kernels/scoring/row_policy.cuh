@@ -13,6 +13,9 @@
 //   exchange       adds up the sums of the blocks that share the row
 //   share          returns to all threads what a thread with has_sums() passes
 //   write_gradient, write_zeros   write this thread's part of the gradient
+// Its constants kForwardBlocksPerSm and kStepBlocksPerSm are the resident blocks that these kernels
+// aim at. Left to itself, ptxas aims at more than the registers allow on some architectures, and
+// spills.
 // TeamRow and StagedTeamRow: a row within a block. SlicedRow (step_wide.cuh): a row of many blocks.
 // ColumnRow (column_rows.cuh): a row whose classes lie apart.
 #pragma once
@@ -30,6 +33,7 @@ class TeamRow {
   using Element = T;
   using A = compute_t<T>;
   static constexpr int kRows = kThreads / kTeam;  // of a block
+  static constexpr int kForwardBlocksPerSm = std::is_same<T, float>::value ? 4 : 3;
 
   const int member;  // this thread's place in the team
   const int64_t index;
@@ -103,6 +107,7 @@ class StagedTeamRow : public TeamRow<T, kTeam> {
 
  public:
   using A = typename Base::A;
+  static constexpr int kStepBlocksPerSm = std::is_same<T, float>::value ? 3 : 2;
 
   // staged_rows: staged_bytes for each team of the block. With 0, the row is read again.
   __device__ __forceinline__ StagedTeamRow(const CrossEntropyInput& in, T* grad_logits,

@@ -12,14 +12,10 @@ namespace dynprune {
 namespace cuda {
 namespace {
 
-// Left to itself, ptxas aims at more resident blocks than the registers allow on some
-// architectures, and spills.
-template <class T>
-constexpr int kForwardBlocksPerSm = std::is_same<T, float>::value ? 4 : 3;
 constexpr int kBackwardBlocksPerSm = 4;
 
 template <class Row>
-__global__ void __launch_bounds__(kThreads, kForwardBlocksPerSm<typename Row::Element>)
+__global__ void __launch_bounds__(kThreads, Row::kForwardBlocksPerSm)
     forward_kernel(CrossEntropyInput in, Outputs<typename Row::A> out, ErrorRecord* errors) {
   using A = typename Row::A;
   const LossOptions<A> options(in);

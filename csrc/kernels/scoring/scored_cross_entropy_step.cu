@@ -18,9 +18,7 @@ namespace cuda {
 namespace {
 
 template <class Row>
-__global__ void __launch_bounds__(kThreads, std::is_same<typename Row::Element, float>::value
-                                                ? kStepBlocksPerSmOfFloat
-                                                : kStepBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, Row::kStepBlocksPerSm)
     step_kernel(StepTask<typename Row::A> task) {
   using A = typename Row::A;
   DYNPRUNE_DYNAMIC_SHARED(unsigned char, staged_rows);

@@ -224,9 +224,5 @@ __device__ __forceinline__ void step_row(const StepTask<typename Row::A>& task,
   }
 }
 
-// Left to itself, ptxas aims at more resident blocks than the registers allow, and spills.
-constexpr int kStepBlocksPerSm = 2;
-constexpr int kStepBlocksPerSmOfFloat = 3;  // where shared memory allows as many
-
 }  // namespace cuda
 }  // namespace dynprune

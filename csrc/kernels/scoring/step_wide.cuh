@@ -136,6 +136,7 @@ class SlicedRow {
   using A = compute_t<T>;
   using Team = TeamOf<A>;
   static constexpr bool exists = true, has_gradient = true;
+  static constexpr int kStepBlocksPerSm = 2;
 
   const int64_t index;
   const RowTarget<A> target;
@@ -192,7 +193,7 @@ class SlicedRow {
 };
 
 template <class Row>
-__global__ void __launch_bounds__(kThreads, kStepBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, Row::kStepBlocksPerSm)
     wide_step_kernel(StepTask<typename Row::A> task, int members, int64_t slice_classes) {
   using A = typename Row::A;
   if constexpr (Row::Team::kInCluster && !kHasClusters) return;

@@ -10,13 +10,14 @@ namespace cuda {
 namespace {
 
 constexpr int kKeyThreads = 256;
+constexpr int kKeyBlocksPerSm = 4;  // so that ptxas allows the registers of a batch
 
 // Samples that a thread loads before it computes their keys.
 template <class Ranking>
 constexpr int kKeyBatch = kLoadsInFlight / Ranking::kLoads;
 
 template <class Ranking>
-__global__ void __launch_bounds__(kKeyThreads)
+__global__ void __launch_bounds__(kKeyThreads, kKeyBlocksPerSm)
     shard_keys_kernel(ShardRanking<Ranking> ranking, Seed seed, uint32_t* keys,
                       ErrorRecord* errors) {
   constexpr int64_t kBlockBatch = kKeyThreads * kKeyBatch<Ranking>;
