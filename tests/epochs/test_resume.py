@@ -3,21 +3,15 @@
 
 import copy
 import dataclasses
-import os
 import pickle
 import random
-import secrets
-import signal
-import subprocess
-import sys
 from itertools import islice
 
-import killed_run
 import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from runs import BATCH, EPOCHS, MAKERS, N, assert_same_state, save, train, value
+from runs import BATCH, EPOCHS, MAKERS, N, assert_same_state, first_batches, save, train, value
 from torch.utils.data import DataLoader
 
 from dynprune_cuda import IndexedDataset
@@ -64,23 +58,6 @@ def test_a_run_goes_on_on_another_device(device):
         resumed.load_state_dict(position)
         assert second.table.device.type == torch.device(device).type
         assert train(second, resumed) == expected[stop:]
-
-
-@pytest.mark.slow
-def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
-    """SIGKILL at a random step of a training with model, optimiser and checkpoints on disk."""
-    expected = killed_run.run(tmp_path / "whole")
-    step = secrets.randbelow(len(expected) // 2)
-    command = [sys.executable, killed_run.__file__, str(tmp_path / "killed")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
-        for _ in islice(process.stdout, step + 1):
-            pass
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert len(killed_run.read(tmp_path / "killed")) < len(expected)
-    history = killed_run.run(tmp_path / "killed")  # fails if a step is done again and differs
-    assert history == expected, f"killed after step {step}"
 
 
 def test_state_dicts_are_snapshots(device):
@@ -135,7 +112,7 @@ def test_a_pruner_reaches_a_spawned_process(tmp_path):
     train(pruner, sampler, 13)
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    process = context.Process(target=killed_run.first_batches, args=(pruner, queue))
+    process = context.Process(target=first_batches, args=(pruner, queue))
     process.start()
     theirs = queue.get()
     process.join()

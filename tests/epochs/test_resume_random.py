@@ -5,105 +5,25 @@ The way is the documented one: save model, optimiser, pruner, position and gener
 before the loop.
 """
 
-import copy
+import os
 import random
+import signal
+import subprocess
+import sys
 from itertools import islice
 
-import numpy as np
 import pytest
+import random_run
 import torch
+from random_run import BATCH, N, Run
 from torch.utils.data import DataLoader
 
 from dynprune_cuda import IndexedDataset, Pruner
 from dynprune_cuda.data.generators import PlacedBatch
 
-N, BATCH, EPOCHS = 60, 8, 4
 KINDS = ["plain", "stateful"]
 WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 quiet = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-
-
-class Augmented(torch.utils.data.Dataset):
-    """Samples with noise from the generators of torch, NumPy and Python."""
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, i):
-        noise = torch.rand(()).item() + np.random.rand() + random.random()
-        return torch.sin(torch.arange(5.0) * (i + 1)) + noise, i % 3
-
-
-class Run:
-    """A training with dropout whose state is all that is saved."""
-
-    def __init__(self, kind, num_workers, seed=0, **options):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        self.model = torch.nn.Sequential(
-            torch.nn.Linear(5, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 3)
-        )
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        self.pruner = Pruner(N, 0.5, "ucb", period=2)
-        self.sampler = self.pruner.batch_sampler(BATCH)
-        make = DataLoader
-        if kind == "stateful":
-            make = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
-        data = IndexedDataset(Augmented())
-        self.loader = make(data, batch_sampler=self.sampler, num_workers=num_workers, **options)
-        self.kind, self.num_workers, self.trained = kind, num_workers, 0
-
-    def train(self, stop=None):
-        """Trains until `stop` batches were seen; returns their ids and losses."""
-        seen = []
-        for epoch in range(self.pruner.epoch, EPOCHS):
-            if epoch != self.pruner.epoch:
-                self.trained = 0
-            self.pruner.set_epoch(epoch)
-            for inputs, labels, ids in self.loader:
-                loss = self.pruner.cross_entropy(self.model(inputs), labels, ids)
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                self.trained += len(ids)
-                seen.append((ids.tolist(), inputs.sum().item().hex(), loss.item().hex()))
-                if len(seen) == stop:
-                    return seen
-        return seen
-
-    def save(self):
-        if self.kind == "stateful":
-            position = self.loader.state_dict()
-        else:
-            position = self.sampler.state_dict()
-            assert position == {"epoch": self.pruner.epoch, "ids": self.trained}
-        return copy.deepcopy(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "pruner": self.pruner.state_dict(),
-                "position": position,
-                "generators": [torch.get_rng_state(), np.random.get_state(), random.getstate()],
-                "trained": self.trained,
-            }
-        )
-
-    def load(self, state):
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.pruner.load_state_dict(state["pruner"])
-        (self.loader if self.kind == "stateful" else self.sampler).load_state_dict(
-            state["position"]
-        )
-        self.trained = state["trained"]
-        torch.set_rng_state(state["generators"][0])
-        np.random.set_state(state["generators"][1])
-        random.setstate(state["generators"][2])
-
-    def result(self):
-        parameters = [parameter.detach().clone() for parameter in self.model.parameters()]
-        return [*parameters, *self.pruner.table.state_dict().values(), torch.get_rng_state()]
 
 
 @quiet
@@ -122,6 +42,29 @@ def test_dropout_and_augmentation_go_on_bit_for_bit(kind, num_workers):
         second.load(state)
         assert second.train() == expected[stop:], stop
         assert all(map(torch.equal, second.result(), whole.result())), stop
+
+
+@quiet
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ten_kills_change_no_bit(tmp_path, kind, num_workers):
+    """SIGKILL at ten random steps; each time a process goes on from the last checkpoint on disk."""
+    whole = Run(kind, num_workers, epochs=random_run.KILLED_EPOCHS)
+    expected = whole.train()
+    steps = sorted(random.SystemRandom().sample(range(1, len(expected) - 5), 10))
+    command = [sys.executable, random_run.__file__, str(tmp_path), kind, str(num_workers)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, steps)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * 10 + ["0"], steps
+    result, history = torch.load(tmp_path / "result.pt", weights_only=False)
+    # Steps behind a checkpoint are done again, and are the same.
+    assert set(history) == set(enumerate(expected)), steps
+    assert len(history) > len(expected), "no step was done again: were the processes killed?"
+    assert all(map(torch.equal, result, whole.result())), steps
 
 
 class Prefetching:

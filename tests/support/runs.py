@@ -2,6 +2,7 @@
 """Pruners of every kind and a training to stop and resume, for `test_resume` and `test_state`."""
 
 import io
+from itertools import islice
 
 import torch
 
@@ -84,3 +85,8 @@ def assert_same_state(one, other):
             torch.testing.assert_close(other[name], mine, rtol=0, atol=0, equal_nan=True)
         else:
             assert other[name] == mine, name
+
+
+def first_batches(pruner, queue) -> None:
+    """Sends the first batches of the current epoch to another process."""
+    queue.put(list(islice(pruner.batch_sampler(8), 2)))
