@@ -73,8 +73,7 @@ def scored_cross_entropy_step_(
 
     The gradients of float16 logits without `grad_scale` would underflow before a loss scaler lifts
     them. They are therefore computed in the backward pass. There is one backward pass per call, and
-    no second derivative. On CUDA, batches of more than 8192 rows, and means over many rows, take a
-    few small launches more.
+    no second derivative. On CUDA, batches of more than 512 rows take a few small launches more.
 
     Args:
         logits: [B, C] or of another shape, see `scored_cross_entropy`, as for `target`, `weight`,

@@ -212,8 +212,8 @@ def test_step_on_columns_that_no_shared_memory_holds(kernels_in_turn: Kernels) -
 
 def test_step_on_many_columns(kernels_in_turn: Kernels) -> None:
     """More rows than one block finishes."""
-    options = {"group_rows": 4100, "in_columns": True, "rows_per_id": 4100, "ignore_index": 1}
-    check_step(kernels_in_turn, 8200, 3, torch.bfloat16, **options)
+    options = {"group_rows": 513, "in_columns": True, "rows_per_id": 513, "ignore_index": 1}
+    check_step(kernels_in_turn, 1026, 3, torch.bfloat16, **options)
 
 
 @pytest.mark.parametrize("classes", [5, 40, 1030, 13_000])
@@ -270,7 +270,7 @@ def test_step_with_one_id_for_several_rows(kernels: Kernels, row_reduction: str)
 
 
 def test_step_with_one_id_for_more_rows_than_one_block_finishes(kernels_in_turn: Kernels) -> None:
-    check_step(kernels_in_turn, 8200, 2, torch.float32, rows_per_id=1025, ignore_index=1)
+    check_step(kernels_in_turn, 520, 2, torch.float32, rows_per_id=65, ignore_index=1)
 
 
 def test_step_on_rows_that_need_leave_for_their_shared_memory(kernels_in_turn: Kernels) -> None:
@@ -281,12 +281,28 @@ def test_step_on_rows_that_need_leave_for_their_shared_memory(kernels_in_turn: K
 def test_step_with_more_rows_than_one_block_finishes(
     kernels_in_turn: Kernels, reduction: str
 ) -> None:
-    check_step(kernels_in_turn, 8193, 2, torch.float32, reduction=reduction, ignore_index=1)
+    check_step(kernels_in_turn, 513, 2, torch.float32, reduction=reduction, ignore_index=1)
 
 
-def test_step_whose_blocks_would_read_too_many_targets(kernels_in_turn: Kernels) -> None:
-    """1500 blocks of one row: the divisor is made by a launch of its own."""
-    check_step(kernels_in_turn, 1500, 1030, torch.bfloat16, weighted=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_step_with_more_blocks_than_one_block_finishes(
+    kernels_in_turn: Kernels, dtype: torch.dtype
+) -> None:
+    """600 blocks of one row."""
+    check_step(kernels_in_turn, 600, 1030, dtype, weighted=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_launches_of_a_step(kernels: Kernels, reduction: str) -> None:
+    """No block does more than 512 rows' worth of what one block does for the batch."""
+    launches = []
+    for rows in (1, 512, 513, 2000):
+        kernels.emulator.statistics()
+        check_step(kernels, rows, 2, torch.float32, reduction=reduction)
+        launches.append(kernels.emulator.statistics()["launches"])
+    # The divisor; the losses' partial sums and their sum; rows claim their samples; enter them.
+    more = {"mean": 5, "sum": 4, "none": 2}[reduction]
+    assert launches == [1, 1, 1 + more, 1 + more]
 
 
 def test_bad_rows_of_a_step_count_for_nothing(kernels: Kernels) -> None:

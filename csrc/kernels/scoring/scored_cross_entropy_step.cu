@@ -80,7 +80,7 @@ struct StepPlan {
   unsigned blocks;       // of step_kernel
   unsigned partials;     // of a sum over all rows that has launches of its own
   bool finish_here;      // by the last block; else by launches of their own
-  bool divisor_first;    // the divisor of a mean by a launch of its own
+  bool divisor_first;    // the divisor of a mean by a launch of its own, not by every block
   bool wide;             // several blocks share a row, if the device can
   int64_t staged_bytes;  // of shared memory per row; 0: a row is read again
   int64_t block_bytes;   // of dynamic shared memory that a block may have
@@ -103,9 +103,8 @@ StepPlan plan_step(const StepTask<typename Row::A>& task, int64_t row_bytes, int
   const bool fits = bytes <= kMaxStagedBytes && bytes <= plan.block_bytes;
   plan.wide = !fits && may_be_wide(task.in) && with_gradient && rows > 0;
   plan.staged_bytes = fits && with_gradient ? row_bytes : 0;
-  // The few blocks that share long rows may read all targets.
-  const bool many = plan.wide ? !plan.finish_here : plan.blocks * rows > kMaxTargetsRead;
-  plan.divisor_first = task.reduction == Reduction::kMean && task.divisor == nullptr && many;
+  plan.divisor_first =
+      task.reduction == Reduction::kMean && task.divisor == nullptr && !plan.finish_here;
   return plan;
 }
 

@@ -9,8 +9,8 @@
 namespace dynprune {
 namespace cuda {
 
-constexpr int64_t kMaxRowsPerLaunch = 8192;   // that one block finishes
-constexpr int64_t kMaxTargetsRead = 1 << 21;  // by all blocks together
+// That one block finishes, and whose targets every block reads.
+constexpr int64_t kMaxRowsPerLaunch = 512;
 constexpr int64_t kMaxPartialSums = 256;
 constexpr int64_t kMaxStagedBytes = 96 * 1024;  // per block: two on a multiprocessor of an H100
 constexpr int64_t kStaticBytes = 2 * 1024;      // at least what kernels of rows declare
