@@ -37,7 +37,7 @@ ifeq ($(wildcard $(MODULE)),)
 endif
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 tools: $(TOOLS) $(DOCS_TOOLS) $(DIST_TOOLS) ## Set up .venv with torch and all tools, and build nothing
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -77,7 +78,22 @@ def build_wheel(archive: Path, kind: str) -> Path:
     options = ("--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", DIST)
     run([sys.executable, "-m", "pip", "wheel", *options, sources], env)
     (wheel,) = DIST.glob(f"*{label}*.whl")
-    return wheel
+    return tagged(wheel)
+
+
+def oldest_glibc(module: bytes) -> tuple[int, int]:
+    """The oldest glibc that has every symbol that a compiled module names."""
+    named = re.findall(rb"GLIBC_(\d+)\.(\d+)", module)
+    return max((int(major), int(minor)) for major, minor in named)
+
+
+def tagged(wheel: Path) -> Path:
+    """The wheel, named for the oldest glibc that it runs with, so that pip refuses older ones."""
+    with zipfile.ZipFile(wheel) as archive:
+        major, minor = oldest_glibc(archive.read("dynprune_cuda/_C.abi3.so"))
+    platform = f"manylinux_{major}_{minor}_{os.uname().machine}"
+    command = (sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", platform)
+    return wheel.parent / run([*command, wheel], environment()).split()[-1]
 
 
 def faults(wheel: Path, kind: str) -> list[str]:

@@ -101,7 +101,7 @@ def test_a_result_replaces_the_last_one():
     assert matrix.replace_result(once, "new") == once
     with pytest.raises(ValueError, match="must have the line '## Result'"):
         matrix.replace_result("text", "new")
-    assert PAGE.count(matrix.RESULT) == 1 and PAGE.count("\n## ") == 2
+    assert PAGE.count(matrix.RESULT) == 1 and PAGE.count("\n## ") == 3
 
 
 def test_the_page_has_a_row_for_every_cell():
