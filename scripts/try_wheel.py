@@ -65,6 +65,7 @@ def main() -> None:
     assert Path(dynprune_cuda.__file__).is_relative_to(place), dynprune_cuda.__file__
     info = dynprune_cuda.build_info()
     assert bool(info["cuda"]) == (kind == "cuda"), info
+    torch.set_num_threads(1)  # two that wait for each other are slow on a busy machine
     torch.manual_seed(0)
     check_operators()
     before, after = train()
