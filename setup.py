@@ -2,7 +2,7 @@
 """Builds dynprune_cuda._C, one abi3 module against the LibTorch stable ABI, with or without CUDA.
 
 Metadata is in pyproject.toml. Switches: DYNPRUNE_CUDA=0/1, DYNPRUNE_LINEINFO=1,
-TORCH_CUDA_ARCH_LIST, MAX_JOBS.
+TORCH_CUDA_ARCH_LIST, MAX_JOBS, and of scripts/dist.py DYNPRUNE_LABEL=1.
 """
 
 from __future__ import annotations
@@ -117,10 +117,18 @@ def extension(toolkit: Toolkit | None) -> Extension:
     return ext
 
 
+def label(toolkit: Toolkit | None) -> str:
+    """The local part of a published wheel's version, as torch's: "+cpu", or "+cu130"."""
+    if os.environ.get("DYNPRUNE_LABEL") != "1":
+        return ""
+    return "+cpu" if toolkit is None else f"+cu{toolkit.version.replace('.', '')}"
+
+
 cuda = choose_toolkit()
 if cuda is not None:
     os.environ["CUDA_HOME"] = str(cuda.root)
 
+from setuptools.command.egg_info import egg_info  # noqa: E402
 from torch.utils.cpp_extension import BuildExtension  # noqa: E402  (reads CUDA_HOME when imported)
 
 
@@ -133,8 +141,16 @@ class IncrementalBuild(BuildExtension):
         self.build_temp = given or str(ROOT / "build" / "temp")
 
 
+class LabelledVersion(egg_info):
+    """Adds the label; the setup.cfg of an sdist would overrule an option."""
+
+    def finalize_options(self) -> None:
+        self.tag_build = label(cuda) or self.tag_build
+        super().finalize_options()
+
+
 setup(
     ext_modules=[extension(cuda)],
-    cmdclass={"build_ext": IncrementalBuild},
+    cmdclass={"build_ext": IncrementalBuild, "egg_info": LabelledVersion},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds one wheel, and tests it in environments with other releases of torch and Python.
+"""Tests a wheel in environments with other releases of torch and Python.
 
-    python scripts/matrix.py                      # all cells; writes the table of docs/versions.md
-    python scripts/matrix.py --cells 2.11 2.15    # these releases of torch, this Python
-    python scripts/matrix.py --cells 2.14/3.13 --keep
+    python scripts/matrix.py WHEEL                      # all cells; writes docs/versions.md's table
+    python scripts/matrix.py WHEEL --cells 2.11 2.15    # these releases of torch, this Python
+    python scripts/matrix.py WHEEL --cells 2.14/3.13 --keep
 
-The wheel is for the CPU only, and is built with the torch of the Python that runs this script. Each
-cell is an environment in build/matrix: torch, the wheel and what a part of the tests needs. It is
-deleted after its tests; --keep keeps it.
+The wheel is that for the CPU, which `make wheel` builds with the torch of this Python. Each cell is
+an environment in build/matrix: torch, the wheel and what a part of the tests needs, and no
+compiler. It is deleted after its tests; --keep keeps it.
 
 No cell has the CUDA libraries of its own torch, which are some GB: they are links to those that
 this Python has. These tests load them and call none.
@@ -148,10 +148,10 @@ class StepError(Exception):
     """A step of a cell failed; the message is its last line."""
 
 
-def run(command: Sequence[str | Path], env: dict[str, str]) -> str:
-    """Runs a command in the source tree and returns what it prints."""
+def run(command: Sequence[str | Path], env: dict[str, str], cwd: Path = ROOT) -> str:
+    """Runs a command, in the source tree by default, and returns what it prints."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=env, capture_output=True, text=True
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True
     )
     if done.returncode != 0:
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
@@ -166,19 +166,9 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def build_wheel() -> Path:
-    """Builds the wheel for the CPU, with the torch of this Python."""
-    folder = WORK / "dist"
-    shutil.rmtree(folder, ignore_errors=True)
-    # ninja is beside this Python.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    options = ("--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", folder)
-    run(
-        [sys.executable, "-m", "pip", "wheel", *options, ROOT],
-        {**environment(), "DYNPRUNE_CUDA": "0", "PATH": path},
-    )
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+def without_compilers(folder: Path) -> dict[str, str]:
+    """An environment of a machine that has nothing but the virtual environment in this folder."""
+    return {**environment(), "PATH": str(folder / "bin")}
 
 
 def find_python(version: str) -> Path:
@@ -194,7 +184,7 @@ def find_python(version: str) -> Path:
     raise StepError(f"there is no Python {version} on this machine")
 
 
-def install(cell: Cell, folder: Path, wheel: Path) -> None:
+def install(cell: Cell, folder: Path, wheel: Path, tools: Sequence[str] = TOOLS) -> None:
     """Makes the environment of a cell."""
     run(["sh", ROOT / "scripts" / "make_venv.sh", find_python(cell.python), folder], environment())
     env = environment()
@@ -218,12 +208,12 @@ def install(cell: Cell, folder: Path, wheel: Path) -> None:
         for library in shared.iterdir() if shared.is_dir() else ():
             if library.is_dir() and not (packages / "nvidia" / library.name).exists():
                 (packages / "nvidia" / library.name).symlink_to(library)
-    pip(*plain, *TOOLS)
+    pip(*plain, *tools)
 
 
 def run_tests(cell: Cell, folder: Path) -> Outcome:
     """Runs the tests in the environment of a cell."""
-    python, env = folder / "bin" / "python", environment()
+    python, env = folder / "bin" / "python", without_compilers(folder)
     script = (
         "import json, os, platform; os.chdir('/'); import dynprune_cuda as d;"
         "print(json.dumps([d.__file__, platform.python_version(), d.build_info()]))"
@@ -274,6 +264,7 @@ def try_cell(cell: Cell, wheel: Path, keep: bool) -> Outcome:
 def main() -> None:
     here = "{}.{}".format(*sys.version_info)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wheel", type=Path, help="for the CPU, of `make wheel`")
     parser.add_argument("--cells", nargs="*", default=[], help="TORCH or TORCH/PYTHON; none: all")
     parser.add_argument("--keep", action="store_true", help="keep the environments")
     options = parser.parse_args()
@@ -281,7 +272,9 @@ def main() -> None:
         cells = [parse_cell(text, here) for text in options.cells]
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    wheel = build_wheel()
+    wheel = options.wheel.resolve()
+    if not wheel.is_file():
+        parser.error(f"there is no {wheel}: make wheel")
     outcomes = [try_cell(cell, wheel, options.keep) for cell in cells or all_cells()]
     if not cells:
         torch = importlib.metadata.version("torch")

@@ -6,8 +6,8 @@ a worker of a process, reads the whole stream of raw items. Of the selected ids,
 it takes its part, one in so many as there are consumers: all get as many. Only these are decoded.
 The parts are decided by ids, so consumers may read the stream in different orders.
 
-The selection lies in shared memory, one byte per sample: the pruner writes it when an epoch begins,
-and workers read it, also those that live longer than an epoch.
+The selection lies in shared memory, one byte per sample. The pruner writes it when an epoch begins.
+Workers read it, also those that live longer than an epoch.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ class FilteredStream(IterableDataset[Any]):
 class StreamIterator(Iterator[Any]):
     """One worker's part of an epoch.
 
-    Its state is the number of raw items that it has read, and a checksum of the ids of its own
-    among them, in their order.
+    Its state is the number of raw items that it has read, and a checksum. The checksum is of the
+    ids that were its own, in their order.
     """
 
     def __init__(

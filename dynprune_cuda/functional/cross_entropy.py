@@ -74,11 +74,12 @@ def scored_cross_entropy(
 ) -> ScoredLoss:
     """Cross-entropy and the scores that data pruning ranks by, from one pass.
 
-    Arithmetic is in float32 (float64 for float64 logits) whatever the logits' dtype, and keeps its
-    relative precision where the target's probability is near 1, which is where easy samples are
-    ranked. Differentiable once, in reverse mode, with respect to the logits through the loss, with
-    any gradient of the losses; rows whose gradient is 0 are not read again. Factors must not
-    require a gradient.
+    Arithmetic is in float32, or in float64 for float64 logits. It keeps its relative precision
+    where the target's probability is near 1, so easy samples are ranked correctly.
+
+    The loss is differentiable once, in reverse mode, with respect to the logits. Any gradient of
+    the losses may come; rows whose gradient is 0 are not read again. Factors must not require a
+    gradient.
 
     Args:
         logits: [B, C], [C] or [B, C, d1, ...], or [B, d1, ..., C] with class_dim=-1; float32,
@@ -90,9 +91,9 @@ def scored_cross_entropy(
         ignore_index: Target of rows without loss and scores. Their gradient is 0, also where their
             logits are not finite and torch's gradient is NaN.
         label_smoothing: In [0, 1]; as in torch.nn.functional.cross_entropy.
-        reduction: "none", "sum", "mean": the sum divided by the targets' class weights (by the
-            number of rows that are not ignored, without class weights), or "sample": the mean over
-            the elements of the batch of each one's own mean.
+        reduction: "none", "sum", "mean" or "sample". "mean" divides the sum by the targets' class
+            weights; without class weights, by the number of rows that are not ignored. "sample" is
+            the mean over the elements of the batch of each one's own mean.
         target_b: As `target`, second class indices, as mixup and CutMix make them: the loss is lam
             * loss of target + (1 - lam) * loss of target_b (Zhang et al. 2018, arXiv:1710.09412),
             and so are the class weights in a mean. A row is ignored if either target is
@@ -136,9 +137,9 @@ def scored_cross_entropy(
 def last_layer_grand(el2n: Tensor, features: Tensor, *, bias: bool = True) -> Tensor:
     """GraNd of a linear last layer, in closed form: no per-sample gradient is formed.
 
-    The gradient of a sample's cross-entropy with respect to weight and bias is (g h^T, g), g = p -
-    onehot(y); its norm is |g| sqrt(1 + |h|^2), and |g| is EL2N (Paul, Ganguli & Dziugaite 2021,
-    restricted to the last layer).
+    The gradient of a sample's cross-entropy with respect to weight and bias is `(g h^T, g)`, with
+    `g = p - onehot(y)`. Its norm is `|g| sqrt(1 + |h|^2)`. `|g|` is EL2N (Paul, Ganguli & Dziugaite
+    2021, restricted to the last layer).
 
     Args:
         el2n: [B] from `scored_cross_entropy`, floating point.

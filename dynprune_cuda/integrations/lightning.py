@@ -45,8 +45,8 @@ class PrunerCallback(Callback):  # type: ignore[misc]
 
     `training_step` computes its loss with `pruner.cross_entropy(logits, labels, ids)`.
 
-    Lightning asks a loader for its length once, unless it reloads the loader every epoch: epochs
-    that are longer than the first one would be cut, and validation would never run in shorter ones.
+    Lightning reads the length of a loader once, unless it reloads the loader every epoch. Epochs
+    longer than the first one would be cut, and validation would never run in shorter ones.
     The next epoch therefore begins in `on_train_epoch_end`, before Lightning looks at its length:
     other hooks of that name already see the next epoch's subset. The last epoch has no next one.
 
@@ -111,7 +111,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         self.sampler, self.pruner = sampler, sampler.source
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the trainer, and begins the first epoch before any loader is asked for it.
+        """Checks the trainer, and begins the first epoch before any loader is read.
 
         Raises:
             TypeError: The callback's function found no sampler of a pruner.

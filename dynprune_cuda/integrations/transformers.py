@@ -66,13 +66,13 @@ class PrunedTrainerMixin:
     The loss is the model's own, or the trainer's, or for a model that returns none that of
     `pruner.cross_entropy`. The scores are made of the outputs: of `logits`
     [batch, classes] with integer `labels` [batch], and of `logits` [batch, tokens, vocabulary] with
-    `labels` [batch, tokens]. A sequence is a sample, whose score is made of those of its tokens by
-    `row_reduction` of the pruner; tokens with the label -100 count for nothing. Samples that the
-    collate function joins into one row without padding are told apart. TRL's SFTTrainer returns
-    losses of tokens instead of logits, which is enough for the scores "loss" and "entropy".
+    `labels` [batch, tokens]. A sequence is a sample. The pruner's `row_reduction` makes its score
+    of those of its tokens; tokens with the label -100 count for nothing. Samples that the collate
+    function joins into one row without padding are told apart. TRL's SFTTrainer returns losses of
+    tokens instead of logits, which is enough for the scores "loss" and "entropy".
 
-    Of any other model, the loss counts for each sample of the batch: override `compute_loss` and
-    call `pruner.observe` where per-sample losses are at hand; `inputs["sample_id"]` are the ids:
+    Of any other model, the loss counts for each sample of the batch. Where per-sample losses are at
+    hand, override `compute_loss` and call `pruner.observe`. `inputs["sample_id"]` are the ids:
     [batch], or [1, tokens] in batches without padding. A policy that rescales needs a loss that is
     the mean over samples or tokens. This is checked in the first epoch.
 
@@ -80,7 +80,7 @@ class PrunedTrainerMixin:
     documents, which are chosen and scored together.
 
     Checkpoints hold the pruner in `pruner.pt`, and `train(resume_from_checkpoint=...)` goes on bit
-    for bit. With several processes it is the state of the first: a checkpoint from inside an epoch
+    for bit. With several processes it is the state of the first. A checkpoint from inside an epoch
     lacks the scores that other processes have seen since it began.
 
     Attributes:

@@ -50,18 +50,18 @@ class Pruner(LinearScoring):
     selection the subset stays, in an order that is drawn anew each epoch. The warm-up before and
     the annealing at the end train on everything. Before the first `set_epoch` the epoch is 0.
 
-    The first `set_epoch` may name a later epoch than the warm-up while a policy that needs scores
-    has none: the loop counts from 1, or a state was not loaded. A RuntimeWarning says so, and the
-    warm-up runs then, for `warmup_epochs` epochs. Lengths count the epochs before as full.
+    The first `set_epoch` may name an epoch after the warm-up, although the policy needs scores and
+    has none. Then the loop counts from 1, or a state was not loaded. A RuntimeWarning says so, and
+    the warm-up runs then, for `warmup_epochs` epochs. Lengths count the epochs before as full.
 
-    A jump, forwards or backwards, selects if the subset at hand belongs to another period: with
-    the scores of now and the seed of the period that the epoch lies in.
+    A jump, forwards or backwards, selects if the current subset belongs to another period. It uses
+    the current scores and the seed of the period that the epoch lies in.
 
-    With several processes (see `process_group`), each trains its share of the same subset: the
-    samplers, `DeviceLoader`, `steps_per_epoch` and `total_steps` are those of one process, and so
-    is `batch_size`. All have as many steps: where the subset does not divide, some processes repeat
-    their first sample, whose second visit counts in the gradient and not in the scores. `selected`,
-    and after `set_epoch` the scores, are the same everywhere.
+    With several processes (see `process_group`), each trains its share of the same subset. The
+    samplers, `DeviceLoader`, `steps_per_epoch`, `total_steps` and `batch_size` are those of one
+    process. All have as many steps: where the subset does not divide, some processes repeat their
+    first sample. The second visit counts in the gradient and not in the scores. `selected`, and
+    after `set_epoch` the scores, are the same everywhere.
 
     A pruner is a plain object: it can be pickled and deep-copied. It never touches the random
     generators of Python, NumPy or torch. Subclasses work with every `sharding`.
@@ -95,13 +95,13 @@ class Pruner(LinearScoring):
 
         Args:
             num_samples: Size of the training set.
-            keep: How much of it a pruned epoch trains on: a float in (0, 1] is a fraction, of
-                which `max(1, floor(keep * num_samples + 0.5))` samples result; an int is the
-                number itself. A sequence has one such entry per epoch, of which the last one goes
-                on; a function gets the epoch, and must always give the same answer for it. A
-                selection asks for its own epoch: a change shows at the next one. A policy that
-                decides the number itself (full data, a static subset) needs no `keep`; if one is
-                given, it must agree. InfoBatch takes none.
+            keep: How much of it a pruned epoch trains on. A float in (0, 1] is a fraction: it gives
+                `max(1, floor(keep * num_samples + 0.5))` samples. An int is the number itself. A
+                sequence has one such entry per epoch, of which the last one goes on. A function
+                gets the epoch, and must always return the same for it. A selection uses the value
+                of its own epoch: a change shows at the next one. A policy that decides the number
+                itself (full data, a static subset) needs no `keep`; if one is given, it must agree.
+                InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
             period: Epochs between selections, at least 1. None: 1; see docs/guides/choosing.md.
@@ -115,37 +115,37 @@ class Pruner(LinearScoring):
             group_floor: A share of the group's proportional part of the selection, a float in
                 [0, 1], or a number of samples, an int. None: 0.5, or nothing with `class_shares`.
             class_shares: How much of the selection each group makes up: "equal", "proportional", or
-                a dict {class: share} with numbers from 0, of which only the ratios count. A group
-                that is too small is kept whole, and the others fill up. None: the floor.
-            score: What `cross_entropy` enters as a sample's score: "loss" (the training loss with
-                its class weight and label smoothing), "el2n", "entropy", or "margin" (its
-                negative, so that small margins rank high).
+                a dict {class: share}. Shares are numbers from 0, and only their ratios count. A
+                group that is too small is kept whole, and the others fill up. None: the floor.
+            score: What `cross_entropy` records as a sample's score: "loss", "el2n", "entropy" or
+                "margin". "loss" is the training loss with its class weight and label smoothing.
+                "margin" is the negative margin, so that small margins rank high.
             row_reduction: The score of a sample that has several rows in a batch, such as tokens or
-                views: their "mean", "sum" or "max", or a float in (0, 1]. The float is a share: the
-                mean of its greatest scores. One batch is one visit, whatever its rows.
+                views. It is their "mean", "sum" or "max", or a float in (0, 1]. The float is a
+                share: the mean of its greatest scores. One batch is one visit, whatever its rows.
             alpha: Weight of the newest value in a sample's moving average, in (0, 1]. None: 0.8,
                 or what the policy's source does, and 0.1 for a whole batch's value in `observe`.
             track_forgetting: Count in `table.forget_count` how often a sample that was classified
                 correctly at one visit was not at the next; see `ScoreTable`.
             seed: Any int, taken modulo 2**64; decides everything random.
             device: Where scores and subsets live: the device of the model.
-            process_group: The processes that train together, each on its share of the same subset:
-                a group of torch.distributed, None for the default one if torch.distributed is
-                initialised, or False for this process only. All of them must make the pruner, with
-                the same settings, and call `set_epoch`.
+            process_group: The processes that train together, each on its share of the same subset.
+                It is a group of torch.distributed, or False for this process only. None is the
+                default group if torch.distributed is initialised. All of them must make the pruner,
+                with the same settings, and call `set_epoch`.
             sharding: "replicate": every process holds all scores. "shard": each holds those of its
-                own part of the samples, 17 bytes a sample, and 16 a visit until the next epoch; the
-                subset and the batches are the same. `table`, `selected` and `stats` then tell of
-                this process's samples, and all processes call `state_dict` and `load_state_dict`.
-                Groups, InfoBatch, policies with a `select` of their own, `track_forgetting` and a
-                step that is captured in a CUDA graph are refused.
+                own part of the samples. That is 17 bytes a sample, and 16 a visit until the next
+                epoch. The subset and the batches are the same. `table`, `selected` and `stats` then
+                tell of this process's samples, and all processes call `state_dict` and
+                `load_state_dict`. Groups, InfoBatch, policies with a `select` of their own,
+                `track_forgetting` and a step that is captured in a CUDA graph are refused.
             shard_layout: With sharding="shard", which samples process r of R holds: "contiguous"
                 is the r-th piece of `ceil(num_samples / R)`, "strided" the ids that are r modulo R.
-            surplus: With sharding="shard", who trains on a process's selected samples. "move":
-                whoever it takes for equal shares and the batches of one process; their ids move,
-                and every process must be able to read every sample. "local": the process itself,
-                which repeats its own first ids (without entering scores) until all have as many
-                steps. How long an epoch is, is then known once it has begun. See
+            surplus: With sharding="shard", who trains on a process's selected samples. "move": ids
+                move between processes, so that shares are equal and batches are those of one
+                process. Every process must be able to read every sample. "local": the process
+                itself. It repeats its own first ids until all have as many steps, without recording
+                their scores. The length of an epoch is then known once it has begun. See
                 docs/guides/sharding.md.
 
         Raises:
@@ -202,9 +202,9 @@ class Pruner(LinearScoring):
 
         Nothing changes if `epoch` is already the current one, or if an error is raised.
 
-        With several processes, all of them must call it: it shares the scores that each has seen
-        (which an error of the selection does not undo), and ends with the same table and the same
-        subset on all of them.
+        With several processes, all of them must call it. It shares the scores that each has seen;
+        an error of the selection does not undo that. Afterwards all have the same table and the
+        same subset.
 
         Args:
             epoch: The epoch, counted from 0.
@@ -214,7 +214,7 @@ class Pruner(LinearScoring):
             ValueError: `epoch` is negative, `keep` gives no valid number for it, or the policy
                 returned something other than as many distinct sample ids. Or the processes are
                 not in the same place of the same run.
-            IndexError: An earlier step on a GPU met a target or an id out of range.
+            IndexError: An earlier step on a GPU had a target or an id out of range.
             RuntimeError: Another process failed, or the pruner was made before torch.distributed
                 was initialised.
         """
@@ -349,7 +349,7 @@ class Pruner(LinearScoring):
                 are missing, surplus or of another length; or the processes differ. Policies with
                 `memory` or `uses_history` cannot be resized, nor can `RandomStatic`. Nothing
                 changes, but that processes may have shared their scores.
-            IndexError: An earlier step on a GPU met a target or an id out of range.
+            IndexError: An earlier step on a GPU had a target or an id out of range.
             RuntimeError: Another process failed.
         """
         with torch.inference_mode(False):
@@ -380,15 +380,15 @@ class Pruner(LinearScoring):
         before, and the same `surplus` and `shard_layout`; at the end of an epoch, with any.
 
         Raises:
-            IndexError: An earlier step on a GPU met a target or an id out of range.
+            IndexError: An earlier step on a GPU had a target or an id out of range.
         """
         return self._run.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, grow: bool = False) -> None:
         """Takes over what `state_dict` returned, from any device. Waits for the device.
 
-        The pruner must have been made like the one that was saved; of its arguments, `epochs`,
-        `anneal_epochs` and later values of `keep` may differ, and the saved seed replaces its own.
+        The pruner must have been made like the one that was saved. Of its arguments, `epochs`,
+        `anneal_epochs` and later values of `keep` may differ. The saved seed replaces its own.
 
         With sharding="shard" the call is collective. It takes a state in pieces or whole, and the
         state of a pruner with sharding="replicate" at the end of an epoch. Pieces must be those
@@ -401,8 +401,8 @@ class Pruner(LinearScoring):
 
         Raises:
             TypeError: The state is no mapping, or an entry has the wrong type.
-            ValueError: The state is of another number of samples, version, policy or setting, or it
-                is damaged; or the pieces are another process's, or the processes load states that
+            ValueError: The state is damaged, or of another number of samples, version, policy or
+                setting. Or the pieces are another process's, or the processes load states that
                 differ. Nothing changes then.
             RuntimeError: Another process failed.
         """

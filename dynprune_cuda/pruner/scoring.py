@@ -101,27 +101,28 @@ class Scoring(RunStatus):
         token_weight: Tensor | None = None,
         num_items: float | Tensor | None = None,
     ) -> Tensor:
-        """Computes the cross-entropy and enters the samples' scores, without waiting.
+        """Computes the cross-entropy and records the samples' scores, without waiting.
 
         The loss is that of `torch.nn.functional.cross_entropy` with the same options. Ignored rows
         leave their samples' scores alone. All rows of a sample in the batch are one visit, whose
-        score is made of theirs by `row_reduction`. Scores enter the table at this call, not at the
-        backward pass: compute a validation loss with torch's own function. One backward pass per
-        call; see `functional.scored_cross_entropy_step_`. Keep the call out of checkpointed
-        regions, which would enter the scores twice, and let no two calls on one pruner overlap.
+        score is made of theirs by `row_reduction`. This call records the scores, not the backward
+        pass: compute a validation loss with torch's own function. One backward pass per call; see
+        `functional.scored_cross_entropy_step_`. Keep the call out of checkpointed regions, which
+        would record the scores twice, and let no two calls on one pruner overlap.
 
         Args:
             logits: Floating point [batch, num_classes] on `device`; or [num_classes], or [batch,
                 num_classes, d1, ...], or [batch, d1, ..., num_classes] with class_dim=-1.
             target: Class indices, int64, int32 or uint8: the shape of logits without num_classes.
-            ids: Sample ids, any integer dtype, on the CPU or on `device`: [batch], or one per row,
-                in the shape of `target`, for packed documents, or [sequences] with `cu_seqlens`. -1
+            ids: Sample ids, any integer dtype, on the CPU or on `device`: [batch], or [sequences]
+                with `cu_seqlens`. For packed documents, one per row, in the shape of `target`. -1
                 for rows that belong to no sample, and only train.
             weight: Class weights [num_classes].
             ignore_index: Target of rows that count for nothing.
             label_smoothing: In [0, 1].
-            reduction: "mean" (weighted by the targets' class weights), "sum", "none", or "sample":
-                the mean over the samples with a row that counts of each one's own mean.
+            reduction: "mean" (weighted by the targets' class weights), "sum", "none" or "sample".
+                "sample" is the mean of each sample's own mean, over the samples with a row that
+                counts.
             sample_weight: Factors of the samples' losses, in the shape of `ids`, known before the
                 forward pass; they change neither the scores nor what "mean" divides by.
             target_b: Second class indices [batch] of mixed samples; the scores are those of
@@ -135,8 +136,8 @@ class Scoring(RunStatus):
                 any integer dtype [sequences + 1]. Rows outside belong to no sample.
             token_weight: Factors of the rows' losses, in the shape of `target`, beside those of the
                 samples.
-            num_items: What "mean" or "sample" divides by, instead of what is in this batch: the
-                number of rows or samples of all accumulation steps; a number, or a 0-d tensor.
+            num_items: What "mean" or "sample" divides by, instead of what is in this batch, such as
+                the rows or samples of all accumulation steps. A number, or a 0-d tensor.
 
         Returns:
             The loss: 0-d, or in the shape of `target` for "none"; float32, or float64 for float64
@@ -145,8 +146,8 @@ class Scoring(RunStatus):
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: An argument has the wrong dtype, shape, length or value.
-            IndexError: A target or an id is out of range (CPU; on a GPU the row is skipped and the
-                error is raised by the next call that may wait, such as `set_epoch`).
+            IndexError: A target or an id is out of range. On a GPU the row is skipped, and the next
+                call that may wait, such as `set_epoch`, raises the error.
         """
         table = self.table
         rows: Rows | None = None
@@ -203,14 +204,14 @@ class Scoring(RunStatus):
         values: Tensor | functional.ScoredLoss,
         correct: Tensor | None = None,
     ) -> None:
-        """Enters values for losses that `cross_entropy` does not cover, without waiting.
+        """Records values of losses that `cross_entropy` does not cover, without waiting.
 
         A 0-d value is credited to every sample of its batch. Only the moving average over the
-        batches that a sample was in tells the samples apart, and it tells little of large batches:
-        at batch size 64 its rank correlation with the true loss was 0.28 with alpha 0.1, and 0.09
-        with alpha 0.8. So such values enter with alpha 0.1, unless `Pruner` was given `alpha`. With
-        sharding="shard" they enter with the pruner's alpha: give it `alpha=0.1`. The first 0-d
-        value of more than one sample is a RuntimeWarning. Enter per-sample values where possible.
+        batches that a sample was in tells the samples apart, and it tells little of large batches.
+        At batch size 64 its rank correlation with the true loss was 0.28 with alpha 0.1, and 0.09
+        with alpha 0.8. So such values count with alpha 0.1, unless `Pruner` was given `alpha`. With
+        sharding="shard" they count with the pruner's alpha: give it `alpha=0.1`. The first 0-d
+        value of more than one sample is a RuntimeWarning. Give per-sample values where possible.
 
         Args:
             ids: Sample ids, any integer dtype [batch], on the CPU or on `device`. A row whose id
@@ -229,8 +230,8 @@ class Scoring(RunStatus):
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: A dtype or a shape is wrong, or the lengths differ.
-            IndexError: An id is out of range (CPU; on a GPU the row is skipped and the error is
-                raised by the next call that may wait, such as `set_epoch`).
+            IndexError: An id is out of range. On a GPU the row is skipped, and the next call that
+                may wait, such as `set_epoch`, raises the error.
         """
         if isinstance(values, functional.ScoredLoss):
             if correct is None and self.table.track_forgetting:
@@ -298,8 +299,8 @@ class Scoring(RunStatus):
 
         Raises:
             TypeError: An argument or a batch has the wrong type.
-            ValueError: An argument or a batch has the wrong dtype, shape or value. What was entered
-                before stays.
+            ValueError: An argument or a batch has the wrong dtype, shape or value. What was
+                recorded before stays.
             IndexError: As `observe`.
         """
         options: Any = {
@@ -320,7 +321,7 @@ class Scoring(RunStatus):
         num_rows: int,
         rows_per_id: int,
     ) -> Visits:
-        """Returns where a batch's rows are entered, and their factors; nothing changes.
+        """Returns where a batch's rows are recorded, and their factors; nothing changes.
 
         Args:
             ids: Sample ids, any integer dtype, 1-D.

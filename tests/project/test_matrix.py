@@ -40,10 +40,8 @@ def test_every_torch_and_every_python_has_a_cell():
     assert needed and needed[1] == matrix.PYTHONS[0]
 
 
-def test_ci_runs_the_oldest_and_the_newest_torch():
-    wanted = f'make matrix CELLS="{matrix.TORCHES[0]} {matrix.TORCHES[-1]}"'
-    assert f"step {wanted}" in (ROOT / ".ci" / "run").read_text()
-    assert wanted in PAGE
+def test_the_page_says_what_ci_runs():
+    assert f'make matrix CELLS="{matrix.TORCHES[0]} {matrix.TORCHES[-1]}"' in PAGE
 
 
 def test_the_tests_that_are_named_exist():
@@ -103,7 +101,7 @@ def test_a_result_replaces_the_last_one():
     assert matrix.replace_result(once, "new") == once
     with pytest.raises(ValueError, match="must have the line '## Result'"):
         matrix.replace_result("text", "new")
-    assert PAGE.count(matrix.RESULT) == 1 and PAGE.count("\n## ") == 2
+    assert PAGE.count(matrix.RESULT) == 1 and PAGE.count("\n## ") == 3
 
 
 def test_the_page_has_a_row_for_every_cell():
