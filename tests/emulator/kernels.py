@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from compiling import CSRC, HERE, Mode, build
 from emulator import Array, Emulator
@@ -177,6 +178,9 @@ class ScoreUpdate(ctypes.Structure):
 
 # None: as the host's compiler makes them. "80", "90": as nvcc does, for that target.
 target: str | None = None
+# Of nvcc's code, only the check build: tests of the fast build, which would be compiled again, are
+# skipped.
+check_only = False
 
 
 def loaded() -> list[Emulator]:
@@ -190,6 +194,8 @@ _loaded: list[Emulator] = []
 @functools.cache
 def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
+    if check_only and mode != "check":
+        pytest.skip(f"the {mode} build of nvcc's code: make test-ptx-full")
     launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
     sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))

@@ -25,8 +25,6 @@ FILES = (
     "test_shard_kernels",
     "test_wide_step",
 )
-# These launch in the fast build, for which all twins would be compiled again.
-FAST_BUILD = ("test_a_million_scores_in_the_fast_build", "test_many_blocks_on_the_chip")
 
 
 class Coverage:
@@ -79,6 +77,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     kernels.target = config.getoption("ptx", None)  # unknown where tests/emulator is not named
+    kernels.check_only = config.getoption("ptx_strength", None) is not None
     config.stash[COVERAGE] = Coverage()
 
 
@@ -109,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     functions: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         name = item.nodeid.split("[")[0]
-        if item.path.stem in FILES and not (strength and name.split("::")[-1] in FAST_BUILD):
+        if item.path.stem in FILES:
             functions[name].append(item)
     kept: set[pytest.Item] = set()
     for cases in functions.values():
