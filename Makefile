@@ -64,14 +64,14 @@ test-emulator: $(BUILT) ## Run the CUDA kernels on the CPU, with race and bounds
 # What both targets have in common is compiled once, and run for the last.
 test-ptx: $(BUILT) ## Run a part of the CUDA kernels' tests on what nvcc makes of them, on the CPU
 	@$(BIN)/python -m pytest -q tests/emulator/ptx --nvcc
-	@$(BIN)/python -m pytest -q tests/emulator --ptx=90 --ptx-strength=2 --ptx-least=2
+	@$(BIN)/python -m pytest -q tests/emulator --ptx=90 --ptx-strength=2 --ptx-least=1
 	@$(BIN)/python -m pytest -q tests/emulator/test_scoring_kernels.py tests/emulator/test_wide_step.py \
 		--ptx=80 --ptx-strength=1 --ptx-least=1
 
 test-ptx-full: $(BUILT) ## Run all tests of the CUDA kernels on what nvcc makes of them (slow)
 	@$(BIN)/python -m pytest -q tests/emulator/ptx --nvcc
-	@$(BIN)/python -m pytest -q tests/emulator --ptx=90 --ptx-least=3
-	@$(BIN)/python -m pytest -q tests/emulator --ptx=80 --ptx-least=3
+	@$(BIN)/python -m pytest -q tests/emulator --ptx=90 --ptx-least=1
+	@$(BIN)/python -m pytest -q tests/emulator --ptx=80 --ptx-least=1
 
 fuzz: $(BUILT) ## Make malformed calls of every public name (CASES=100000 SEED=7 FIRST=0)
 	@$(BIN)/python -m tests.fuzz.run --cases $(or $(CASES),10000) --seed $(or $(SEED),0) --first $(or $(FIRST),0)

@@ -16,6 +16,8 @@ from kernels import (
     EXPLORE,
     SCALAR_TYPES,
     SCORE,
+    SCORE_WEIGHT,
+    SCORE_WEIGHT_SQRT,
     UCB1,
     UCB_STD,
     UCB_VARIANCE,
@@ -127,6 +129,8 @@ def test_keys_equal_cpu(shards: ShardKernels, dtype: torch.dtype) -> None:
         Ranking(UCB_VARIANCE, x, y, 0.7),
         Ranking(UCB_STD, x, y, 0.7),
         Ranking(WEIGHT, weights),
+        Ranking(SCORE_WEIGHT, weights),
+        Ranking(SCORE_WEIGHT_SQRT, weights),
     ):
         assert_keys_equal_cpu(shards, ranking)
     assert not shards.kernels.errors.any()

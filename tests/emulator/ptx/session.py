@@ -156,4 +156,4 @@ def pytest_terminal_summary(
         f"schedules or more, half of them at {median}"
     )
     for name in coverage.behind(least):
-        write(f"ran at fewer than {least} schedules: {name}", red=True)
+        write(f"ran at {len(coverage.schedules.get(name, ()))} schedules: {name}", red=True)
