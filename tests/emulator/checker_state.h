@@ -27,7 +27,8 @@ struct CallSite {
   uint16_t index;
   MemoryRange* last_range = nullptr;  // valid if last_generation is the current one
   uint64_t last_generation = 0;
-  std::string source_line;  // once a report has needed it
+  uint32_t launch = 0, number = 0;  // its number among the sites of that launch, for traffic.cpp
+  std::string source_line;          // once a report has needed it
 };
 
 struct Access {
@@ -83,7 +84,7 @@ struct ThreadHistory {
   KnowledgePtr released;  // what later atomic writes publish, by the last fence of device scope
   KnowledgePtr released_block;  // ... to threads of the same block, by the last fence of any scope
   uint32_t release_clock = 0;   // when `released` was taken
-  std::vector<uint32_t> executions;  // of each call site
+  std::vector<uint32_t> executions;  // of each call site of this launch
 };
 
 struct BlockHistory {
@@ -106,7 +107,7 @@ std::vector<MemoryRange*>& all_ranges();
 
 // traffic.cpp
 void count_traffic(MemoryRange& range, uintptr_t address, size_t bytes, bool write, bool atomic,
-                   const CallSite& site, const Fiber& fiber);
+                   CallSite& site, const Fiber& fiber);
 void begin_traffic_of_launch();
 
 // checker.cpp

@@ -11,14 +11,27 @@ namespace emulator {
 namespace {
 
 EmulatorTraffic traffic;
+uint32_t launch = 0;     // launches so far
+uint32_t num_sites = 0;  // of this launch
 
-Request& request_of(const Fiber& fiber, const CallSite& site) {
+// Sites are numbered anew for each launch: a block's tables are as large as what its kernel uses,
+// and not as all kernels of the process.
+uint32_t number_in_launch(CallSite& site) {
+  if (site.launch != launch) {
+    site.launch = launch;
+    site.number = num_sites++;
+  }
+  return site.number;
+}
+
+Request& request_of(const Fiber& fiber, CallSite& site) {
+  const uint32_t number = number_in_launch(site);
   std::vector<uint32_t>& executions = history_of(fiber).executions;
-  if (executions.size() <= site.index) executions.resize(site.index + 1);
+  if (executions.size() <= number) executions.resize(number + 1);
   auto& of_warp = fiber.block->history->requests[fiber.warp];
-  if (of_warp.size() <= site.index) of_warp.resize(site.index + 1);
-  auto& of_site = of_warp[site.index];
-  const uint32_t k = executions[site.index]++;
+  if (of_warp.size() <= number) of_warp.resize(number + 1);
+  auto& of_site = of_warp[number];
+  const uint32_t k = executions[number]++;
   if (of_site.size() <= k) {
     of_site.resize(k + 1);
     traffic.requests++;
@@ -48,7 +61,7 @@ void count_unique(MemoryRange& range, size_t sector, bool write) {
 }  // namespace
 
 void count_traffic(MemoryRange& range, uintptr_t address, size_t bytes, bool write, bool atomic,
-                   const CallSite& site, const Fiber& fiber) {
+                   CallSite& site, const Fiber& fiber) {
   (write ? traffic.bytes_written : traffic.bytes_read) += bytes;
   traffic.atomics += atomic;
   Request& request = request_of(fiber, site);
@@ -60,6 +73,8 @@ void count_traffic(MemoryRange& range, uintptr_t address, size_t bytes, bool wri
 }
 
 void begin_traffic_of_launch() {
+  launch++;
+  num_sites = 0;
   for (MemoryRange* range : all_ranges()) {
     std::fill(range->sectors_read.begin(), range->sectors_read.end(), false);
     std::fill(range->sectors_written.begin(), range->sectors_written.end(), false);
