@@ -5,11 +5,10 @@ import re
 import tarfile
 import zipfile
 
+import dist
 import matrix
 import pytest
 from paths import ROOT
-
-import dist
 
 INFO = "dynprune_cuda-0.2.0+cpu.dist-info"
 NAME = "dynprune_cuda-0.2.0+cpu-cp310-abi3-manylinux_2_34_x86_64.whl"
