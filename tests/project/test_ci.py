@@ -124,6 +124,7 @@ def test_jobs_bring_what_they_need():
         return [one.name for one in ci.chosen(wanted)]
 
     assert names("lint") == ["tools", "lint"]
+    assert next(one for one in JOBS if one.name == "wheel").slots == ci.SLOTS
     assert names("matrix") == ["tools", "wheel", "matrix"]
     assert names("slow", "docs") == ["tools", "build", "docs", "slow"]
     assert names() == [one.name for one in JOBS if not one.by_request]
@@ -132,7 +133,7 @@ def test_jobs_bring_what_they_need():
 
 def test_what_fails_soonest_runs_first():
     names = [one.name for one in JOBS]
-    assert names[:5] == ["tools", "lint", "build", "docs", "fast"]
+    assert names[:6] == ["tools", "lint", "build", "wheel", "docs", "fast"]
     assert ci.FIRST == "lint" and JOBS[1].slots == ci.SLOTS
     for place, one in enumerate(JOBS):
         assert set(one.needs) <= set(names[:place]), f"{one.name} would wait for a later job"
