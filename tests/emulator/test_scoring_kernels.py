@@ -299,9 +299,9 @@ def test_launches_of_a_step(kernels: Kernels, reduction: str) -> None:
     for rows in (1, 512, 513, 2000):
         kernels.emulator.statistics()
         check_step(kernels, rows, 2, torch.float32, reduction=reduction)
-        launches.append(kernels.emulator.statistics()["launches"])
-    # The divisor; the losses' partial sums and their sum; rows claim their samples; enter them.
-    more = {"mean": 5, "sum": 4, "none": 2}[reduction]
+        launches.append(kernels.emulator.statistics()["launches"] - 1)  # of the backward pass
+    # The divisor; losses, and their sum; the table is cleared; rows claim samples; enter them.
+    more = {"mean": 6, "sum": 5, "none": 3}[reduction]
     assert launches == [1, 1, 1 + more, 1 + more]
 
 
