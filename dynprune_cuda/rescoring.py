@@ -106,9 +106,11 @@ def rescore(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         )
-        if target.dim() > 1:
-            ids = per_row(ids, target)
-        return ids.masked_fill(ignored_rows(target, ignore_index), -1), scored
+        if scored.loss.dim() > 1:
+            ids = per_row(ids, scored.loss)
+        if not target.is_floating_point():  # probabilities ignore no row
+            ids = ids.masked_fill(ignored_rows(target, ignore_index), -1)
+        return ids, scored
 
     function: ScoreBatch = cross_entropy if score is None else score
     began, batches, samples = time.perf_counter(), 0, 0

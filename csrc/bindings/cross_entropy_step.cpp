@@ -2,7 +2,7 @@
 #include <memory>
 #include <tuple>
 
-#include "bindings/scoring.h"
+#include "bindings/step_call.h"
 #include "cpu/scoring/scored_cross_entropy_step.h"
 
 #if defined(DYNPRUNE_WITH_CUDA)
@@ -13,78 +13,6 @@ namespace dynprune {
 namespace bindings {
 
 namespace {
-
-// A 0-d tensor of the loss's dtype, or null.
-const void* scalar_pointer(const std::optional<Tensor>& t, const char* name, const Tensor& like,
-                           Dtype dtype) {
-  if (!t.has_value()) return nullptr;
-  check(t->numel() == 1, name, " must have one element, got ", t->numel());
-  check_same_device(*t, name, like);
-  check(t->scalar_type() == dtype, name, " must have the dtype of the loss");
-  return t->const_data_ptr();
-}
-
-// A dense copy of weights, or nothing.
-std::optional<Tensor> checked_weights(const std::optional<Tensor>& weights, const char* name,
-                                      int64_t length, const Tensor& logits, Dtype compute_dtype) {
-  if (!weights.has_value()) return std::nullopt;
-  check_vector(*weights, name, length);
-  check_same_device(*weights, name, logits);
-  check(weights->scalar_type() == compute_dtype, name,
-        " must be float32 (float64 for float64 logits)");
-  return dense(*weights);
-}
-
-// The tensors that a step returns, uninitialised, and where their parts lie.
-struct StepResult {
-  Tensor loss, scores, correct, grad_logits;
-  bool* correct_flags;
-  void* saved;  // [B, kNumSavedColumns], or null
-
-  StepResult(const CrossEntropyCall& call, Reduction reduction, GradientTime time) {
-    const Tensor& logits = call.logits;
-    const Dtype compute_dtype = call.compute_dtype;
-    const int64_t rows = call.input.batch_size;
-    const bool now = time == GradientTime::kNow, later = time == GradientTime::kLater;
-    loss = reduction == Reduction::kNone ? allocate(logits, {rows}, compute_dtype)
-                                         : allocate(logits, {}, compute_dtype);
-    scores =
-        allocate(logits, {kNumStepColumns + (later ? kNumSavedColumns : 0), rows}, compute_dtype);
-    correct = allocate(logits, {rows}, Dtype::Bool);
-    grad_logits = now ? call.allocate_gradient() : allocate(logits, {0}, logits.scalar_type());
-    correct_flags = static_cast<bool*>(correct.mutable_data_ptr());
-    first_column_ = static_cast<char*>(scores.mutable_data_ptr());
-    column_bytes_ = rows * (compute_dtype == Dtype::Double ? 8 : 4);
-    saved = later ? first_column_ + kNumStepColumns * column_bytes_ : nullptr;
-  }
-
-  void* column(StepColumn column) const {
-    return first_column_ + static_cast<int>(column) * column_bytes_;
-  }
-  CrossEntropyOutput output() const {
-    return {column(StepColumn::kLoss),
-            column(StepColumn::kEl2n),
-            column(StepColumn::kEntropy),
-            column(StepColumn::kMargin),
-            correct_flags,
-            saved};
-  }
-
- private:
-  char* first_column_;
-  int64_t column_bytes_;
-};
-
-#if defined(DYNPRUNE_WITH_CUDA)
-// The counter of finished blocks, int32 [1], zero; a new one if none is given.
-Tensor checked_ticket(const std::optional<Tensor>& ticket, const Tensor& logits) {
-  if (!ticket.has_value()) return torch::stable::fill_(allocate(logits, {1}, Dtype::Int), 0);
-  check_dtype(*ticket, "ticket", Dtype::Int, "int32");
-  check_same_device(*ticket, "ticket", logits);
-  check(ticket->numel() == 1, "ticket must have one element");
-  return *ticket;
-}
-#endif
 
 void run_on_cpu(const CrossEntropyInput& input, const CrossEntropyOutput& output,
                 const CrossEntropyStep& step, const ScoreUpdate& update) {
@@ -113,25 +41,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_step_(
                    non_finite_count, last_non_finite, last_correct, forget_count);
   check_same_device(mean, "mean", logits);
   const int64_t rows = call.input.batch_size, ids = table.update.max_ids;
-  check(rows < int64_t{1} << 31, "logits must have fewer than 2^31 rows, got ", rows);
-  check(rows_per_id > 0 && rows % rows_per_id == 0, "rows_per_id must divide ", rows, ", got ",
-        rows_per_id);
-  check(ids == rows / rows_per_id, "sample_ids must have ", rows / rows_per_id, " elements, got ",
-        ids);
+  StepWeights weights(rows, ids, rows_per_id, sample_weight, token_weight, divisor, grad_scale,
+                      logits, call.compute_dtype);
   table.update.batch_size = rows;
-  CrossEntropyStep step{};
-  step.rows_per_id = rows_per_id;
+  CrossEntropyStep& step = weights.step;
   step.score = enum_argument<Score>("score", score, kNumScores);
   step.reduction = enum_argument<Reduction>("reduction", reduction, kNumReductions);
   const auto time = enum_argument<GradientTime>("gradient", gradient, kNumGradientTimes);
-  const std::optional<Tensor> of_samples =
-      checked_weights(sample_weight, "sample_weight", ids, logits, call.compute_dtype);
-  const std::optional<Tensor> of_tokens =
-      checked_weights(token_weight, "token_weight", rows, logits, call.compute_dtype);
-  if (of_samples.has_value()) step.sample_weight = of_samples->const_data_ptr();
-  if (of_tokens.has_value()) step.token_weight = of_tokens->const_data_ptr();
-  step.divisor = scalar_pointer(divisor, "divisor", logits, call.compute_dtype);
-  step.grad_scale = scalar_pointer(grad_scale, "grad_scale", logits, call.compute_dtype);
 
   const StepResult result(call, step.reduction, time);
   step.loss = result.loss.mutable_data_ptr();

@@ -97,6 +97,22 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "int ignore_index, float label_smoothing, Tensor? second_target, Tensor? lam, Tensor? "
       "grad_scale, int gradient) -> (Tensor loss, Tensor scores, Tensor correct, Tensor "
       "grad_logits)");
+  // The same with probabilities as targets: target [B, C], of the dtype of the logits [B, C] or of
+  // the loss.
+  m.def(
+      "soft_cross_entropy(Tensor logits, Tensor target, Tensor? weight, float label_smoothing) -> "
+      "(Tensor loss, Tensor el2n, Tensor entropy, Tensor margin, Tensor correct, Tensor saved)");
+  m.def(
+      "soft_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, "
+      "float label_smoothing, Tensor saved) -> Tensor");
+  m.def(
+      "soft_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, Tensor(a!) mean, "
+      "Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, Tensor(e!)? "
+      "last_non_finite, Tensor(f!)? last_correct, Tensor(g!)? forget_count, Tensor(h!)? ticket, "
+      "float alpha, bool published_first_visit, int score, int row_reduction, int rows_per_id, "
+      "int reduction, Tensor? sample_weight, Tensor? token_weight, Tensor? divisor, Tensor? "
+      "weight, float label_smoothing, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor "
+      "scores, Tensor correct, Tensor grad_logits)");
   // Times grad_loss (0-d or [B]) / grad_scale (0-d) in place; nothing is read or written where that
   // is 1.
   m.def("scale_gradient_(Tensor(a!) grad_logits, Tensor grad_loss, Tensor? grad_scale) -> ()");

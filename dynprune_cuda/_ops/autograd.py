@@ -14,6 +14,7 @@ from dynprune_cuda._ops.library import ops
 
 # Bind the overloads once: calling a packet resolves its overload on every call.
 _step = ops.scored_cross_entropy_step_.default
+_soft_step = ops.soft_cross_entropy_step_.default
 _scale = ops.scale_gradient_.default
 
 # As plain ints: torch.compile traces no index by an enum.
@@ -52,6 +53,30 @@ torch.library.register_autograd(
 )
 
 
+def _save_soft(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, weight, ctx.label_smoothing = inputs
+    _, *scores, saved = output
+    ctx.mark_non_differentiable(*scores, saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, target, weight, saved)
+
+
+def _soft_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """The gradient with respect to the logits; the probabilities have none."""
+    if grad_loss is None:
+        return (None,) * 4
+    logits, target, weight, saved = ctx.saved_tensors
+    grad = ops.soft_cross_entropy_backward(
+        grad_loss, logits, target, weight, ctx.label_smoothing, saved
+    )
+    return grad, None, None, None
+
+
+torch.library.register_autograd(
+    "dynprune_cuda::soft_cross_entropy", _soft_backward, setup_context=_save_soft
+)
+
+
 def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
     raise RuntimeError(
         "scored_cross_entropy cannot be differentiated twice: its gradient has no derivative. Use "
@@ -60,6 +85,7 @@ def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("dynprune_cuda::scored_cross_entropy_backward", _second_backward)
+torch.library.register_autograd("dynprune_cuda::soft_cross_entropy_backward", _second_backward)
 
 
 class NoSecondDerivative(torch.autograd.Function):
@@ -73,7 +99,7 @@ class NoSecondDerivative(torch.autograd.Function):
 
 
 class StepLoss(torch.autograd.Function):
-    """scored_cross_entropy_step_ and its gradient.
+    """scored_cross_entropy_step_ and its gradient; soft_cross_entropy_step_ for probabilities.
 
     torch.library has no autograd formulas for operators that change their arguments, hence this
     class. The arguments are one object, since autograd looks at every argument, forward and
@@ -90,7 +116,12 @@ class StepLoss(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             underflows = arguments.grad_scale is None and logits.dtype == torch.float16
             gradient = _LATER if underflows else _NOW
-        loss, scores, correct, grad_logits = _step(logits, *arguments, gradient)
+        ctx.is_soft = arguments.target.is_floating_point()
+        if ctx.is_soft:
+            found = _soft_step(logits, *arguments.without_indices(), gradient)
+        else:
+            found = _step(logits, *arguments, gradient)
+        loss, scores, correct, grad_logits = found
         ctx.options, ctx.spent, ctx.columns = None, False, logits.dim() == 3 and in_columns(logits)
         ctx.set_materialize_grads(False)
         if gradient == _NOW:
@@ -118,16 +149,15 @@ class StepLoss(torch.autograd.Function):
         if ctx.options is not None:
             logits, target, weight, second_target, lam, scores = ctx.saved_tensors
             saved = scores[_NUM_COLUMNS:].view(-1, _NUM_SAVED)
-            grad = ops.scored_cross_entropy_backward(
-                grad_loss * scores[_ROW_WEIGHT],
-                logits,
-                target,
-                weight,
-                *ctx.options,
-                saved,
-                second_target,
-                lam,
-            )
+            by_row = grad_loss * scores[_ROW_WEIGHT]
+            if ctx.is_soft:
+                grad = ops.soft_cross_entropy_backward(
+                    by_row, logits, target, weight, ctx.options[1], saved
+                )
+            else:
+                grad = ops.scored_cross_entropy_backward(
+                    by_row, logits, target, weight, *ctx.options, saved, second_target, lam
+                )
         else:
             grad, grad_scale = ctx.saved_tensors
             grad = _scaled(ctx, grad, grad_loss, grad_scale)

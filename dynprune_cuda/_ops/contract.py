@@ -7,7 +7,7 @@ tests/functional/test_registration.py compares them with the names that the comp
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -105,3 +105,8 @@ class StepArguments(NamedTuple):
     second_target: Tensor | None
     lam: Tensor | None
     grad_scale: Tensor | None
+
+    def without_indices(self) -> tuple[Any, ...]:
+        """Returns the arguments of soft_cross_entropy_step_, whose target has no indices."""
+        *others, _ignore_index, label_smoothing, _second_target, _lam, grad_scale = self
+        return (*others, label_smoothing, grad_scale)

@@ -283,6 +283,65 @@ def scored_cross_entropy_step_(
 
 
 @_fake
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, ...]:
+    rows, dtype = target.shape[0], _compute_dtype(logits)
+    loss, el2n, entropy, margin = (logits.new_empty((rows,), dtype=dtype) for _ in range(4))
+    correct = logits.new_empty((rows,), dtype=torch.bool)
+    saved = logits.new_empty((rows, len(SavedColumn)), dtype=dtype)
+    return loss, el2n, entropy, margin, correct, saved
+
+
+@_fake
+def soft_cross_entropy_backward(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    saved: Tensor,
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+@_fake
+def soft_cross_entropy_step_(
+    logits: Tensor,
+    target: Tensor,
+    sample_ids: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    count: Tensor,
+    non_finite_count: Tensor | None,
+    last_non_finite: Tensor | None,
+    last_correct: Tensor | None,
+    forget_count: Tensor | None,
+    ticket: Tensor | None,
+    alpha: float,
+    published_first_visit: bool,
+    score: int,
+    row_reduction: int,
+    rows_per_id: int,
+    reduction: int,
+    sample_weight: Tensor | None,
+    token_weight: Tensor | None,
+    divisor: Tensor | None,
+    weight: Tensor | None,
+    label_smoothing: float,
+    grad_scale: Tensor | None,
+    gradient: int,
+) -> tuple[Tensor, ...]:
+    rows, dtype = target.shape[0], _compute_dtype(logits)
+    columns = len(StepColumn) + (len(SavedColumn) if gradient == GradientTime.LATER else 0)
+    loss = logits.new_empty((rows,) if reduction == Reduction.NONE else (), dtype=dtype)
+    scores = logits.new_empty((columns, rows), dtype=dtype)
+    correct = logits.new_empty((rows,), dtype=torch.bool)
+    grad_logits = logits.new_empty(logits.shape if gradient == GradientTime.NOW else (0,))
+    return loss, scores, correct, grad_logits
+
+
+@_fake
 def scale_gradient_(grad_logits: Tensor, grad_loss: Tensor, grad_scale: Tensor | None) -> None:
     return None
 

@@ -24,6 +24,7 @@ from dynprune_cuda._ops import ops
 from dynprune_cuda._ops.contract import Reduction, Score
 from dynprune_cuda.functional.row_reductions import sample_shares
 from dynprune_cuda.functional.shapes import WAY_OUT, Rows, rows_of
+from dynprune_cuda.functional.soft_targets import as_stored, check_soft, is_soft
 
 ReductionName = Literal["none", "mean", "sum", "sample"]
 ScoreName = Literal["loss", "el2n", "entropy", "margin"]
@@ -42,12 +43,14 @@ class ScoredLoss(NamedTuple):
 
     The scores describe the plain softmax p and the target y, whatever the class weights, the label
     smoothing, the sample weights and the second target. Rows with a target `ignore_index` have loss
-    and scores 0 and are not correct.
+    and scores 0 and are not correct. Of a target of probabilities t, y is the class of the greatest
+    one, the first of several.
 
     Attributes:
         loss: As torch.nn.functional.cross_entropy(reduction="none"), or 0-d reduced;
             differentiable. float32, or float64 for float64 logits, as the other scores.
-        el2n: Euclidean norm of p - onehot(y) (Paul, Ganguli & Dziugaite 2021, section 3).
+        el2n: Euclidean norm of p - onehot(y) (Paul, Ganguli & Dziugaite 2021, section 3); of p - t
+            for probabilities t.
         entropy: Of p, in nats.
         margin: Logit of the target minus the greatest other logit.
         correct: bool, margin > 0; a tie for the greatest logit is not correct.
@@ -86,14 +89,19 @@ def scored_cross_entropy(
             float16, bfloat16 or float64. Strided logits are read where they are.
         target: [B], 0-d or [B, d1, ...], one for each row; int64, int32 or uint8 class indices. Out
             of range: IndexError on the CPU; on CUDA loss and scores are NaN, the gradient is 0, and
-            `check_errors` raises.
+            `check_errors` raises. Or class probabilities, floating point in the shape of `logits`,
+            as torch takes them: without a gradient, `ignore_index`, `target_b` and `lam`. Their
+            values are not checked. A class of probability 0 adds nothing to the loss, even if its
+            logit is -inf, where torch's loss is NaN. Other shapes than [B, C] are copied if their
+            classes are apart.
         weight: [C] class weights, or None; they scale the loss, not the scores.
         ignore_index: Target of rows without loss and scores. Their gradient is 0, also where their
             logits are not finite and torch's gradient is NaN.
         label_smoothing: In [0, 1]; as in torch.nn.functional.cross_entropy.
         reduction: "none", "sum", "mean" or "sample". "mean" divides the sum by the targets' class
-            weights; without class weights, by the number of rows that are not ignored. "sample" is
-            the mean over the elements of the batch of each one's own mean.
+            weights; without class weights, by the number of rows that are not ignored; with
+            probabilities, by the number of rows. "sample" is the mean over the elements of the
+            batch of each one's own mean.
         target_b: As `target`, second class indices, as mixup and CutMix make them: the loss is lam
             * loss of target + (1 - lam) * loss of target_b (Zhang et al. 2018, arXiv:1710.09412),
             and so are the class weights in a mean. A row is ignored if either target is
@@ -114,9 +122,14 @@ def scored_cross_entropy(
     refuse_transforms("scored_cross_entropy", GRADIENTS)
     as_choice("reduction", reduction, LOSS_REDUCTIONS)
     ignore_index, label_smoothing, target_b, mix = rest
-    *scored, _saved = ops.scored_cross_entropy(
-        logits, target, weight, ignore_index, label_smoothing, target_b, mix
-    )
+    if is_soft(target):
+        *scored, _saved = ops.soft_cross_entropy(
+            logits, as_stored(target, logits), weight, label_smoothing
+        )
+    else:
+        *scored, _saved = ops.scored_cross_entropy(
+            logits, target, weight, ignore_index, label_smoothing, target_b, mix
+        )
     total = scored[0]
     if reduction in ("mean", "sample"):
         weights = mean_weights(target, weight, ignore_index, target_b, mix).to(total.dtype)
@@ -211,7 +224,10 @@ def check_cross_entropy(
             "logits carry a tangent, and this loss has no forward-mode derivative: use "
             "torch.nn.functional.cross_entropy for it"
         )
-    _check_targets("target", target, logits, rows)
+    if is_soft(target):
+        check_soft(logits, target, ignore_index, target_b, lam)
+    else:
+        _check_targets("target", target, logits, rows)
     if weight is not None:
         check_vector("weight", weight, FLOATING, logits, classes)
         refuse_gradient("weight", weight)
@@ -242,7 +258,7 @@ def check_cross_entropy(
 
 
 def _check_targets(name: str, target: Tensor, logits: Tensor, rows: int) -> None:
-    if isinstance(target, Tensor) and (target.is_floating_point() or target.dtype == torch.bool):
+    if isinstance(target, Tensor) and target.dtype == torch.bool:
         raise ValueError(
             f"{name} must have dtype int64, int32, uint8, got {target.dtype}; {WAY_OUT}"
         )
@@ -274,7 +290,12 @@ def mean_weights(
     target_b: Tensor | None,
     lam: Tensor | None,
 ) -> Tensor:
-    """Returns the rows' weights in a mean, [R]: class weights, and 0 where a row is ignored."""
+    """Returns the rows' weights in a mean, [R]: class weights, and 0 where a row is ignored.
+
+    Of rows with probabilities, 1.
+    """
+    if is_soft(target):
+        return target.new_ones(len(target), dtype=compute_dtype(target))
 
     def class_weights(labels: Tensor) -> Tensor | float:
         if weight is None:

@@ -79,7 +79,7 @@ def scored_cross_entropy_step_(
         logits: [B, C] or of another shape, see `scored_cross_entropy`, as for `target`, `weight`,
             `ignore_index`, `label_smoothing`, `target_b`, `lam` and `class_dim`. On CUDA a target
             out of range makes the row count for nothing.
-        target: One per row.
+        target: One per row, or probabilities in the shape of `logits`.
         sample_ids: [B] int64, or in the shape of `target`; see `update_scores_`, as for `mean`,
             `variance`, `count`, `alpha`, `first_visit`, `row_reduction`, `non_finite_count`,
             `last_non_finite`, `last_correct`, `forget_count`.
@@ -111,8 +111,8 @@ def scored_cross_entropy_step_(
         ticket: int32 [1] of zeros on the device, or None; left zero. On CUDA it saves the launch
             that clears a new one. Calls that share it must not run at the same time.
         class_dim: 1, or -1 for the last dimension.
-        token_weight: In the shape of `target`, floating point, or None; factor of a row's loss
-            beside `sample_weight`.
+        token_weight: One per row, in the shape of class indices, floating point, or None; factor of
+            a row's loss beside `sample_weight`.
         num_items: What "mean" or "sample" divides by, instead of what is in this batch: the number
             of rows or samples of all accumulation steps. A number above 0, or a 0-d tensor.
 

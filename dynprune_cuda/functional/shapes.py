@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dynprune_cuda._checks.arguments import FLOATING, INTEGER, as_int, check_tensor
+from dynprune_cuda.functional.soft_targets import is_soft
 
 WAY_OUT = (
     "for other losses, compute one value per sample and use Pruner.observe, and Pruner.rescale "
@@ -21,8 +23,8 @@ class Rows(NamedTuple):
 
     Attributes:
         logits: [R, C], or a view [B, D, C] of any strides with R = B D.
-        target: [R].
-        shape: Of one value per row, as torch has it: that of the targets.
+        target: [R], or probabilities [R, C].
+        shape: Of one value per row, as torch has it: that of class indices.
         groups: B, the size of the batch dimension.
         per_group: D, rows of an element of the batch.
     """
@@ -79,7 +81,7 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
 
     Args:
         logits: [C], [B, C], [B, C, d1, ...], or with class_dim=-1 [B, d1, ..., C].
-        target: The same without C.
+        target: The same without C, or probabilities in the shape of `logits`.
         class_dim: 1 or -1.
 
     Raises:
@@ -94,6 +96,8 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
         raise ValueError(f"class_dim must be 1, as torch has it, or -1, the last, got {dim}")
     if logits.dim() == 0:
         raise ValueError("logits must have a dimension of classes, got a 0-d tensor")
+    if is_soft(target):
+        return _soft_rows(logits, target, class_dim)
     if logits.dim() == 1:
         if target.numel() != 1 or target.dim() > 1:
             raise ValueError(
@@ -113,10 +117,30 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
         )
     if logits.dim() == 2:
         return Rows(logits, target, shape, shape[0], 1)
-    number = 1
-    for size in shape[1:]:
-        number *= size
+    number = math.prod(shape[1:])
     return Rows(last.flatten(1, -2), target.flatten(), shape, shape[0], number)
+
+
+def _soft_rows(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
+    """Returns the rows of logits with probabilities: both [R, C], copied if classes are apart."""
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target must have the shape of logits, {tuple(logits.shape)}, if it holds "
+            f"probabilities, got {tuple(target.shape)}; {WAY_OUT}"
+        )
+    if logits.dim() == 1:
+        return Rows(logits[None], target[None], (), 1, 1)
+    if logits.dim() == 2:
+        return Rows(logits, target, tuple(logits.shape[:1]), len(logits), 1)
+    last = logits.movedim(class_dim, -1)
+    shape = tuple(last.shape[:-1])
+    return Rows(
+        last.flatten(0, -2),
+        target.movedim(class_dim, -1).flatten(0, -2),
+        shape,
+        shape[0],
+        math.prod(shape[1:]),
+    )
 
 
 def places_of_rows(cu_seqlens: Tensor, num_sequences: int, num_rows: int) -> Tensor:

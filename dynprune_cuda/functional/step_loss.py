@@ -32,6 +32,7 @@ from dynprune_cuda.functional.cross_entropy import (
 )
 from dynprune_cuda.functional.row_reductions import MEAN, sample_shares
 from dynprune_cuda.functional.score_updates import ScoreColumns, update_scores_
+from dynprune_cuda.functional.soft_targets import as_stored, is_soft
 
 
 class TableOptions(NamedTuple):
@@ -142,7 +143,7 @@ def step_loss(
 
     Args:
         logits: [R, C], or [B, D, C] for R rows.
-        target: [R].
+        target: [R], or probabilities [R, C].
         sample_ids: [R / table.rows_per_id].
         columns: The table.
         table: How it is updated.
@@ -194,6 +195,7 @@ def step_loss(
         and weight is None
         and target_b is None
         and lam is None
+        and not target.is_floating_point()
         and grad_scale is None
         and type(ignore_index) is int
         and type(label_smoothing) is float
@@ -248,7 +250,7 @@ def _step_then_update(
     if table.rows_per_id > 1:
         sample_ids = sample_ids[:, None].expand(-1, table.rows_per_id).flatten()
     for labels in (target, options.target_b):
-        if labels is not None:
+        if labels is not None and not is_soft(labels):
             labels = labels.long()  # torch compares uint8 modulo 256
             in_range = (labels >= 0) & (labels < logits.shape[-1])
             counts = in_range & (labels != options.ignore_index)
@@ -290,7 +292,7 @@ def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
         arguments.lam,
     )
     refuse_transforms("the scored step", TRANSFORMS)
-    rows, compute = len(arguments.target), compute_dtype(logits)
+    target, rows, compute = arguments.target, len(arguments.target), compute_dtype(logits)
     number = rows // arguments.rows_per_id
     check_vector("sample_ids", arguments.sample_ids, (torch.int64,), logits, number)
     weights: list[Tensor | None] = []
@@ -313,6 +315,7 @@ def _check_step(logits: Tensor, arguments: StepArguments) -> StepArguments:
             )
         grad_scale = grad_scale.detach().to(compute)
     return arguments._replace(
+        target=as_stored(target, logits) if is_soft(target) else target,
         sample_weight=weights[0],
         token_weight=weights[1],
         weight=weight,

@@ -114,6 +114,8 @@ class Scoring(RunStatus):
             logits: Floating point [batch, num_classes] on `device`; or [num_classes], or [batch,
                 num_classes, d1, ...], or [batch, d1, ..., num_classes] with class_dim=-1.
             target: Class indices, int64, int32 or uint8: the shape of logits without num_classes.
+                Or class probabilities, floating point in the shape of logits, without a gradient;
+                see `functional.scored_cross_entropy`.
             ids: Sample ids, any integer dtype, on the CPU or on `device`: [batch], or [sequences]
                 with `cu_seqlens`. For packed documents, one per row, in the shape of `target`. -1
                 for rows that belong to no sample, and only train.

@@ -123,6 +123,14 @@ class CrossEntropyInput(ctypes.Structure):
     )
 
 
+class SoftTarget(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("row_stride", ctypes.c_int64),
+    )
+
+
 class CrossEntropyOutput(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_void_p)
@@ -196,7 +204,7 @@ def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
     if check_only and mode != "check":
         pytest.skip(f"the {mode} build of nvcc's code: make test-ptx-full")
-    launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
+    launchers = sorted(HERE.glob("*launchers.cpp"))
     sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
     _loaded.append(emulator)
@@ -209,6 +217,7 @@ def load(mode: Mode = "check") -> Emulator:
     library.emulated_shard_positions_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_shard_positions_workspace_bytes.argtypes = (ctypes.c_int64,)
     library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_soft_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):
         getattr(library, name).restype = ctypes.c_uint64
@@ -368,17 +377,29 @@ class Kernels:
             group_rows=per_group,
             group_stride=(lines + gap) * (length + padding),
             class_stride=length + padding if columns else 1,
-            target=IndexArray(self._input(target, "target"), INDEX_TYPES[target.dtype]),
             class_weight=None if weight is None else self._input(weight, "weight"),
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
         )
+        if not target.is_floating_point():
+            call.target = IndexArray(self._input(target, "target"), INDEX_TYPES[target.dtype])
         if target_b is not None and lam is not None:
             second = self._input(target_b, "second_target")
             call.second_target = IndexArray(second, INDEX_TYPES[target_b.dtype])
             call.lam = self._input(lam, "lam")
             call.lam_stride = 0 if lam.numel() == 1 else 1
         return call
+
+    def _soft_target(self, target: Tensor, padding: int) -> tuple[str, tuple[SoftTarget, ...]]:
+        """The kind of the ops for a target, and what they take of probabilities."""
+        if not target.is_floating_point():
+            return "scored", ()
+        bits, (rows, classes) = raw(target), target.shape
+        spaced = np.full((rows, classes + padding), 0x7FC0).astype(bits.dtype)
+        spaced[:, :classes] = bits
+        flat = spaced.reshape(-1)[: max(0, spaced.size - padding)]
+        data = self.emulator.pointer(self.emulator.array(flat, "target"))
+        return "soft", (SoftTarget(data, SCALAR_TYPES[target.dtype], classes + padding),)
 
     def scored_cross_entropy_step_(
         self,
@@ -409,7 +430,8 @@ class Kernels:
     ) -> tuple[Tensor, ...]:
         """Returns loss, scores [5, B], correct and gradient; updates the columns.
 
-        With grad_loss, the gradient is multiplied with it by launch_scale_gradient.
+        With grad_loss, the gradient is multiplied with it by launch_scale_gradient. A floating
+        point target holds probabilities.
         """
         rows, classes = logits.shape
         kind = np.dtype(np.float64 if logits.dtype == torch.float64 else np.float32)
@@ -427,6 +449,7 @@ class Kernels:
                 group_rows,
                 in_columns,
             )
+            kind_of_op, soft = self._soft_target(target, padding)
             losses = rows if reduction == Reduction.NONE else 1
             loss = emulator.array((losses,), "loss", kind, initialised=False)
             scores = [
@@ -473,14 +496,15 @@ class Kernels:
                 first_visit=int(published),
                 correct=pointer(correct) if "last_correct" in columns else None,
             )
-            size = self.library.emulated_scored_cross_entropy_step_workspace_bytes(
+            name = f"{kind_of_op}_cross_entropy_step"
+            size = getattr(self.library, f"emulated_{name}_workspace_bytes")(
                 ctypes.byref(call), ctypes.c_int64(sample_ids.numel())
             )
             workspace = emulator.array((size,), "workspace", np.uint8, initialised=False)
             ticket = emulator.array((1,), "ticket", np.uint32)
             self._call(
-                "scored_cross_entropy_step",
-                *map(ctypes.byref, (call, output, step, update)),
+                name,
+                *map(ctypes.byref, (call, *soft, output, step, update)),
                 pointer(workspace),
                 pointer(ticket),
                 pointer(errors),
@@ -542,17 +566,18 @@ class Kernels:
                 group_rows,
                 in_columns,
             )
+            kind_of_op, soft = self._soft_target(target, padding)
             names = ("loss", "el2n", "entropy", "margin")
             outputs = {n: emulator.array((rows,), n, kind, initialised=False) for n in names}
             outputs["correct"] = emulator.array((rows,), "correct", np.bool_, initialised=False)
             saved = emulator.array((rows, len(SavedColumn)), "saved", kind, initialised=False)
             pointers = {name: emulator.pointer(array) for name, array in outputs.items()}
             output = CrossEntropyOutput(**pointers, saved=emulator.pointer(saved))
+            records = () if soft else (emulator.pointer(errors),)
             self._call(
-                "scored_cross_entropy",
-                ctypes.byref(call),
-                ctypes.byref(output),
-                emulator.pointer(errors),
+                f"{kind_of_op}_cross_entropy",
+                *map(ctypes.byref, (call, *soft, output)),
+                *records,
             )
             results = [torch.from_numpy(array.copy()) for array in outputs.values()]
             if grad_loss is not None:
@@ -564,7 +589,8 @@ class Kernels:
                     grad_logits=emulator.pointer(grad),
                 )
                 self._call(
-                    "scored_cross_entropy_backward", ctypes.byref(call), ctypes.byref(gradient)
+                    f"{kind_of_op}_cross_entropy_backward",
+                    *map(ctypes.byref, (call, *soft, gradient)),
                 )
                 gradient_by_row = by_row(grad, rows, classes, group_rows, in_columns)
                 results.append(gradient_by_row.view(logits.dtype))

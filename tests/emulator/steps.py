@@ -30,6 +30,18 @@ def make_target(rows: int, classes: int, dtype: torch.dtype = torch.int64) -> Te
     return (torch.arange(rows) * 7 % classes).to(dtype)
 
 
+def make_probabilities(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of two classes, of all, or of one, in turn."""
+    generator = torch.Generator().manual_seed(rows)
+    target, share = make_target(rows, classes), torch.rand(rows, 1, generator=generator)
+    mixed = share * torch.nn.functional.one_hot(target, classes)
+    mixed += (1 - share) * torch.nn.functional.one_hot(target.flip(0), classes)
+    spread = torch.rand(rows, classes, generator=generator).softmax(1)
+    mixed[1::3] = spread[1::3]
+    mixed[2::3] = torch.nn.functional.one_hot(target, classes)[2::3].float()
+    return mixed.to(dtype)
+
+
 def make_columns(n: int, count_dtype: torch.dtype = torch.int32) -> dict[str, Tensor]:
     return {
         "mean": torch.full((n,), math.nan),
@@ -53,13 +65,16 @@ def check_step(
     mixed: bool = False,
     grad_scale: float | None = None,
     grad_loss: Tensor | None = None,
+    probabilities: torch.dtype | None = None,
     **options: object,
 ) -> None:
-    """The step on the emulator against the step on the CPU."""
+    """The step on the emulator against the step on the CPU; a target of probabilities with one."""
     n = 40
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     target[1::5] = options.get("ignore_index", 0)
+    if probabilities is not None:
+        target = make_probabilities(rows, classes, probabilities)
     generator = torch.Generator().manual_seed(rows)
     ids = torch.randint(-1, n, (rows // rows_per_id,), generator=generator)
     common = {
@@ -136,6 +151,7 @@ def step_bytes(
     classes: int,
     dtype: torch.dtype,
     rows_per_id: int = 1,
+    probabilities: torch.dtype | None = None,
     **options: object,
 ) -> tuple[float, float]:
     """What a step moves, in units of the logits' bytes: to and from memory, and in requests.
@@ -144,6 +160,8 @@ def step_bytes(
     for one; neighbouring rows' scores share sectors, and so do vectors that begin within one.
     """
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
+    if probabilities is not None:
+        target = make_probabilities(rows, classes, probabilities)
     kernels.emulator.traffic()
     kernels.scored_cross_entropy_step_(
         logits, target, torch.arange(rows // rows_per_id), make_columns(rows), **options

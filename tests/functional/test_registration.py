@@ -42,6 +42,9 @@ NAMES = {
     "scored_cross_entropy",
     "scored_cross_entropy_backward",
     "scored_cross_entropy_step_",
+    "soft_cross_entropy",
+    "soft_cross_entropy_backward",
+    "soft_cross_entropy_step_",
     "scale_gradient_",
     "update_scores_",
     "take_errors",
@@ -64,6 +67,8 @@ def samples(device):
     groups3d = torch.randn(2, 5, 4, generator=generator).to(device)[:, 1:4].requires_grad_()
     saved = ops.scored_cross_entropy(logits.detach(), target, weight, -100, 0.1)[5]
     grad = torch.ones(6, device=device)
+    soft = torch.rand(6, 4, generator=generator).softmax(1).to(device)
+    soft_saved = ops.soft_cross_entropy(logits.detach(), soft, weight, 0.1)[5]
     keys, state = count.int(), torch.tensor([0, 4], device=device)
 
     def columns():
@@ -102,7 +107,15 @@ def samples(device):
             lam=half,
             grad_scale=half,
         )
-        return (logits.detach(), *arguments, gradient)
+        return logits.detach(), arguments, gradient
+
+    def hard_step(reduction, gradient):
+        x, arguments, gradient = step(reduction, gradient)
+        return (x, *arguments, gradient)
+
+    def soft_step(reduction, gradient):
+        x, arguments, gradient = step(reduction, gradient)
+        return (x, *arguments._replace(target=soft).without_indices(), gradient)
 
     return [
         ("select_ranked", (scores, None, SCORE, 0.0, 0.0, 9, 0, None, 3, False)),
@@ -146,10 +159,21 @@ def samples(device):
             (*columns(), count[:5], scores[:5], 0.8, True, None, None, *forgetting(5)),
         ),
         *(
-            ("scored_cross_entropy_step_", step(*pair))
+            ("scored_cross_entropy_step_", hard_step(*pair))
             for pair in zip(Reduction, GradientTime, strict=True)
         ),
-        ("scored_cross_entropy_step_", (columns3d.detach(), *step(0, GradientTime.NOW)[1:])),
+        ("scored_cross_entropy_step_", (columns3d.detach(), *hard_step(0, GradientTime.NOW)[1:])),
+        ("soft_cross_entropy", (logits, soft, None, 0.0)),
+        ("soft_cross_entropy", (logits.detach().half(), soft, weight, 0.1)),
+        ("soft_cross_entropy", (logits.detach().double(), soft.double(), None, 0.1)),
+        (
+            "soft_cross_entropy_backward",
+            (grad, logits.detach(), soft, weight, 0.1, soft_saved),
+        ),
+        *(
+            ("soft_cross_entropy_step_", soft_step(*pair))
+            for pair in zip(Reduction, GradientTime, strict=True)
+        ),
         ("scale_gradient_", (logits.detach().clone(), torch.tensor(2.0, device=device), None)),
         ("scale_gradient_", (logits.detach().half(), grad, torch.tensor(2.0, device=device))),
         ("take_errors", (scores[:0],)),
@@ -244,6 +268,10 @@ def test_step_arguments_are_the_schema_s():
     schema = ops.scored_cross_entropy_step_.default._schema
     names = [argument.name for argument in schema.arguments]
     assert names == ["logits", *StepArguments._fields, "gradient"]
+    schema = ops.soft_cross_entropy_step_.default._schema
+    names = [argument.name for argument in schema.arguments]
+    by_name = StepArguments._make(StepArguments._fields)
+    assert names == ["logits", *by_name.without_indices(), "gradient"]
 
 
 def test_the_step_s_columns_are_the_scores_by_name():

@@ -205,11 +205,12 @@ LOSS = {
 }
 MIXED = {"target_b": "integers({b}, {c}, 1)", "lam": ("0.3", "positive({b}).clamp(max=1)")}
 UNMIXED = {"target_b": "None", "lam": "None"}
+PROBABILITIES = {**UNMIXED, "target": "positive({b}, {c})", "ignore_index": "-100"}
 
 
 def scorings() -> list[Recipe]:
     found = []
-    for mixing in (UNMIXED, MIXED):
+    for mixing in (UNMIXED, MIXED, PROBABILITIES):
         found.append(
             Recipe(
                 "functional.cross_entropy.scored_cross_entropy",

@@ -300,7 +300,37 @@ def has_more_dimensions(before: Values) -> bool:
     return before["logits"].dim() != 2 or before["target"].dim() != 1
 
 
+def has_probabilities(before: Values) -> bool:
+    """Whether the target of logits [B, C] is a distribution over the classes, not an index."""
+    target, logits = before["target"], before["logits"]
+    return target.is_floating_point() and logits.dim() == 2 and target.shape == logits.shape
+
+
+def judge_probabilities(before: Values, result: Any) -> None:
+    """Compares EL2N and the losses of each row, where rows and factors are finite."""
+    logits, target = before["logits"].double(), before["target"].double()
+    assert before["target_b"] is None and before["lam"] is None
+    usual = logits.isfinite().all(1) & target.isfinite().all(1)
+    usual &= (logits.abs() < 1e30).all(1) & (target.abs() < 1e6).all(1)
+    norms = torch.linalg.vector_norm(logits.softmax(1) - target, dim=1)
+    assert result.el2n.shape == norms.shape
+    found = result.el2n.detach().double()[usual]
+    torch.testing.assert_close(found, norms[usual], rtol=1e-4, atol=1e-4)
+    named = ("token_weight", "num_items", "sample_weight")
+    is_plain = not any(before.get(name) is not None for name in named)
+    if before["reduction"] != "none" or not is_plain or not is_ordinary(before):
+        return
+    weight = None if before["weight"] is None else before["weight"].double()
+    smoothing = float(before["label_smoothing"])
+    losses = torch.nn.functional.cross_entropy(
+        logits[usual], target[usual], weight, label_smoothing=smoothing, reduction="none"
+    )
+    torch.testing.assert_close(result.loss.detach().double()[usual], losses, rtol=1e-4, atol=1e-4)
+
+
 def cross_entropy(before: Values, _after: Values, result: Any) -> None:
+    if has_probabilities(before):
+        judge_probabilities(before, result)
     if has_more_dimensions(before):
         return
     losses, _, factors = judge_scores(before, result)
@@ -370,6 +400,8 @@ def update(before: Values, after: Values, result: Any) -> None:
 
 
 def step(before: Values, after: Values, result: Any) -> None:
+    if has_probabilities(before):
+        judge_probabilities(before, result)
     if has_more_dimensions(before):
         return
     losses, ignored, factors = judge_scores(before, result)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -282,6 +283,39 @@ def exact_row(logits: Sequence[float], target: int) -> dict[str, float]:
                 total.ln() - sum((q * (v - greatest) for q, v in zip(p, x, strict=True)))
             ),
             "margin": float(x[target] - max(others)) if others else math.inf,
+        }
+
+
+def exact_soft_row(
+    logits: Sequence[float],
+    probabilities: Sequence[float],
+    weight: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> dict[str, Any]:
+    """The same of a target of probabilities, and the gradient of the loss by each logit."""
+    with localcontext() as context:
+        context.prec = 60
+        x = [Decimal(float(v)) for v in logits]
+        t = [Decimal(float(v)) for v in probabilities]
+        w = [Decimal(float(v)) for v in weight] if weight is not None else [Decimal(1)] * len(x)
+        greatest = max(x)
+        powers = [(v - greatest).exp() for v in x]
+        total = sum(powers, Decimal(0))
+        p = [power / total for power in powers]
+        smoothing = Decimal(label_smoothing)
+        u = [v * (q * (1 - smoothing) + smoothing / len(x)) for v, q in zip(w, t, strict=True)]
+        terms = [v * (total.ln() + greatest - z) for v, z in zip(u, x, strict=True)]
+        errors = [q - v for q, v in zip(p, t, strict=True)]
+        y = t.index(max(t))
+        others = x[:y] + x[y + 1 :]
+        entropy = total.ln() - sum((q * (v - greatest) for q, v in zip(p, x, strict=True)))
+        mass = sum(u, Decimal(0))
+        return {
+            "loss": float(sum(terms, Decimal(0))),
+            "el2n": float(sum((e * e for e in errors), Decimal(0)).sqrt()),
+            "entropy": float(entropy),
+            "margin": float(x[y] - max(others)) if others else math.inf,
+            "gradient": [float(q * mass - v) for q, v in zip(p, u, strict=True)],
         }
 
 

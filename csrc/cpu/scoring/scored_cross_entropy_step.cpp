@@ -2,20 +2,12 @@
 #include "cpu/scoring/scored_cross_entropy_step.h"
 
 #include "cpu/scoring/row_batch.h"
+#include "cpu/scoring/step_losses.h"
 #include "cpu/scoring/update_scores.h"
 
 namespace dynprune {
 namespace cpu {
 namespace {
-
-template <class A>
-A weight_of(const CrossEntropyStep& step, int64_t row) {
-  const int64_t sample = step.rows_per_id == 1 ? row : row / step.rows_per_id;
-  const A weight =
-      step.sample_weight != nullptr ? static_cast<const A*>(step.sample_weight)[sample] : A{1};
-  return step.token_weight != nullptr ? weight * static_cast<const A*>(step.token_weight)[row]
-                                      : weight;
-}
 
 // Lists the rows that count: their sample ids, and kNoSample for the others. `sum` becomes what the
 // sum of the weighted losses is divided by: the class weights of these rows. Stops at the first
@@ -62,30 +54,6 @@ const A* table_lanes(Score score, const RowLanes<A>& lanes, const A* loss, float
   return loss;
 }
 
-// The losses times their weights; or their sum, in lanes, since a chain of additions takes longer
-// than all else that happens to a short row.
-template <class T>
-void reduce_losses(const CrossEntropyInput& in, const compute_t<T>* row_loss, double divisor,
-                   const CrossEntropyStep& step) {
-  using A = compute_t<T>;
-  A* loss = static_cast<A*>(step.loss);
-  // The weight of a row that counts for nothing is not looked at: it may be infinite.
-  const auto weighted = [&](int64_t row) -> double {
-    if (step.sample_weight == nullptr && step.token_weight == nullptr) return row_loss[row];
-    if (targets_of_row(in, row).kind != RowKind::kScored) return 0;
-    return static_cast<double>(weight_of<A>(step, row)) * row_loss[row];
-  };
-  if (step.reduction == Reduction::kNone) {
-    for (int64_t row = 0; row < in.batch_size; row++) loss[row] = static_cast<A>(weighted(row));
-    return;
-  }
-  double sums[kLanes] = {};
-  for (int64_t row = 0; row < in.batch_size; row++) sums[row % kLanes] += weighted(row);
-  double sum = 0;
-  for (double lane : sums) sum += lane;
-  *loss = static_cast<A>(sum / divisor);
-}
-
 template <class T>
 void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
                 const CrossEntropyStep& step, double divisor, float* values,
@@ -108,7 +76,8 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
               }
             });
   });
-  reduce_losses<T>(in, static_cast<const A*>(out.loss), divisor, step);
+  reduce_losses(step, in.batch_size, static_cast<const A*>(out.loss), divisor,
+                [&](int64_t row) { return targets_of_row(in, row).kind == RowKind::kScored; });
 }
 
 template <class T>

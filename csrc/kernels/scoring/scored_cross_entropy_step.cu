@@ -9,9 +9,8 @@
 #include "kernels/scoring/scored_cross_entropy_step.h"
 
 #include "kernels/scoring/column_rows.cuh"
-#include "kernels/scoring/step_task.cuh"
+#include "kernels/scoring/step_finish.cuh"
 #include "kernels/scoring/step_wide.cuh"
-#include "kernels/scoring/update_scores.h"
 
 namespace dynprune {
 namespace cuda {
@@ -28,28 +27,6 @@ __global__ void __launch_bounds__(kThreads, Row::kStepBlocksPerSm)
                 task.staged_bytes);
   step_row(task, options, row, divisor);
   finish_in_last_block(task, divisor);
-}
-
-// partials[block]: sums of the rows' mean weights, or of their weighted losses.
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    partial_sums_kernel(CrossEntropyInput in, const A* terms, A* partials) {
-  const int64_t each = (in.batch_size + gridDim.x - 1) / gridDim.x;
-  const int64_t first = blockIdx.x * each;
-  const int64_t n =
-      first < in.batch_size ? (each < in.batch_size - first ? each : in.batch_size - first) : 0;
-  const A sum = block_sum<A>(n, [&](int64_t i) {
-    return terms != nullptr ? terms[first + i] : mean_weight_of<A>(in, first + i);
-  });
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-}
-
-template <class A>
-__global__ void __launch_bounds__(kThreads) loss_kernel(StepTask<A> task, int64_t num_partials) {
-  const A divisor = divisor_of(task);
-  write_loss(task,
-             block_sum<A>(num_partials, [&](int64_t i) { return task.work.loss_partials[i]; }),
-             divisor);
 }
 
 template <class T, int kTeam>
@@ -94,8 +71,7 @@ StepPlan plan_step(const StepTask<typename Row::A>& task, int64_t row_bytes, int
   const bool with_gradient = task.grad_logits != nullptr;
   StepPlan plan{};
   plan.blocks = rows == 0 ? 1 : blocks_for(rows, kThreads / Row::kRows);
-  plan.partials = static_cast<unsigned>(rows / kThreads < kMaxPartialSums ? rows / kThreads + 1
-                                                                          : kMaxPartialSums);
+  plan.partials = num_partials(rows);
   plan.finish_here = rows <= kMaxRowsPerLaunch;
   plan.static_bytes = static_bytes;
   plan.block_bytes = static_cast<int64_t>(shared_memory_limit()) - static_bytes;
@@ -123,19 +99,6 @@ cudaError_t launch_by_row(const StepTask<typename Row::A>& task, const StepPlan&
   return cudaGetLastError();
 }
 
-// The reduced loss and the update of the table, where the last block does not finish the batch.
-template <class A>
-cudaError_t launch_finish(const StepTask<A>& task, const StepPlan& plan, cudaStream_t stream) {
-  if (task.reduction != Reduction::kNone) {
-    DYNPRUNE_LAUNCH((partial_sums_kernel<A>), plan.partials, kThreads, 0, stream, task.in,
-                    static_cast<const A*>(task.work.weighted), task.work.loss_partials);
-    DYNPRUNE_LAUNCH((loss_kernel<A>), 1, kThreads, 0, stream, task, int64_t{plan.partials});
-  }
-  ScoreUpdate update = task.update;
-  update.sample_ids = task.work.row_ids;
-  return launch_update_scores(update, task.work.slots, task.errors, stream);
-}
-
 // launch: of the kernel that reads the logits, with the task as it is planned.
 template <class A, class Launch>
 cudaError_t launch_planned(StepTask<A> task, const StepPlan& plan, cudaStream_t stream,
@@ -149,7 +112,7 @@ cudaError_t launch_planned(StepTask<A> task, const StepPlan& plan, cudaStream_t 
   }
   const cudaError_t error = launch(task);
   if (error != cudaSuccess) return error;
-  return plan.finish_here ? cudaGetLastError() : launch_finish(task, plan, stream);
+  return plan.finish_here ? cudaGetLastError() : launch_finish(task, plan.partials, stream);
 }
 
 template <class T, int kTeam>
@@ -195,28 +158,7 @@ cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& in,
   return dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
-    const Workspace<A> work(workspace, in, update.max_ids);
-    StepTask<A> task{in,
-                     Outputs<A>(output),
-                     static_cast<const A*>(step.sample_weight),
-                     static_cast<const A*>(step.token_weight),
-                     static_cast<const A*>(step.grad_scale),
-                     static_cast<const A*>(step.divisor),
-                     step.reduction,
-                     step.score,
-                     static_cast<A*>(step.loss),
-                     static_cast<A*>(step.row_weight),
-                     step.grad_logits,
-                     step.rows_per_id,
-                     update,
-                     work,
-                     num_slots(update.max_ids),
-                     /*num_mean_partials=*/0,
-                     /*finish_here=*/false,
-                     /*staged_bytes=*/0,
-                     ticket,
-                     errors};
-    task.update.values = work.values;
+    const StepTask<A> task = step_task<A>(in, output, step, update, workspace, ticket, errors);
     if (in.in_columns()) {
       return with_members(in.num_classes, [&](auto members) {
         return launch_columns<T, decltype(members)::value>(task, stream);

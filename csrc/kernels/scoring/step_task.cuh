@@ -76,6 +76,36 @@ struct StepTask {
   ErrorRecord* errors;
 };
 
+// The task of a launcher's arguments, not planned yet.
+template <class A>
+StepTask<A> step_task(const CrossEntropyInput& in, const CrossEntropyOutput& output,
+                      const CrossEntropyStep& step, const ScoreUpdate& update, void* workspace,
+                      unsigned* ticket, ErrorRecord* errors) {
+  const Workspace<A> work(workspace, in, update.max_ids);
+  StepTask<A> task{in,
+                   Outputs<A>(output),
+                   static_cast<const A*>(step.sample_weight),
+                   static_cast<const A*>(step.token_weight),
+                   static_cast<const A*>(step.grad_scale),
+                   static_cast<const A*>(step.divisor),
+                   step.reduction,
+                   step.score,
+                   static_cast<A*>(step.loss),
+                   static_cast<A*>(step.row_weight),
+                   step.grad_logits,
+                   step.rows_per_id,
+                   update,
+                   work,
+                   num_slots(update.max_ids),
+                   /*num_mean_partials=*/0,
+                   /*finish_here=*/false,
+                   /*staged_bytes=*/0,
+                   ticket,
+                   errors};
+  task.update.values = work.values;
+  return task;
+}
+
 // Sum of value(i), 0 <= i < n, over the block; in every thread.
 template <class A, class Value>
 __device__ A block_sum(int64_t n, const Value& value) {
@@ -98,11 +128,20 @@ __device__ A mean_weight_of(const CrossEntropyInput& in, int64_t row) {
   return y.kind == RowKind::kScored ? y.mean_weight(LossOptions<A>(in)) : A{0};
 }
 
-// What the summed loss is divided by.
+// What the summed loss is divided by, where every row counts as one.
+template <class A>
+__device__ __forceinline__ A divisor_of_all_rows(const StepTask<A>& task) {
+  if (task.reduction != Reduction::kMean) return 1;
+  return task.divisor != nullptr ? *task.divisor : static_cast<A>(task.in.batch_size);
+}
+
+// What the summed loss is divided by. Rows with probabilities have no class that could be ignored.
 template <class A>
 __device__ A divisor_of(const StepTask<A>& task) {
-  if (task.reduction != Reduction::kMean) return 1;
-  if (task.divisor != nullptr) return *task.divisor;
+  if (task.reduction != Reduction::kMean || task.divisor != nullptr ||
+      task.in.target.data == nullptr) {
+    return divisor_of_all_rows(task);
+  }
   if (task.num_mean_partials > 0) {
     return block_sum<A>(task.num_mean_partials,
                         [&](int64_t i) { return task.work.mean_partials[i]; });

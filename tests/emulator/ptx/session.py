@@ -25,6 +25,7 @@ FILES = (
     "test_scoring_kernels",
     "test_selection_kernels",
     "test_shard_kernels",
+    "test_soft_kernels",
     "test_wide_step",
 )
 

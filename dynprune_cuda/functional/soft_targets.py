@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class probabilities as targets: when a target is one, and what it must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda._checks.arguments import FLOATING, as_int, check_tensor
+
+
+def is_soft(target: Any) -> bool:
+    """Returns whether a target holds probabilities, not class indices: by its dtype, as torch."""
+    return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def check_soft(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    target_b: Tensor | None,
+    lam: float | Tensor | None,
+) -> None:
+    """Refuses what probabilities [R, C] cannot be, or cannot be used with.
+
+    Args:
+        logits: [R, C] floating point.
+        target: Floating point.
+        ignore_index: As given.
+        target_b: As given.
+        lam: As given.
+
+    Raises:
+        TypeError: `ignore_index` has the wrong type.
+        ValueError: Anything else is wrong; names what to use instead.
+    """
+    check_tensor("target", target, FLOATING)
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target must have the shape of logits, {tuple(logits.shape)}, if it holds "
+            f"probabilities, got {tuple(target.shape)}"
+        )
+    if target.device != logits.device:
+        raise ValueError(f"target must be on {logits.device}, got {target.device}")
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "target must not require a gradient: this loss has none for it; detach it, or use "
+            "torch.nn.functional.cross_entropy and Pruner.observe"
+        )
+    if as_int("ignore_index", ignore_index) >= 0:
+        raise ValueError(
+            f"ignore_index must be negative if target holds probabilities, which no class index "
+            f"can be found in, got {ignore_index}: give rows that count for nothing a weight of 0 "
+            "and the id -1"
+        )
+    if target_b is not None or lam is not None:
+        raise ValueError(
+            "target_b and lam need class indices, got a target of probabilities: mix the "
+            "probabilities, lam * target + (1 - lam) * target_b"
+        )
+
+
+def as_stored(target: Tensor, logits: Tensor) -> Tensor:
+    """Returns probabilities in a dtype that the operators read beside these logits."""
+    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    target = target.detach()
+    return target if target.dtype in (logits.dtype, compute) else target.to(compute)
