@@ -9,7 +9,8 @@ Each step computes loss, EL2N and correctness, updates the scores of its samples
 backward pass to the logits. The rivals are torch's operators, eager and under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
-"loss alone" is F.cross_entropy, forward and backward, without any score.
+"loss alone" is F.cross_entropy, forward and backward, without any score. A shape such as
+512x1000/soft has probabilities as targets.
 
 The program prints a Markdown table. "replay" is the step in a CUDA graph, without the cost of its
 launches, for those that a graph can capture. Times are lower quartiles, which other load on the
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as TF
 
 from benchmarks.common import markdown
 from benchmarks.common.arguments import positive_int
@@ -39,7 +41,8 @@ from benchmarks.scoring import targets
 from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, Loss, losses
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
-SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
+SOFT = "/soft"  # behind a shape: probabilities of two classes as targets, as Mixup makes them
+SHAPES = ["512x10", "512x100", "256x1000", "64x32768", f"512x1000{SOFT}"]
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -97,9 +100,12 @@ def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -
 def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The results of every rival at one shape, and why a rival has none."""
     device, dtype = options.device, DTYPES[options.dtype]
-    rows, classes = (int(part) for part in shape.split("x"))
+    rows, classes = (int(part) for part in shape.removesuffix(SOFT).split("x"))
     x = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
     y = torch.randint(classes, (rows,), device=device)
+    if shape.endswith(SOFT):
+        first, second = (TF.one_hot(labels, classes).to(dtype) for labels in (y, y.flip(0)))
+        y = 0.7 * first + 0.3 * second
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
     by_name = losses(samples, device, not options.no_compile)
@@ -117,7 +123,7 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     measured = []
     for name in (name for name in (*by_rival, "copy") if name not in refused):
         host = host_and_launches(flat[f"{name}/full"], device, not options.no_profile)
-        measured.append(result(name, x, seconds, host))
+        measured.append(result(name, x, y, seconds, host))
     if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
         usable = {name: loss for name, loss in by_name.items() if name not in refused}
         replayed = replays(x.detach().requires_grad_(), y, ids, usable, options.rounds)
@@ -141,7 +147,7 @@ def warm_up(by_rival: Mapping[str, Mapping[str, Call]]) -> dict[str, str]:
 
 
 def result(
-    name: str, x: Tensor, seconds: Mapping[str, list[float]], host: tuple[float, int]
+    name: str, x: Tensor, y: Tensor, seconds: Mapping[str, list[float]], host: tuple[float, int]
 ) -> dict[str, Any]:
     """What is written to the JSON file about one rival at one shape."""
     rows, classes = x.shape
@@ -152,13 +158,15 @@ def result(
         "fwd": float(np.quantile(forward, 0.25)) * 1e6,
         "full": float(np.quantile(full, 0.25)) * 1e6,
     }
-    target = targets.find(x.device.type, str(x.dtype).split(".")[1], (rows, classes), name)
+    soft, kind = y.is_floating_point(), str(x.dtype).split(".")[1]
+    target = targets.find(x.device.type, kind, (rows, classes), name, soft)
     verdict = ""
     if target is not None:
         verdict = f"{target.text}: {'reached' if target.reached(ratio) else 'missed'}"
     moved = 2 * x.numel() * x.element_size()
     return {
         "shape": [rows, classes],
+        "probabilities": soft,
         "dtype": str(x.dtype),
         "name": name,
         "microseconds": quartile,
@@ -175,7 +183,7 @@ def table_row(r: Mapping[str, Any]) -> str:
     """The line of one result in the Markdown table."""
     forward, full = r["microseconds"]["fwd"], r["microseconds"]["full"]
     rate = r["gigabytes_per_second_of_read_once_and_write_once"]
-    cells = ["x".join(map(str, r["shape"])), r["name"]]
+    cells = ["x".join(map(str, r["shape"])) + SOFT * r.get("probabilities", False), r["name"]]
     cells += [f"{value:.1f}" for value in (forward, full - forward, full)]
     replayed = r.get("replay_seconds")
     cells += [f"{np.quantile(replayed, 0.25) * 1e6:.1f}" if replayed else "-", f"{rate:.1f}"]
@@ -215,7 +223,9 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10")
+    parser.add_argument(
+        "--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10 or 512x10/soft"
+    )
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--rounds", type=positive_int, default=60)

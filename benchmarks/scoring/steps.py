@@ -37,8 +37,10 @@ def eager_step(logits: Tensor, target: Tensor, ids: Tensor, t: Table) -> Tensor:
     loss = TF.cross_entropy(logits, target, reduction="none")
     with torch.no_grad():
         x, value = logits.detach(), loss.detach().float()
-        errors = torch.softmax(x.float(), 1) - TF.one_hot(target, x.shape[1])
-        correct = x.argmax(1) == target
+        is_soft = target.is_floating_point()
+        probabilities = target if is_soft else TF.one_hot(target, x.shape[1])
+        errors = torch.softmax(x.float(), 1) - probabilities
+        correct = x.argmax(1) == (target.argmax(1) if is_soft else target)
         old, last = t.mean[ids], t.last_correct[ids]
         spread = (1 - ALPHA) * t.variance[ids] + ALPHA * (value - old) ** 2
         t.variance.index_put_((ids,), spread)
