@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 try:
-    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
     from timm.task import TrainingTask
 
     from dynprune_cuda.integrations.timm_loader import PrunedLoader
@@ -28,10 +28,11 @@ KEY = "dynprune_cuda"  # in the task's state, which timm's checkpoints hold
 def prune_task(task: TrainingTask, loader: PrunedLoader, losses: Losses | None = None) -> None:
     """Lets a training task of timm score the samples, rescale their losses, and save the pruner.
 
-    The task's criterion is replaced by one that returns the same loss. Class indices with
-    cross-entropy go through `pruner.cross_entropy`; other losses are computed per sample and
-    observed. A distillation task trains by its own sum, and is scored by its criterion alone. The
-    score of a mixed image is its loss for the mixed target, and belongs to the image at its place.
+    The task's criterion is replaced by one that returns the same loss. Cross-entropy goes through
+    `pruner.cross_entropy`, with class indices or with Mixup's probabilities; other losses are
+    computed per sample and observed. A distillation task trains by its own sum, and is scored by
+    its criterion alone. The score of a mixed image is that for the mixed target, and belongs to the
+    image at its place.
 
     timm's checkpoints then hold the pruner in the task's state, and `--resume` restores it. With
     several processes, it is the state of the first.
@@ -102,21 +103,30 @@ class _ScoredCriterion(nn.Module):
         self.criterion = criterion
         self._loader = loader
         self._losses = row_losses(criterion) if losses is None else losses
-        # The smoothing of a plain cross-entropy, which the pruner can compute.
+        # The smoothing of a plain cross-entropy, which the pruner can compute: of class indices,
+        # and of probabilities.
         self._smoothing: float | None = None
-        if losses is None and type(criterion) is nn.CrossEntropyLoss:
-            self._smoothing = criterion.label_smoothing
-        elif losses is None and type(criterion) is LabelSmoothingCrossEntropy:
+        self._soft_smoothing: float | None = None
+        kind = type(criterion)
+        if losses is None and kind is nn.CrossEntropyLoss:
+            self._smoothing = self._soft_smoothing = criterion.label_smoothing
+        elif losses is None and kind is LabelSmoothingCrossEntropy:
             self._smoothing = criterion.smoothing
+        elif losses is None and kind is SoftTargetCrossEntropy:
+            self._soft_smoothing = 0.0
         else:
             self._check_score()
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Returns the mean loss of the batch."""
         pruner, ids = self._loader.pruner, self._loader.take_ids()
-        is_plain = target.shape == ids.shape and not target.is_floating_point()
-        if self._smoothing is not None and is_plain:
-            return pruner.cross_entropy(output, target, ids, label_smoothing=self._smoothing)
+        if target.is_floating_point():
+            smoothing, shape = self._soft_smoothing, (len(ids), *output.shape[1:])
+            is_plain = output.dim() == 2 and target.shape == shape and not target.requires_grad
+        else:
+            smoothing, is_plain = self._smoothing, target.shape == ids.shape
+        if smoothing is not None and is_plain:
+            return pruner.cross_entropy(output, target, ids, label_smoothing=smoothing)
         self._check_score()
         rows: Tensor = self._losses(output, target)
         if rows.dim() != 1 or len(rows) % len(ids):
@@ -132,6 +142,6 @@ class _ScoredCriterion(nn.Module):
         if self._loader.pruner.score != "loss":
             raise ValueError(
                 f"score must be 'loss' for the criterion {type(self.criterion).__name__}, got a "
-                f"pruner with score={self._loader.pruner.score!r}: other scores need class "
-                "indices and cross-entropy"
+                f"pruner with score={self._loader.pruner.score!r}: other scores need "
+                "cross-entropy"
             )

@@ -87,15 +87,18 @@ def test_a_score_or_a_policy_that_the_task_cannot_serve_is_refused():
     teacher = {"kind": timm_script.LogitDistillationTask, "teacher_model": Tiny(1)}
     with pytest.raises(ValueError, match=r"rescales the losses .* LogitDistillationTask adds"):
         prune_task(task_of(**teacher), loader(policy="infobatch"))
-    # Class indices and cross-entropy have every score; soft targets do not.
-    task, pruned = task_of(), loader(keep=0.3, score="el2n")
+    # Cross-entropy has every score, of class indices and of probabilities.
+    task, pruned = task_of(), loader(keep=0.9, score="el2n")
     prune_task(task, pruned)
     pruned.set_epoch(0, None)
     batches = iter(pruned)
     task(*next(batches))["loss"].backward()
     images, labels = next(batches)
+    task(images, nn.functional.one_hot(labels, 3).float())["loss"].backward()
+    # The rows of a loss by other means do not.
+    images, labels = next(batches)
     with pytest.raises(ValueError, match="got a pruner with score='el2n'"):
-        task(images, nn.functional.one_hot(labels, 3).float())
+        task(images.repeat(2, 1, 1, 1), labels.repeat(2))
 
 
 def test_a_batch_is_scored_exactly_once():

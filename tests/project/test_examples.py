@@ -19,6 +19,7 @@ NEEDS = {
     "mosaicml": ["streaming"],
     "trl": ["trl", "datasets"],
     "segmentation": ["torchvision"],
+    "mixup": ["timm"],
 }
 
 
@@ -44,6 +45,7 @@ def test_there_is_one_per_framework():
         "language_model",
         "trl",
         "segmentation",
+        "mixup",
     }
 
 
