@@ -34,6 +34,7 @@ from dynprune_cuda.distributed.dealing import check_dealt, deal_rows
 from dynprune_cuda.functional.batch_weights import epsilon_weights, percentile_weights
 from dynprune_cuda.functional.cross_entropy import ignored_rows
 from dynprune_cuda.functional.ranking import Ranking
+from dynprune_cuda.functional.soft_targets import is_soft
 
 __all__ = ["BatchChoice", "BatchSelector"]
 
@@ -241,7 +242,8 @@ class BatchSelector:
 
         Args:
             logits: [B, C] float32, float16, bfloat16 or float64, on `device`; detached.
-            target: [B] int64, int32 or uint8 class indices.
+            target: [B] int64, int32 or uint8 class indices; or [B, C] class probabilities, floating
+                point.
             reference: [B] floating point, what `by="excess"` subtracts from the losses; such as
                 the loss of a model that was trained on held-out data.
 
@@ -271,7 +273,9 @@ class BatchSelector:
             scores = scored.loss - reference
         else:
             scores = getattr(scored, self.by)
-        return self.choose(scores.masked_fill(ignored_rows(target, self.ignore_index), -torch.inf))
+        if not is_soft(target):
+            scores = scores.masked_fill(ignored_rows(target, self.ignore_index), -torch.inf)
+        return self.choose(scores)
 
     @torch.no_grad()
     def choose(self, scores: Tensor) -> BatchChoice:

@@ -9,9 +9,11 @@ import pytest
 import reference
 import torch
 from torch.nn.functional import cross_entropy, one_hot
+from torch.utils.data import DataLoader, TensorDataset
 
-from dynprune_cuda import Pruner
+from dynprune_cuda import BatchSelector, Pruner
 from dynprune_cuda import functional as F
+from dynprune_cuda.static_scores import ForgettingCounter
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -333,6 +335,25 @@ def test_the_pruner_takes_probabilities(device):
     loss.backward()
     losses = cross_entropy(logits, target, reduction="none").detach()
     torch.testing.assert_close(pruner.table.mean[:6], losses)
+
+
+def test_what_else_takes_targets_takes_probabilities(device):
+    logits, target = (t.to(device) for t in batch(9, 4))
+    scored = F.scored_cross_entropy(logits, target)
+    selector = BatchSelector(3, by="el2n", device=device)
+    rows = selector(logits, target).rows.cpu().tolist()
+    assert sorted(rows) == sorted(scored.el2n.topk(3).indices.tolist())
+    counter = ForgettingCounter(9, device=device)
+    ids = torch.arange(9, device=device)
+    for sign in (1, -1):
+        loss = counter.cross_entropy(sign * logits, target, ids)
+        torch.testing.assert_close(loss, cross_entropy(sign * logits, target))
+    now_wrong = ~F.scored_cross_entropy(-logits, target).correct
+    assert torch.equal(counter.forget_count.bool(), scored.correct & now_wrong)
+    pruner = Pruner(9, 0.5, device=device)
+    data = TensorDataset(logits.cpu(), target.cpu(), torch.arange(9))
+    pruner.rescore(torch.nn.Identity(), DataLoader(data, batch_size=4))
+    torch.testing.assert_close(pruner.table.mean, scored.loss)
 
 
 def test_what_is_refused_changes_nothing(device):

@@ -107,8 +107,8 @@ cudaError_t launch_planned(StepTask<A> task, const StepPlan& plan, cudaStream_t 
   task.staged_bytes = plan.staged_bytes;
   if (plan.divisor_first) {
     task.num_mean_partials = plan.partials;
-    DYNPRUNE_LAUNCH((partial_sums_kernel<A>), plan.partials, kThreads, 0, stream, task.in,
-                    static_cast<const A*>(nullptr), task.work.mean_partials);
+    const cudaError_t error = launch_mean_partials(task, plan.partials, stream);
+    if (error != cudaSuccess) return error;
   }
   const cudaError_t error = launch(task);
   if (error != cudaSuccess) return error;
