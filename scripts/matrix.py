@@ -49,6 +49,7 @@ TESTS = (
     "tests/functional/test_scored_cross_entropy.py",
     "tests/functional/test_scored_cross_entropy_gradient.py",
     "tests/functional/test_scored_step.py",
+    "tests/functional/test_soft_targets.py",
     "tests/functional/test_update_scores.py",
     "tests/scores/test_scores.py",
     "tests/epochs/test_pruner.py",

@@ -136,7 +136,8 @@ def scored_cross_entropy(
         divisor = weights.sum()
         if reduction == "sample":
             groups, per_group = (len(target), 1) if rows is None else (rows.groups, rows.per_group)
-            factors, divisor = sample_shares(target.new_full((groups,), -1), per_group, weights)
+            own = target.new_full((groups,), -1, dtype=torch.int64)
+            factors, divisor = sample_shares(own, per_group, weights)
             total = total * factors
         total = total.sum() / divisor
     elif reduction == "sum":
