@@ -42,6 +42,11 @@ def check_soft(
             f"target must have the shape of logits, {tuple(logits.shape)}, if it holds "
             f"probabilities, got {tuple(target.shape)}"
         )
+    if logits.shape[-1] >= 1 << 31:
+        raise ValueError(
+            f"logits must have fewer than 2^31 classes if target holds probabilities, got "
+            f"{logits.shape[-1]}"
+        )
     if target.device != logits.device:
         raise ValueError(f"target must be on {logits.device}, got {target.device}")
     if target.requires_grad and torch.is_grad_enabled():
