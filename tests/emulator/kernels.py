@@ -36,7 +36,7 @@ INDEX_TYPES = {torch.int64: 0, torch.int32: 1, torch.uint8: 2}
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, SCORE_WEIGHT, SCORE_WEIGHT_SQRT = range(
     len(_C.RANKINGS.split())
 )
-NUM_DATA_ERRORS = 3
+NUM_DATA_ERRORS = 4
 
 # Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and
 # grid sizes. One lets a single block be resident at a time. Powers of 2 are as wrong as a GPU's may
@@ -196,7 +196,8 @@ def load(mode: Mode = "check") -> Emulator:
     """The emulator with all kernels of csrc/kernels."""
     if check_only and mode != "check":
         pytest.skip(f"the {mode} build of nvcc's code: make test-ptx-full")
-    launchers = [HERE / "launchers.cpp", HERE / "shard_launchers.cpp"]
+    names = ("launchers", "shard_launchers", "binary_launchers")
+    launchers = [HERE / f"{name}.cpp" for name in names]
     sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
     emulator = Emulator(build(sources, mode))
     _loaded.append(emulator)
@@ -209,6 +210,7 @@ def load(mode: Mode = "check") -> Emulator:
     library.emulated_shard_positions_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_shard_positions_workspace_bytes.argtypes = (ctypes.c_int64,)
     library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_scored_binary_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):
         getattr(library, name).restype = ctypes.c_uint64
