@@ -4,6 +4,7 @@
     python -m benchmarks.scoring.bench_scoring                                    # CPU
     python -m benchmarks.scoring.bench_scoring --shapes 8x262144 1000000x10 --rounds 10
     python -m benchmarks.scoring.bench_scoring --device cuda --dtype bfloat16
+    python -m benchmarks.scoring.bench_scoring --labels --shapes 512x80    # binary cross-entropy
 
 Each step computes loss, EL2N and correctness, updates the scores of its samples, and runs the
 backward pass to the logits. The rivals are torch's operators, eager and under torch.compile.
@@ -36,7 +37,14 @@ from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import Call, first_line, graph_seconds, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, Loss, losses
+from benchmarks.scoring.steps import (
+    CAPTURABLE,
+    OVERWRITES,
+    RIVALS,
+    Loss,
+    binary_losses,
+    losses,
+)
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768"]
@@ -102,7 +110,10 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     y = torch.randint(classes, (rows,), device=device)
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    by_name = losses(samples, device, not options.no_compile)
+    make = binary_losses if options.labels else losses
+    if options.labels:
+        y = (torch.rand(rows, classes, device=device) < 0.05).float()
+    by_name = make(samples, device, not options.no_compile)
     by_rival = {}
     for name, loss in by_name.items():
         # Its second call would read its first gradient, and so would all others.
@@ -117,7 +128,7 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     measured = []
     for name in (name for name in (*by_rival, "copy") if name not in refused):
         host = host_and_launches(flat[f"{name}/full"], device, not options.no_profile)
-        measured.append(result(name, x, seconds, host))
+        measured.append(result(name, x, seconds, host, options.labels))
     if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
         usable = {name: loss for name, loss in by_name.items() if name not in refused}
         replayed = replays(x.detach().requires_grad_(), y, ids, usable, options.rounds)
@@ -141,7 +152,11 @@ def warm_up(by_rival: Mapping[str, Mapping[str, Call]]) -> dict[str, str]:
 
 
 def result(
-    name: str, x: Tensor, seconds: Mapping[str, list[float]], host: tuple[float, int]
+    name: str,
+    x: Tensor,
+    seconds: Mapping[str, list[float]],
+    host: tuple[float, int],
+    labels: bool,
 ) -> dict[str, Any]:
     """What is written to the JSON file about one rival at one shape."""
     rows, classes = x.shape
@@ -152,7 +167,8 @@ def result(
         "fwd": float(np.quantile(forward, 0.25)) * 1e6,
         "full": float(np.quantile(full, 0.25)) * 1e6,
     }
-    target = targets.find(x.device.type, str(x.dtype).split(".")[1], (rows, classes), name)
+    kind = str(x.dtype).split(".")[1]
+    target = targets.find(x.device.type, kind, (rows, classes), name, labels)
     verdict = ""
     if target is not None:
         verdict = f"{target.text}: {'reached' if target.reached(ratio) else 'missed'}"
@@ -216,6 +232,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10")
+    parser.add_argument("--labels", action="store_true", help="several labels, not one class")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--rounds", type=positive_int, default=60)

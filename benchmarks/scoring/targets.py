@@ -6,14 +6,21 @@ from __future__ import annotations
 from benchmarks.common.targets import Target, at_most, faster
 
 TIMES_EAGER = {(512, 10): 5.0, (512, 100): 5.0, (256, 1000): 3.0, (64, 32768): 4.0}
+TIMES_EAGER_BINARY = {(512, 80): 4.0}
 TIMES_COMPILED = 1.3
 TIMES_LOSS_ALONE = 1.15  # at most
 
 
-def find(device_type: str, dtype: str, shape: tuple[int, int], rival: str) -> Target | None:
+def find(
+    device_type: str, dtype: str, shape: tuple[int, int], rival: str, binary: bool = False
+) -> Target | None:
     """The target for the ratio of a rival's full step to ours, None where there is no target."""
     if device_type != "cpu" or dtype != "float32":
         return None
+    if binary:
+        if shape not in TIMES_EAGER_BINARY or rival != "eager":
+            return None
+        return faster(TIMES_EAGER_BINARY[shape])
     if rival == "loss alone":
         return at_most(TIMES_LOSS_ALONE)
     if shape not in TIMES_EAGER or rival not in ("eager", "torch.compile"):

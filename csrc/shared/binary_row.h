@@ -17,6 +17,9 @@ namespace dynprune {
 // The first four as ScalarType has them.
 enum class LabelType { kFloat32, kFloat16, kBFloat16, kFloat64, kBool };
 
+// A bool target. Beside the other types' functions, which it must not hide.
+DYNPRUNE_HD float widen(uint8_t flag) { return flag != 0 ? 1.0f : 0.0f; }
+
 // Calls of scored_binary_cross_entropy and its backward, as their launchers take them.
 // A = float, or double for float64 logits.
 struct BinaryInput {

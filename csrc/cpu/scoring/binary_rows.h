@@ -191,10 +191,7 @@ class BinaryRows {
     if (in_.target_type != LabelType::kBool) {
       return dispatch(static_cast<ScalarType>(in_.target_type), widened);
     }
-    const uint8_t* from = static_cast<const uint8_t*>(in_.target) + offset;
-    for (int i = 0; i < labels; i++) t_[i] = from[i] != 0 ? A{1} : A{0};
-    std::fill(t_ + labels, t_ + count, A{0});
-    return t_;
+    return widened(uint8_t{});
   }
 
   const BinaryInput& in_;

@@ -41,8 +41,6 @@ struct Word<2> {
   using type = unsigned short;
 };
 
-DYNPRUNE_HD float widen(uint8_t flag) { return flag != 0 ? 1.0f : 0.0f; }
-
 // The targets of a row, of any type: a switch per vector saves four fifths of the kernels.
 template <class A, int kSize>
 struct RowTargets {
