@@ -56,7 +56,7 @@ def test_the_scores_of_shards_are_those_of_one_process():
 def test_the_factors_of_a_policy_that_rescales():
     logits, target, ids = make_batch()
     ids = torch.arange(BATCH)
-    pruner = Pruner(N, 0.5, "infobatch", warmup_epochs=1, epochs=8, anneal_epochs=0)
+    pruner = Pruner(N, policy="infobatch", warmup_epochs=1, epochs=8, anneal_epochs=0)
     pruner.set_epoch(0)
     pruner.observe(torch.arange(N), torch.linspace(0, 1, N))
     pruner.set_epoch(1)
