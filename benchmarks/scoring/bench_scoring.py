@@ -10,7 +10,7 @@ backward pass to the logits. The rivals are torch's operators, eager and under t
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score. A shape such as
-512x1000/soft has probabilities as targets.
+512x1000/soft has probabilities as targets, 512x80/labels several labels a row.
 
 The program prints a Markdown table. "replay" is the step in a CUDA graph, without the cost of its
 launches, for those that a graph can capture. Times are lower quartiles, which other load on the
@@ -21,6 +21,7 @@ says whether the target of a ratio is reached (targets.py).
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,11 +39,19 @@ from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import Call, first_line, graph_seconds, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, Loss, losses
+from benchmarks.scoring.steps import (
+    CAPTURABLE,
+    OVERWRITES,
+    RIVALS,
+    Loss,
+    binary_losses,
+    losses,
+)
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
-SOFT = "/soft"  # behind a shape: probabilities of two classes as targets, as Mixup makes them
-SHAPES = ["512x10", "512x100", "256x1000", "64x32768", f"512x1000{SOFT}"]
+# Rows and classes, and what rows are trained on: a class, probabilities, or several labels.
+SHAPE = re.compile(r"(\d+)x(\d+)(?:/(soft|labels))?")
+SHAPES = ["512x10", "512x100", "256x1000", "64x32768", "512x1000/soft", "512x80/labels"]
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -100,15 +109,20 @@ def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -
 def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The results of every rival at one shape, and why a rival has none."""
     device, dtype = options.device, DTYPES[options.dtype]
-    rows, classes = (int(part) for part in shape.removesuffix(SOFT).split("x"))
+    parts = SHAPE.fullmatch(shape)
+    assert parts is not None, shape  # by the parser
+    rows, classes, kind = int(parts[1]), int(parts[2]), parts[3] or ""
     x = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
     y = torch.randint(classes, (rows,), device=device)
-    if shape.endswith(SOFT):
+    if kind == "soft":
         first, second = (TF.one_hot(labels, classes).to(dtype) for labels in (y, y.flip(0)))
         y = 0.7 * first + 0.3 * second
+    elif kind == "labels":
+        y = (torch.rand(rows, classes, device=device) < 0.05).float()
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    by_name = losses(samples, device, not options.no_compile)
+    make = binary_losses if kind == "labels" else losses
+    by_name = make(samples, device, not options.no_compile)
     by_rival = {}
     for name, loss in by_name.items():
         # Its second call would read its first gradient, and so would all others.
@@ -123,7 +137,7 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     measured = []
     for name in (name for name in (*by_rival, "copy") if name not in refused):
         host = host_and_launches(flat[f"{name}/full"], device, not options.no_profile)
-        measured.append(result(name, x, y, seconds, host))
+        measured.append(result(name, x, kind, seconds, host))
     if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
         usable = {name: loss for name, loss in by_name.items() if name not in refused}
         replayed = replays(x.detach().requires_grad_(), y, ids, usable, options.rounds)
@@ -147,7 +161,7 @@ def warm_up(by_rival: Mapping[str, Mapping[str, Call]]) -> dict[str, str]:
 
 
 def result(
-    name: str, x: Tensor, y: Tensor, seconds: Mapping[str, list[float]], host: tuple[float, int]
+    name: str, x: Tensor, kind: str, seconds: Mapping[str, list[float]], host: tuple[float, int]
 ) -> dict[str, Any]:
     """What is written to the JSON file about one rival at one shape."""
     rows, classes = x.shape
@@ -158,15 +172,15 @@ def result(
         "fwd": float(np.quantile(forward, 0.25)) * 1e6,
         "full": float(np.quantile(full, 0.25)) * 1e6,
     }
-    soft, kind = y.is_floating_point(), str(x.dtype).split(".")[1]
-    target = targets.find(x.device.type, kind, (rows, classes), name, soft)
+    dtype = str(x.dtype).split(".")[1]
+    target = targets.find(x.device.type, dtype, (rows, classes), name, kind)
     verdict = ""
     if target is not None:
         verdict = f"{target.text}: {'reached' if target.reached(ratio) else 'missed'}"
     moved = 2 * x.numel() * x.element_size()
     return {
         "shape": [rows, classes],
-        "probabilities": soft,
+        "kind": kind,
         "dtype": str(x.dtype),
         "name": name,
         "microseconds": quartile,
@@ -179,11 +193,16 @@ def result(
     }
 
 
+def shape_name(r: Mapping[str, Any]) -> str:
+    """As `--shapes` takes it."""
+    return "x".join(map(str, r["shape"])) + (f"/{r['kind']}" if r.get("kind") else "")
+
+
 def table_row(r: Mapping[str, Any]) -> str:
     """The line of one result in the Markdown table."""
     forward, full = r["microseconds"]["fwd"], r["microseconds"]["full"]
     rate = r["gigabytes_per_second_of_read_once_and_write_once"]
-    cells = ["x".join(map(str, r["shape"])) + SOFT * r.get("probabilities", False), r["name"]]
+    cells = [shape_name(r), r["name"]]
     cells += [f"{value:.1f}" for value in (forward, full - forward, full)]
     replayed = r.get("replay_seconds")
     cells += [f"{np.quantile(replayed, 0.25) * 1e6:.1f}" if replayed else "-", f"{rate:.1f}"]
@@ -202,18 +221,18 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
     """Writes a PNG with a bar per rival: the time of its full step divided by ours."""
     from benchmarks.common.plots import plt, save, tidy
 
-    shapes = sorted({tuple(r["shape"]) for r in results}, key=lambda s: s[0] * s[1])
+    shapes = list(dict.fromkeys(map(shape_name, results)))
     names = [n for n in RIVALS if any(r["name"] == n for r in results)]
     figure, axis = plt.subplots(figsize=(8, 4), dpi=150)
     for k, name in enumerate(names):
         ratios = [
-            next(r["times_ours"] for r in results if r["name"] == name and tuple(r["shape"]) == s)
+            next((r["times_ours"] for r in results if (r["name"], shape_name(r)) == (name, s)), 0)
             for s in shapes
         ]
         places = np.arange(len(shapes)) + 0.8 * k / len(names)
         axis.bar(places, ratios, 0.75 / len(names), label=name)
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(np.arange(len(shapes)) + 0.3, [f"{b} × {c}" for b, c in shapes])
+    axis.set_xticks(np.arange(len(shapes)) + 0.3, shapes)
     axis.set_ylabel("time of a step, in units of ours")
     axis.set_title("Scored training step, forward and backward", loc="left", fontsize=11)
     axis.legend(frameon=False, fontsize=8)
@@ -221,10 +240,21 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
     save(figure, path, note=note)
 
 
+def checked_shape(text: str) -> str:
+    """The argument of `--shapes`."""
+    if SHAPE.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 512x10 or 512x1000/soft")
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument(
-        "--shapes", nargs="+", default=SHAPES, help="rows x classes, as 512x10 or 512x10/soft"
+        "--shapes",
+        nargs="+",
+        default=SHAPES,
+        type=checked_shape,
+        help="rows x classes, as 512x10; /soft: probabilities, /labels: several labels a row",
     )
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)

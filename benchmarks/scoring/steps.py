@@ -12,7 +12,7 @@ from torch.nn import functional as TF
 
 from dynprune_cuda import Pruner
 
-__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "Loss", "losses"]
+__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "Loss", "binary_losses", "losses"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "Liger on a copy", "quack")
@@ -50,6 +50,41 @@ def eager_step(logits: Tensor, target: Tensor, ids: Tensor, t: Table) -> Tensor:
         t.forgets.index_put_((ids,), t.forgets[ids] + (last & ~correct).int())
         t.last_correct.index_put_((ids,), correct)
     return loss.mean()
+
+
+def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, t: Table) -> Tensor:
+    """The same for several labels per sample."""
+    losses = TF.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    with torch.no_grad():
+        x, value = logits.detach().float(), losses.detach().mean(1).float()
+        errors = torch.sigmoid(x) - target
+        correct = ((x > 0) == (target > 0.5)).all(1)
+        old, last = t.mean[ids], t.last_correct[ids]
+        spread = (1 - ALPHA) * t.variance[ids] + ALPHA * (value - old) ** 2
+        t.variance.index_put_((ids,), spread)
+        t.mean.index_put_((ids,), (1 - ALPHA) * old + ALPHA * value)
+        t.el2n.index_put_((ids,), errors.norm(dim=1))
+        t.count.index_put_((ids,), t.count[ids] + 1)
+        t.forgets.index_put_((ids,), t.forgets[ids] + (last & ~correct).int())
+        t.last_correct.index_put_((ids,), correct)
+    return losses.mean()
+
+
+def binary_losses(samples: int, device: torch.device, compiled: bool) -> dict[str, Loss]:
+    """As `losses`, for targets [B, L] of several labels."""
+    pruner = Pruner(samples, 0.5, device=device)
+    pruner.set_epoch(0)
+    table = Table(samples, device)
+    found: dict[str, Loss] = {
+        "ours": pruner.binary_cross_entropy,
+        "eager": lambda x, y, i: eager_binary_step(x, y, i, table),
+    }
+    if compiled:
+        other = Table(samples, device)
+        step = torch.compile(eager_binary_step, dynamic=False)
+        found["torch.compile"] = lambda x, y, i: step(x, y, i, other)
+    found["loss alone"] = lambda x, y, _: TF.binary_cross_entropy_with_logits(x, y)
+    return found
 
 
 def losses(samples: int, device: torch.device, compiled: bool) -> dict[str, Loss]:

@@ -6,22 +6,22 @@ from __future__ import annotations
 from benchmarks.common.targets import Target, at_most, faster
 
 TIMES_EAGER = {(512, 10): 5.0, (512, 100): 5.0, (256, 1000): 3.0, (64, 32768): 4.0}
-TIMES_EAGER_OF_PROBABILITIES = {(512, 1000): 4.0}
+TIMES_EAGER_OF = {"soft": {(512, 1000): 4.0}, "labels": {(512, 80): 4.0}}
 TIMES_COMPILED = 1.3
 TIMES_LOSS_ALONE = 1.15  # at most
 
 
 def find(
-    device_type: str, dtype: str, shape: tuple[int, int], rival: str, probabilities: bool = False
+    device_type: str, dtype: str, shape: tuple[int, int], rival: str, kind: str = ""
 ) -> Target | None:
     """The target for the ratio of a rival's full step to ours, None where there is no target.
 
-    With `probabilities`, these are what the rows are trained on, instead of classes.
+    `kind` says what rows are trained on: classes (""), probabilities ("soft") or several "labels".
     """
     if device_type != "cpu" or dtype != "float32":
         return None
-    if probabilities:
-        times = TIMES_EAGER_OF_PROBABILITIES.get(shape)
+    if kind:
+        times = TIMES_EAGER_OF[kind].get(shape)
         return None if times is None or rival != "eager" else faster(times)
     if rival == "loss alone":
         return at_most(TIMES_LOSS_ALONE)

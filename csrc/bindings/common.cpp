@@ -132,6 +132,9 @@ void raise_if_bad(const DataStatus& status, int64_t limit) {
                               " is out of range: expected 0 <= id < ", limit);
     case DataError::kWeight:
       fail("weights[", status.position, "] is negative or NaN: weights must be >= 0");
+    case DataError::kProbability:
+      fail("target[", status.position, "] has ", bit_cast<double>(status.value),
+           ": expected 0 <= target <= 1");
   }
 }
 

@@ -63,7 +63,7 @@ Tensor allocate_bytes(const Tensor& like, size_t bytes);
 cpu::Parallel torch_threads();
 
 // Throws the error that a CPU launcher found: IndexError for targets and ids, RuntimeError for
-// weights, of which dynprune_cuda/_ops/errors.py makes a ValueError.
+// weights and probabilities, of which dynprune_cuda/_ops/errors.py makes a ValueError.
 void raise_if_bad(const DataStatus& status, int64_t limit);
 
 // True if the tensor lies on a GPU that this build has kernels for; throws if the build has none.

@@ -116,7 +116,24 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   // Times grad_loss (0-d or [B]) / grad_scale (0-d) in place; nothing is read or written where that
   // is 1.
   m.def("scale_gradient_(Tensor(a!) grad_logits, Tensor grad_loss, Tensor? grad_scale) -> ()");
-  // (count, example) of the data errors that kernels recorded on the device of `like`: int64 [3,
-  // 2], cleared.
+  // Binary cross-entropy of several labels. logits: [B, L]; target: [B, L] of any float dtype, or
+  // bool; weight: [L] or [B, L]; pos_weight: [L]. loss: [B], the mean over the labels.
+  m.def(
+      "scored_binary_cross_entropy(Tensor logits, Tensor target, Tensor? weight, Tensor? "
+      "pos_weight) -> (Tensor loss, Tensor el2n, Tensor entropy, Tensor margin, Tensor correct)");
+  m.def(
+      "scored_binary_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, "
+      "Tensor? weight, Tensor? pos_weight) -> Tensor");
+  // As scored_cross_entropy_step_, of rows that are samples. A sum is over all labels.
+  m.def(
+      "scored_binary_cross_entropy_step_(Tensor logits, Tensor target, Tensor sample_ids, "
+      "Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor(d!)? non_finite_count, "
+      "Tensor(e!)? last_non_finite, Tensor(f!)? last_correct, Tensor(g!)? forget_count, "
+      "Tensor(h!)? ticket, float alpha, bool published_first_visit, int score, int "
+      "row_reduction, int reduction, Tensor? sample_weight, Tensor? divisor, Tensor? weight, "
+      "Tensor? pos_weight, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor scores, "
+      "Tensor correct, Tensor grad_logits)");
+  // (count, example) of the data errors that kernels recorded on the device of `like`: int64 [4,
+  // 2], cleared; the last example is the bits of a float64.
   m.def("take_errors(Tensor like) -> Tensor");
 }

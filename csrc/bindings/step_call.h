@@ -2,6 +2,8 @@
 // What the bindings of the fused steps share: checks of their arguments, and their results.
 #pragma once
 
+#include <optional>
+
 #include "bindings/scoring.h"
 
 namespace dynprune {
@@ -35,17 +37,17 @@ struct StepResult {
   bool* correct_flags;
   void* saved;  // [B, kNumSavedColumns], or null
 
-  // Call: CrossEntropyCall or SoftCall.
+  // Call: of any loss. num_saved: columns of `saved`, for GradientTime::kLater.
   template <class Call>
-  StepResult(const Call& call, Reduction reduction, GradientTime time) {
+  StepResult(const Call& call, Reduction reduction, GradientTime time,
+             int num_saved = kNumSavedColumns) {
     const Tensor& logits = call.logits;
     const Dtype compute_dtype = call.compute_dtype;
     const int64_t rows = call.input.batch_size;
     const bool now = time == GradientTime::kNow, later = time == GradientTime::kLater;
     loss = reduction == Reduction::kNone ? allocate(logits, {rows}, compute_dtype)
                                          : allocate(logits, {}, compute_dtype);
-    scores =
-        allocate(logits, {kNumStepColumns + (later ? kNumSavedColumns : 0), rows}, compute_dtype);
+    scores = allocate(logits, {kNumStepColumns + (later ? num_saved : 0), rows}, compute_dtype);
     correct = allocate(logits, {rows}, Dtype::Bool);
     grad_logits = now ? call.allocate_gradient() : allocate(logits, {0}, logits.scalar_type());
     correct_flags = static_cast<bool*>(correct.mutable_data_ptr());

@@ -7,12 +7,14 @@
 
 namespace dynprune {
 
-enum class DataError : int { kTarget = 0, kSampleId = 1, kWeight = 2 };
-constexpr int kNumDataErrors = 3;
+enum class DataError : int { kTarget = 0, kSampleId = 1, kWeight = 2, kProbability = 3 };
+constexpr int kNumDataErrors = 4;
 
 struct ErrorRecord {
-  unsigned long long count;    // offenders so far
-  unsigned long long example;  // one of them, an int64: target, sample id, or id of a bad weight
+  unsigned long long count;  // offenders so far
+  // One of them, an int64: target, sample id, id of a bad weight, or the bits of a target as
+  // double.
+  unsigned long long example;
 };
 
 // What a CPU launcher found before it changed anything.
@@ -20,7 +22,7 @@ struct DataStatus {
   bool ok = true;
   DataError error = DataError::kTarget;
   int64_t position = 0;  // index into the batch or into the weights
-  int64_t value = 0;
+  int64_t value = 0;     // as ErrorRecord::example
 };
 
 }  // namespace dynprune

@@ -199,12 +199,13 @@ GRADIENTS = ("Grad", "Jvp")
 TRANSFORMS = (*GRADIENTS, "Vmap", "Functionalize")
 
 
-def refuse_transforms(function: str, kinds: tuple[str, ...]) -> None:
+def refuse_transforms(function: str, kinds: tuple[str, ...], instead: str = "") -> None:
     """Raises NotImplementedError inside `torch.func.grad`, `vmap` and the like.
 
     Args:
         function: What is called.
         kinds: The kinds of transforms in which it does not work.
+        instead: torch's function for the same loss; "": its cross_entropy.
     """
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return
@@ -213,8 +214,8 @@ def refuse_transforms(function: str, kinds: tuple[str, ...]) -> None:
         return
     raise NotImplementedError(
         f"{function} does not work inside transforms of torch.func, got {', '.join(active)}: use "
-        "torch.nn.functional.cross_entropy there, and enter scores outside by update_scores_ or "
-        "Pruner.observe"
+        f"torch.nn.functional.{instead or 'cross_entropy'} there, and enter scores outside by "
+        "update_scores_ or Pruner.observe"
     )
 
 

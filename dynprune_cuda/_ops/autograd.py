@@ -160,7 +160,7 @@ class StepLoss(torch.autograd.Function):
                 )
         else:
             grad, grad_scale = ctx.saved_tensors
-            grad = _scaled(ctx, grad, grad_loss, grad_scale)
+            grad = scaled_gradient(ctx, grad, grad_loss, grad_scale)
         if ctx.columns:
             grad = grad.transpose(1, 2)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -168,8 +168,17 @@ class StepLoss(torch.autograd.Function):
         return grad, None, None
 
 
-def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None) -> Tensor:
-    """The kept gradient times the incoming one: in place, so that a factor of 1 costs nothing."""
+def scaled_gradient(
+    ctx: Any,
+    grad: Tensor,
+    grad_loss: Tensor,
+    grad_scale: Tensor | None,
+    again: str = "scored_cross_entropy",
+) -> Tensor:
+    """The kept gradient times the incoming one: in place, so that a factor of 1 costs nothing.
+
+    `again` is the function that can go backward twice.
+    """
     if torch.compiler.is_compiling():
         # The compiler fuses this with what follows, and keeps what a graph saved unchanged.
         factor = grad_loss if grad_scale is None else grad_loss / grad_scale
@@ -177,7 +186,7 @@ def _scaled(ctx: Any, grad: Tensor, grad_loss: Tensor, grad_scale: Tensor | None
     if ctx.spent:
         raise RuntimeError(
             "the step's gradient was already used by a backward pass, which changed it in place. "
-            "Use scored_cross_entropy to go backward twice (retain_graph=True)."
+            f"Use {again} to go backward twice (retain_graph=True)."
         )
     ctx.spent = True
     if ctx.columns and grad_loss.dim() > 0:

@@ -8,18 +8,18 @@ from typing import Any
 
 
 def checking_weights(op: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls an operator that reads weights on the CPU, and returns its result.
+    """Calls an operator that reads weights or probabilities on the CPU, and returns its result.
 
     Releases of torch differ in which C++ errors they make a ValueError. So the operator raises a
     RuntimeError, and this function makes a ValueError of it. Compiled code calls the operator
     itself.
 
     Raises:
-        ValueError: A weight is negative or NaN.
+        ValueError: A weight is negative or NaN, or a target is no probability.
     """
     try:
         return op(*arguments)
     except RuntimeError as error:
-        if not str(error).startswith("weights["):
+        if not str(error).startswith(("weights[", "target[")):
             raise
         raise ValueError(str(error)) from None

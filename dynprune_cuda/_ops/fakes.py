@@ -367,4 +367,4 @@ def update_scores_(
 
 @_fake
 def take_errors(like: Tensor) -> Tensor:
-    return like.new_empty((3, 2), dtype=torch.int64)
+    return like.new_empty((4, 2), dtype=torch.int64)

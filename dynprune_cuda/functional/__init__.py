@@ -19,6 +19,10 @@ weight out of range, cannot be raised without waiting. The row is skipped, and t
 the device until `check_errors` raises it.
 """
 
+from dynprune_cuda.functional.binary_cross_entropy import (
+    scored_binary_cross_entropy,
+    scored_binary_cross_entropy_step_,
+)
 from dynprune_cuda.functional.cross_entropy import (
     ScoredLoss,
     last_layer_grand,
@@ -59,6 +63,8 @@ __all__ = [
     "inclusion_probabilities",
     "last_layer_grand",
     "permutation",
+    "scored_binary_cross_entropy",
+    "scored_binary_cross_entropy_step_",
     "scored_cross_entropy",
     "scored_cross_entropy_step_",
     "scored_linear_cross_entropy",

@@ -18,21 +18,26 @@ def check_errors(device: torch.device | str | int) -> None:
     Raises:
         TypeError: `device` is none.
         IndexError: For targets or sample ids out of range.
-        ValueError: For negative or NaN weights, or a `device` that torch cannot use.
+        ValueError: For negative or NaN weights, for targets that are no probabilities, or a
+            `device` that torch cannot use.
     """
     place = empty_on("device", device)
     if not place.is_cuda:
         return  # CPU ops raise at once
-    (targets, target), (ids, sample_id), (weights, weight_id) = ops.take_errors(place).tolist()
-    out_of_range, negative = [], []
+    records = ops.take_errors(place).cpu()
+    (targets, target), (ids, sample_id), (weights, weight_id), (rows, _) = records.tolist()
+    out_of_range, invalid = [], []
     if targets:
         out_of_range.append(f"{targets} targets were out of range, for example {target}")
     if ids:
         out_of_range.append(f"{ids} sample ids were out of range, for example {sample_id}")
     if weights:
-        negative.append(f"{weights} weights were negative or NaN, as weights[{weight_id}]")
-    message = f"on {place.device}: " + "; ".join(out_of_range + negative)
+        invalid.append(f"{weights} weights were negative or NaN, as weights[{weight_id}]")
+    if rows:
+        value = records[3, 1].view(torch.float64).item()
+        invalid.append(f"{rows} samples had targets outside [0, 1], for example {value}")
+    message = f"on {place.device}: " + "; ".join(out_of_range + invalid)
     if out_of_range:
         raise IndexError(message)
-    if negative:
+    if invalid:
         raise ValueError(message)

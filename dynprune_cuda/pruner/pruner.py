@@ -30,12 +30,12 @@ from dynprune_cuda.data.unselected import UnselectedBatchSampler
 from dynprune_cuda.functional.row_reductions import RowReductionName
 from dynprune_cuda.policies.adapter import AnyPolicy
 from dynprune_cuda.policies.quotas import ClassShares
-from dynprune_cuda.pruner.linear_scoring import LinearScoring
+from dynprune_cuda.pruner.binary_scoring import BinaryScoring
 
 __all__ = ["Pruner"]
 
 
-class Pruner(LinearScoring):
+class Pruner(BinaryScoring):
     """Decides which samples each epoch trains on, and learns from the losses it is shown.
 
         pruner = Pruner(len(train_set), keep=0.3, device="cuda")

@@ -36,7 +36,7 @@ INDEX_TYPES = {torch.int64: 0, torch.int32: 1, torch.uint8: 2}
 SCORE, UCB_VARIANCE, UCB_STD, UCB1, WEIGHT, EXPLORE, SCORE_WEIGHT, SCORE_WEIGHT_SQRT = range(
     len(_C.RANKINGS.split())
 )
-NUM_DATA_ERRORS = 3
+NUM_DATA_ERRORS = 4
 
 # Seed 0 runs threads in turn; the others are random, with preemption, in several block orders and
 # grid sizes. One lets a single block be resident at a time. Powers of 2 are as wrong as a GPU's may
@@ -218,6 +218,7 @@ def load(mode: Mode = "check") -> Emulator:
     library.emulated_shard_positions_workspace_bytes.argtypes = (ctypes.c_int64,)
     library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_soft_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
+    library.emulated_scored_binary_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
     library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
     for name in ("permutation_at", "permutation_position_of"):
         getattr(library, name).restype = ctypes.c_uint64

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dynprune_cuda
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops import compiled
+from dynprune_cuda._ops import BinaryArguments, compiled
 from dynprune_cuda._ops.contract import (
     GradientTime,
     RankingKind,
@@ -39,6 +39,9 @@ NAMES = {
     "shard_add_candidates_",
     "shard_list",
     "permutation_part",
+    "scored_binary_cross_entropy",
+    "scored_binary_cross_entropy_backward",
+    "scored_binary_cross_entropy_step_",
     "scored_cross_entropy",
     "scored_cross_entropy_backward",
     "scored_cross_entropy_step_",
@@ -117,7 +120,49 @@ def samples(device):
         x, arguments, gradient = step(reduction, gradient)
         return (x, *arguments._replace(target=soft).without_indices(), gradient)
 
+    labels, mask = torch.rand(6, 4, generator=generator).to(device), target[:4] > 0
+
+    def binary_step(reduction, gradient):
+        half = torch.tensor(0.5, device=device)
+        arguments = BinaryArguments(
+            target=labels,
+            sample_ids=count[:6],
+            **dict(zip(("mean", "variance", "count"), columns(), strict=True)),
+            non_finite_count=count.int(),
+            last_non_finite=count > 3,
+            last_correct=count > 3,
+            forget_count=count.int(),
+            ticket=None,
+            alpha=0.8,
+            published_first_visit=False,
+            score=Score.MARGIN,
+            row_reduction=RowReduction.MAX,
+            reduction=reduction,
+            sample_weight=grad,
+            divisor=half,
+            weight=labels,
+            pos_weight=weight,
+            grad_scale=half,
+        )
+        return (logits.detach(), *arguments, gradient)
+
     return [
+        ("scored_binary_cross_entropy", (logits, labels, None, None)),
+        ("scored_binary_cross_entropy", (logits, labels, weight, weight)),
+        (
+            "scored_binary_cross_entropy",
+            (logits.detach().half()[::2], mask.expand(3, 4), labels[:3], None),
+        ),
+        ("scored_binary_cross_entropy", (logits.detach().double().t(), labels.t(), None, None)),
+        ("scored_binary_cross_entropy_backward", (grad, logits.detach(), labels, labels, weight)),
+        (
+            "scored_binary_cross_entropy_backward",
+            (grad[:4], logits.detach().t(), labels.t(), None, None),
+        ),
+        *(
+            ("scored_binary_cross_entropy_step_", binary_step(*pair))
+            for pair in zip(Reduction, GradientTime, strict=True)
+        ),
         ("select_ranked", (scores, None, SCORE, 0.0, 0.0, 9, 0, None, 3, False)),
         ("select_ranked", (scores.bfloat16(), None, SCORE, 0.0, 0.0, 0, 0, seed, 0, True)),
         ("select_ranked", (scores, None, SCORE, 0.0, 0.0, 9, 4, None, 3, False)),
@@ -272,6 +317,9 @@ def test_step_arguments_are_the_schema_s():
     names = [argument.name for argument in schema.arguments]
     by_name = StepArguments._make(StepArguments._fields)
     assert names == ["logits", *by_name.without_indices(), "gradient"]
+    schema = ops.scored_binary_cross_entropy_step_.default._schema
+    names = [argument.name for argument in schema.arguments]
+    assert names == ["logits", *BinaryArguments._fields, "gradient"]
 
 
 def test_the_step_s_columns_are_the_scores_by_name():
@@ -483,6 +531,14 @@ def step(**changed):
         second_target=None, lam=None, grad_scale=None, gradient=1,
     )
     ops.scored_cross_entropy_step_(**{**arguments, **changed})
+def binary_step(**changed):
+    arguments = dict(
+        logits=x, target=x, sample_ids=n[:3], mean=s, variance=s.clone(), count=n.int(),
+        non_finite_count=None, last_non_finite=None, last_correct=None, forget_count=None,
+        ticket=None, alpha=0.5, published_first_visit=False, score=0, row_reduction=0, reduction=1,
+        sample_weight=None, divisor=None, weight=None, pos_weight=None, grad_scale=None, gradient=1,
+    )
+    ops.scored_binary_cross_entropy_step_(**{**arguments, **changed})
 ranked = dict(values=s, second=None, ranking=SCORE, c=1.0, log_step=1.0, seed_tensor=None, seed=0)
 def select(**changed):
     ops.select_ranked(**{**ranked, "k": 3, "num_random": 0, "ascending": False, **changed})
@@ -592,6 +648,29 @@ calls = [
     lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y + 2, s[0]),
     lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y, s[:2]),
     lambda: ops.scored_cross_entropy(x, y, None, -100, 0.0, y, s[0].double()),
+    lambda: ops.scored_binary_cross_entropy(x[0], x[0], None, None),
+    lambda: ops.scored_binary_cross_entropy(x, x[:2], None, None),
+    lambda: ops.scored_binary_cross_entropy(x, x.long(), None, None),
+    lambda: ops.scored_binary_cross_entropy(x, x + 1.5, None, None),
+    lambda: ops.scored_binary_cross_entropy(x, x * float("nan"), None, None),
+    lambda: ops.scored_binary_cross_entropy(x[:, :0], x[:, :0], None, None),
+    lambda: ops.scored_binary_cross_entropy(x, x, s[:3], None),
+    lambda: ops.scored_binary_cross_entropy(x, x, x[:2], None),
+    lambda: ops.scored_binary_cross_entropy(x, x, None, x),
+    lambda: ops.scored_binary_cross_entropy(x, x, None, s[:4].double()),
+    lambda: ops.scored_binary_cross_entropy_backward(f(2), x, x, None, None),
+    lambda: ops.scored_binary_cross_entropy_backward(f(3).double(), x, x, None, None),
+    lambda: ops.scored_binary_cross_entropy_backward(f(3), x, x - 2, None, None),
+    lambda: binary_step(sample_ids=n[:2]),
+    lambda: binary_step(sample_ids=n[:3] + 8),
+    lambda: binary_step(target=x - 1),
+    lambda: binary_step(mean=s[:5]),
+    lambda: binary_step(score=len(Score)),
+    lambda: binary_step(reduction=3),
+    lambda: binary_step(gradient=-1),
+    lambda: binary_step(sample_weight=s),
+    lambda: binary_step(divisor=s),
+    lambda: binary_step(grad_scale=s),
     lambda: step(sample_ids=n[:2]),
     lambda: step(sample_ids=n[:3] + 8),
     lambda: step(mean=s[:5]),
@@ -642,7 +721,7 @@ def test_direct_calls_with_wrong_arguments_raise_and_do_not_crash():
 
 def test_check_errors_on_the_cpu_has_nothing_to_report():
     assert F.check_errors("cpu") is None
-    assert ops.take_errors(torch.empty(0)).tolist() == [[0, 0]] * 3
+    assert ops.take_errors(torch.empty(0)).tolist() == [[0, 0]] * 4
 
 
 def test_what_was_built_is_visible():

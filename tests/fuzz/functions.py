@@ -277,6 +277,35 @@ SCORING = [
         raises=("NotImplementedError",),
         aliases={"hidden": ("logits",), "class_weight": ("weight",)},
     ),
+    Recipe(
+        "functional.binary_cross_entropy.scored_binary_cross_entropy",
+        "F.scored_binary_cross_entropy",
+        {
+            "logits": "floats({b}, {c}, seed={s})",
+            "target": ("positive({b}, {c}).clamp(max=1.0)", "positive({b}, {c}) > 1"),
+            "weight": ("None", "positive({c})", "positive({b}, {c})"),
+            "pos_weight": ("None", "positive({c})"), "reduction": ("'none'", "'mean'", "'sum'"),
+        },
+        raises=("NotImplementedError",),
+    ),
+    Recipe(
+        "functional.binary_cross_entropy.scored_binary_cross_entropy_step_",
+        "F.scored_binary_cross_entropy_step_",
+        {
+            "logits": "floats({b}, {c}, seed={s})",
+            "target": ("positive({b}, {c}).clamp(max=1.0)", "positive({b}, {c}) > 1"),
+            "sample_ids": "integers({b}, {n}, 2)", **TABLE, **TABLE_OPTIONS, **FORGETTING,
+            "weight": ("None", "positive({c})"), "pos_weight": ("None", "positive({c})"),
+            "reduction": ("'mean'", "'sum'", "'none'", "'sample'"),
+            "score": ("'loss'", "'el2n'", "'entropy'", "'margin'"),
+            "sample_weight": ("None", "positive({b})"), "row_reduction": ROWS,
+            "grad_scale": ("None", "torch.tensor(8.0)"),
+            "ticket": ("None", "torch.zeros(1, dtype=torch.int32)"), "num_items": "None",
+        },
+        writes=references.COLUMNS,
+        raises=("NotImplementedError",),
+        least=1,
+    ),
     Recipe("functional.errors.check_errors", "F.check_errors", {"device": "'cpu'"}),
 ]  # fmt: skip
 

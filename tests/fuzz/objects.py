@@ -162,6 +162,20 @@ PRUNERS = [
         aliases={"ids": ("sample_ids",), "hidden": ("logits",), "class_weight": ("weight",)},
     ),
     *of_pruner(
+        "binary_cross_entropy",
+        PRUNER,
+        arguments={
+            "logits": "floats({b}, {c}, seed={s})",
+            "target": ("positive({b}, {c}).clamp(max=1.0)", "positive({b}, {c}) > 1"), "ids": IDS,
+            "weight": ("None", "positive({c})"), "pos_weight": ("None", "positive({c})"),
+            "reduction": ("'mean'", "'sum'", "'none'", "'sample'"),
+            "sample_weight": ("None", "positive({b})"),
+            "grad_scale": ("None", "torch.tensor(8.0)"), "num_items": "None",
+        },
+        writes=("pruner",),
+        aliases={"ids": ("sample_ids",)},
+    ),
+    *of_pruner(
         "observe",
         UNSHARDED,
         arguments={

@@ -15,7 +15,8 @@ NAMES = {
         scored_cross_entropy scored_cross_entropy_step_ select_epsilon_greedy select_top_k
         select_ucb select_ucb1 select_uniform select_weighted update_scores_
         Ranking Uniform FixedIds select Tilted Trimmed inclusion_probabilities select_rescaled
-        LinearScoredLoss scored_linear_cross_entropy""",
+        LinearScoredLoss scored_linear_cross_entropy scored_binary_cross_entropy
+        scored_binary_cross_entropy_step_""",
     "dynprune_cuda.sharded": """Shard select_epsilon_greedy select_top_k select_ucb select_ucb1
         select_uniform select_weighted select select_rescaled""",
     "dynprune_cuda.policies": """UCB Adaptive Balanced Covered EpsilonGreedy Full IES InfoBatch
