@@ -6,8 +6,7 @@
 #include "kernels/scoring/binary_cross_entropy.h"
 
 #include "kernels/scoring/binary_rows.cuh"
-#include "kernels/scoring/step_task.cuh"
-#include "kernels/scoring/update_scores.h"
+#include "kernels/scoring/step_finish.cuh"
 
 namespace dynprune {
 namespace cuda {
@@ -24,12 +23,6 @@ struct BinaryTask {
   StepTask<A> step;
   bool has_table;  // whether this is a step; else only step.out is written
 };
-
-template <class A>
-__device__ A divisor_of(const BinaryTask<A>& task) {
-  if (task.step.reduction != Reduction::kMean) return 1;
-  return task.step.divisor != nullptr ? *task.step.divisor : static_cast<A>(task.in.batch_size);
-}
 
 // Derivative of the sum of the step's loss by the row's.
 template <class A>
@@ -80,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kLabelBlocksPerSm)
   const bool exists = row < task.in.batch_size;
   T* out = nullptr;
   A scale = 0;
-  const A divisor = divisor_of(task);
+  const A divisor = divisor_of_all_rows(task.step);
   if (exists && task.step.grad_logits != nullptr) {
     out = static_cast<T*>(task.step.grad_logits) + row * labels;
     scale = row_weight_of(task, row, divisor) / static_cast<A>(labels);
@@ -114,16 +107,7 @@ __global__ void __launch_bounds__(kThreads, kLabelBlocksPerSm)
   if (exists && sums.kind() == RowKind::kOutOfRange) labels_of_row.write_zeros();
 }
 
-template <class A>
-__global__ void __launch_bounds__(kThreads) binary_loss_kernel(BinaryTask<A> task) {
-  const StepTask<A>& step = task.step;
-  write_loss(step,
-             block_sum<A>(task.in.batch_size, [&](int64_t i) { return step.work.weighted[i]; }),
-             divisor_of(task));
-}
-
 // What of a step's arguments and workspace does not depend on the loss.
-template <class A>
 CrossEntropyInput rows_of(const BinaryInput& in) {
   CrossEntropyInput rows{};
   rows.type = in.type;
@@ -143,32 +127,6 @@ cudaError_t launch(const BinaryTask<compute_t<T>>& task, cudaStream_t stream) {
   });
 }
 
-template <class A>
-StepTask<A> task_of(const BinaryInput& in, const CrossEntropyOutput& output, void* workspace,
-                    ErrorRecord* errors) {
-  const CrossEntropyInput rows = rows_of<A>(in);
-  return {rows,
-          Outputs<A>(output),
-          /*sample_weight=*/nullptr,
-          /*token_weight=*/nullptr,
-          /*grad_scale=*/nullptr,
-          /*divisor=*/nullptr,
-          Reduction::kNone,
-          Score::kLoss,
-          /*loss=*/nullptr,
-          /*row_weight=*/nullptr,
-          /*grad_logits=*/nullptr,
-          /*rows_per_id=*/1,
-          ScoreUpdate{},
-          Workspace<A>(workspace, rows, in.batch_size),
-          num_slots(in.batch_size),
-          /*num_mean_partials=*/0,
-          /*finish_here=*/false,
-          /*staged_bytes=*/0,
-          /*ticket=*/nullptr,
-          errors};
-}
-
 }  // namespace
 
 cudaError_t launch_scored_binary_cross_entropy(const BinaryInput& in,
@@ -177,7 +135,11 @@ cudaError_t launch_scored_binary_cross_entropy(const BinaryInput& in,
   if (in.batch_size == 0) return cudaSuccess;
   return dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
-    const StepTask<compute_t<T>> step = task_of<compute_t<T>>(in, output, nullptr, errors);
+    using A = compute_t<T>;
+    CrossEntropyStep losses{};
+    losses.reduction = Reduction::kNone;
+    const StepTask<A> step = step_task<A>(rows_of(in), output, losses, ScoreUpdate{},
+                                          /*workspace=*/nullptr, /*ticket=*/nullptr, errors);
     return launch<T>({in, step, /*has_table=*/false}, stream);
   });
 }
@@ -201,7 +163,7 @@ cudaError_t launch_scored_binary_cross_entropy_backward(const BinaryInput& in,
 size_t scored_binary_cross_entropy_step_workspace_bytes(const BinaryInput& in) {
   const auto bytes = [&](auto compute) {
     using A = decltype(compute);
-    return Workspace<A>(nullptr, rows_of<A>(in), in.batch_size).bytes;
+    return Workspace<A>(nullptr, rows_of(in), in.batch_size).bytes;
   };
   return in.type == ScalarType::kFloat64 ? bytes(double{}) : bytes(float{});
 }
@@ -215,28 +177,11 @@ cudaError_t launch_scored_binary_cross_entropy_step(const BinaryInput& in,
   return dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
-    StepTask<A> task = task_of<A>(in, output, workspace, errors);
-    task.sample_weight = static_cast<const A*>(step.sample_weight);
-    task.grad_scale = static_cast<const A*>(step.grad_scale);
-    task.divisor = static_cast<const A*>(step.divisor);
-    task.reduction = step.reduction;
-    task.score = step.score;
-    task.loss = static_cast<A*>(step.loss);
-    task.row_weight = static_cast<A*>(step.row_weight);
-    task.grad_logits = step.grad_logits;
-    task.update = update;
-    task.update.values = task.work.values;
+    StepTask<A> task = step_task<A>(rows_of(in), output, step, update, workspace, ticket, errors);
     task.finish_here = in.batch_size <= kMaxRowsPerLaunch;
-    task.ticket = ticket;
-    const BinaryTask<A> binary{in, task, /*has_table=*/true};
-    const cudaError_t error = launch<T>(binary, stream);
+    const cudaError_t error = launch<T>({in, task, /*has_table=*/true}, stream);
     if (error != cudaSuccess || task.finish_here) return error;
-    if (task.reduction != Reduction::kNone) {
-      DYNPRUNE_LAUNCH((binary_loss_kernel<A>), 1, kThreads, 0, stream, binary);
-    }
-    ScoreUpdate scored = task.update;
-    scored.sample_ids = task.work.row_ids;
-    return launch_update_scores(scored, task.work.slots, errors, stream);
+    return launch_finish(task, num_partials(in.batch_size), stream);
   });
 }
 
