@@ -16,10 +16,11 @@ namespace cuda {
 
 size_t scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput& input, int64_t max_ids);
 
-// One launch up to kMaxRowsPerLaunch rows; beyond, small launches before and after. ticket: 0 before and after; launches that share it must not overlap. Rows whose
-// target or sample id is out of range are recorded in errors ([kNumDataErrors], may be null); such
-// a target makes the row count for nothing. The update's own values are not read, and its
-// sample_ids are [B / step.rows_per_id].
+// One launch up to kMaxRowsPerLaunch rows; beyond, small launches before and after. ticket: 0
+// before and after; launches that share it must not overlap. Rows whose target or sample id is out
+// of range are recorded in errors ([kNumDataErrors], may be null); such a target makes the row
+// count for nothing. The update's own values are not read, and its sample_ids are [B /
+// step.rows_per_id].
 cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& input,
                                              const CrossEntropyOutput& output,
                                              const CrossEntropyStep& step,
