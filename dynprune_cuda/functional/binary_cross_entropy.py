@@ -76,8 +76,8 @@ def scored_binary_cross_entropy(
     """Binary cross-entropy of samples with several labels, and their scores, from one pass.
 
     The loss of a sample is the mean over its labels. Otherwise it is that of
-    `torch.nn.functional.binary_cross_entropy_with_logits`, but for two limits: an infinite logit
-    has loss 0 where a target of 0 or 1 agrees with it, and a label of weight 0 counts for nothing.
+    `torch.nn.functional.binary_cross_entropy_with_logits`, but for two limits. An infinite logit
+    has loss 0 where a target of 0 or 1 agrees with it. A label of weight 0 counts for nothing.
     Arithmetic is in float32 (float64 for float64 logits) whatever the logits' dtype. Differentiable
     once, in reverse mode, with respect to the logits through the loss.
 

@@ -47,13 +47,13 @@ class BinaryScoring(LinearScoring):
             weight: Factors of the labels' losses, in a shape that is broadcast to that of `logits`;
                 0 for labels that are unknown and count for nothing.
             pos_weight: Factors of the losses of positive labels [labels], or of one element.
-            reduction: "mean" and "sum" as torch, over all labels; "none": one loss per row,
-                [batch]; or "sample": the mean over the samples of each one's own mean.
+            reduction: "mean" and "sum" as torch, over all labels. "none": one loss per row,
+                [batch]. "sample": the mean over the samples of each one's own mean.
             sample_weight: Factors of the samples' losses [batch]; they change neither the scores
                 nor what "mean" divides by.
             grad_scale: The factor that a loss scaler multiplies the loss with; see `cross_entropy`.
             num_items: What "mean" or "sample" divides by, instead of the rows or samples of this
-                batch: the number in all accumulation steps; a number, or a 0-d tensor.
+                batch: the number in all accumulation steps. A number, or a 0-d tensor.
 
         Returns:
             The loss: 0-d, or [batch] for "none"; float32, or float64 for float64 logits.
