@@ -229,5 +229,7 @@ def _between(start: float, end: float, progress: float, curve: str) -> float:
     """Returns `start` at progress 0, exactly, and `end` at 1; nothing outside of the two."""
     if curve == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
-    value = (1 - progress) * start + progress * end
+    if progress == 1:
+        return end
+    value = start + progress * (end - start)  # monotonic, also when it is rounded
     return min(max(value, min(start, end)), max(start, end))

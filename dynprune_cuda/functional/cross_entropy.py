@@ -100,8 +100,8 @@ def scored_cross_entropy(
         label_smoothing: In [0, 1]; as in torch.nn.functional.cross_entropy.
         reduction: "none", "sum", "mean" or "sample". "mean" divides the sum by the targets' class
             weights; without class weights, by the number of rows that are not ignored. With
-            probabilities, it divides by the number of rows. "sample" is the mean over the elements of the
-            batch of each one's own mean.
+            probabilities, it divides by the number of rows. "sample" is the mean over the elements
+            of the batch of each one's own mean.
         target_b: As `target`, second class indices, as mixup and CutMix make them: the loss is lam
             * loss of target + (1 - lam) * loss of target_b (Zhang et al. 2018, arXiv:1710.09412),
             and so are the class weights in a mean. A row is ignored if either target is

@@ -125,8 +125,8 @@ def _soft_rows(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
     """Returns the rows of logits with probabilities: both [R, C], copied if classes are apart."""
     if target.shape != logits.shape:
         raise ValueError(
-            f"target must have the shape of logits, {tuple(logits.shape)}, if it holds "
-            f"probabilities, got {tuple(target.shape)}; {WAY_OUT}"
+            f"target must be int64, or probabilities in the shape of logits, "
+            f"{tuple(logits.shape)}, got {target.dtype} of shape {tuple(target.shape)}; {WAY_OUT}"
         )
     if logits.dim() == 1:
         return Rows(logits[None], target[None], (), 1, 1)

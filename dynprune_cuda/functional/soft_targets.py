@@ -39,8 +39,8 @@ def check_soft(
     check_tensor("target", target, FLOATING)
     if target.shape != logits.shape:
         raise ValueError(
-            f"target must have the shape of logits, {tuple(logits.shape)}, if it holds "
-            f"probabilities, got {tuple(target.shape)}"
+            f"target must be int64, or probabilities in the shape of logits, "
+            f"{tuple(logits.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
         )
     if logits.shape[-1] >= 1 << 31:
         raise ValueError(

@@ -6,7 +6,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dynprune_cuda import Pruner, schedules
@@ -41,6 +41,7 @@ def test_cosine_values():
 
 
 @given(a=fractions, b=fractions, epochs=st.integers(2, 40), curve=curves)
+@example(a=1.0000000000000002e-06, b=1e-06, epochs=8, curve="linear")
 def test_ramps_are_monotonic_and_end_exactly(a, b, epochs, curve):
     low, high = sorted((a, b))
     up = [growing(low, high, epochs, curve=curve)(epoch) for epoch in range(epochs + 3)]

@@ -371,9 +371,9 @@ def test_what_is_refused_changes_nothing(device):
     classes = torch.zeros(4, dtype=torch.int64, device=device)
     ids = torch.arange(4, device=device)
     for match, given, options in (
-        ("target must have the shape of logits", target[:3], {}),
-        ("target must have the shape of logits", target[:, :2], {}),
-        ("target must have the shape of logits", target[:, 0], {}),
+        ("target must be int64, or probabilities in the shape of logits", target[:3], {}),
+        ("target must be int64, or probabilities in the shape of logits", target[:, :2], {}),
+        ("target must be int64, or probabilities in the shape of logits", target[:, 0], {}),
         ("target must not require a gradient", target.clone().requires_grad_(), {}),
         ("ignore_index must be negative", target, {"ignore_index": 1}),
         ("mix the probabilities", target, {"target_b": classes, "lam": 0.5}),
