@@ -5,8 +5,10 @@
     python -m benchmarks.scoring.bench_scoring --shapes 8x262144 1000000x10 --rounds 10
     python -m benchmarks.scoring.bench_scoring --device cuda --dtype bfloat16
 
-Each step computes loss, EL2N and correctness, updates the scores of its samples, and runs the
-backward pass to the logits. The rivals are torch's operators, eager and under torch.compile.
+Each step computes loss, EL2N and correctness, updates mean, variance and count of its samples, and
+runs the backward pass to the logits. --forgetting adds forgetting events, on all sides. "two ops"
+is our loss and our table update one after the other. The rivals are torch's operators, eager and
+under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score. A shape such as
@@ -39,14 +41,7 @@ from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import Call, first_line, graph_seconds, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import (
-    CAPTURABLE,
-    OVERWRITES,
-    RIVALS,
-    Loss,
-    binary_losses,
-    losses,
-)
+from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, Loss, losses
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 # Rows and classes, and what rows are trained on: a class, probabilities, or several labels.
@@ -121,8 +116,7 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
         y = (torch.rand(rows, classes, device=device) < 0.05).float()
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    make = binary_losses if kind == "labels" else losses
-    by_name = make(samples, device, not options.no_compile)
+    by_name = losses(samples, device, not options.no_compile, kind == "labels", options.forgetting)
     by_rival = {}
     for name, loss in by_name.items():
         # Its second call would read its first gradient, and so would all others.
@@ -256,6 +250,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=checked_shape,
         help="rows x classes, as 512x10; /soft: probabilities, /labels: several labels a row",
     )
+    parser.add_argument("--forgetting", action="store_true", help="count forgetting events, too")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--rounds", type=positive_int, default=60)

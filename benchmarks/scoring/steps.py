@@ -10,98 +10,120 @@ import torch
 from torch import Tensor
 from torch.nn import functional as TF
 
-from dynprune_cuda import Pruner
+from dynprune_cuda import Pruner, functional
 
-__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "Loss", "binary_losses", "losses"]
+__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "TWO_OPS", "Loss", "losses"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-RIVALS = ("eager", "torch.compile", "loss alone", "Liger", "Liger on a copy", "quack")
-CAPTURABLE = ("ours", "eager", "torch.compile", "loss alone")  # Liger's loss reads from the GPU
+TWO_OPS = "two ops"  # ours, by the public operators for the loss and for the table
+RIVALS = (TWO_OPS, "eager", "torch.compile", "loss alone", "Liger", "Liger on a copy", "quack")
+# Liger's loss reads from the GPU.
+CAPTURABLE = ("ours", TWO_OPS, "eager", "torch.compile", "loss alone")
 OVERWRITES = "Liger"  # its gradient replaces the logits
 ALPHA = 0.8
 
 
 class Table:
-    """A score table of plain tensors."""
+    """A score table of plain tensors, with what ours has by default; forgetting events if asked."""
 
-    def __init__(self, samples: int, device: torch.device) -> None:
-        self.mean, self.variance, self.el2n = torch.zeros(3, samples, device=device).unbind()
-        self.count, self.forgets = torch.zeros(
-            2, samples, dtype=torch.int32, device=device
-        ).unbind()
+    def __init__(self, samples: int, device: torch.device, forgetting: bool) -> None:
+        self.mean, self.variance = torch.zeros(2, samples, device=device).unbind()
+        self.count = torch.zeros(samples, dtype=torch.int32, device=device)
+        self.forgets = torch.zeros_like(self.count) if forgetting else None
         self.last_correct = torch.zeros(samples, dtype=torch.bool, device=device)
 
+    def enter(self, ids: Tensor, value: Tensor, correct: Tensor) -> None:
+        """One visit of each sample; the first one makes the mean."""
+        number = self.count[ids]
+        old = torch.where(number == 0, value, self.mean[ids])
+        spread = (1 - ALPHA) * self.variance[ids] + ALPHA * (value - old) ** 2
+        self.variance.index_put_((ids,), spread)
+        self.mean.index_put_((ids,), (1 - ALPHA) * old + ALPHA * value)
+        self.count.index_put_((ids,), number + 1)
+        if self.forgets is not None:
+            forgotten = (self.last_correct[ids] & ~correct).int()
+            self.forgets.index_put_((ids,), self.forgets[ids] + forgotten)
+            self.last_correct.index_put_((ids,), correct)
 
-def eager_step(logits: Tensor, target: Tensor, ids: Tensor, t: Table) -> Tensor:
+
+# Loss, EL2N and correctness: ours returns all three, so the compiler may drop none of a rival's.
+Scored = tuple[Tensor, Tensor, Tensor]
+
+
+def eager_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
     """Loss, scores and table update by torch's operators."""
     loss = TF.cross_entropy(logits, target, reduction="none")
     with torch.no_grad():
         x, value = logits.detach(), loss.detach().float()
         is_soft = target.is_floating_point()
         probabilities = target if is_soft else TF.one_hot(target, x.shape[1])
-        errors = torch.softmax(x.float(), 1) - probabilities
+        el2n = (torch.softmax(x.float(), 1) - probabilities).norm(dim=1)
         correct = x.argmax(1) == (target.argmax(1) if is_soft else target)
-        old, last = t.mean[ids], t.last_correct[ids]
-        spread = (1 - ALPHA) * t.variance[ids] + ALPHA * (value - old) ** 2
-        t.variance.index_put_((ids,), spread)
-        t.mean.index_put_((ids,), (1 - ALPHA) * old + ALPHA * value)
-        t.el2n.index_put_((ids,), errors.norm(dim=1))
-        t.count.index_put_((ids,), t.count[ids] + 1)
-        t.forgets.index_put_((ids,), t.forgets[ids] + (last & ~correct).int())
-        t.last_correct.index_put_((ids,), correct)
-    return loss.mean()
+        table.enter(ids, value, correct)
+    return loss.mean(), el2n, correct
 
 
-def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, t: Table) -> Tensor:
+def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
     """The same for several labels per sample."""
     losses = TF.binary_cross_entropy_with_logits(logits, target, reduction="none")
     with torch.no_grad():
         x, value = logits.detach().float(), losses.detach().mean(1).float()
-        errors = torch.sigmoid(x) - target
+        el2n = (torch.sigmoid(x) - target).norm(dim=1)
         correct = ((x > 0) == (target > 0.5)).all(1)
-        old, last = t.mean[ids], t.last_correct[ids]
-        spread = (1 - ALPHA) * t.variance[ids] + ALPHA * (value - old) ** 2
-        t.variance.index_put_((ids,), spread)
-        t.mean.index_put_((ids,), (1 - ALPHA) * old + ALPHA * value)
-        t.el2n.index_put_((ids,), errors.norm(dim=1))
-        t.count.index_put_((ids,), t.count[ids] + 1)
-        t.forgets.index_put_((ids,), t.forgets[ids] + (last & ~correct).int())
-        t.last_correct.index_put_((ids,), correct)
-    return losses.mean()
+        table.enter(ids, value, correct)
+    return losses.mean(), el2n, correct
 
 
-def binary_losses(samples: int, device: torch.device, compiled: bool) -> dict[str, Loss]:
-    """As `losses`, for targets [B, L] of several labels."""
-    pruner = Pruner(samples, 0.5, device=device)
+def two_ops(logits: Tensor, target: Tensor, ids: Tensor, table: Table, binary: bool) -> Tensor:
+    """The same by the package's operators for the loss and for the table."""
+    score = functional.scored_binary_cross_entropy if binary else functional.scored_cross_entropy
+    scored = score(logits, target)
+    tracks = table.forgets is not None
+    functional.update_scores_(
+        table.mean,
+        table.variance,
+        table.count,
+        ids,
+        scored.loss.detach(),
+        alpha=ALPHA,
+        correct=scored.correct if tracks else None,
+        last_correct=table.last_correct if tracks else None,
+        forget_count=table.forgets,
+    )
+    return scored.loss.mean()
+
+
+def losses(
+    samples: int,
+    device: torch.device,
+    compiled: bool,
+    binary: bool = False,
+    forgetting: bool = False,
+) -> dict[str, Loss]:
+    """Our step as "ours", and those of RIVALS that are available here, by name.
+
+    Args:
+        samples: Size of the score tables.
+        device: Where all happens.
+        compiled: Whether torch.compile takes part.
+        binary: The targets are [B, L] of several labels.
+        forgetting: All count forgetting events, too.
+    """
+    pruner = Pruner(samples, 0.5, track_forgetting=forgetting, device=device)
     pruner.set_epoch(0)
-    table = Table(samples, device)
+    tables = [Table(samples, device, forgetting) for _ in range(3)]
+    obvious = eager_binary_step if binary else eager_step
+    alone = TF.binary_cross_entropy_with_logits if binary else TF.cross_entropy
     found: dict[str, Loss] = {
-        "ours": pruner.binary_cross_entropy,
-        "eager": lambda x, y, i: eager_binary_step(x, y, i, table),
+        "ours": pruner.binary_cross_entropy if binary else pruner.cross_entropy,
+        TWO_OPS: lambda x, y, i: two_ops(x, y, i, tables[0], binary),
+        "eager": lambda x, y, i: obvious(x, y, i, tables[1])[0],
     }
     if compiled:
-        other = Table(samples, device)
-        step = torch.compile(eager_binary_step, dynamic=False)
-        found["torch.compile"] = lambda x, y, i: step(x, y, i, other)
-    found["loss alone"] = lambda x, y, _: TF.binary_cross_entropy_with_logits(x, y)
-    return found
-
-
-def losses(samples: int, device: torch.device, compiled: bool) -> dict[str, Loss]:
-    """Our step as "ours", and those of RIVALS that are available here, by name."""
-    pruner = Pruner(samples, 0.5, device=device)
-    pruner.set_epoch(0)
-    table = Table(samples, device)
-    found: dict[str, Loss] = {
-        "ours": pruner.cross_entropy,
-        "eager": lambda x, y, i: eager_step(x, y, i, table),
-    }
-    if compiled:
-        other = Table(samples, device)
-        step = torch.compile(eager_step, dynamic=False)
-        found["torch.compile"] = lambda x, y, i: step(x, y, i, other)
-    found["loss alone"] = lambda x, y, _: TF.cross_entropy(x, y)
-    return found | (_gpu_packages() if device.type == "cuda" else {})
+        step = torch.compile(obvious, dynamic=False)
+        found["torch.compile"] = lambda x, y, i: step(x, y, i, tables[2])[0]
+    found["loss alone"] = lambda x, y, _: alone(x, y)
+    return found | (_gpu_packages() if device.type == "cuda" and not binary else {})
 
 
 def _gpu_packages() -> dict[str, Loss]:
