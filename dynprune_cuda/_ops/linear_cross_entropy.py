@@ -26,6 +26,8 @@ class LinearArguments(NamedTuple):
     class_weight: Tensor | None  # [C], likewise
     ignore_index: int
     label_smoothing: float
+    softcap: float  # 0: none
+    z_loss: float
     chunk_rows: int
     dtype: torch.dtype  # of the matrix products
     wants: tuple[bool, bool, bool]  # the gradients of hidden, weight and bias
@@ -45,7 +47,7 @@ def _results(
         hidden.new_zeros(shape if wanted else (0,), dtype=exact)
         for shape, wanted in zip(shapes, wants, strict=True)
     )
-    scores = hidden.new_empty((4, rows), dtype=exact)
+    scores = hidden.new_zeros((5, rows), dtype=exact)
     return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
 
 
@@ -59,6 +61,8 @@ def linear_cross_entropy(
     class_weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    softcap: float,
+    z_loss: float,
     chunk_rows: int,
     dtype: torch.dtype,
     wants: list[bool],
@@ -74,14 +78,17 @@ def linear_cross_entropy(
         class_weight: [C] or None.
         ignore_index: Target of rows that count for nothing.
         label_smoothing: In [0, 1].
+        softcap: Bound of the logits, above 0; 0 for none.
+        z_loss: Factor of the squared logarithm of the normaliser, at least 0.
         chunk_rows: At least 1.
         dtype: Of the matrix products.
         wants: Whether the gradients of hidden, weight and bias are wanted.
 
     Returns:
-        scores, [4, R]: loss, EL2N, entropy, margin; correct, bool [R]; and the gradients of hidden,
-        weight and bias, [0] where they are not wanted. Floats are float32, or float64 for products
-        in float64: the chunks' gradients of weight and bias are added in it.
+        scores [5, R]: loss, EL2N, entropy, margin, and what z_loss adds to the loss. Correct, bool
+        [R]. The gradients of hidden, weight and bias, [0] where they are not wanted. Floats are
+        float32, or float64 for products in float64: the chunks' gradients of weight and bias are
+        added in it.
     """
     results = _results(hidden, weight, dtype, wants)
     scores, correct, grad_hidden, grad_weight, grad_bias = results
@@ -91,14 +98,25 @@ def linear_cross_entropy(
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
         logits = inputs @ matrix.t() if offset is None else torch.addmm(offset, inputs, matrix.t())
+        if softcap > 0:
+            logits.div_(softcap).tanh_().mul_(softcap)
         options = (target[part], class_weight, ignore_index, label_smoothing)
         *values, correct[part], saved = ops.scored_cross_entropy(logits, *options)
-        torch.stack(values, out=scores[:, part])
+        torch.stack(values, out=scores[:4, part])
+        log_z = saved[:, 0] + saved[:, 1]
+        if z_loss > 0:
+            log_z.masked_fill_(target[part].long() == ignore_index, 0)
+            torch.mul(log_z.square(), z_loss, out=scores[4, part])
         if not any(wants):
             continue
         grad = ops.scored_cross_entropy_backward(
             row_weight[part], logits, target[part], class_weight, *options[2:], saved
         )
+        if z_loss > 0:
+            slope = 2 * z_loss * log_z * row_weight[part]
+            grad += torch.softmax(logits, 1, dtype=slope.dtype).mul_(slope[:, None])
+        if softcap > 0:  # the derivative of the hyperbolic tangent
+            grad *= 1 - logits.to(log_z.dtype).div_(softcap).square_()
         del logits
         if wants[0]:
             grad_hidden[part] = grad @ matrix
@@ -121,6 +139,8 @@ def _fake(
     class_weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    softcap: float,
+    z_loss: float,
     chunk_rows: int,
     dtype: torch.dtype,
     wants: list[bool],
@@ -131,7 +151,7 @@ def _fake(
 class LinearLoss(torch.autograd.Function):
     """linear_cross_entropy and its gradients, which the forward pass computes.
 
-    Returns the weighted sum of the losses, divided by `divisor`; scores, and correct.
+    Returns the weighted sum of the losses, divided by `divisor`; scores [4, R], and correct.
     """
 
     @staticmethod
@@ -153,9 +173,11 @@ class LinearLoss(torch.autograd.Function):
         ctx.spent = False
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         ctx.save_for_backward(*(g if w else None for g, w in zip(gradients, wants, strict=True)))
+        losses = scores[0] + scores[4] if arguments.z_loss > 0 else scores[0]
+        scores = scores[:4]
         ctx.mark_non_differentiable(scores, correct)
         ctx.set_materialize_grads(False)
-        loss = (scores[0] * weights).sum()
+        loss = (losses * weights).sum()
         return loss if divisor is None else loss / divisor, scores, correct
 
     @staticmethod

@@ -75,6 +75,8 @@ def scored_linear_cross_entropy(
     class_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
     keep_tokens: float | None = None,
     reference_loss: Tensor | None = None,
     seed: int | Tensor = 0,
@@ -114,6 +116,11 @@ def scored_linear_cross_entropy(
         class_weight: [C] or None; scales the losses, not the other scores.
         ignore_index: Target of rows that count for nothing.
         label_smoothing: In [0, 1].
+        softcap: Bound of the logits, above 0, or None: logits are `softcap * tanh(logits /
+            softcap)` (Gemma Team 2024, "Gemma 2", arXiv:2408.00118). All scores are of these.
+        z_loss: Factor, at least 0. `z_loss * logsumexp(logits)^2` is added to a row's loss, before
+            its `sample_weight`, and not to its scores (Chowdhery et al. 2022, "PaLM",
+            arXiv:2204.02311). Rows that are ignored have none.
         keep_tokens: Share of the rows that are trained on, in (0, 1]; `max(1, ceil(keep_tokens *
             R))` rows. Ignored rows are kept last, and count for nothing then, too. Ties are broken
             at random by `seed`.
@@ -141,6 +148,10 @@ def scored_linear_cross_entropy(
         sample_weight = rows.flat("sample_weight", sample_weight, per_sample=True)
     arguments = _check(
         hidden, weight, target, bias, sample_weight, class_weight, ignore_index, label_smoothing
+    )
+    arguments = arguments._replace(
+        softcap=0.0 if softcap is None else as_float("softcap", softcap, low=0.0, above_low=True),
+        z_loss=as_float("z_loss", z_loss, low=0.0),
     )
     if chunk_rows is None:
         chunk_rows = _chunk_rows(weight, arguments.dtype)
@@ -301,6 +312,8 @@ def _check(
         class_weight,
         as_int("ignore_index", ignore_index, minimum=low, maximum=high),
         as_float("label_smoothing", label_smoothing, low=0.0, high=1.0),
+        0.0,
+        0.0,
         1,
         dtype,
         _wants(hidden, weight, bias),

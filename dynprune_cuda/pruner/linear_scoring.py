@@ -41,6 +41,8 @@ class LinearScoring(Scoring):
         cu_seqlens: Tensor | None = None,
         token_weight: Tensor | None = None,
         num_items: float | Tensor | None = None,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
         keep_tokens: float | None = None,
         reference_loss: Tensor | None = None,
         seed: int | Tensor | None = None,
@@ -78,6 +80,9 @@ class LinearScoring(Scoring):
                 samples.
             num_items: What "mean" or "sample" divides by, instead of what is in this batch: a
                 number, or a 0-d tensor.
+            softcap: Bound of the logits, or None; see `functional.scored_linear_cross_entropy`.
+            z_loss: Factor of the squared logarithm of the normaliser, likewise. It is in the loss,
+                and not in the scores.
             keep_tokens: Share of all rows of the batch that are trained on, in (0, 1]: those with
                 the greatest losses; ignored rows come last.
             reference_loss: Losses of a reference model in the shape of `target`, or None: the
@@ -136,6 +141,8 @@ class LinearScoring(Scoring):
             class_weight=class_weight,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            softcap=softcap,
+            z_loss=z_loss,
             keep_tokens=keep_tokens,
             reference_loss=reference_loss,
             seed=seed,

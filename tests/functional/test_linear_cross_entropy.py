@@ -150,13 +150,13 @@ def test_incoming_gradient_scales() -> None:
     del offset
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("more", [{}, {"softcap": 2.0}, {"softcap": 2.0, "z_loss": 0.3}])
+def test_gradcheck(more: dict[str, float]) -> None:
     hidden, weight, target, offset = make(rows=6)
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return scored_linear_cross_entropy(
-            hidden, weight, target, bias=bias, chunk_rows=4, label_smoothing=0.1
-        ).loss
+        options = {"label_smoothing": 0.1, "chunk_rows": 4, **more}
+        return scored_linear_cross_entropy(hidden, weight, target, bias=bias, **options).loss
 
     assert torch.autograd.gradcheck(loss, (hidden, weight, offset))
 
@@ -164,8 +164,68 @@ def test_gradcheck() -> None:
 def test_opcheck() -> None:
     hidden, weight, target, offset = (x if x is None else x.detach() for x in make(torch.float32))
     ones = torch.ones(ROWS)
-    rest = (target, ones, None, -100, 0.0, 10, torch.float32, [True, True, True])
-    torch.library.opcheck(ops_module.linear_cross_entropy, (hidden, weight, offset, *rest))
+    for softcap, z_loss in ((0.0, 0.0), (3.0, 0.1)):
+        options = (None, -100, 0.0, softcap, z_loss, 10, torch.float32, [True, True, True])
+        arguments = (hidden, weight, offset, target, ones, *options)
+        torch.library.opcheck(ops_module.linear_cross_entropy, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sample"])
+def test_softcap_and_z_loss(dtype: torch.dtype, reduction: str) -> None:
+    hidden, weight, target, offset = make(dtype)
+    factors = torch.linspace(0.5, 1.5, ROWS)
+    by_class = torch.linspace(0.1, 1.1, CLASSES)
+    found = scored_linear_cross_entropy(
+        hidden,
+        weight,
+        target,
+        bias=offset,
+        softcap=1.5,
+        z_loss=0.2,
+        sample_weight=factors,
+        class_weight=by_class,
+        reduction=reduction,
+        chunk_rows=5,
+    )
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight, offset)]
+    logits = 1.5 * torch.tanh(F.linear(*exact) / 1.5)
+    plain = F.cross_entropy(logits, target, by_class.double(), reduction="none")
+    counts = target != -100
+    each = plain + 0.2 * torch.where(counts, torch.logsumexp(logits, 1).square(), 0)
+    shares = by_class.double()[target.clamp(min=0)]
+    if reduction == "sample":  # of one row each
+        expected = (each * factors / shares)[counts].mean()
+    else:
+        expected = (each * factors).sum() / (shares[counts].sum() if reduction == "mean" else 1)
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.loss.double(), expected, rtol=tolerance, atol=0)
+    scored = scored_cross_entropy(logits.detach(), target, weight=by_class.double())
+    for name, value in (
+        ("row_loss", scored.loss),
+        ("el2n", scored.el2n),
+        ("margin", scored.margin),
+    ):
+        got = getattr(found, name).double()
+        torch.testing.assert_close(got, value, rtol=10 * tolerance, atol=tolerance)
+    for got, wanted in zip(
+        gradients(found.loss, hidden, weight, offset), gradients(expected, *exact), strict=True
+    ):
+        scale = wanted.abs().max()
+        torch.testing.assert_close(got.double() / scale, wanted / scale, rtol=0, atol=2 * tolerance)
+
+
+def test_softcap_and_z_loss_with_kept_tokens() -> None:
+    """Rows are ranked without the z-loss, and those that are kept have it."""
+    hidden, weight, target, _ = make(bias=False)
+    options = {"softcap": 2.0, "z_loss": 0.1}
+    found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=0.3, **options)
+    whole = scored_linear_cross_entropy(hidden, weight, target, **options)
+    kept = whole.row_loss.topk(len(found.kept)).indices.sort().values
+    assert torch.equal(found.kept, kept) and torch.equal(found.row_loss, whole.row_loss)
+    alone = scored_linear_cross_entropy(hidden[kept], weight, target[kept], **options)
+    torch.testing.assert_close(found.loss, alone.loss)
+    assert not torch.isclose(alone.loss, whole.row_loss[kept].mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -396,6 +456,9 @@ def test_compiled() -> None:
         ({"reference_loss": torch.zeros(ROWS)}, ValueError, "reference_loss needs keep_tokens"),
         ({"keep_tokens": 0.5, "reference_loss": torch.zeros(2)}, ValueError, "reference_loss must"),
         ({"chunk_rows": 0}, ValueError, "chunk_rows must be at least 1, got 0"),
+        ({"softcap": 0.0}, ValueError, r"softcap must be in \(0, inf\), got 0.0"),
+        ({"softcap": "30"}, TypeError, "softcap must be a number, got '30'"),
+        ({"z_loss": -1e-4}, ValueError, r"z_loss must be in \[0, inf\), got -0.0001"),
         ({"label_smoothing": 2.0}, ValueError, r"label_smoothing must be in \[0, 1\], got 2.0"),
         ({"target": torch.full((ROWS,), 11)}, IndexError, "11"),
     ],
