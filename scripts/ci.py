@@ -156,6 +156,7 @@ def run(
             for one in list(running):
                 if (result := one.result(limit)) is not None:
                     running.remove(one)
+                    one.end()  # what it left running
                     tell(one.job, result, one.seconds())
             for job in list(waiting):
                 if reason := why_not(job, results):
@@ -225,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(listing(JOBS))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the jobs are ended, too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the jobs are ended, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     begin = time.monotonic()
     results = run(chosen(options.jobs))
     return report(results, time.monotonic() - begin)

@@ -250,9 +250,11 @@ def check_labels(logits: Any, target: Any, weight: Any, pos_weight: Any) -> Bina
         )
     check_tensor("target", target, (target.dtype,))
     if target.shape != logits.shape:
+        one_label = logits.dim() == 2 and logits.shape[1] == 1 and target.dim() == 1
+        remedy = "pass target[:, None], or logits[:, 0]" if one_label else WAY_OUT
         raise ValueError(
             f"target must have the shape of logits, {tuple(logits.shape)}, got "
-            f"{tuple(target.shape)}; {WAY_OUT}"
+            f"{tuple(target.shape)}; {remedy}"
         )
     if target.device != logits.device:
         raise ValueError(f"target must be on {logits.device}, got {target.device}")
@@ -294,9 +296,11 @@ def _broadcast_weight(weight: Tensor, logits: Tensor, shape: torch.Size) -> Tens
         for size, wanted in zip(reversed(weight.shape), reversed(shape), strict=False)
     )
     if not fits or weight.device != logits.device:
+        by_sample = weight.shape == shape[:1]
+        remedy = "; for a factor of each sample, use sample_weight" if by_sample else ""
         raise ValueError(
             f"weight must be broadcast to shape {tuple(shape)} on {logits.device}, got shape "
-            f"{tuple(weight.shape)} on {weight.device}"
+            f"{tuple(weight.shape)} on {weight.device}{remedy}"
         )
     weight = weight.detach().to(compute_dtype(logits))
     if len(shape) == 2 and (weight.dim() < 2 or weight.shape[0] == 1):
@@ -401,7 +405,9 @@ def binary_step(
 
 def _rows_that_count(labels: BinaryLabels) -> Tensor:
     """Returns which rows have a label of a weight other than 0 and no wrong target, bool [B]."""
-    _, target, weight, _ = labels
+    logits, target, weight, _ = labels
+    if target.is_floating_point():
+        target = target.to(compute_dtype(logits))  # as the operators look at it
     sound = (target >= 0) & (target <= 1)
     if weight is None:
         return sound.all(1)

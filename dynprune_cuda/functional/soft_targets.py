@@ -58,7 +58,7 @@ def check_soft(
         raise ValueError(
             f"ignore_index must be negative if target holds probabilities, which no class index "
             f"can be found in, got {ignore_index}: give rows that count for nothing a weight of 0 "
-            "and the id -1"
+            "and the id -1, and num_items, since a mean divides by all rows"
         )
     if target_b is not None or lam is not None:
         raise ValueError(

@@ -155,7 +155,9 @@ class Scoring(RunStatus):
         rows: Rows | None = None
         rows_per_id = 1
         is_usual = type(class_dim) is int and class_dim == 1
-        if not is_usual or not isinstance(logits, Tensor) or logits.dim() != 2:
+        has_rows = isinstance(target, Tensor) and target.dim() > 0
+        is_matrix = isinstance(logits, Tensor) and logits.dim() == 2
+        if not (is_usual and is_matrix and has_rows):
             rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
         if rows is not None:
             logits, target = rows.logits, rows.target

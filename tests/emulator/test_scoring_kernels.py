@@ -426,10 +426,10 @@ def test_ids_out_of_range_are_skipped_and_recorded(kernels: Kernels) -> None:
 
 
 def test_taking_errors_clears_the_counts(kernels: Kernels) -> None:
-    records = np.array([[3, -1], [0, 7], [1 << 40, 1 << 33]], np.int64)
+    records = np.array([[3, -1], [0, 7], [1 << 40, 1 << 33], [1, 5]], np.int64)
     taken, left = kernels.take_errors(records)
-    assert taken.tolist() == [[3, -1], [0, 0], [1 << 40, 1 << 33]]
-    assert left[:, 0].tolist() == [0, 0, 0]
+    assert taken.tolist() == [[3, -1], [0, 0], [1 << 40, 1 << 33], [1, 5]]
+    assert left[:, 0].tolist() == [0, 0, 0, 0]
     again, _ = kernels.take_errors(left)
     assert not again.any()
 

@@ -120,7 +120,7 @@ def test_step_with_options_equals_cpu(
 
 
 def test_many_rows_take_launches_of_their_own(kernels_in_turn: Kernels) -> None:
-    check_step(kernels_in_turn, 8200, 3, torch.float32, probabilities=torch.float32)
+    check_step(kernels_in_turn, 513, 3, torch.float32, probabilities=torch.float32)
 
 
 def test_rows_that_do_not_fit_are_read_again(kernels_in_turn: Kernels) -> None:

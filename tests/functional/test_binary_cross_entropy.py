@@ -514,7 +514,8 @@ X, T = torch.zeros(4, 5), torch.zeros(4, 5)
         (ValueError, "target must have the shape of logits", (X, T[:, :4]), {}),
         (ValueError, "target must have the shape of logits", (X, T[:, 0]), {}),
         (ValueError, "target must not require a gradient", (X, T.clone().requires_grad_()), {}),
-        (ValueError, "weight must be broadcast", (X, T), {"weight": torch.ones(4)}),
+        (ValueError, r"pass target\[:, None\]", (X[:, :1], T[:, 0]), {}),
+        (ValueError, "weight must.*use sample_weight", (X, T), {"weight": torch.ones(4)}),
         (ValueError, "weight must be broadcast", (X, T), {"weight": torch.ones(1, 4, 5)}),
         (ValueError, "pos_weight must have shape", (X, T), {"pos_weight": torch.ones(4)}),
         (ValueError, "pos_weight must have shape", (X, T), {"pos_weight": torch.ones(4, 5)}),
@@ -539,6 +540,15 @@ def test_transforms_and_forward_mode_are_refused():
     ):
         dual = torch.autograd.forward_ad.make_dual(X, X)
         F.scored_binary_cross_entropy(dual, T)
+
+
+@pytest.mark.parametrize("row_reduction", ["mean", 0.5])
+def test_wide_targets_are_looked_at_as_the_loss_does(row_reduction):
+    columns, target = make_columns(), T.double() * (1 + 1e-9)
+    F.scored_binary_cross_entropy_step_(
+        X, target, torch.arange(4), **columns, alpha=0.5, row_reduction=row_reduction
+    )
+    assert columns["count"][:4].all()
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,29 @@ def test_the_step_is_the_loss_and_an_update(device, reduction, dtype):
         torch.testing.assert_close(x.grad, y.grad, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_rows_of_weight_0_are_ignored(device, reduction):
+    """Whatever they hold: weight and id are what `ignore_index` is for class indices."""
+    logits, target = (t.to(device) for t in batch(4, 5))
+    logits[1], logits[2, 0], target[2, 0] = torch.nan, -torch.inf, 0.5
+    weight = torch.tensor([1.0, 0, 0, 2], device=device)
+    ids = torch.tensor([3, -1, -1, 0], device=device)
+    columns, leaf = table(4, device), logits.clone().requires_grad_()
+    step = F.scored_cross_entropy_step_(
+        leaf, target, ids, **columns, alpha=0.5, sample_weight=weight, reduction=reduction
+    )
+    step.loss.sum().backward()
+    losses = cross_entropy(logits[[0, 3]], target[[0, 3]].float(), reduction="none")
+    losses = losses * weight[[0, 3]]
+    if reduction == "none":
+        torch.testing.assert_close(step.loss[[0, 3]], losses)
+        assert step.loss[[1, 2]].tolist() == [0, 0]
+    else:
+        torch.testing.assert_close(step.loss, losses.sum() / (4 if reduction == "mean" else 1))
+    assert not leaf.grad[[1, 2]].any() and leaf.grad[[0, 3]].all()
+    assert columns["count"].tolist() == [1, 0, 0, 1]
+
+
 def test_accumulation_and_loss_scales(device):
     logits, target = (t.to(device) for t in batch(8, 5, torch.float16))
     ids = torch.arange(8, device=device)

@@ -31,6 +31,9 @@ if "hang" in words:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     pathlib.Path("build/ci-child").write_text(str(child.pid))
     time.sleep(60)
+if "leave" in words:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    pathlib.Path("build/ci-child").write_text(str(child.pid))
 if "slow" in words:
     time.sleep(1)
 sys.exit(3 if "fail" in words else 0)
@@ -96,9 +99,11 @@ def test_two_jobs_run_at_once_and_a_large_one_alone(run):
 
 
 @pytest.mark.slow
-def test_a_job_that_hangs_is_ended_with_all_that_it_started(run, tmp_path):
-    results, code, *_ = run(job("stuck", does="hang"), limit=2.0)
-    assert code == 1 and results["stuck"] == "FAILED (after the limit of 2 s)"
+@pytest.mark.parametrize("does", ["hang", "leave"])
+def test_a_job_is_ended_with_all_that_it_started(run, tmp_path, does):
+    results, code, *_ = run(job("stuck", does=does), limit=2.0)
+    expected = {"hang": (1, "FAILED (after the limit of 2 s)"), "leave": (0, "passed")}
+    assert (code, results["stuck"]) == expected[does]
     child = int((tmp_path / "build" / "ci-child").read_text())
     for _ in range(50):
         try:

@@ -44,7 +44,7 @@ void score_rows(const CrossEntropyInput& in, const SoftTarget& target,
     }
   });
   reduce_losses(step, in.batch_size, static_cast<const A*>(out.loss), divisor,
-                [](int64_t) { return true; });
+                [&](int64_t row) { return weight_of<A>(step, row) != 0; });
 }
 
 }  // namespace

@@ -18,7 +18,9 @@ constexpr int kSoftStepBlocks = 2;
 template <class A>
 __device__ __forceinline__ void write_soft_scores(const StepTask<A>& task, int64_t row,
                                                   const SoftScores<A>& scores, A divisor) {
-  const A loss = scores.result.nll, weight = weight_of(task, row), weighted = weight * loss;
+  const A loss = scores.result.nll, weight = weight_of(task, row);
+  // A row of weight 0 is how these targets say "ignore": its loss may be infinite or NaN.
+  const A weighted = weight != 0 ? weight * loss : A{0};
   task.out.write(row, loss, scores.result, scores.sum_weight);
   task.work.values[row] = table_value(task.score, loss, scores.result);
   task.row_weight[row] = weight / divisor;
