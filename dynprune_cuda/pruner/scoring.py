@@ -155,9 +155,7 @@ class Scoring(RunStatus):
         rows: Rows | None = None
         rows_per_id = 1
         is_usual = type(class_dim) is int and class_dim == 1
-        has_rows = isinstance(target, Tensor) and target.dim() > 0
-        is_matrix = isinstance(logits, Tensor) and logits.dim() == 2
-        if not (is_usual and is_matrix and has_rows):
+        if not is_usual or not isinstance(logits, Tensor) or logits.dim() != 2:
             rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
         if rows is not None:
             logits, target = rows.logits, rows.target
@@ -166,6 +164,10 @@ class Scoring(RunStatus):
             if cu_seqlens is None:
                 ids, rows_per_id = rows.entries(ids)
                 sample_weight = rows.like_entries("sample_weight", sample_weight, rows_per_id)
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+        if target.dim() == 0:
+            raise ValueError(f"target must have {len(logits)} rows, as logits, got shape ()")
         visits = self._visits(
             ids, sample_weight, cu_seqlens, num_rows=len(target), rows_per_id=rows_per_id
         )

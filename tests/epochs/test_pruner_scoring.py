@@ -450,3 +450,11 @@ def test_sample_weights_that_want_a_gradient_are_refused() -> None:
             torch.randn(3, 5), torch.tensor([1, 0, 2]), torch.arange(3), sample_weight=weight
         )
     assert not pruner.table.count.any()
+
+
+@pytest.mark.parametrize("target", [[0, 1, 2], torch.tensor(1)], ids=["list", "0-d"])
+def test_a_target_without_rows_is_named(target):
+    pruner = Pruner(10, 0.5)
+    with pytest.raises((TypeError, ValueError), match="target must"):
+        pruner.cross_entropy(torch.randn(3, 4), target, torch.arange(3))
+    assert not pruner.table.count.any()

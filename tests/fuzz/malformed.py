@@ -56,7 +56,7 @@ DTYPES = (
 
 # Forms of a tensor: other shapes, strides, memory, devices, kinds.
 FORMS = (
-    "{}[:-1]", "{}[:0]", "{}[None]", "{}[..., None]", "{}.flatten()", "{}.sum()", "{}.flip(0)",
+    "{}[:-1]", "{}[:0]", "{}[None]", "{}[..., None]", "{}.flatten()", "{}[:9].sum()", "{}.flip(0)",
     "{}.repeat(2, *[1] * ({}.dim() - 1))", "{}[:1]", "strided({})", "strided({}, 3)",
     "{}.mT if {}.dim() > 1 else {}[::2]", "expanded({})", "{}.t().contiguous().t()",
     "{}.to('meta')", "fake({})", "fake({}, 'cpu')", "fake({}, 'cuda:1')", "marked({})", "two({})",
