@@ -90,6 +90,7 @@ def moved_share(
         ids, *others = to_owners([ids, *_given(factors)], shard.in_pieces(), ranks)
         ids, ascending = ids.sort()
         factors = others[0][ascending] if others else None
+        # Waits, in set_epoch only: places need what the processes before have.
         sizes = ranks.gather(ids.new_full((1,), len(ids))).flatten().tolist()
     total = shard.num_samples if ids is None else sum(sizes)
     before = sum(sizes[:rank])

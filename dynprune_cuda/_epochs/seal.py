@@ -59,7 +59,7 @@ def row_sums(state: Mapping[str, Any], table: ScoreTable, shard: Shard) -> dict[
 def total_sums(
     mine: Mapping[str, int | None], num_samples: int, ranks: Ranks, like: Tensor
 ) -> Sums:
-    """Returns the sums of all processes' rows, by name. One collective; waits.
+    """Returns the sums of all processes' rows, by name. One collective; waits, for a saved state.
 
     Args:
         mine: As of `row_sums`.

@@ -103,8 +103,8 @@ def linear_cross_entropy(
         options = (target[part], class_weight, ignore_index, label_smoothing)
         *values, correct[part], saved = ops.scored_cross_entropy(logits, *options)
         torch.stack(values, out=scores[:4, part])
-        log_z = saved[:, 0] + saved[:, 1]
         if z_loss > 0:
+            log_z = saved[:, 0] + saved[:, 1]
             log_z.masked_fill_(target[part].long() == ignore_index, 0)
             torch.mul(log_z.square(), z_loss, out=scores[4, part])
         if not any(wants):
@@ -116,7 +116,7 @@ def linear_cross_entropy(
             slope = 2 * z_loss * log_z * row_weight[part]
             grad += torch.softmax(logits, 1, dtype=slope.dtype).mul_(slope[:, None])
         if softcap > 0:  # the derivative of the hyperbolic tangent
-            grad *= 1 - logits.to(log_z.dtype).div_(softcap).square_()
+            grad *= 1 - logits.to(saved.dtype).div_(softcap).square_()
         del logits
         if wants[0]:
             grad_hidden[part] = grad @ matrix
