@@ -239,7 +239,7 @@ class ShardedRun(Run):
         return subset
 
     def _sizes_of(self, ids: Tensor) -> tuple[int, ...]:
-        """Returns how many ids each process has. Collective; waits, in set_epoch."""
+        """Returns how many ids each process has. Collective; waits, outside of steps."""
         own = torch.tensor([len(ids)], device=self.table.device)
         return tuple(self.ranks.gather(own).flatten().tolist())
 
