@@ -106,8 +106,8 @@ format: $(TOOLS) ## Rewrite the sources in the project's style
 	$(BIN)/ruff format
 	@$(BIN)/clang-format -i $(CPP_FILES)
 
-kernels: | $(BIN)/python ## Compile every kernel for every architecture with nvcc (no GPU), report registers, spills and the cost of hot loops
-	@$(BIN)/python scripts/kernel_resources.py $(if $(JOBS),--jobs $(JOBS))
+kernels: | $(BIN)/python ## Compile every kernel with nvcc (no GPU), report registers, spills and the cost of hot loops (ARCHS="80 90": not for all)
+	@$(BIN)/python scripts/kernel_resources.py $(if $(JOBS),--jobs $(JOBS)) $(addprefix --arch ,$(ARCHS))
 
 gpu-bundle: $(TOOLS) ## Make build/gpu_bundle for a machine with an H100 or H200 (BASE=COMMIT: to compare with)
 	@$(BIN)/python scripts/gpu/make_bundle.py $(if $(BASE),--base $(BASE))

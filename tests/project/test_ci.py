@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import ci
+import kernel_resources
 import matrix
 import pytest
 from ci import JOBS, Job
@@ -172,7 +173,7 @@ def test_other_names_are_refused(capsys):
 def test_the_workflow_has_the_same_jobs():
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     (rest,) = re.findall(r"^ +job: \[(.*)\]$", workflow, re.M)
-    names = [one.name for one in JOBS if not (one.prepares or one.by_request)]
+    names = [one.name for one in JOBS if not one.prepares]
     assert [ci.FIRST, *rest.split(", ")] == names
     assert re.findall(r"run: (\.ci/run .*)$", workflow, re.M) == [
         ".ci/run lint",
@@ -184,6 +185,14 @@ def test_ci_runs_the_oldest_and_the_newest_torch():
     cells = f"CELLS={matrix.TORCHES[0]} {matrix.TORCHES[-1]}"
     (one,) = (one for one in JOBS if one.name == "matrix")
     assert one.make == ("matrix", cells)
+
+
+def test_ci_compiles_for_each_generation_and_for_what_limits_are_read_off():
+    archs = ci.KERNEL_ARCHS.split()
+    known = kernel_resources.ARCHITECTURES
+    assert set(archs) <= set(known) and kernel_resources.CODE_ARCHITECTURE in archs
+    # 11.0 has the tensor cores of 10.0.
+    assert {arch[:-1] for arch in known} - {"11"} == {arch[:-1] for arch in archs}
 
 
 # ---- every test is in a job

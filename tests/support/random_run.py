@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch._dynamo  # once, before the processes fork
+import torch._dynamo  # noqa: F401  (optimisers load it: once, before processes fork)
 from torch.utils.data import DataLoader
 
 from dynprune_cuda import IndexedDataset, Pruner
