@@ -152,9 +152,12 @@ def step_bytes(
     dtype: torch.dtype,
     rows_per_id: int = 1,
     probabilities: torch.dtype | None = None,
+    ids: Tensor | None = None,
     **options: object,
 ) -> tuple[float, float]:
     """What a step moves, in units of the logits' bytes: to and from memory, and in requests.
+
+    ids: by default each row, or each `rows_per_id` rows, of a sample of their own.
 
     Memory: the 32-byte sectors that a launch touches, each once. Requests: every time a warp asks
     for one; neighbouring rows' scores share sectors, and so do vectors that begin within one.
@@ -162,10 +165,9 @@ def step_bytes(
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     if probabilities is not None:
         target = make_probabilities(rows, classes, probabilities)
+    ids = torch.arange(rows // rows_per_id) if ids is None else ids
     kernels.emulator.traffic()
-    kernels.scored_cross_entropy_step_(
-        logits, target, torch.arange(rows // rows_per_id), make_columns(rows), **options
-    )
+    kernels.scored_cross_entropy_step_(logits, target, ids, make_columns(rows), **options)
     traffic = kernels.emulator.traffic()
     unit = rows * classes * logits.element_size() / 32
     memory = traffic["unique_sectors_read"] + traffic["unique_sectors_written"]

@@ -367,6 +367,22 @@ def test_a_gradient_of_1_costs_nothing(kernels_in_turn: Kernels, classes: int) -
     assert 1.9 <= memory(grad_loss=two) - step <= 2.1
 
 
+@pytest.mark.parametrize("rows_per_sample", [2, 32, 128])
+@pytest.mark.parametrize(
+    ("rows", "classes", "more_requests"), [(128, 4096, 1.02), (1024, 512, 1.1)], ids=str
+)
+def test_several_rows_of_a_sample_add_less_than_2_percent(
+    kernels_in_turn: Kernels, rows: int, classes: int, rows_per_sample: int, more_requests: float
+) -> None:
+    """In one launch and in several, with ids sorted and mixed."""
+    alone = step_bytes(kernels_in_turn, rows, classes, torch.bfloat16)
+    sorted_ids = torch.arange(rows) // rows_per_sample
+    mixed_ids = sorted_ids[torch.randperm(rows, generator=torch.Generator().manual_seed(1))]
+    for ids in (sorted_ids, mixed_ids):
+        together = step_bytes(kernels_in_turn, rows, classes, torch.bfloat16, ids=ids)
+        assert together[0] <= 1.02 * alone[0] and together[1] <= more_requests * alone[1]
+
+
 # ---- score updates
 
 
