@@ -20,6 +20,7 @@ from ptx.twins import TARGETS, kernels_of
 FEW_CASES = 36
 # Tests that launch the project's kernels.
 FILES = (
+    "test_binary_kernels",
     "test_large_selection",
     "test_scoring_accuracy",
     "test_scoring_kernels",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from compiling import HERE
 from ptx.opcode_kernels import PROLOGUE, kernel_text
 from ptx.parser import (
     Instruction,
@@ -18,6 +19,7 @@ from ptx.parser import (
     split_kernels,
     with_host_names,
 )
+from ptx.session import FILES
 from ptx.writer import write_kernel
 
 MODULE = """
@@ -151,3 +153,13 @@ def test_what_is_unknown_is_refused_with_its_line(statement: str, message: str) 
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:
     with pytest.raises(PtxError, match=message):
         parse_kernel(text)
+
+
+def test_every_test_of_kernels_runs_on_nvccs_code_too() -> None:
+    of_kernels = {
+        path.stem
+        for path in HERE.glob("test_*.py")
+        if re.search(r"^from kernels import", path.read_text(), re.M)
+    }
+    # What it tests is the emulator's own.
+    assert set(FILES) == of_kernels - {"test_special_functions"}
