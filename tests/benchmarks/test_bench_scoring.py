@@ -56,6 +56,23 @@ def test_targets_are_the_promised_ones() -> None:
     assert at_least("cpu", "float32", (512, 10), "copy") is None
 
 
+@pytest.mark.parametrize(("times", "verdict"), [(1.4, "reached"), (1.2, "missed")])
+def test_our_two_operators_are_compared_with_the_compiled_step(times: float, verdict: str) -> None:
+    seconds = {"ours/full": [1e-4] * 3, "two ops/full": [2e-4] * 3}
+    seconds["torch.compile/full"] = [times * 2e-4] * 3
+
+    def told(classes: int, kind: str, names: tuple[str, ...]) -> str:
+        known = {name: seconds[name] for name in names}
+        x = torch.zeros(512, classes)
+        row = bench_scoring.result("two ops", x, kind, known, (0.0, 0))
+        assert row["times_ours"] == pytest.approx(2)
+        return str(row["target"])
+
+    assert told(10, "", tuple(seconds)) == f"1.3x faster than torch.compile: {verdict}"
+    assert told(10, "", ("ours/full", "two ops/full")) == ""
+    assert told(11, "", tuple(seconds)) == told(10, "labels", tuple(seconds)) == ""
+
+
 @pytest.mark.parametrize("forgetting", [False, True])
 @pytest.mark.parametrize("kind", ["classes", "soft", "labels"])
 def test_rivals_do_the_same_work(kind: str, forgetting: bool) -> None:
