@@ -43,6 +43,7 @@ COMMON_TORCH, COMMON_PYTHON = "2.14", "3.11"
 # autograd, the score table, epochs, saved states, samplers. They need no framework.
 TESTS = (
     "tests/functional/test_registration.py",
+    "tests/functional/test_compilation.py",
     "tests/functional/test_malformed.py",
     "tests/functional/test_selection.py",
     "tests/functional/test_selection_errors.py",

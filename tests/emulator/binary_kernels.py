@@ -7,15 +7,8 @@ import ctypes
 
 import numpy as np
 import torch
-from kernels import (
-    INDEX_TYPES,
-    SCALAR_TYPES,
-    CrossEntropyOutput,
-    CrossEntropyStep,
-    Kernels,
-    ScoreUpdate,
-    raw,
-)
+from kernels import INDEX_TYPES, SCALAR_TYPES, Kernels, raw
+from structures import CrossEntropyOutput, CrossEntropyStep, ScoreUpdate
 from torch import Tensor
 
 from dynprune_cuda._ops.contract import Reduction, RowReduction, Score, StepColumn
