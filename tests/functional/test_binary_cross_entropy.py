@@ -461,7 +461,8 @@ def test_autocast_changes_nothing():
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager():
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_equals_eager(backend):
     x, target = make(12, 30)
     pos_weight = torch.rand(30)
 
@@ -472,7 +473,7 @@ def test_compiled_equals_eager():
         plain = F.scored_binary_cross_entropy(logits, target, reduction="mean")
         return scored.loss + plain.loss, scored.el2n
 
-    compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(train, fullgraph=True, backend=backend)
     for reduction in ("mean", "sample"):
         results = []
         for function in (train, compiled):
