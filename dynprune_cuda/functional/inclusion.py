@@ -61,14 +61,15 @@ def histogram(weights: Tensor) -> Tensor:
     Returns:
         int64 [2, NUM_BINS]: counts and sums.
     """
-    table = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=weights.device)
+    counts = sums = torch.zeros(NUM_BINS, dtype=torch.int64, device=weights.device)
     one = torch.ones(1, dtype=torch.int64, device=weights.device)
     for piece in torch.split(weights.detach().resolve_neg().contiguous(), _PIECE):
         bits = piece.view(torch.int32)
         bins = (bits >> _SHIFT).clamp_(0, _INFINITE).masked_fill_(piece == 0, _ZERO).long()
-        table[0].scatter_add_(0, bins, one.expand(len(bins)))
-        table[1].scatter_add_(0, bins, (bits & ((1 << _SHIFT) - 1)).long())
-    return table
+        # Not in place: in a plain tensor, a wrapper of several tensors would count each of them.
+        counts = counts.scatter_add(0, bins, one.expand(len(bins)))
+        sums = sums.scatter_add(0, bins, (bits & ((1 << _SHIFT) - 1)).long())
+    return torch.stack((counts, sums))
 
 
 def probabilities(weights: Tensor, table: Tensor, k: int) -> Tensor:

@@ -13,9 +13,9 @@ from dynprune_cuda._checks.arguments import (
     as_device,
     as_float,
     as_int,
+    check_dense,
     check_num_samples,
     empty_on,
-    is_freed,
 )
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import checking_weights, ops
@@ -327,8 +327,7 @@ def _seed_and_order(seed: Any, order: Any, device: torch.device) -> tuple[Tensor
     """seed_tensor, seed and ascending, as every selection op takes them last."""
     ascending = as_choice("order", order, ("random", "ascending")) == "ascending"
     if isinstance(seed, Tensor):
-        if is_freed(seed):
-            raise ValueError("seed must be a number, got a tensor whose storage was freed")
+        check_dense("seed", seed)
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise ValueError(
                 "seed must be an int or a 0-d int64 tensor, "

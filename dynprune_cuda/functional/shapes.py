@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import FLOATING, INTEGER, as_int, check_tensor
+from dynprune_cuda._checks.arguments import FLOATING, INTEGER, as_int, check_dense, check_tensor
 from dynprune_cuda.functional.soft_targets import is_soft
 
 WAY_OUT = (
@@ -91,6 +91,7 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
     check_tensor("logits", logits, FLOATING)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+    check_dense("target", target)
     if type(class_dim) is not int or class_dim not in (1, -1):
         dim = as_int("class_dim", class_dim)
         raise ValueError(f"class_dim must be 1, as torch has it, or -1, the last, got {dim}")

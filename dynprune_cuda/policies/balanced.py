@@ -275,4 +275,4 @@ def _checked_groups(groups: Any) -> Tensor:
         raise ValueError(f"groups must hold one label per sample, got shape {tuple(tensor.shape)}")
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise ValueError(f"groups must have an integer dtype, got {tensor.dtype}")
-    return tensor.to(torch.int64, copy=True)
+    return tensor.to(torch.int64, copy=True).as_subclass(Tensor)

@@ -166,6 +166,8 @@ class Scoring(RunStatus):
                 sample_weight = rows.like_entries("sample_weight", sample_weight, rows_per_id)
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+        if target.is_nested:
+            raise ValueError("target must be a dense tensor, got a nested tensor")
         if target.dim() == 0:
             raise ValueError(f"target must have {len(logits)} rows, as logits, got shape ()")
         visits = self._visits(

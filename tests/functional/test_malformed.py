@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 from dynprune_cuda import Pruner, sharded
 from dynprune_cuda import functional as F
@@ -185,6 +186,33 @@ def test_tensors_whose_storage_was_freed_are_refused(name):
         FREED[name]()
     wanted = re.sub(" of a step(, as a view)?", "", name)
     assert re.search(rf"(?<!\w){wanted}(?!\w)", str(caught.value)), str(caught.value)
+
+
+NOT_DENSE = {
+    "target, classes last": lambda x: F.scored_cross_entropy(LOGITS, x(LOGITS), class_dim=-1),
+    "target, several rows": lambda x: F.scored_cross_entropy(LOGITS[None], x(TARGET[None])),
+    "target of a pruner": lambda x: Pruner(10, 0.5).cross_entropy(LOGITS, x(LOGITS), IDS),
+    "seed": lambda x: F.select_top_k(torch.ones(9), 3, seed=x(torch.tensor(4))),
+    "seed of a permutation": lambda x: F.permutation(9, seed=x(torch.tensor(4))),
+}
+
+
+@pytest.mark.parametrize("name", NOT_DENSE)
+@pytest.mark.parametrize(
+    "form", [torch.Tensor.to_sparse, lambda x: torch.nested.nested_tensor([x, x])]
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_sparse_and_nested_tensors_are_refused(name, form):
+    wanted = name.split(",")[0].split(" ")[0]
+    with pytest.raises((TypeError, ValueError), match=rf"{wanted} must be a dense tensor, got"):
+        NOT_DENSE[name](form)
+
+
+def test_wrappers_of_two_tensors_count_once():
+    weights = torch.rand(100) + 0.1
+    expected = F.inclusion_probabilities(weights, 16)
+    found = F.inclusion_probabilities(TwoTensor(weights, weights.clone()), 16)
+    assert torch.equal(found.a, expected) and torch.equal(found.b, expected)
 
 
 def test_empty_tensors_without_storage_are_no_error():

@@ -256,6 +256,8 @@ def fake(tensor: Tensor, device: str = "cuda") -> Tensor:
 
 def abstract(value: Any) -> bool:
     """Whether a tensor has no values."""
+    if isinstance(value, TwoTensor):
+        return abstract(value.a)
     return isinstance(value, Tensor) and (
         isinstance(value, torch._subclasses.FakeTensor) or value.is_meta
     )

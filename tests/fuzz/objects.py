@@ -102,6 +102,7 @@ PRUNERS = [
         },
         then=("use_pruner(result)",),
         aliases={"group_floor": ("floor",)},
+        calls=("keep", "policy"),
     ),
     *of_pruner("set_epoch", PRUNER, arguments={"epoch": "3"}, writes=("pruner",)),
     *of_pruner(

@@ -176,7 +176,15 @@ def test_a_user_policy_is_checked_in_every_group(device):
     assert pruner.epoch == 0
 
 
-@pytest.mark.parametrize("groups", [LABELS.tolist(), LABELS.numpy().astype(np.int16), LABELS])
+class Marked(torch.Tensor):
+    """A subclass that changes nothing, and that torch cannot copy."""
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [LABELS.tolist(), LABELS.numpy().astype(np.int16), LABELS, LABELS.as_subclass(Marked)],
+    ids=["list", "array", "tensor", "subclass"],
+)
 def test_labels_may_be_any_integers(device, groups):
     expected = Balanced(UCB(), LABELS).select(easy_groups(device), 30, seed=0)
     policy = Balanced(UCB(), groups)
