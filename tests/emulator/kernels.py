@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compiling import CSRC, HERE, Mode, build
+from compiling import HERE, Mode, build
 from emulator import Array, Emulator
-from ptx.twins import Twins, kernels_of
+from ptx.twins import SOURCES, Twins, kernels_of
 from structures import (
     CrossEntropyGradient,
     CrossEntropyInput,
@@ -100,39 +100,46 @@ def loaded() -> list[Emulator]:
 _loaded: list[Emulator] = []
 
 
+# What the functions of the launchers take and return, where that is no int.
+SIGNATURES: dict[str, tuple[Any, tuple[Any, ...] | None]] = {
+    "emulated_select_workspace_bytes": (ctypes.c_size_t, None),
+    "emulated_select_uniform_workspace_bytes": (ctypes.c_size_t, None),
+    "emulated_update_scores_workspace_bytes": (ctypes.c_size_t, (ctypes.c_int64,)),
+    "emulated_shard_positions_workspace_bytes": (ctypes.c_size_t, (ctypes.c_int64,)),
+    "emulated_scored_cross_entropy_step_workspace_bytes": (ctypes.c_size_t, None),
+    "emulated_soft_cross_entropy_step_workspace_bytes": (ctypes.c_size_t, None),
+    "emulated_scored_binary_cross_entropy_step_workspace_bytes": (ctypes.c_size_t, None),
+    "permutation_at": (ctypes.c_uint64, (ctypes.c_uint64,) * 3),
+    "permutation_position_of": (ctypes.c_uint64, (ctypes.c_uint64,) * 3),
+    "tie_hash_of": (ctypes.c_uint32, (ctypes.c_uint64, ctypes.c_int64)),
+    "exponential_of": (ctypes.c_float, (ctypes.c_uint32,)),
+    "widen_half": (ctypes.c_float, (ctypes.c_uint16,)),
+    "widen_bfloat16": (ctypes.c_float, (ctypes.c_uint16,)),
+    "narrow_half": (ctypes.c_uint16, (ctypes.c_float,)),
+    "narrow_bfloat16": (ctypes.c_uint16, (ctypes.c_float,)),
+}
+
+
 @functools.cache
 def load(mode: Mode = "check") -> Emulator:
-    """The emulator with all kernels of csrc/kernels."""
+    """The emulator with the kernels of csrc/kernels; the fast build has those of selections only.
+
+    The tests need the fast build for large selections, and the others take minutes to compile.
+    """
     if check_only and mode != "check":
         pytest.skip(f"the {mode} build of nvcc's code: make test-ptx-full")
-    launchers = sorted(HERE.glob("*launchers.cpp"))
-    sources = [*sorted((CSRC / "kernels").rglob("*.cu")), *launchers]
-    emulator = Emulator(build(sources, mode))
+    sources, launchers = SOURCES, "*_launchers.cpp"
+    if mode == "fast":
+        sources = tuple(path for path in sources if path.parent.name in ("selection", "kernels"))
+        launchers = "select_launchers.cpp"
+    emulator = Emulator(build([*sources, *sorted(HERE.glob(launchers))], mode))
     _loaded.append(emulator)
     if target is not None:
-        emulator.twins = Twins(emulator, mode, kernels_of(target))
-    library = emulator.library
-    library.emulated_select_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_select_uniform_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_update_scores_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_shard_positions_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_shard_positions_workspace_bytes.argtypes = (ctypes.c_int64,)
-    library.emulated_scored_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_soft_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_scored_binary_cross_entropy_step_workspace_bytes.restype = ctypes.c_size_t
-    library.emulated_update_scores_workspace_bytes.argtypes = (ctypes.c_int64,)
-    for name in ("permutation_at", "permutation_position_of"):
-        getattr(library, name).restype = ctypes.c_uint64
-        getattr(library, name).argtypes = (ctypes.c_uint64,) * 3
-    library.tie_hash_of.restype = ctypes.c_uint32
-    library.tie_hash_of.argtypes = (ctypes.c_uint64, ctypes.c_int64)
-    library.exponential_of.restype = ctypes.c_float
-    library.exponential_of.argtypes = (ctypes.c_uint32,)
-    for name in ("half", "bfloat16"):
-        getattr(library, f"widen_{name}").restype = ctypes.c_float
-        getattr(library, f"widen_{name}").argtypes = (ctypes.c_uint16,)
-        getattr(library, f"narrow_{name}").restype = ctypes.c_uint16
-        getattr(library, f"narrow_{name}").argtypes = (ctypes.c_float,)
+        emulator.twins = Twins(emulator, mode, kernels_of(target, sources))
+    for name, (result, arguments) in SIGNATURES.items():
+        if function := getattr(emulator.library, name, None):
+            function.restype = result
+            function.argtypes = arguments
     return emulator
 
 

@@ -38,6 +38,7 @@ from ptx.parser import Instruction, parse_kernel, split_kernels
 from ptx.writer import write_kernel
 
 TARGETS = ("80", "90")
+SOURCES = tuple(sorted((CSRC / "kernels").rglob("*.cu")))
 PTX_DIR = BUILD_DIR / "ptx"
 NVCC_FLAGS = ("-std=c++17", "-O3", "--ptx")
 # Of a kernel of 7600 lines: 1.1 s with -O0, 3.0 s with these, 9.0 s with -O1. At -O0 each register
@@ -112,10 +113,9 @@ def compile_to_ptx(source: Path, target: str, nvcc: Path, version: str) -> str:
 
 
 @functools.cache
-def kernels_of(target: str) -> dict[str, Twin]:
-    """Every kernel of csrc/kernels for compute_`target`, by its mangled name."""
+def kernels_of(target: str, sources: tuple[Path, ...] = SOURCES) -> dict[str, Twin]:
+    """Every kernel of the sources for compute_`target`, by its mangled name."""
     toolkit = toolkit_or_wheels()
-    sources = sorted((CSRC / "kernels").rglob("*.cu"))
     with ThreadPoolExecutor(COMPILE_JOBS) as pool:
         modules = list(
             pool.map(lambda s: compile_to_ptx(s, target, toolkit.nvcc, toolkit.version), sources)
