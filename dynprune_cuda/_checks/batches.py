@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import check_dense
+from dynprune_cuda._checks.arguments import FLOATING, check_dense
 
 
 def check_ids(ids: Any) -> None:
@@ -31,8 +31,10 @@ def check_ids_and_values(ids: Any, values: Any) -> None:
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a tensor, got {type(values).__name__}")
     check_dense("values", values)
-    if not values.dtype.is_floating_point:
-        raise ValueError(f"values must have a floating-point dtype, got {values.dtype}")
+    if values.dtype not in FLOATING:
+        raise ValueError(
+            f"values must have a floating-point dtype of 16 bits or more, got {values.dtype}"
+        )
     if values.dim() != 1:
         raise ValueError(
             f"values must hold one value per sample in 1-D, got shape "

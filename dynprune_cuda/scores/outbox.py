@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynprune_cuda._checks.arguments import check_values
 from dynprune_cuda.functional.row_reductions import RowReductionName, first_places
 from dynprune_cuda.functional.score_updates import ScoreColumns, update_scores_
 from dynprune_cuda.scores.table import CheckedIds, UpdateTarget
@@ -129,6 +130,7 @@ class VisitOutbox:
                 "a step with sharding='shard' must not be captured in a CUDA graph: a replay would "
                 "write over the visits that wait to be sent to their owners"
             )
+        check_values("ids", ids)
         wrong = (ids < -1) | (ids >= self.num_samples)
         if ids.is_cuda:
             if not len(ids):

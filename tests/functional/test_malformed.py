@@ -208,6 +208,21 @@ def test_sparse_and_nested_tensors_are_refused(name, form):
         NOT_DENSE[name](form)
 
 
+def test_values_of_8_bits_are_refused():
+    pruner = Pruner(10, 0.5, "infobatch")
+    for call in (pruner.observe, pruner.rescale):
+        with pytest.raises(ValueError, match="values must have a floating-point dtype of 16 bits"):
+            call(IDS, torch.ones(4).to(torch.float8_e4m3fn))
+
+
+def test_fake_ids_are_refused_where_ids_are_read():
+    with FakeTensorMode():
+        ids = torch.arange(4)
+    pruner = Pruner(10, 0.5, sharding="shard")
+    with pytest.raises(ValueError, match="ids must have values, got a fake or meta tensor"):
+        pruner.binary_cross_entropy(LOGITS, torch.ones(4, 3), ids, reduction="sample")
+
+
 def test_wrappers_of_two_tensors_count_once():
     weights = torch.rand(100) + 0.1
     expected = F.inclusion_probabilities(weights, 16)
