@@ -209,7 +209,7 @@ def test_sparse_and_nested_tensors_are_refused(name, form):
 
 
 def test_values_of_8_bits_are_refused():
-    pruner = Pruner(10, 0.5, "infobatch")
+    pruner = Pruner(10, policy="infobatch")
     for call in (pruner.observe, pruner.rescale):
         with pytest.raises(ValueError, match="values must have a floating-point dtype of 16 bits"):
             call(IDS, torch.ones(4).to(torch.float8_e4m3fn))
