@@ -30,7 +30,7 @@ WITH_RANKS := tests/distributed tests/sharded
 PAGES := tests/project/test_docs.py tests/project/test_api_pages.py tests/project/test_readme.py
 
 .DEFAULT_GOAL := help
-.PHONY: help tools build demo test test-fast test-slow test-distributed test-emulator test-ptx test-ptx-full \
+.PHONY: help venv tools build demo test test-fast test-slow test-distributed test-emulator test-ptx test-ptx-full \
 	test-sanitized fuzz wheel dist matrix docs lint format kernels gpu-bundle bench ci clean
 ifeq ($(wildcard $(MODULE)),)
 .PHONY: $(BUILT)
@@ -38,6 +38,8 @@ endif
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(BIN)/python ## Create .venv and install nothing
 
 tools: $(TOOLS) $(DOCS_TOOLS) $(DIST_TOOLS) ## Set up .venv with torch and all tools, and build nothing
 

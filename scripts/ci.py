@@ -32,11 +32,15 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """A target of make. It takes `slots` of two, and starts after the jobs that it needs."""
+    """A target of make. It takes `slots` of two, and starts after the jobs that it needs.
+
+    It also waits for those of `after`, if they run, but whether they pass does not matter.
+    """
 
     name: str
     make: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     slots: int = 1
     prepares: bool = False  # only makes what other jobs need
     by_request: bool = False  # runs only if it is named
@@ -44,23 +48,25 @@ class Job:
 
 # One of each generation. all-kernels, and the public workflow, compile for those between too.
 KERNEL_ARCHS = "80 90 100 120"
+# setuptools writes the metadata of the tree anew in these jobs, and tests read it.
+METADATA = ("wheel",)
 # In the order in which they start: what fails soonest first, then the longest first.
 JOBS = (
-    Job("tools", ("tools",), slots=2, prepares=True),
-    Job("lint", ("lint",), ("tools",), slots=2),
-    Job("build", ("build",), ("tools",), slots=2, prepares=True),
-    # Alone: setuptools writes the tree's own metadata anew, which tests read.
-    Job("wheel", ("wheel",), ("tools",), slots=2),
-    Job("docs", ("docs",), ("build",)),
-    Job("fast", ("test-fast",), ("build",)),
-    Job("kernels", ("kernels", "JOBS=1", f"ARCHS={KERNEL_ARCHS}"), ("tools",)),
-    Job("emulator", ("test-emulator",), ("build",)),
-    Job("slow", ("test-slow",), ("build",)),
-    Job("distributed", ("test-distributed",), ("build",)),
-    Job("ptx", ("test-ptx",), ("build",), by_request=True),
-    Job("all-kernels", ("kernels",), ("tools",), slots=2, by_request=True),
+    Job("venv", ("venv",), slots=2, prepares=True),
+    Job("tools", ("tools",), ("venv",), prepares=True),
+    Job("kernels", ("kernels", "JOBS=1", f"ARCHS={KERNEL_ARCHS}"), ("venv",)),
+    Job("lint", ("lint",), ("tools",)),
+    Job("build", ("build",), ("tools",), prepares=True),
+    Job("wheel", ("wheel",), ("tools",), after=("build",)),
+    Job("docs", ("docs",), ("build",), METADATA),
+    Job("fast", ("test-fast",), ("build",), METADATA),
+    Job("emulator", ("test-emulator",), ("build",), METADATA),
+    Job("slow", ("test-slow",), ("build",), METADATA),
+    Job("distributed", ("test-distributed",), ("build",), METADATA),
+    Job("ptx", ("test-ptx",), ("build",), METADATA, by_request=True),
+    Job("all-kernels", ("kernels",), ("venv",), slots=2, by_request=True),
     Job("matrix", ("matrix", "CELLS=2.11 2.15"), ("wheel",)),
-    Job("demo", ("demo",), ("build",)),
+    Job("demo", ("demo",), ("build",), METADATA),
 )
 # Where this job fails, no other runs.
 FIRST = "lint"
@@ -84,7 +90,8 @@ def chosen(names: Sequence[str], jobs: Sequence[Job] = JOBS) -> list[Job]:
 def environment(job: Job, given: Mapping[str, str]) -> dict[str, str]:
     """What a job runs with. Two jobs at once share the cores, so each has one thread."""
     # The job kernels compiles for other architectures, so the module needs only one.
-    env = {"TORCH_CUDA_ARCH_LIST": "9.0", "PYTHONUNBUFFERED": "1"}
+    # pip compiles every file of a package: here each is compiled at its first import.
+    env = {"TORCH_CUDA_ARCH_LIST": "9.0", "PYTHONUNBUFFERED": "1", "PIP_COMPILE": "0"}
     if job.slots == 1:
         env |= {"OMP_NUM_THREADS": "1", "MAX_JOBS": "1"}
     # make and pytest must not take over the settings of a make or a pytest around this script.
@@ -157,7 +164,10 @@ def run(
     try:
         while waiting or running:
             for one in list(running):
-                if (result := one.result(limit)) is not None:
+                result = one.result(limit)
+                if result is None and results.get(FIRST, "").startswith("FAILED"):
+                    result = f"skipped ({FIRST} failed)"
+                if result is not None:
                     running.remove(one)
                     one.end()  # what it left running
                     tell(one.job, result, one.seconds())
@@ -170,7 +180,7 @@ def run(
                 if job.slots > free:
                     break  # what is behind it waits, too: it is the order that was chosen
                 pending = {one.name for one in waiting} | {one.job.name for one in running}
-                if not pending & set(job.needs):
+                if not pending & {*job.needs, *job.after}:
                     waiting.remove(job)
                     print(f"{job.name:12} begins: make {' '.join(job.make)}", flush=True)
                     running.append(Running(job, [*make, *job.make], logs / f"{job.name}.log"))

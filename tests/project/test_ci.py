@@ -88,6 +88,21 @@ def test_the_log_of_a_failed_job_comes_last(run, monkeypatch):
 def test_nothing_runs_where_lint_fails(run):
     results, code, *_ = run(job("lint", does="fail", slots=2), job("fast"), job("slow"))
     assert code == 1 and set(results.values()) == {"FAILED (exit code 3)", "skipped (lint failed)"}
+    results, *_ = run(job("early", does="hang"), job("lint", does="fail"), job("fast"))
+    assert results["early"] == results["fast"] == "skipped (lint failed)"
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_others_whether_they_pass_or_not(run):
+    jobs = [job("a", does="fail"), Job("b", ("b-pass",), after=("a", "not there"))]
+    results, _, out, _ = run(*jobs)
+    assert results == {"a": "FAILED (exit code 3)", "b": "passed"}
+    assert re.findall(r"^(\w)  +(begins|passed|FAILED)", out, re.M) == [
+        ("a", "begins"),
+        ("a", "FAILED"),
+        ("b", "begins"),
+        ("b", "passed"),
+    ]
 
 
 @pytest.mark.slow
@@ -129,20 +144,27 @@ def test_jobs_bring_what_they_need():
     def names(*wanted):
         return [one.name for one in ci.chosen(wanted)]
 
-    assert names("lint") == ["tools", "lint"]
-    assert next(one for one in JOBS if one.name == "wheel").slots == ci.SLOTS
-    assert names("matrix") == ["tools", "wheel", "matrix"]
-    assert names("slow", "docs") == ["tools", "build", "docs", "slow"]
+    assert names("lint") == ["venv", "tools", "lint"]
+    assert names("kernels") == ["venv", "kernels"]
+    assert names("matrix") == ["venv", "tools", "wheel", "matrix"]
+    assert names("slow", "docs") == ["venv", "tools", "build", "docs", "slow"]
     assert names() == [one.name for one in JOBS if not one.by_request]
-    assert names("ptx") == ["tools", "build", "ptx"]
+    assert names("ptx") == ["venv", "tools", "build", "ptx"]
+
+
+def test_tests_do_not_run_while_the_metadata_is_written():
+    for one in JOBS:
+        assert ("wheel" in one.after) == one.make[0].startswith(("test-", "docs", "demo"))
+    assert next(one for one in JOBS if one.name == "wheel").after == ("build",)
 
 
 def test_what_fails_soonest_runs_first():
     names = [one.name for one in JOBS]
-    assert names[:6] == ["tools", "lint", "build", "wheel", "docs", "fast"]
-    assert ci.FIRST == "lint" and JOBS[1].slots == ci.SLOTS
+    assert names[:8] == ["venv", "tools", "kernels", "lint", "build", "wheel", "docs", "fast"]
+    assert ci.FIRST == "lint"
     for place, one in enumerate(JOBS):
-        assert set(one.needs) <= set(names[:place]), f"{one.name} would wait for a later job"
+        waits_for = {*one.needs, *one.after}
+        assert waits_for <= set(names[:place]), f"{one.name} would wait for a later job"
 
 
 def test_each_job_is_a_target():
@@ -165,7 +187,7 @@ def test_jobs_that_run_beside_another_have_one_thread():
 def test_other_names_are_refused(capsys):
     with pytest.raises(SystemExit):
         ci.main(["lint", "nothing"])
-    assert "there is no job 'nothing'; jobs are tools, lint" in capsys.readouterr().err
+    assert "there is no job 'nothing'; jobs are venv, tools" in capsys.readouterr().err
     assert ci.main(["--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(JOBS)
 
@@ -173,8 +195,8 @@ def test_other_names_are_refused(capsys):
 def test_the_workflow_has_the_same_jobs():
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     (rest,) = re.findall(r"^ +job: \[(.*)\]$", workflow, re.M)
-    names = [one.name for one in JOBS if not one.prepares]
-    assert [ci.FIRST, *rest.split(", ")] == names
+    names = [one.name for one in JOBS if not one.prepares and one.name != ci.FIRST]
+    assert rest.split(", ") == names
     assert re.findall(r"run: (\.ci/run .*)$", workflow, re.M) == [
         ".ci/run lint",
         ".ci/run ${{ matrix.job }}",
