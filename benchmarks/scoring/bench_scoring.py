@@ -12,7 +12,8 @@ under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score. A shape such as
-512x1000/soft has probabilities as targets, 512x80/labels several labels a row.
+512x1000/soft has probabilities as targets, 512x80/labels several labels a row. Samples of
+8x21x128x128/pixels and 16x128x8192/tokens have many rows: their score is the mean of these.
 
 The program prints a Markdown table. "replay" is the step in a CUDA graph, without the cost of its
 launches, for those that a graph can capture. Times are lower quartiles, which other load on the
@@ -44,9 +45,10 @@ from benchmarks.scoring import targets
 from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, TWO_OPS, Loss, losses
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
-# Rows and classes, and what rows are trained on: a class, probabilities, or several labels.
-SHAPE = re.compile(r"(\d+)x(\d+)(?:/(soft|labels))?")
+# The shape of the logits, and what is trained on: see KINDS.
+SHAPE = re.compile(r"\d+x\d+(/soft|/labels)?|\d+(x\d+){3}/pixels|\d+(x\d+){2}/tokens")
 SHAPES = ["512x10", "512x100", "256x1000", "64x32768", "512x1000/soft", "512x80/labels"]
+SHAPES += ["8x21x128x128/pixels", "16x128x8192/tokens"]
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -104,11 +106,12 @@ def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -
 def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The results of every rival at one shape, and why a rival has none."""
     device, dtype = options.device, DTYPES[options.dtype]
-    parts = SHAPE.fullmatch(shape)
-    assert parts is not None, shape  # by the parser
-    rows, classes, kind = int(parts[1]), int(parts[2]), parts[3] or ""
-    x = torch.randn(rows, classes, device=device).to(dtype).requires_grad_()
-    y = torch.randint(classes, (rows,), device=device)
+    size, _, kind = shape.partition("/")
+    dims = tuple(map(int, size.split("x")))
+    rows, classes = dims[0], dims[-1] if kind == "tokens" else dims[1]
+    x = torch.randn(dims, device=device).to(dtype).requires_grad_()
+    per_row = {"pixels": dims[2:], "tokens": dims[1:2]}.get(kind, ())
+    y = torch.randint(classes, (rows, *per_row), device=device)
     if kind == "soft":
         first, second = (TF.one_hot(labels, classes).to(dtype) for labels in (y, y.flip(0)))
         y = 0.7 * first + 0.3 * second
@@ -116,7 +119,7 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
         y = (torch.rand(rows, classes, device=device) < 0.05).float()
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    by_name = losses(samples, device, not options.no_compile, kind == "labels", options.forgetting)
+    by_name = losses(samples, device, not options.no_compile, kind, options.forgetting)
     by_rival = {}
     for name, loss in by_name.items():
         # Its second call would read its first gradient, and so would all others.
@@ -158,7 +161,6 @@ def result(
     name: str, x: Tensor, kind: str, seconds: Mapping[str, list[float]], host: tuple[float, int]
 ) -> dict[str, Any]:
     """What is written to the JSON file about one rival at one shape."""
-    rows, classes = x.shape
     full = np.array(seconds[f"{name}/full"])
     forward = np.array(seconds.get(f"{name}/fwd", full))
     ratio = float(np.median(full / np.array(seconds["ours/full"])))
@@ -167,10 +169,11 @@ def result(
         "full": float(np.quantile(full, 0.25)) * 1e6,
     }
     dtype = str(x.dtype).split(".")[1]
-    target = targets.find(x.device.type, dtype, (rows, classes), name, kind)
+    shape = tuple(x.shape)
+    target = targets.find(x.device.type, dtype, shape, name, kind)
     reached = target is not None and target.reached(ratio)
     if name == TWO_OPS and "torch.compile/full" in seconds:
-        target = targets.find_for_two_ops(x.device.type, dtype, (rows, classes), kind)
+        target = targets.find_for_two_ops(x.device.type, dtype, shape, kind)
         times = np.median(np.array(seconds["torch.compile/full"]) / full)
         reached = target is not None and target.reached(float(times))
     verdict = ""
@@ -178,7 +181,7 @@ def result(
         verdict = f"{target.text}: {'reached' if reached else 'missed'}"
     moved = 2 * x.numel() * x.element_size()
     return {
-        "shape": [rows, classes],
+        "shape": list(shape),
         "kind": kind,
         "dtype": str(x.dtype),
         "name": name,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 
@@ -12,7 +13,16 @@ from torch.nn import functional as TF
 
 from dynprune_cuda import Pruner, functional
 
-__all__ = ["CAPTURABLE", "OVERWRITES", "RIVALS", "TWO_OPS", "Loss", "losses"]
+__all__ = [
+    "CAPTURABLE",
+    "KINDS",
+    "OVERWRITES",
+    "RIVALS",
+    "SEVERAL_ROWS",
+    "TWO_OPS",
+    "Loss",
+    "losses",
+]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 TWO_OPS = "two ops"  # ours, by the public operators for the loss and for the table
@@ -21,6 +31,10 @@ RIVALS = (TWO_OPS, "eager", "torch.compile", "loss alone", "Liger", "Liger on a 
 CAPTURABLE = ("ours", TWO_OPS, "eager", "torch.compile", "loss alone")
 OVERWRITES = "Liger"  # its gradient replaces the logits
 ALPHA = 0.8
+# What a row has: a class (""), probabilities or several labels. Or samples of several rows: images
+# [B, C, H, W] with a class for each pixel, and texts [B, T, V] with one for each token.
+KINDS = ("", "soft", "labels", "pixels", "tokens")
+SEVERAL_ROWS = ("pixels", "tokens")
 
 
 class Table:
@@ -63,6 +77,23 @@ def eager_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Sco
     return loss.mean(), el2n, correct
 
 
+def eager_rows_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
+    """The same for several rows per sample: logits [B, C, d1, ...], or [B, T, C] of B texts."""
+    of_tokens = logits.shape[:-1] == target.shape
+    x = logits.flatten(0, 1) if of_tokens else logits
+    labels = target.flatten() if of_tokens else target
+    loss = TF.cross_entropy(x, labels, reduction="none")
+    with torch.no_grad():
+        x = x.detach()
+        value = loss.detach().view(len(ids), -1).mean(1).float()
+        probabilities = torch.softmax(x.float(), 1)
+        at_target = torch.ones_like(labels, dtype=torch.float32).neg_().unsqueeze(1)
+        el2n = probabilities.scatter_add_(1, labels.unsqueeze(1), at_target).norm(dim=1)
+        correct = (x.argmax(1) == labels).view(len(ids), -1).all(1)
+        table.enter(ids, value, correct)
+    return loss.mean(), el2n, correct
+
+
 def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
     """The same for several labels per sample."""
     losses = TF.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -74,19 +105,25 @@ def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table)
     return losses.mean(), el2n, correct
 
 
-def two_ops(logits: Tensor, target: Tensor, ids: Tensor, table: Table, binary: bool) -> Tensor:
+def two_ops(logits: Tensor, target: Tensor, ids: Tensor, table: Table, kind: str) -> Tensor:
     """The same by the package's operators for the loss and for the table."""
-    score = functional.scored_binary_cross_entropy if binary else functional.scored_cross_entropy
-    scored = score(logits, target)
+    if kind == "labels":
+        scored = functional.scored_binary_cross_entropy(logits, target)
+    elif kind == "tokens":
+        scored = functional.scored_cross_entropy(logits, target, class_dim=-1)
+    else:
+        scored = functional.scored_cross_entropy(logits, target)
+    if kind in SEVERAL_ROWS:
+        ids = ids.repeat_interleave(target.numel() // len(ids))
     tracks = table.forgets is not None
     functional.update_scores_(
         table.mean,
         table.variance,
         table.count,
         ids,
-        scored.loss.detach(),
+        scored.loss.detach().flatten(),
         alpha=ALPHA,
-        correct=scored.correct if tracks else None,
+        correct=scored.correct.flatten() if tracks else None,
         last_correct=table.last_correct if tracks else None,
         forget_count=table.forgets,
     )
@@ -97,7 +134,7 @@ def losses(
     samples: int,
     device: torch.device,
     compiled: bool,
-    binary: bool = False,
+    kind: str = "",
     forgetting: bool = False,
 ) -> dict[str, Loss]:
     """Our step as "ours", and those of RIVALS that are available here, by name.
@@ -106,24 +143,35 @@ def losses(
         samples: Size of the score tables.
         device: Where all happens.
         compiled: Whether torch.compile takes part.
-        binary: The targets are [B, L] of several labels.
+        kind: One of `KINDS`: what a row or a sample is trained on.
         forgetting: All count forgetting events, too.
     """
     pruner = Pruner(samples, 0.5, track_forgetting=forgetting, device=device)
     pruner.set_epoch(0)
     tables = [Table(samples, device, forgetting) for _ in range(3)]
-    obvious = eager_binary_step if binary else eager_step
-    alone = TF.binary_cross_entropy_with_logits if binary else TF.cross_entropy
+    obvious = eager_binary_step if kind == "labels" else eager_step
+    obvious = eager_rows_step if kind in SEVERAL_ROWS else obvious
     found: dict[str, Loss] = {
-        "ours": pruner.binary_cross_entropy if binary else pruner.cross_entropy,
-        TWO_OPS: lambda x, y, i: two_ops(x, y, i, tables[0], binary),
+        "ours": pruner.binary_cross_entropy if kind == "labels" else pruner.cross_entropy,
+        TWO_OPS: lambda x, y, i: two_ops(x, y, i, tables[0], kind),
         "eager": lambda x, y, i: obvious(x, y, i, tables[1])[0],
     }
+    if kind == "tokens":
+        found["ours"] = functools.partial(pruner.cross_entropy, class_dim=-1)
     if compiled:
         step = torch.compile(obvious, dynamic=False)
         found["torch.compile"] = lambda x, y, i: step(x, y, i, tables[2])[0]
-    found["loss alone"] = lambda x, y, _: alone(x, y)
-    return found | (_gpu_packages() if device.type == "cuda" and not binary else {})
+    found["loss alone"] = lambda x, y, _: loss_alone(x, y, kind)
+    return found | (_gpu_packages() if device.type == "cuda" and not kind else {})
+
+
+def loss_alone(logits: Tensor, target: Tensor, kind: str) -> Tensor:
+    """torch's loss, without any score."""
+    if kind == "labels":
+        return TF.binary_cross_entropy_with_logits(logits, target)
+    if kind == "tokens":
+        return TF.cross_entropy(logits.flatten(0, 1), target.flatten())
+    return TF.cross_entropy(logits, target)
 
 
 def _gpu_packages() -> dict[str, Loss]:

@@ -5,18 +5,28 @@ from __future__ import annotations
 
 from benchmarks.common.targets import Target, at_most, faster
 
-TIMES_EAGER = {(512, 10): 5.0, (512, 100): 4.0, (256, 1000): 4.5, (64, 32768): 6.5}
-TIMES_EAGER_OF = {"soft": {(512, 1000): 4.0}, "labels": {(512, 80): 4.0}}
+TIMES_EAGER: dict[tuple[int, ...], float] = {
+    (512, 10): 5.0,
+    (512, 100): 4.0,
+    (256, 1000): 4.5,
+    (64, 32768): 6.5,
+}
+TIMES_EAGER_OF: dict[str, dict[tuple[int, ...], float]] = {
+    "soft": {(512, 1000): 4.0},
+    "labels": {(512, 80): 4.0},
+    "pixels": {(8, 21, 128, 128): 4.0},
+    "tokens": {(16, 128, 8192): 4.0},
+}
 TIMES_COMPILED = 1.3
 TIMES_LOSS_ALONE = 1.15  # at most
 
 
 def find(
-    device_type: str, dtype: str, shape: tuple[int, int], rival: str, kind: str = ""
+    device_type: str, dtype: str, shape: tuple[int, ...], rival: str, kind: str = ""
 ) -> Target | None:
     """The target for the ratio of a rival's full step to ours, None where there is no target.
 
-    `kind` says what rows are trained on: classes (""), probabilities ("soft") or several "labels".
+    `kind` says what is trained on; see steps.py.
     """
     if device_type != "cpu" or dtype != "float32":
         return None
@@ -31,7 +41,7 @@ def find(
 
 
 def find_for_two_ops(
-    device_type: str, dtype: str, shape: tuple[int, int], kind: str = ""
+    device_type: str, dtype: str, shape: tuple[int, ...], kind: str = ""
 ) -> Target | None:
     """The target for the ratio of the compiled step to our two operators, as for `find`."""
     if device_type != "cpu" or dtype != "float32" or kind or shape not in TIMES_EAGER:

@@ -3,15 +3,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.scoring import bench_scoring, targets
-from benchmarks.scoring.steps import Table, eager_binary_step, eager_step, two_ops
+from benchmarks.scoring.steps import (
+    KINDS,
+    SEVERAL_ROWS,
+    Table,
+    eager_binary_step,
+    eager_rows_step,
+    eager_step,
+    two_ops,
+)
 from dynprune_cuda import Pruner
 
 
@@ -19,7 +29,7 @@ def test_a_run_tells_which_targets_are_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, before = tmp_path / "out.json", torch.get_num_threads()
-    shapes = ["512x10", "8x3", "8x3/soft", "8x3/labels"]
+    shapes = ["512x10", "8x3", "8x3/soft", "8x3/labels", "4x3x2x5/pixels", "4x6x5/tokens"]
     options = ["--rounds", "1", "--no-compile", "--forgetting", "--out", str(out)]
     arguments = ["--shapes", *shapes, *options]
     monkeypatch.setattr(sys, "argv", ["bench_scoring.py", *arguments])
@@ -30,7 +40,7 @@ def test_a_run_tells_which_targets_are_reached(
     finally:
         torch.set_num_threads(before)
     rows = json.loads(out.read_text())["rows"]
-    assert [row["kind"] for row in rows if row["name"] == "ours"] == ["", "", "soft", "labels"]
+    assert [row["kind"] for row in rows if row["name"] == "ours"] == ["", *KINDS]
     told = {(tuple(row["shape"]), row["name"]): row["target"] for row in rows}
     assert told[(512, 10), "eager"].startswith("5x faster: ") and not told[(8, 3), "eager"]
     for row in rows:
@@ -50,6 +60,8 @@ def test_targets_are_the_promised_ones() -> None:
     assert at_least("cpu", "float32", (8, 262144), "loss alone") == pytest.approx(1 / 1.15)
     assert at_least("cpu", "float32", (512, 1000), "eager", "soft") == 4
     assert at_least("cpu", "float32", (512, 80), "eager", "labels") == 4
+    assert at_least("cpu", "float32", (8, 21, 128, 128), "eager", "pixels") == 4
+    assert at_least("cpu", "float32", (16, 128, 8192), "eager", "tokens") == 4
     assert at_least("cpu", "float32", (512, 1000), "eager") is None
     assert at_least("cpu", "bfloat16", (512, 100), "eager") is None
     assert at_least("cuda", "float32", (512, 100), "eager") is None
@@ -74,22 +86,28 @@ def test_our_two_operators_are_compared_with_the_compiled_step(times: float, ver
 
 
 @pytest.mark.parametrize("forgetting", [False, True])
-@pytest.mark.parametrize("kind", ["classes", "soft", "labels"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rivals_do_the_same_work(kind: str, forgetting: bool) -> None:
     """Loss and table of the obvious code, of our two operators and of our step agree."""
-    device, binary = torch.device("cpu"), kind == "labels"
+    device = torch.device("cpu")
     tables = [Table(50, device, forgetting) for _ in range(2)]
     pruner = Pruner(50, 0.5, track_forgetting=forgetting)
     pruner.set_epoch(0)
-    obvious = eager_binary_step if binary else eager_step
-    ours = pruner.binary_cross_entropy if binary else pruner.cross_entropy
+    obvious = {"labels": eager_binary_step}.get(kind, eager_step)
+    obvious = eager_rows_step if kind in SEVERAL_ROWS else obvious
+    ours: Any = pruner.binary_cross_entropy if kind == "labels" else pruner.cross_entropy
+    if kind == "tokens":
+        ours = functools.partial(ours, class_dim=-1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
-        x = torch.randn(20, 4, generator=generator)
-        y = torch.rand(20, 4, generator=generator) if kind != "classes" else x.argsort(1)[:, 1]
+        size = {"pixels": (20, 4, 3, 2), "tokens": (20, 6, 4)}.get(kind, (20, 4))
+        x = torch.randn(size, generator=generator)
+        y = x.argsort(-1 if kind == "tokens" else 1).select(-1 if kind == "tokens" else 1, 1)
+        if kind in ("soft", "labels"):
+            y = torch.rand(20, 4, generator=generator)
         ids = torch.randperm(50, generator=generator)[:20]
         loss, _, _ = obvious(x, y, ids, tables[0])
-        torch.testing.assert_close(two_ops(x, y, ids, tables[1], binary), loss)
+        torch.testing.assert_close(two_ops(x, y, ids, tables[1], kind), loss)
         torch.testing.assert_close(ours(x, y, ids), loss)
     seen = pruner.table.count > 0
     assert (pruner.table.count > 1).any()
