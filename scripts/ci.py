@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cuda_toolkit import find
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "build" / "ci"
@@ -48,22 +51,25 @@ class Job:
 
 # One of each generation. all-kernels, and the public workflow, compile for those between too.
 KERNEL_ARCHS = "80 90 100 120"
-# setuptools writes the metadata of the tree anew in these jobs, and tests read it.
+# setuptools writes the metadata of the tree anew in this job, and tests of the project read it.
 METADATA = ("wheel",)
-# In the order in which they start: what fails soonest first, then the longest first.
+# Where the kernels need nvcc's pip wheels, these come after the build: it is for the CPU then.
+INSTALLS_NVCC = () if find("13")[0] else ("build",)
+# In the order in which they start. The kernels need no torch, so they compile beside the set-up.
+# Of the others, what fails soonest comes first, then the longest.
 JOBS = (
     Job("venv", ("venv",), slots=2, prepares=True),
     Job("tools", ("tools",), ("venv",), prepares=True),
-    Job("kernels", ("kernels", "JOBS=1", f"ARCHS={KERNEL_ARCHS}"), ("venv",)),
+    Job("kernels", ("kernels", "JOBS=1", f"ARCHS={KERNEL_ARCHS}"), ("venv",), INSTALLS_NVCC),
     Job("lint", ("lint",), ("tools",)),
     Job("build", ("build",), ("tools",), prepares=True),
     Job("wheel", ("wheel",), ("tools",), after=("build",)),
     Job("docs", ("docs",), ("build",), METADATA),
     Job("fast", ("test-fast",), ("build",), METADATA),
-    Job("emulator", ("test-emulator",), ("build",), METADATA),
+    Job("emulator", ("test-emulator",), ("build",)),
     Job("slow", ("test-slow",), ("build",), METADATA),
-    Job("distributed", ("test-distributed",), ("build",), METADATA),
-    Job("ptx", ("test-ptx",), ("build",), METADATA, by_request=True),
+    Job("distributed", ("test-distributed",), ("build",)),
+    Job("ptx", ("test-ptx",), ("build",), by_request=True),
     Job("all-kernels", ("kernels",), ("venv",), slots=2, by_request=True),
     Job("matrix", ("matrix", "CELLS=2.11 2.15"), ("wheel",)),
     Job("demo", ("demo",), ("build",), METADATA),
@@ -87,12 +93,12 @@ def chosen(names: Sequence[str], jobs: Sequence[Job] = JOBS) -> list[Job]:
     return [job for job in jobs if job.name in wanted]
 
 
-def environment(job: Job, given: Mapping[str, str]) -> dict[str, str]:
+def environment(job: Job, given: Mapping[str, str], alone: bool = False) -> dict[str, str]:
     """What a job runs with. Two jobs at once share the cores, so each has one thread."""
     # The job kernels compiles for other architectures, so the module needs only one.
     # pip compiles every file of a package: here each is compiled at its first import.
     env = {"TORCH_CUDA_ARCH_LIST": "9.0", "PYTHONUNBUFFERED": "1", "PIP_COMPILE": "0"}
-    if job.slots == 1:
+    if job.slots == 1 and not alone:
         env |= {"OMP_NUM_THREADS": "1", "MAX_JOBS": "1"}
     # make and pytest must not take over the settings of a make or a pytest around this script.
     left_out = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST")
@@ -102,13 +108,13 @@ def environment(job: Job, given: Mapping[str, str]) -> dict[str, str]:
 class Running:
     """A job's process, in a group of its own so that all of it can be ended."""
 
-    def __init__(self, job: Job, command: Sequence[str], log: Path) -> None:
+    def __init__(self, job: Job, command: Sequence[str], log: Path, alone: bool) -> None:
         self.job, self.log, self.begin = job, log, time.monotonic()
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command],
                 cwd=ROOT,
-                env=environment(job, os.environ),
+                env=environment(job, os.environ, alone),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -151,6 +157,7 @@ def run(
     logs.mkdir(parents=True, exist_ok=True)
     results: dict[str, str] = {}
     waiting, running = list(jobs), list[Running]()
+    alone = sum(not job.prepares for job in jobs) == 1  # nothing runs beside it
     begin = time.monotonic()
 
     def tell(job: Job, result: str, seconds: float) -> None:
@@ -165,8 +172,8 @@ def run(
         while waiting or running:
             for one in list(running):
                 result = one.result(limit)
-                if result is None and results.get(FIRST, "").startswith("FAILED"):
-                    result = f"skipped ({FIRST} failed)"
+                if result is None and (reason := why_not(one.job, results)):
+                    result = f"skipped ({reason})"
                 if result is not None:
                     running.remove(one)
                     one.end()  # what it left running
@@ -182,8 +189,9 @@ def run(
                 pending = {one.name for one in waiting} | {one.job.name for one in running}
                 if not pending & {*job.needs, *job.after}:
                     waiting.remove(job)
-                    print(f"{job.name:12} begins: make {' '.join(job.make)}", flush=True)
-                    running.append(Running(job, [*make, *job.make], logs / f"{job.name}.log"))
+                    print(f"{job.name:12} begins: make {shlex.join(job.make)}", flush=True)
+                    log = logs / f"{job.name}.log"
+                    running.append(Running(job, [*make, *job.make], log, alone))
             time.sleep(POLL_SECONDS)
     finally:
         for one in running:
@@ -194,8 +202,8 @@ def run(
 def why_not(job: Job, results: Mapping[str, str]) -> str:
     """Why a job cannot run any more, "" if it can."""
     wrong = {name for name, result in results.items() if result != "passed"}
-    if results.get(FIRST, "").startswith("FAILED"):
-        return f"{FIRST} failed"
+    if FIRST in wrong:
+        return f"{FIRST} did not pass"
     return next((f"{name} did not pass" for name in job.needs if name in wrong), "")
 
 
@@ -222,7 +230,7 @@ def report(results: Mapping[str, str], seconds: float, logs: Path = LOGS) -> int
 def listing(jobs: Iterable[Job]) -> str:
     """A line for each job."""
     return "\n".join(
-        f"{job.name:12} make {' '.join(job.make):28} needs: {', '.join(job.needs) or 'nothing'}"
+        f"{job.name:12} make {shlex.join(job.make):42} needs: {', '.join(job.needs) or 'nothing'}"
         + ("; by request only" if job.by_request else "")
         for job in jobs
     )

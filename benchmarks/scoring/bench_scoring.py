@@ -245,7 +245,10 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
 def checked_shape(text: str) -> str:
     """The argument of `--shapes`."""
     if SHAPE.fullmatch(text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 512x10 or 512x1000/soft")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape such as 512x10, 512x1000/soft, 512x80/labels, "
+            "8x21x128x128/pixels or 16x128x8192/tokens"
+        )
     return text
 
 
@@ -256,7 +259,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=SHAPES,
         type=checked_shape,
-        help="rows x classes, as 512x10; /soft: probabilities, /labels: several labels a row",
+        help="rows x classes, as 512x10; /soft: probabilities, /labels: several labels a row; "
+        "BxCxHxW/pixels and BxTxV/tokens: samples of several rows",
     )
     parser.add_argument("--forgetting", action="store_true", help="count forgetting events, too")
     parser.add_argument("--device", default="cpu", type=torch.device)

@@ -31,8 +31,8 @@ RIVALS = (TWO_OPS, "eager", "torch.compile", "loss alone", "Liger", "Liger on a 
 CAPTURABLE = ("ours", TWO_OPS, "eager", "torch.compile", "loss alone")
 OVERWRITES = "Liger"  # its gradient replaces the logits
 ALPHA = 0.8
-# What a row has: a class (""), probabilities or several labels. Or samples of several rows: images
-# [B, C, H, W] with a class for each pixel, and texts [B, T, V] with one for each token.
+# What a row has: a class (""), probabilities or several labels. The others are samples of several
+# rows: images [B, C, H, W] of classified pixels, and texts [B, T, V] of tokens.
 KINDS = ("", "soft", "labels", "pixels", "tokens")
 SEVERAL_ROWS = ("pixels", "tokens")
 
@@ -78,8 +78,8 @@ def eager_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Sco
 
 
 def eager_rows_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
-    """The same for several rows per sample: logits [B, C, d1, ...], or [B, T, C] of B texts."""
-    of_tokens = logits.shape[:-1] == target.shape
+    """The same for several rows per sample: logits [B, C, H, W], or [B, T, V] of texts."""
+    of_tokens = logits.dim() == 3
     x = logits.flatten(0, 1) if of_tokens else logits
     labels = target.flatten() if of_tokens else target
     loss = TF.cross_entropy(x, labels, reduction="none")

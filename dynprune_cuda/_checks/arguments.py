@@ -158,8 +158,10 @@ def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None
     check_dense(name, value)
 
 
-def check_dense(name: str, value: Tensor) -> None:
+def check_dense(name: str, value: Any) -> None:
     """A tensor whose elements lie in memory of its own, at its strides."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested or value.is_quantized:
         kind = str(value.layout).removeprefix("torch.")
         kind = "nested or quantized tensor" if value.layout == torch.strided else f"{kind} tensor"

@@ -40,6 +40,7 @@ class Rows(NamedTuple):
 
         With `per_sample`, one for each element of the batch will do.
         """
+        check_dense(name, values)
         if values.shape == self.shape:
             return values.flatten()
         if per_sample and values.shape == (self.groups,):
@@ -49,6 +50,7 @@ class Rows(NamedTuple):
 
     def entries(self, ids: Tensor) -> tuple[Tensor, int]:
         """Returns sample ids, 1-D, and how many rows each of them has."""
+        check_dense("sample_ids", ids)
         if ids.shape == (self.groups,) and self.per_group != 1:
             return (ids, self.per_group) if self.per_group else (ids[:0], 1)
         if ids.shape == self.shape or ids.shape == (self.groups,):
@@ -59,6 +61,7 @@ class Rows(NamedTuple):
         """Returns values in the shape of the sample ids, 1-D."""
         if values is None:
             return None
+        check_dense(name, values)
         shape = self.shape if rows_per_id == 1 and self.per_group > 1 else (self.groups,)
         if values.shape not in (shape, self.shape if self.per_group == 1 else shape):
             raise ValueError(

@@ -137,9 +137,11 @@ def load(mode: Mode = "check") -> Emulator:
     if target is not None:
         emulator.twins = Twins(emulator, mode, kernels_of(target, sources))
     for name, (result, arguments) in SIGNATURES.items():
-        if function := getattr(emulator.library, name, None):
-            function.restype = result
-            function.argtypes = arguments
+        if mode == "fast" and not hasattr(emulator.library, name):
+            continue
+        function = getattr(emulator.library, name)
+        function.restype = result
+        function.argtypes = arguments
     return emulator
 
 

@@ -188,10 +188,20 @@ def test_tensors_whose_storage_was_freed_are_refused(name):
     assert re.search(rf"(?<!\w){wanted}(?!\w)", str(caught.value)), str(caught.value)
 
 
+def several_rows(ids=IDS[None], **options):
+    """A sample of four rows."""
+    Pruner(10, 0.5).cross_entropy(LOGITS[None], TARGET[None], ids, class_dim=-1, **options)
+
+
 NOT_DENSE = {
     "target, classes last": lambda x: F.scored_cross_entropy(LOGITS, x(LOGITS), class_dim=-1),
     "target, several rows": lambda x: F.scored_cross_entropy(LOGITS[None], x(TARGET[None])),
     "target of a pruner": lambda x: Pruner(10, 0.5).cross_entropy(LOGITS, x(LOGITS), IDS),
+    "target_b": lambda x: several_rows(target_b=x(TARGET[None])),
+    "lam": lambda x: several_rows(target_b=TARGET[None], lam=x(torch.rand(1, 4))),
+    "ids": lambda x: several_rows(ids=x(IDS[None])),
+    "sample_weight": lambda x: several_rows(sample_weight=x(torch.rand(1, 4))),
+    "token_weight": lambda x: several_rows(token_weight=x(torch.rand(1, 4))),
     "seed": lambda x: F.select_top_k(torch.ones(9), 3, seed=x(torch.tensor(4))),
     "seed of a permutation": lambda x: F.permutation(9, seed=x(torch.tensor(4))),
 }
@@ -206,6 +216,14 @@ def test_sparse_and_nested_tensors_are_refused(name, form):
     wanted = name.split(",")[0].split(" ")[0]
     with pytest.raises((TypeError, ValueError), match=rf"{wanted} must be a dense tensor, got"):
         NOT_DENSE[name](form)
+
+
+@pytest.mark.parametrize("name", ["ids", "sample_weight", "token_weight"])
+@pytest.mark.parametrize("value", [3, [1.0], "x"])
+def test_what_is_no_tensor_is_refused_for_several_rows(name, value):
+    wanted = "sample_ids" if name == "ids" else name
+    with pytest.raises(TypeError, match=f"{wanted} must be a torch.Tensor, got"):
+        several_rows(**{name: value})
 
 
 def test_values_of_8_bits_are_refused():

@@ -68,8 +68,8 @@ def test_a_case_is_decided_by_seed_and_number():
 
 @pytest.mark.slow
 def test_malformed_calls_are_refused_or_right():
-    # In a new process: once a test has made a fake CUDA tensor, autograd's engine starts a thread
-    # for that device, and then refuses to run in forked processes.
+    # In a new process. Once a test has made a fake CUDA tensor, autograd's engine starts a thread
+    # for its device. Then the engine refuses to run in forked processes.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         report = pool.submit(run_cases, Plan(seed=0), 0, CASES).result()
     assert not report.findings, "\n\n".join(map(told, report.findings))
