@@ -130,13 +130,13 @@ class VisitOutbox:
                 "a step with sharding='shard' must not be captured in a CUDA graph: a replay would "
                 "write over the visits that wait to be sent to their owners"
             )
-        check_values("ids", ids)
         wrong = (ids < -1) | (ids >= self.num_samples)
         if ids.is_cuda:
             if not len(ids):
                 return CheckedIds(ids)
             example = torch.where(wrong, ids, -(2**63)).amax()
             return CheckedIds(ids.masked_fill(wrong, -1), wrong.sum(), example)
+        check_values("ids", ids)
         if bool(wrong.any()):
             place = int(wrong.nonzero()[0])
             raise IndexError(
