@@ -55,8 +55,9 @@ def test_ten_kills_change_no_bit(tmp_path, kind, num_workers):
     steps = sorted(random.SystemRandom().sample(range(1, len(expected) - 5), 10))
     command = [sys.executable, random_run.__file__, str(tmp_path), kind, str(num_workers)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command += map(str, steps)
     done = subprocess.run(
-        [*command, *map(str, steps)], env=environment, capture_output=True, text=True, check=False
+        command, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(-signal.SIGKILL)] * 10 + ["0"], steps

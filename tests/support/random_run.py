@@ -5,6 +5,7 @@ As a script: python random_run.py FOLDER KIND WORKERS STEP..., which kills it at
 steps. Every time, a new process goes on from the last checkpoint.
 """
 
+import contextlib
 import copy
 import os
 import pickle
@@ -154,6 +155,7 @@ def main(folder: Path, kind: str, num_workers: int, steps: list[int]) -> None:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            os.setpgid(0, 0)
             os.close(reader)
             go_on(folder, kind, num_workers, attempt, writer)
             os._exit(0)
@@ -164,6 +166,9 @@ def main(folder: Path, kind: str, num_workers: int, steps: list[int]) -> None:
                     os.kill(child, signal.SIGKILL)
                     break
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        # Workers of a loader may wait for ever for a process that was killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":
