@@ -72,7 +72,10 @@ def test_links_lead_somewhere() -> None:
     assert len(links) > 10
     for target in links:
         if not target.startswith("https://"):
-            assert (ROOT / target).is_file(), target
+            page, _, place = target.partition("#")
+            assert (ROOT / page).is_file(), target
+            headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+            assert not place or place in [h.lower().replace(" ", "-") for h in headings], target
 
 
 def test_ci_runs_both_commands() -> None:
