@@ -234,7 +234,8 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path, note: str) -> None:
         places = np.arange(len(shapes)) + 0.8 * k / len(names)
         axis.bar(places, ratios, 0.75 / len(names), label=name)
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(np.arange(len(shapes)) + 0.3, shapes)
+    labels = [shape.replace("/", "\n") for shape in shapes]
+    axis.set_xticks(np.arange(len(shapes)) + 0.3, labels, fontsize=8)
     axis.set_ylabel("time of a step, in units of ours")
     axis.set_title("Scored training step, forward and backward", loc="left", fontsize=11)
     axis.legend(frameon=False, fontsize=8)
