@@ -105,6 +105,20 @@ def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table)
     return losses.mean(), el2n, correct
 
 
+def eager_step_of(kind: str) -> Callable[[Tensor, Tensor, Tensor, Table], Scored]:
+    """The obvious code for one of `KINDS`."""
+    if kind in SEVERAL_ROWS:
+        return eager_rows_step
+    return eager_binary_step if kind == "labels" else eager_step
+
+
+def our_step(pruner: Pruner, kind: str) -> Loss:
+    """The pruner's method for one of `KINDS`."""
+    if kind == "tokens":
+        return functools.partial(pruner.cross_entropy, class_dim=-1)
+    return pruner.binary_cross_entropy if kind == "labels" else pruner.cross_entropy
+
+
 def two_ops(logits: Tensor, target: Tensor, ids: Tensor, table: Table, kind: str) -> Tensor:
     """The same by the package's operators for the loss and for the table."""
     if kind == "labels":
@@ -149,15 +163,12 @@ def losses(
     pruner = Pruner(samples, 0.5, track_forgetting=forgetting, device=device)
     pruner.set_epoch(0)
     tables = [Table(samples, device, forgetting) for _ in range(3)]
-    obvious = eager_binary_step if kind == "labels" else eager_step
-    obvious = eager_rows_step if kind in SEVERAL_ROWS else obvious
+    obvious = eager_step_of(kind)
     found: dict[str, Loss] = {
-        "ours": pruner.binary_cross_entropy if kind == "labels" else pruner.cross_entropy,
+        "ours": our_step(pruner, kind),
         TWO_OPS: lambda x, y, i: two_ops(x, y, i, tables[0], kind),
         "eager": lambda x, y, i: obvious(x, y, i, tables[1])[0],
     }
-    if kind == "tokens":
-        found["ours"] = functools.partial(pruner.cross_entropy, class_dim=-1)
     if compiled:
         step = torch.compile(obvious, dynamic=False)
         found["torch.compile"] = lambda x, y, i: step(x, y, i, tables[2])[0]

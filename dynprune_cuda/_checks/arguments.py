@@ -101,7 +101,10 @@ def as_ints(name: str, value: Any) -> tuple[int, ...]:
 
 
 def on_host(name: str, value: Any) -> Tensor:
-    """Returns a sequence, an array or a tensor of ints as a tensor on the CPU; waits for a GPU."""
+    """Returns a sequence, an array or a tensor of ints as a tensor on the CPU.
+
+    Waits for a GPU: ids and groups are given before training, not in a step.
+    """
     try:
         tensor = torch.as_tensor(value).detach()
         check_values(name, tensor)

@@ -102,7 +102,7 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _as_ints(numbers: list[Tensor]) -> list[int]:
-    """Returns 0-d tensors as ints, with one wait for a device."""
+    """Returns 0-d tensors as ints. Waits once for a device, when a state is saved or loaded."""
     by_device: dict[torch.device, list[int]] = {}
     for place, number in enumerate(numbers):
         by_device.setdefault(number.device, []).append(place)

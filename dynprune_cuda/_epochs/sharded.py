@@ -343,7 +343,7 @@ class ShardedRun(Run):
         return self.table.shard
 
     def _ids_of(self, mask: Tensor) -> Tensor:
-        """Returns the ids of the rows that are set, ascending. Waits."""
+        """Returns the ids of the rows that are set, ascending. Waits, when a state is loaded."""
         return self.table.shard.ids_at(mask.nonzero().flatten())
 
     # ---- another number of samples

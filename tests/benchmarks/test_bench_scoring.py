@@ -3,25 +3,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.scoring import bench_scoring, targets
-from benchmarks.scoring.steps import (
-    KINDS,
-    SEVERAL_ROWS,
-    Table,
-    eager_binary_step,
-    eager_rows_step,
-    eager_step,
-    two_ops,
-)
+from benchmarks.scoring.steps import KINDS, Table, eager_step_of, our_step, two_ops
 from dynprune_cuda import Pruner
 
 
@@ -93,11 +83,7 @@ def test_rivals_do_the_same_work(kind: str, forgetting: bool) -> None:
     tables = [Table(50, device, forgetting) for _ in range(2)]
     pruner = Pruner(50, 0.5, track_forgetting=forgetting)
     pruner.set_epoch(0)
-    obvious = {"labels": eager_binary_step}.get(kind, eager_step)
-    obvious = eager_rows_step if kind in SEVERAL_ROWS else obvious
-    ours: Any = pruner.binary_cross_entropy if kind == "labels" else pruner.cross_entropy
-    if kind == "tokens":
-        ours = functools.partial(ours, class_dim=-1)
+    obvious, ours = eager_step_of(kind), our_step(pruner, kind)
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
         size = {"pixels": (20, 4, 3, 2), "tokens": (20, 6, 4)}.get(kind, (20, 4))
