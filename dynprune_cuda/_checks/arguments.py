@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,19 @@ def check_dense(name: str, value: Any) -> None:
         raise ValueError(
             f"{name} must hold {value.numel()} elements, got a tensor whose storage was freed"
         )
+
+
+def are_ordinary(tensors: Sequence[Any]) -> bool:
+    """Returns whether these are plain strided tensors that own values, and nothing is traced."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    for tensor in tensors:
+        if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_meta:
+            return False
+        # 0 bytes if it was freed, or if it has no elements.
+        if tensor.is_neg() or not tensor.untyped_storage().nbytes():
+            return False
+    return True
 
 
 def check_values(name: str, value: Tensor) -> None:

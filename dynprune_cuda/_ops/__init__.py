@@ -2,8 +2,17 @@
 """The only door to the compiled module: operators, fake kernels, autograd formulas."""
 
 from dynprune_cuda._ops import fakes
-from dynprune_cuda._ops.autograd import StepLoss
-from dynprune_cuda._ops.binary_cross_entropy import BinaryArguments, BinaryStepLoss
+from dynprune_cuda._ops.autograd import (
+    CROSS_ENTROPY,
+    SOFT_CROSS_ENTROPY,
+    StepLoss,
+    scored_losses,
+)
+from dynprune_cuda._ops.binary_cross_entropy import (
+    BINARY_CROSS_ENTROPY,
+    BinaryArguments,
+    BinaryStepLoss,
+)
 from dynprune_cuda._ops.errors import checking_weights
 from dynprune_cuda._ops.library import compiled, ops
 from dynprune_cuda._ops.linear_cross_entropy import LinearArguments, LinearLoss
@@ -11,6 +20,9 @@ from dynprune_cuda._ops.linear_cross_entropy import LinearArguments, LinearLoss
 fakes.register()
 
 __all__ = [
+    "BINARY_CROSS_ENTROPY",
+    "CROSS_ENTROPY",
+    "SOFT_CROSS_ENTROPY",
     "BinaryArguments",
     "BinaryStepLoss",
     "LinearArguments",
@@ -19,4 +31,5 @@ __all__ = [
     "checking_weights",
     "compiled",
     "ops",
+    "scored_losses",
 ]

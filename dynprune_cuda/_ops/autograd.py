@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +87,59 @@ def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 
 torch.library.register_autograd("dynprune_cuda::scored_cross_entropy_backward", _second_backward)
 torch.library.register_autograd("dynprune_cuda::soft_cross_entropy_backward", _second_backward)
+
+
+class Formula(NamedTuple):
+    """An operator with its formula, as `torch.library.register_autograd` takes it."""
+
+    op: Callable[..., tuple[Tensor, ...]]
+    save: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]
+    backward: Callable[..., tuple[Tensor | None, ...]]
+
+
+CROSS_ENTROPY = Formula(ops.scored_cross_entropy.default, _save_for_backward, _backward)
+SOFT_CROSS_ENTROPY = Formula(ops.soft_cross_entropy.default, _save_soft, _soft_backward)
+
+
+def scored_losses(formula: Formula, logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Calls an operator that returns losses and scores.
+
+    torch.library runs the formulas of plain tensors through Python code that takes longer than the
+    kernels of a small batch. `ScoredLosses` runs the same formula without it.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(logits) is not Tensor
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return formula.op(logits, *arguments)
+    if logits.requires_grad and torch.is_grad_enabled():
+        return ScoredLosses.apply(logits, formula, arguments)  # type: ignore[no-any-return]
+    with torch._C._AutoDispatchBelowAutograd():
+        return formula.op(logits, *arguments)
+
+
+class ScoredLosses(torch.autograd.Function):
+    """An operator and its formula, which both run below torch's dispatch of gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, formula: Formula, arguments: tuple[Any, ...]
+    ) -> tuple[Tensor, ...]:
+        """Calls the operator."""
+        with torch._C._AutoDispatchBelowAutograd():
+            output = formula.op(logits, *arguments)
+        ctx.backward_of = formula.backward
+        formula.save(ctx, (logits, *arguments), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+        """The gradient with respect to the logits."""
+        if torch.is_grad_enabled():  # the gradient's own operator refuses a second derivative
+            return ctx.backward_of(ctx, grad_loss)[0], None, None
+        with torch._C._AutoDispatchBelowAutograd():
+            return ctx.backward_of(ctx, grad_loss)[0], None, None
 
 
 class NoSecondDerivative(torch.autograd.Function):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dynprune_cuda._ops.autograd import NoSecondDerivative, scaled_gradient
+from dynprune_cuda._ops.autograd import Formula, NoSecondDerivative, scaled_gradient
 from dynprune_cuda._ops.contract import GradientTime, Reduction, StepColumn
 from dynprune_cuda._ops.errors import checking_weights
 from dynprune_cuda._ops.fakes import FAKES
@@ -146,6 +146,10 @@ def _second_backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 
 torch.library.register_autograd(
     "dynprune_cuda::scored_binary_cross_entropy_backward", _second_backward
+)
+
+BINARY_CROSS_ENTROPY = Formula(
+    ops.scored_binary_cross_entropy.default, _save_for_backward, _backward
 )
 
 

@@ -19,7 +19,13 @@ from dynprune_cuda._checks.arguments import (
     check_vector,
     refuse_transforms,
 )
-from dynprune_cuda._ops import BinaryArguments, BinaryStepLoss, checking_weights, ops
+from dynprune_cuda._ops import (
+    BINARY_CROSS_ENTROPY,
+    BinaryArguments,
+    BinaryStepLoss,
+    checking_weights,
+    scored_losses,
+)
 from dynprune_cuda._ops.contract import StepColumn
 from dynprune_cuda.functional.cross_entropy import (
     LOSS_REDUCTIONS,
@@ -114,7 +120,7 @@ def scored_binary_cross_entropy(
     labels = check_labels(logits, target, weight, pos_weight)
     refuse_transforms("scored_binary_cross_entropy", GRADIENTS, TORCH_LOSS)
     as_choice("reduction", reduction, REDUCTIONS)
-    scored = ScoredLoss(*checking_weights(ops.scored_binary_cross_entropy, *labels))
+    scored = ScoredLoss(*checking_weights(scored_losses, BINARY_CROSS_ENTROPY, *labels))
     if reduction == "mean":
         return scored._replace(loss=scored.loss.mean())
     if reduction == "sum":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd import forward_ad
 from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
+    are_ordinary,
     as_bool,
     as_choice,
     as_float,
@@ -20,7 +22,7 @@ from dynprune_cuda._checks.arguments import (
     check_vector,
     refuse_transforms,
 )
-from dynprune_cuda._ops import ops
+from dynprune_cuda._ops import CROSS_ENTROPY, SOFT_CROSS_ENTROPY, scored_losses
 from dynprune_cuda._ops.contract import Reduction, Score
 from dynprune_cuda.functional.row_reductions import sample_shares
 from dynprune_cuda.functional.shapes import WAY_OUT, Rows, rows_of
@@ -113,6 +115,21 @@ def scored_cross_entropy(
     Returns:
         A `ScoredLoss`.
     """
+    if (
+        reduction == "none"
+        and weight is target_b is lam is None
+        and type(class_dim) is type(ignore_index) is int
+        and class_dim == 1
+        and type(label_smoothing) is float
+        and are_ordinary((logits, target))
+        and logits.dim() == 2
+        and not target.is_floating_point()
+        and forward_ad._current_level < 0
+    ):
+        # The operator checks its arguments, but names less of them than the checks below.
+        options = target, None, ignore_index, label_smoothing, None, None
+        with suppress(IndexError, RuntimeError):
+            return ScoredLoss._make(scored_losses(CROSS_ENTROPY, logits, *options)[:-1])
     rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
     if rows is not None:
         logits, target = rows.logits, rows.target
@@ -123,12 +140,12 @@ def scored_cross_entropy(
     as_choice("reduction", reduction, LOSS_REDUCTIONS)
     ignore_index, label_smoothing, target_b, mix = rest
     if is_soft(target):
-        *scored, _saved = ops.soft_cross_entropy(
-            logits, as_stored(target, logits), weight, label_smoothing
+        *scored, _saved = scored_losses(
+            SOFT_CROSS_ENTROPY, logits, as_stored(target, logits), weight, label_smoothing
         )
     else:
-        *scored, _saved = ops.scored_cross_entropy(
-            logits, target, weight, ignore_index, label_smoothing, target_b, mix
+        *scored, _saved = scored_losses(
+            CROSS_ENTROPY, logits, target, weight, ignore_index, label_smoothing, target_b, mix
         )
     total = scored[0]
     if reduction in ("mean", "sample"):

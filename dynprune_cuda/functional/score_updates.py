@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from typing import Literal, NamedTuple, TypeGuard
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import (
     COUNT_DTYPES,
     FLOATING,
+    are_ordinary,
     as_choice,
     as_float,
     check_num_samples,
@@ -19,10 +21,20 @@ from dynprune_cuda._checks.arguments import (
     refuse_transforms,
 )
 from dynprune_cuda._ops import ops
-from dynprune_cuda.functional.row_reductions import MEAN, RowReductionName, as_row_rule, top_rows
+from dynprune_cuda.functional.row_reductions import (
+    MEAN,
+    ROW_REDUCTIONS,
+    RowReductionName,
+    as_row_rule,
+    top_rows,
+)
+
+# Bind the overload once: calling a packet resolves its overload on every call.
+_update_scores = ops.update_scores_.default
 
 FirstVisit = Literal["zero", "published"]
 FIRST_VISITS = ("zero", "published")
+FLOAT32, INT32, BOOL = (torch.float32,), (torch.int32,), (torch.bool,)
 
 
 class ScoreColumns(NamedTuple):
@@ -89,6 +101,24 @@ def update_scores_(
             of n values, which takes two sorts. A mean over n rows is exact but for n * 2^-60 of
             the greatest magnitude, then rounded to float32.
     """
+    columns = ScoreColumns._make(
+        (mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count)
+    )
+    if (
+        type(alpha) is float
+        and type(first_visit) is str
+        and type(row_reduction) is str
+        and 0.0 < alpha <= 1.0
+        and first_visit in FIRST_VISITS
+        and row_reduction in ROW_REDUCTIONS
+        and _are_updatable(columns.present(), sample_ids, values, correct)
+    ):
+        # The operator checks the rest before it changes anything, but names less than the checks
+        # below, which run if it refuses.
+        rule, published = ROW_REDUCTIONS.index(row_reduction), first_visit == "published"
+        with suppress(IndexError, RuntimeError, ValueError):
+            _update(columns, sample_ids, values, correct, alpha, published, rule)
+            return
     refuse_transforms("update_scores_", ("Vmap", "Functionalize"))
     columns = check_columns(
         mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count
@@ -104,11 +134,24 @@ def update_scores_(
     refuse_shared_memory(columns, sample_ids=sample_ids, values=values, correct=correct)
     alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
     published = as_choice("first_visit", first_visit, FIRST_VISITS) == "published"
-    rule, values = as_row_rule(row_reduction), values.detach().to(torch.float32)
-    if isinstance(rule, float):
-        sample_ids, correct = top_rows(sample_ids, values, correct, rule)
-        rule = MEAN
-    ops.update_scores_(
+    share, values = as_row_rule(row_reduction), values.detach().to(torch.float32)
+    if isinstance(share, float):
+        sample_ids, correct = top_rows(sample_ids, values, correct, share)
+        share = MEAN
+    _update(columns, sample_ids, values, correct, alpha, published, share)
+
+
+def _update(
+    columns: ScoreColumns,
+    sample_ids: Tensor,
+    values: Tensor,
+    correct: Tensor | None,
+    alpha: float,
+    published: bool,
+    rule: int,
+) -> None:
+    mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count = columns
+    _update_scores(
         mean,
         variance,
         count,
@@ -125,6 +168,19 @@ def update_scores_(
     )
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(columns.present())
+
+
+def _are_updatable(
+    columns: list[Tensor], sample_ids: Tensor, values: Tensor, correct: Tensor | None
+) -> bool:
+    """Returns whether plain tensors lie apart, and nothing but the operator must check them."""
+    tensors = [*columns, sample_ids, values]
+    if correct is not None:
+        tensors.append(correct)
+    if not are_ordinary(tensors) or values.dtype is not torch.float32 or values.requires_grad:
+        return False
+    ranges = sorted(map(_addresses, tensors))
+    return all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
 
 
 def check_updatable(name: str, tensor: Tensor) -> None:
@@ -176,9 +232,11 @@ def _has_memory(tensor: Tensor | None) -> TypeGuard[Tensor]:
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
     """Returns the first address of a tensor's elements, and the one behind the last."""
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
-    return start, start + (last + 1) * tensor.element_size()
+    start, size = tensor.data_ptr(), tensor.element_size()
+    if tensor.is_contiguous():
+        return start, start + tensor.numel() * size
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return start, start + (1 + sum((length - 1) * step for length, step in steps)) * size
 
 
 def check_columns(
@@ -191,22 +249,20 @@ def check_columns(
     forget_count: Tensor | None,
 ) -> ScoreColumns:
     """Returns the columns of a score table, checked."""
-    check_vector("mean", mean, (torch.float32,))
-    columns = {
-        "mean": (mean, (torch.float32,)),
-        "variance": (variance, (torch.float32,)),
-        "count": (count, COUNT_DTYPES),
-        "non_finite_count": (non_finite_count, (torch.int32,)),
-        "last_non_finite": (last_non_finite, (torch.bool,)),
-        "last_correct": (last_correct, (torch.bool,)),
-        "forget_count": (forget_count, (torch.int32,)),
-    }
-    for position, (name, (column, dtypes)) in enumerate(columns.items()):
-        if column is None and position >= 3:
-            continue
+    check_vector("mean", mean, FLOAT32)
+    check_updatable("mean", mean)
+    for name, column, dtypes in (("variance", variance, FLOAT32), ("count", count, COUNT_DTYPES)):
         check_vector(name, column, dtypes, mean)
-        assert column is not None
         check_updatable(name, column)
+    for name, optional, dtypes in (
+        ("non_finite_count", non_finite_count, INT32),
+        ("last_non_finite", last_non_finite, BOOL),
+        ("last_correct", last_correct, BOOL),
+        ("forget_count", forget_count, INT32),
+    ):
+        if optional is not None:
+            check_vector(name, optional, dtypes, mean)
+            check_updatable(name, optional)
     if forget_count is not None and last_correct is None:
         raise ValueError("forget_count needs last_correct beside it")
     check_num_samples("mean", mean.numel())

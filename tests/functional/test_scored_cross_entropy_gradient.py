@@ -180,6 +180,31 @@ def test_only_the_loss_is_differentiable(device):
     torch.testing.assert_close(x.grad, again.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["classes", "probabilities", "labels"])
+def test_the_operator_has_the_same_formula(device, kind):
+    x = batch(33, 20, torch.float32)[0].to(device)
+    target = torch.rand(33, 20, generator=torch.Generator().manual_seed(1)).to(device)
+    if kind == "classes":
+        target = target.argmax(1)
+        options = (None, -100, 0.0, None, None)
+        op, function = torch.ops.dynprune_cuda.scored_cross_entropy, F.scored_cross_entropy
+    elif kind == "probabilities":
+        options = (None, 0.0)
+        op, function = torch.ops.dynprune_cuda.soft_cross_entropy, F.scored_cross_entropy
+    else:
+        options = (None, None)
+        op = torch.ops.dynprune_cuda.scored_binary_cross_entropy
+        function = F.scored_binary_cross_entropy
+    first, second = (x.clone().requires_grad_() for _ in range(2))
+    of_function, of_op = function(first, target), op(second, target, *options)
+    for found, wanted in zip(of_function, of_op[:5], strict=True):
+        assert torch.equal(found, wanted)
+        assert found.requires_grad == wanted.requires_grad
+    of_function.loss.backward(uneven(33).to(device))
+    of_op[0].backward(uneven(33).to(device))
+    assert torch.equal(first.grad, second.grad)
+
+
 def test_without_grad_nothing_is_recorded(device):
     x = torch.randn(2, 3, device=device, requires_grad=True)
     with torch.no_grad():
