@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
   // ranking: a RankingKind of shared/ranking_spec.h; _C.RANKINGS has the names in order.
   // values: [n], scores, means or weights. float64 only for the rankings by score and by weight.
   // second: [n], variances or counts, only for the rankings by a bound.
+  // c: of a bound, the bonus's weight; of draws by weights, the starting point in [0, 1).
   // num_random: of the k ids, drawn uniformly from the rest; only for the ranking by score.
   // Returns int64 [k]. The ranking "explore" is refused.
   m.def(

@@ -50,8 +50,15 @@ struct RankingSpec {
   IndexType count_type;  // of second for kUcb1: int32 or int64
   const void* values;    // [n]: scores, means or weights; not read for kExplore
   const void* second;    // [n]: variances or counts; not read for the other kinds
-  float c, log_step;
+  float c;               // of UCB, the bonus's weight; of draws by weights, their starting point
+  float log_step;        // of UCB1
 };
+
+// What draws by weights add to each of their random words: the starting point as a share of 2^32.
+inline uint32_t start_of(const RankingSpec& spec) {
+  const bool inside = spec.c > 0 && spec.c < 1;  // false for NaN
+  return inside ? static_cast<uint32_t>(static_cast<double>(spec.c) * 0x1p32) : 0;
+}
 
 // What an op needs of a ranking.
 enum class RankingUse {
@@ -102,7 +109,7 @@ template <WeightPower kPower, class F>
 auto with_score_weight(const RankingSpec& spec, const F& f) {
   return with_element<false>(spec.type, [&](auto element) {
     using T = decltype(element);
-    return f(ScoreWeightRanking<T, kPower>{static_cast<const T*>(spec.values)});
+    return f(ScoreWeightRanking<T, kPower>{static_cast<const T*>(spec.values), start_of(spec)});
   });
 }
 
@@ -128,7 +135,7 @@ auto with_ranking(const RankingSpec& spec, const F& f) -> decltype(f(ScoreRankin
     case RankingKind::kWeight:
       return detail::with_element<kWide>(spec.type, [&](auto element) {
         using T = decltype(element);
-        return f(WeightRanking<T>{static_cast<const T*>(spec.values)});
+        return f(WeightRanking<T>{static_cast<const T*>(spec.values), start_of(spec)});
       });
     case RankingKind::kScoreWeight:
       return detail::with_score_weight<WeightPower::kOne>(spec, f);

@@ -184,10 +184,11 @@ class ReplicatedRun(Run):
     def _told(self, start: int) -> ScoreTable:
         """Returns the table as the policy sees it when it selects for the period from `start`."""
         policy = self.config.policy
-        if not (policy.uses_history or policy.memory):
+        if not (policy.uses_history or policy.memory or policy.coordinated):
             return self.table
         history = self._history(start) if policy.uses_history else None
-        return self.table.told(history, self.state.memory if policy.memory else None)
+        memory = self.state.memory if policy.memory else None
+        return self.table.told(history, memory, self.schedule.starting_point(start))
 
     def _history(self, start: int) -> History:
         state, schedule, device = self.state, self.schedule, self.table.device

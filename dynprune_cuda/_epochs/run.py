@@ -434,7 +434,8 @@ class Run(ABC):
         return not self.config.policy.static and (epoch == start or start != subset.epoch)
 
     def _selection_seed(self, start: int) -> int:
-        number = 0 if self.config.policy.static else start
+        policy = self.config.policy
+        number = 0 if policy.static or policy.coordinated else start
         return derive_seed(self.state.seed, "select", number)
 
     def _look_for_scores(self, epoch: int) -> None:

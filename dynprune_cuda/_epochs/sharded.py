@@ -208,7 +208,8 @@ class ShardedRun(Run):
             nonlocal count
             kept = self.config.schedule.kept(start)
             assert kept is not None  # of policies that rank
-            count, rule = kept, self.config.policy.ranking(table)
+            told = table.told(None, None, self.schedule.starting_point(start))
+            count, rule = kept, self.config.policy.ranking(told)
             kinds = [isinstance(rule, kind) for kind in KINDS_OF_RULES]
             if not any(kinds):
                 raise TypeError(

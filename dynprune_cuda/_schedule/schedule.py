@@ -88,6 +88,23 @@ class Schedule:
             return self.keep[min(start, len(self.keep) - 1)]
         return resolve_keep(self.keep(start), self.num_samples, f"keep({start})")
 
+    def starting_point(self, start: int) -> float:
+        """Returns where the draw of a coordinated policy starts, see `Ranking.by_weight`.
+
+        It is 63/64 of the sum of k / N over the selections before, without whole ones. With all of
+        it, a keep of 0.3 would come back to the same ten points for ever. Then a sample whose
+        chance is 0.37 would be drawn three or four times in ten selections for ever, too.
+
+        Args:
+            start: First epoch of a period.
+        """
+        if isinstance(self.keep, int):
+            total = (start - self.warm_until) // self.period * self.keep
+        else:
+            earlier = range(self.warm_until, start, self.period)
+            total = sum(self.kept(epoch) or 0 for epoch in earlier)
+        return total * 63 % (64 * self.num_samples) / (64 * self.num_samples)
+
     def spans(self, epochs: int, *, by_period: bool = False) -> Iterator[tuple[int, int]]:
         """Yields runs of epochs that train on as many samples: the first epoch, and how many.
 

@@ -27,6 +27,14 @@ _NO_DOUBLES = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
+def as_start(start: Any) -> float:
+    """Returns a starting point as selections take it: in [0, 1), a multiple of 2^-24."""
+    number = as_float("start", start, low=0.0, high=1.0)
+    if number == 1.0:
+        raise ValueError(f"start must be below 1, got {start!r}")
+    return math.floor(number * (1 << 24)) / (1 << 24)
+
+
 class Ranking(NamedTuple):
     """Samples by the greatest key; make one with the `by_` functions, which check it.
 
@@ -34,7 +42,7 @@ class Ranking(NamedTuple):
         kind: How the key is computed.
         values: Scores, means or weights, floating point [N].
         second: Variances or counts [N], or None.
-        c: Weight of the bonus.
+        c: Weight of the bonus; of draws by weights, the starting point.
         log_step: Logarithm of the number of visits, for UCB1.
         random_share: Share of the samples that is drawn uniformly from what is left over.
     """
@@ -113,22 +121,29 @@ class Ranking(NamedTuple):
         return cls(RankingKind.UCB1, mean.detach(), count, c, log_step)
 
     @classmethod
-    def by_weight(cls, weights: Tensor) -> Ranking:
+    def by_weight(cls, weights: Tensor, *, start: float = 0.0) -> Ranking:
         """Draws without replacement, in proportion to the weights (Efraimidis & Spirakis 2006).
+
+        Draws with one seed share their random numbers, which lie on a circle. `start` turns it.
+        If it grows by k / N from one selection of k samples to the next, each of them takes what
+        the one before left out, as far as the weights allow. With equal weights, N / k selections
+        take nearly every sample once. One selection alone has the same chances for every `start`.
+        Survey sampling calls it negative coordination by permanent random numbers (Ohlsson 1995).
 
         Args:
             weights: [N] float32, float16, bfloat16 or float64, >= 0. A negative or NaN weight is a
                 ValueError on the CPU; on CUDA it counts as zero and `check_errors` raises.
+            start: Starting point on the circle, in [0, 1); rounded to a multiple of 2^-24.
 
         Raises:
-            TypeError: `weights` is no tensor.
-            ValueError: The dtype or the shape is wrong.
+            TypeError: An argument has the wrong type.
+            ValueError: The dtype, the shape or the starting point is wrong.
         """
         check_vector("weights", weights, FLOATING)
-        return cls(RankingKind.WEIGHT, weights.detach())
+        return cls(RankingKind.WEIGHT, weights.detach(), None, as_start(start))
 
     @classmethod
-    def by_score_weight(cls, scores: Tensor, *, power: float = 1.0) -> Ranking:
+    def by_score_weight(cls, scores: Tensor, *, power: float = 1.0, start: float = 0.0) -> Ranking:
         """Draws without replacement, in proportion to a power of the scores.
 
         The power is computed while selecting; nothing is stored. Scores that are not positive weigh
@@ -137,6 +152,7 @@ class Ranking(NamedTuple):
         Args:
             scores: [N] float32, float16 or bfloat16; any strides.
             power: 0.5 or 1.
+            start: As of `by_weight`.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -146,7 +162,7 @@ class Ranking(NamedTuple):
         if as_float("power", power, low=0.0) not in (0.5, 1.0):
             raise ValueError(f"power must be 0.5 or 1, got {power!r}")
         kind = RankingKind.SCORE_WEIGHT if power == 1.0 else RankingKind.SCORE_WEIGHT_SQRT
-        return cls(kind, scores.detach())
+        return cls(kind, scores.detach(), None, as_start(start))
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynprune_cuda._checks.arguments import as_float
 from dynprune_cuda._ops.contract import RankingKind
+from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
 from dynprune_cuda.functional.tilted import Tilted
 
@@ -63,6 +64,19 @@ class Trimmed:
             math.floor(self.share * num_samples + 0.5),
             math.floor(self.revisited * num_samples + 0.5),
         )
+
+    def seeds(self, seed: int) -> tuple[int, int]:
+        """Returns the seeds of what is left out, and of what is exempt.
+
+        Draws with one seed and several starting points exempt other samples each time.
+
+        Args:
+            seed: Of the selection.
+        """
+        rule = self.ranking
+        start = rule.start if isinstance(rule, Tilted) else rule.c
+        places = (int(start * (1 << 24)),) if start else ()
+        return derive_seed(seed, "trim", *places), derive_seed(seed, "revisit", *places)
 
     def known(self) -> Tensor:
         """Returns the scores, and -inf for NaN, which is not left out."""

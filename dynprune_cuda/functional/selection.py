@@ -19,7 +19,7 @@ from dynprune_cuda._checks.arguments import (
 )
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import checking_weights, ops
-from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.functional.inclusion import (
     inclusion_probabilities,
     loss_factors,
@@ -298,8 +298,7 @@ def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ran
         if isinstance(seed, Tensor):
             raise TypeError("seed must be an int for Trimmed, got a tensor")
         left_out, exempt = rule.counts(num_samples)
-        seed = as_int("seed", seed)
-        seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+        seeds = rule.seeds(as_int("seed", seed))
         values = rule.without(
             select_top_k(rule.known(), left_out, seed=seeds[0], order="ascending"),
             select_uniform(num_samples, exempt, seed=seeds[1], device=values.device),

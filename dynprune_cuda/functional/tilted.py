@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynprune_cuda._checks.arguments import check_vector
 from dynprune_cuda.functional.inclusion import bin_means, histogram
-from dynprune_cuda.functional.ranking import Ranking
+from dynprune_cuda.functional.ranking import Ranking, as_start
 
 # The effective share at which the tilt is 0, and from which on it is 1; and the same from above.
 # Measured: docs/guides/choosing.md.
@@ -34,17 +34,20 @@ class Tilted:
         scores: [N] float32, float16 or bfloat16: losses, or others that are 0 for a sample that is
             learned. A score that is not positive counts as 0. NaN and infinity come first, and do
             not count in the spread.
+        start: Starting point of the draw, as of `Ranking.by_weight`.
 
     Raises:
-        TypeError: `scores` is no tensor.
-        ValueError: Its dtype or shape is wrong.
+        TypeError: An attribute has the wrong type.
+        ValueError: The dtype or shape of the scores is wrong, or the starting point.
     """
 
     scores: Tensor
+    start: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the scores."""
+        """Checks the attributes."""
         check_vector("scores", self.scores, (torch.float32, torch.float16, torch.bfloat16))
+        object.__setattr__(self, "start", as_start(self.start))
 
     @property
     def values(self) -> Tensor:
@@ -76,7 +79,7 @@ class Tilted:
         weights = roots.mul_(tilt).add_((1.0 - tilt) * mean_root)
         weights = weights.masked_fill_(values == -math.inf, 0.0)
         first = values.isnan() | (values == math.inf)
-        return Ranking.by_weight(weights.masked_fill_(first, math.inf))
+        return Ranking.by_weight(weights.masked_fill_(first, math.inf), start=self.start)
 
 
 def effective_share(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,7 @@ class AdaptedPolicy(WeighingPolicy):
         self.uses_history = bool(getattr(own, "uses_history", Policy.uses_history))
         if isinstance(own, Policy):
             self.takes_negative_scores = own.takes_negative_scores
+            self.coordinated = own.coordinated
             self.memory, self.whole = dict(own.memory), own.whole
 
     @property

@@ -24,6 +24,10 @@ class Adaptive(Policy):
     depends on the scores of the table only: it is the same on every rank, and part of a saved
     state. Samples that were never visited, or whose newest value was not finite, come first.
 
+    Successive draws are coordinated, see `Ranking.by_weight`: each one takes what those before left
+    out, as far as the weights allow. Uniform draws go through nearly all samples before they take
+    one again.
+
     The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
     0, such as negated confidences, count as 0: use `UCB` for them.
 
@@ -39,6 +43,7 @@ class Adaptive(Policy):
 
     uses_scores = True
     takes_negative_scores = False
+    coordinated = True
 
     def __post_init__(self) -> None:
         """Checks the parameter."""
@@ -46,7 +51,7 @@ class Adaptive(Policy):
 
     def ranking(self, table: ScoreTable) -> Tilted | Trimmed:
         """Returns the rule by the scores."""
-        tilted = Tilted(table.ranking_mean())
+        tilted = Tilted(table.ranking_mean(), table.start)
         return Trimmed(tilted, self.trim) if self.trim else tilted
 
     @staticmethod

@@ -36,6 +36,11 @@ class WithPolicyInside(Policy):
         return self._inside.uses_history
 
     @property
+    def coordinated(self) -> bool:  # type: ignore[override]
+        """As of the policy inside."""
+        return self._inside.coordinated
+
+    @property
     def takes_negative_scores(self) -> bool:  # type: ignore[override]
         """As of the policy inside."""
         return self._inside.takes_negative_scores

@@ -53,6 +53,8 @@ class Policy:
         weighs: The policy decides itself how many samples it keeps; see `WeighingPolicy`.
         rescales: Losses are multiplied by the factors of `functional.select_rescaled`. For policies
             whose `ranking` draws by weights, and that leave `select` as it is.
+        coordinated: Successive selections share their random numbers: all get the same seed, and
+            `table.start` tells where to begin. For draws by weights, see `Ranking.by_weight`.
         first_visit: The score table's rule for first visits; see `ScoreTable`.
         default_period: Epochs between selections, if the `Pruner` is not told.
         default_alpha: Weight of the newest value in a moving average, if the `Pruner` is not told.
@@ -71,6 +73,7 @@ class Policy:
     uses_scores: bool = False
     weighs: bool = False
     rescales: bool = False
+    coordinated: bool = False
     first_visit: FirstVisit = "zero"
     default_period: int = 1
     default_alpha: float = 0.8

@@ -86,6 +86,8 @@ class ScoreTable:
             before (Toneva et al. 2019, https://arxiv.org/abs/1812.05159).
         sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
         history: None; where the run is, in the table of a policy with `uses_history`.
+        start: 0; in the table of a policy that is `coordinated`, the starting point of its draw,
+            which grows by about k / N with each selection, without whole ones.
         memory: None; the policy's own columns, in the table of a policy with `memory`.
     """
 
@@ -93,6 +95,7 @@ class ScoreTable:
     forget_count: Tensor | None = None
     sample_ids: Tensor | None = None
     history: History | None = None
+    start: float = 0.0
     memory: Mapping[str, Tensor] | None = None
 
     @torch.inference_mode(False)  # tensors that it made could not be updated outside
@@ -265,15 +268,21 @@ class ScoreTable:
             part.memory = {name: column.index_select(0, sample_ids) for name, column in memory}
         return part
 
-    def told(self, history: History | None, memory: Mapping[str, Tensor] | None) -> ScoreTable:
+    def told(
+        self,
+        history: History | None,
+        memory: Mapping[str, Tensor] | None,
+        start: float = 0.0,
+    ) -> ScoreTable:
         """Returns a table with the same columns, and with what a run tells a policy.
 
         Args:
             history: Where the run is.
             memory: The policy's own columns by name, [num_samples] each.
+            start: See the attribute.
         """
         table = copy.copy(self)
-        table.history, table.memory = history, memory
+        table.history, table.memory, table.start = history, memory, start
         return table
 
     def ranking_mean(self) -> Tensor:

@@ -19,7 +19,7 @@ from dynprune_cuda._checks.arguments import (
 )
 from dynprune_cuda._checks.batches import move_without_waiting
 from dynprune_cuda._ops import ops
-from dynprune_cuda._schedule.seeds import as_int64, derive_seed
+from dynprune_cuda._schedule.seeds import as_int64
 from dynprune_cuda.distributed.ranks import Ranks, resolve
 from dynprune_cuda.distributed.shard import LAYOUTS, Shard
 from dynprune_cuda.functional.inclusion import histogram, loss_factors, probabilities
@@ -289,7 +289,7 @@ def _as_ranking(rule: WeightedRule, shard: Shard, seed: int, ranks: Ranks) -> Ra
             _select(lambda: Ranking.by_score(values), 0, shard, seed, ranks, values)
             raise
         left_out, exempt = rule.counts(shard.num_samples)
-        seeds = [derive_seed(seed, name) for name in ("trim", "revisit")]
+        seeds = rule.seeds(seed)
         common: Any = {"shard": shard, "process_group": ranks}
         top = select_top_k(rule.known(), left_out, seed=seeds[0], **common)
         again = select_uniform(exempt, shard=shard, seed=seeds[1], device=values.device)

@@ -121,9 +121,10 @@ def test_weights_by_scores_equal_cpu(
     scores[2::19] = torch.finfo(dtype).tiny / 4
     scores[3::29] = math.nan
     kind = SCORE_WEIGHT if power == 1.0 else SCORE_WEIGHT_SQRT
-    ranking = F.Ranking.by_score_weight(scores, power=power)
-    for k in (5, 600, 2000):
-        ids = selection_kernels.select(Ranking(kind, scores), num_samples=n, k=k, seed=k)
+    for k, start in ((5, 0.0), (600, 0.25), (2000, 0.999)):
+        ranking = F.Ranking.by_score_weight(scores, power=power, start=start)
+        described = Ranking(kind, scores, c=ranking.c)
+        ids = selection_kernels.select(described, num_samples=n, k=k, seed=k)
         assert torch.equal(ids, F.select(ranking, n, k, seed=k, order="random"))
         assert not selection_kernels.errors.any()
 
@@ -136,9 +137,11 @@ def test_weighted_equals_cpu(selection_kernels: Kernels, dtype: torch.dtype) -> 
     weights[1::17] = math.inf
     weights[2::19] = torch.finfo(dtype).tiny / 4
     weights[4::23] = torch.finfo(dtype).max
-    for k in (5, 600, 2000):
-        ids = selection_kernels.select(Ranking(WEIGHT, weights), num_samples=n, k=k, seed=k)
-        assert torch.equal(ids, F.select_weighted(weights, k, seed=k))
+    for k, start in ((5, 0.0), (600, 0.75), (2000, 0.001)):
+        ranking = F.Ranking.by_weight(weights, start=start)
+        described = Ranking(WEIGHT, weights, c=ranking.c)
+        ids = selection_kernels.select(described, num_samples=n, k=k, seed=k)
+        assert torch.equal(ids, F.select(ranking, n, k, seed=k, order="random"))
         assert not selection_kernels.errors.any()
 
 

@@ -131,6 +131,8 @@ def test_keys_equal_cpu(shards: ShardKernels, dtype: torch.dtype) -> None:
         Ranking(WEIGHT, weights),
         Ranking(SCORE_WEIGHT, weights),
         Ranking(SCORE_WEIGHT_SQRT, weights),
+        Ranking(WEIGHT, weights, c=0.5),
+        Ranking(SCORE_WEIGHT_SQRT, weights, c=0.125),
     ):
         assert_keys_equal_cpu(shards, ranking)
     assert not shards.kernels.errors.any()

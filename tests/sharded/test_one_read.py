@@ -32,6 +32,8 @@ def rankings(kind, n=N):
     yield Ranking.by_weight(x.abs().nan_to_num(1.0))
     yield Ranking.by_score_weight(x)
     yield Ranking.by_score_weight(x.half(), power=0.5)
+    yield Ranking.by_weight(x.abs().nan_to_num(1.0), start=0.4)
+    yield Ranking.by_score_weight(x, power=0.5, start=0.9)
     yield explore_like(Ranking.by_score(x))
 
 

@@ -240,13 +240,15 @@ def exponential(hashes: np.ndarray) -> np.ndarray:
     return fma32(exponent.astype(f32), f32(-math.log(2)), -log_mantissa)
 
 
-def weighted_ranking(weights: np.ndarray, seed: int) -> np.ndarray:
+def weighted_ranking(weights: np.ndarray, seed: int, start: float = 0.0) -> np.ndarray:
     """All ids by w / E, exactly: the float32 quotient m / E times a power of two, as integers.
 
-    Infinite weights first, zero weights last; equal quotients by the tie hash.
+    Infinite weights first, zero weights last; equal quotients by the tie hash. The random words are
+    turned by `start`, a share of 2^32.
     """
     n = len(weights)
-    draws = exponential(id_hash(seed, WEIGHT, n))
+    words = (id_hash(seed, WEIGHT, n) + np.uint64(int(start * 2**32))) & np.uint64(0xFFFFFFFF)
+    draws = exponential(words)
     mantissas, exponents = np.frexp(weights)  # m in [1/2, 1)
     with np.errstate(all="ignore"):
         quotients = (2 * mantissas).astype(np.float32) / draws

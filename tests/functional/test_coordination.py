@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws by weights that share their random numbers: each takes what the one before left out."""
+
+import math
+
+import pytest
+import reference
+import torch
+
+from dynprune_cuda import Pruner, functional
+from dynprune_cuda.functional import Ranking, Tilted, Trimmed
+
+N, K = 6000, 1800  # more than three passes in ten selections
+
+
+def weights_of(seed=0, n=N):
+    return (torch.randn(n, generator=torch.Generator().manual_seed(seed)) * 1.2).exp()
+
+
+def successive(make_rule, number, step=K / N, n=N, k=K, seed=3):
+    """The visits of each sample by selections that follow each other, and the selections."""
+    masks = torch.zeros(number, n, dtype=torch.bool)
+    for t in range(number):
+        ids = functional.select(make_rule(t * step % 1.0), n, k, seed=seed)
+        masks[t, ids] = True
+    return masks.sum(0), masks
+
+
+@pytest.mark.parametrize("start", [0.0, 2.0**-24, 0.3, 1 - 2.0**-24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_draw_is_that_of_the_turned_words(device, start, dtype):
+    weights = weights_of(n=777).to(dtype)
+    weights[::7], weights[3::50] = 0, math.inf
+    exact = weights.double().numpy()
+    for k in (1, 300, 700):
+        ids = functional.select(
+            Ranking.by_weight(weights.to(device), start=start), 777, k, seed=k, device=device
+        )
+        expected = sorted(reference.weighted_ranking(exact, k, start)[:k])
+        assert ids.tolist() == expected
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_draws_by_scores_are_turned_alike(device, power):
+    scores = weights_of(n=900).to(device)
+    by_score = Ranking.by_score_weight(scores, power=power, start=0.7)
+    by_weight = Ranking.by_weight(scores**power, start=0.7)
+    first, second = (
+        functional.select(rule, 900, 270, seed=5, device=device) for rule in (by_score, by_weight)
+    )
+    assert torch.equal(first, second)
+
+
+def test_equal_weights_go_through_all_samples():
+    visits, masks = successive(lambda start: Ranking.by_weight(torch.ones(N), start=start), 10)
+    # Three passes: the edges of a selection are random by the root of N.
+    assert visits.float().mean() == 3
+    assert (visits != 3).float().mean() < 0.1
+    assert visits.min() >= 1 and visits.max() <= 5
+    overlaps = (masks[1:] & masks[:-1]).sum(1)
+    assert overlaps.max() < 0.05 * K  # 0.3 K if they were independent
+
+
+def test_visits_follow_the_weights_with_less_noise():
+    weights = weights_of(1).clamp(0.5, 2.0)
+    wanted = functional.inclusion_probabilities(weights, K).double()
+    step = 63 / 64 * K / N  # as a run does
+    turned, _ = successive(lambda start: Ranking.by_weight(weights, start=start), 40, step)
+    independent = torch.zeros(N)
+    for seed in range(40):
+        independent[functional.select_weighted(weights, K, seed=seed)] += 1
+
+    def error(visits):
+        return (visits - 40 * wanted).square().mean().item()
+
+    assert error(turned) < 0.2 * error(independent)
+    # The formula of the chances is a mean-field one; both agree with it alike.
+    groups = weights.argsort().chunk(6)
+    for group in groups:
+        assert turned[group].double().mean() == pytest.approx(
+            40 * wanted[group].mean().item(), rel=0.02
+        )
+
+
+@pytest.mark.parametrize("start", [0.25, 0.9])
+def test_one_selection_has_the_chances_of_any_other(start):
+    weights, draws = torch.linspace(0.2, 3.0, 60), 3000
+    counts = torch.zeros(2, 60)
+    for seed in range(draws):
+        for row, turn in enumerate((0.0, start)):
+            ids = functional.select(Ranking.by_weight(weights, start=turn), 60, 20, seed=seed)
+            counts[row, ids] += 1
+    chances = counts.mean(0) / draws
+    deviation = (2 * draws * chances * (1 - chances)).sqrt()
+    z = (counts[0] - counts[1]) / deviation
+    assert z.abs().max() < 4.5 and 0.7 < z.std() < 1.3
+
+
+def test_what_is_trimmed_is_looked_at_again(device):
+    scores = weights_of(2).to(device)
+    visits = torch.zeros(N, device=device)
+    for t in range(20):
+        start = t * 0.29 % 1.0
+        rule = Trimmed(Ranking.by_score_weight(scores, power=0.5, start=start), 0.1)
+        visits[functional.select(rule, N, K, seed=3, device=device)] += 1
+    greatest = scores.topk(600).indices
+    assert (visits[greatest] > 0).float().mean() > 0.5  # one fixed tenth would leave 0.1
+    assert visits[greatest].mean() < 0.3 * visits.mean()
+
+
+@pytest.mark.parametrize("keep", [0.3, [0.5, 0.2, 0.4, 0.1]])
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_the_default_policy_goes_through_all_samples_where_it_does_not_choose(keep, sharding):
+    pruner = Pruner(N, keep, seed=4, sharding=sharding)
+    times, total = torch.zeros(N), 0
+    for epoch in range(9):
+        pruner.set_epoch(epoch)
+        ids = pruner.epoch_order()
+        if epoch > 0:  # after the warm-up
+            times[ids] += 1
+            total += len(ids)
+        pruner.observe(ids, torch.ones(len(ids)))  # equal losses: the tilt is 0
+    passes = total / N
+    few, many = (times < math.floor(passes)), (times > math.ceil(passes))
+    assert (few | many).float().mean() < 0.1  # 0.5 if they were independent
+
+
+@pytest.mark.parametrize("start", [1.0, -0.1, math.nan, math.inf])
+def test_a_starting_point_outside_of_the_circle_is_refused(start):
+    for make in (Ranking.by_weight, Ranking.by_score_weight, Tilted):
+        with pytest.raises(ValueError, match="start must be "):
+            make(torch.ones(3), start=start)
+
+
+def test_a_starting_point_is_a_number():
+    with pytest.raises(TypeError, match="start must be a number, got 'x'"):
+        Ranking.by_weight(torch.ones(3), start="x")
+
+
+@pytest.mark.parametrize("c", [1.0, -3.0, 1e30, math.nan])
+def test_an_operator_takes_other_numbers_as_the_beginning(c):
+    weights = weights_of(n=50)
+    ids = torch.ops.dynprune_cuda.select_ranked(weights, None, 4, c, 0.0, 20, 0, None, 1, True)
+    assert torch.equal(ids, functional.select_weighted(weights, 20, seed=1, order="ascending"))
