@@ -124,11 +124,11 @@ class Ranking(NamedTuple):
     def by_weight(cls, weights: Tensor, *, start: float = 0.0) -> Ranking:
         """Draws without replacement, in proportion to the weights (Efraimidis & Spirakis 2006).
 
-        Draws with one seed share their random numbers, which lie on a circle. `start` turns it.
-        If it grows by k / N from one selection of k samples to the next, each of them takes what
-        the one before left out, as far as the weights allow. With equal weights, N / k selections
-        take nearly every sample once. One selection alone has the same chances for every `start`.
-        Survey sampling calls it negative coordination by permanent random numbers (Ohlsson 1995).
+        Draws with one seed share their random numbers, which lie on a circle. `start` turns it. Let
+        it grow by k / N with each selection of k samples. Then each takes what the one before left
+        out, as far as the weights allow. With equal weights, N / k selections take nearly every
+        sample once. The chances of one selection alone are the same for every `start`. It is
+        negative coordination by permanent random numbers (Ohlsson 1995).
 
         Args:
             weights: [N] float32, float16, bfloat16 or float64, >= 0. A negative or NaN weight is a
