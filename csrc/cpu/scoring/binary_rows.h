@@ -148,8 +148,7 @@ struct AddLabels {
 template <class A>
 struct SumLabels {
   template <int kBytes>
-  static DYNPRUNE_INLINE void run(const LabelLanes<A>* lanes, bool weighted,
-                                  BinaryTotals* total) {
+  static DYNPRUNE_INLINE void run(const LabelLanes<A>* lanes, bool weighted, BinaryTotals* total) {
     const auto add = [](auto* a, const auto& b) __attribute__((always_inline)) { *a += b; };
     const auto lower = [](auto* a, const auto& b)
                            __attribute__((always_inline)) { *a = b < *a ? b : *a; };
@@ -244,8 +243,8 @@ class BinaryRows {
   }
   // Of these rows.
   const BinaryResults<A>& finish() {
-    run_widest<FinishBinaryRows<A>>(static_cast<const BinaryTotals*>(&total_),
-                                    in_.num_labels, &results_);
+    run_widest<FinishBinaryRows<A>>(static_cast<const BinaryTotals*>(&total_), in_.num_labels,
+                                    &results_);
     return results_;
   }
 
@@ -268,8 +267,7 @@ class BinaryRows {
     if (weighted_) {
       const A* weight = static_cast<const A*>(in_.label_weight);
       if (weight != nullptr) weight += row * in_.label_weight_stride + label;
-      block.weight =
-          labels_of(weight, in_.label_weight_stride, rows, labels, A{0}, weight_);
+      block.weight = labels_of(weight, in_.label_weight_stride, rows, labels, A{0}, weight_);
       const A* pos_weight = static_cast<const A*>(in_.pos_weight);
       if (pos_weight != nullptr) pos_weight += label;
       block.pos_weight = labels_of(pos_weight, 0, rows, labels, A{0}, pos_weight_);

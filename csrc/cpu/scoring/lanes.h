@@ -75,6 +75,14 @@ struct Lanes {
     for (int l = 0; l < kLanes; l++) wide[l] = widen(x[l]);
     load(wide);
   }
+  // The first `count` numbers of x, as many as there are lanes at most, and `other` behind them.
+  template <class T>
+  DYNPRUNE_INLINE void load_some(const T* x, int count, A other) {
+    if (count >= kLanes) return load(x);
+    A some[kLanes];
+    for (int l = 0; l < kLanes; l++) some[l] = l < count ? static_cast<A>(widen(x[l])) : other;
+    load(some);
+  }
   DYNPRUNE_INLINE void store(A* x) const { memcpy(x, v, sizeof(v)); }
   template <class T>
   DYNPRUNE_INLINE void store(T* x) const {
@@ -122,7 +130,8 @@ struct Lanes {
                          __attribute__((always_inline)) { *a = b > *a ? b : *a; });
   }
 
-  // Lanes without the bit `half`: this and those with it joined. Lanes with it: the same of `other`.
+  // Lanes without the bit `half`: this and those with it joined. Lanes with it: the same of
+  // `other`.
   template <class Join>
   DYNPRUNE_INLINE void join_halves(const Lanes& other, int half, const Join& join) {
     const Lanes a = *this;
@@ -162,8 +171,8 @@ struct Lanes {
   }
 };
 
-// Joins the numbers of each of kLanes rows, [kLanes][kLanes]: lane l gets those of row l. join(a, b)
-// sets *a to both. In the order of Lanes::sum, but for which of two numbers comes first.
+// Joins the numbers of each of kLanes rows, [kLanes][kLanes]: lane l gets those of row l. join(a,
+// b) sets *a to both. In the order of Lanes::sum, but for which of two numbers comes first.
 template <class A, int kBytes, class Join>
 DYNPRUNE_INLINE void join_rows(const A (*rows)[kLanes], const Join& join, A* out) {
   using L = Lanes<A, kBytes>;
