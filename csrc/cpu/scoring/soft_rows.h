@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows with probabilities as targets (shared/soft_row.h), one after the other, in vector code. The
-// statistics of the logits are those of score_rows.h with the greatest logit's class as the target;
-// its exponentials are kept, and a row and its probabilities stay in the first caches.
+// Rows with probabilities as targets (shared/soft_row.h), one after the other, in vector code. A
+// row is read for its two greatest logits, for the exponentials, which are kept, and with its
+// probabilities. Behind the first reading it stays in the first caches.
 #pragma once
 
 #include <algorithm>
