@@ -49,19 +49,18 @@ constexpr A kErrorScale = A(uint64_t{1} << 50);
 // Vector code takes these functions with V = a vector of A; all its callees must be part of it.
 #define DYNPRUNE_VECTOR_HD DYNPRUNE_HD __attribute__((always_inline))
 
-// What a label needs of e = e^-|x|.
+// What a label needs of its logit.
 template <class V>
 struct DecayTerms {
-  V e, log1p, reciprocal;  // log(1 + e), 1 / (1 + e)
+  V below, e, log1p, reciprocal;  // -|x|, e^-|x|, log(1 + e), 1 / (1 + e)
 };
 
 // The polynomial of log(1 + e) / e has the least greatest relative error, below 4e-8; rounding
 // makes it 3e-7. The reciprocal is below 2e-7 off: two steps of Newton's method, which need no
 // division, and so no branch.
-template <class V>
-DYNPRUNE_VECTOR_HD void set_float_terms(const V& e, DecayTerms<V>* terms) {
+DYNPRUNE_HD void set_terms_of_decay(float e, DecayTerms<float>* terms) {
   terms->e = e;
-  V p = 0.005232625175267458f * e - 0.029504962265491486f;
+  float p = 0.005232625175267458f * e - 0.029504962265491486f;
   p = p * e + 0.0782255083322525f;
   p = p * e - 0.13663208484649658f;
   p = p * e + 0.1910598874092102f;
@@ -70,19 +69,14 @@ DYNPRUNE_VECTOR_HD void set_float_terms(const V& e, DecayTerms<V>* terms) {
   p = p * e - 0.4999949336051941f;
   p = p * e + 0.9999999403953552f;
   terms->log1p = p * e;
-  const V x = e + 1.0f;
-  V r = (0.3232271075248718f * x - 1.4545297622680664f) * x + 2.1212007999420166f;
+  const float x = e + 1.0f;
+  float r = (0.3232271075248718f * x - 1.4545297622680664f) * x + 2.1212007999420166f;
   r = r * (2.0f - x * r);
   terms->reciprocal = r * (2.0f - x * r);
 }
-DYNPRUNE_HD void set_decay_terms(float e, DecayTerms<float>* terms) { set_float_terms(e, terms); }
-DYNPRUNE_HD void set_decay_terms(double e, DecayTerms<double>* terms) {
-  *terms = {e, log1p(e), 1 / (1 + e)};
+DYNPRUNE_HD void set_terms_of_decay(double e, DecayTerms<double>* terms) {
+  terms->e = e, terms->log1p = log1p(e), terms->reciprocal = 1 / (1 + e);
 }
-
-// Above every |x| whose e^-|x| is not 0.
-template <class A>
-constexpr A kNoDoubt = sizeof(A) == 4 ? 200 : 800;
 
 template <class A>
 DYNPRUNE_HD bool is_probability(A t) {
@@ -94,23 +88,22 @@ template <class A, class V = A>
 struct BinaryTerms {
   V loss, square, entropy, margin, slope;
 
-  // w and v: the weights, 1 without.
-  DYNPRUNE_VECTOR_HD BinaryTerms(const V& x, const V& t, const DecayTerms<V>& decay, const V& w,
-                                 const V& v) {
-    const V zero{}, far = zero + kNoDoubt<A>;
-    const V distance = x > zero ? x : -x, smaller = decay.e * decay.reciprocal;
+  // w and v: the weights; kWeighted: not all of them are 1.
+  template <bool kWeighted>
+  static DYNPRUNE_VECTOR_HD BinaryTerms of(const V& x, const V& t, const DecayTerms<V>& decay,
+                                           const V& w, const V& v) {
+    const V zero{}, smaller = decay.e * decay.reciprocal;
     const V p = x > zero ? decay.reciprocal : smaller, q = x > zero ? smaller : decay.reciprocal;
-    const V of_negative = x > zero ? x + decay.log1p : decay.log1p;  // softplus(x)
-    const V of_positive = x > zero ? decay.log1p : decay.log1p - x;  // softplus(-x)
-    const V negative = 1 - t, weighted = v * t;
-    const V error = negative * p - t * q;
-    loss = w * ((negative != zero ? negative * of_negative : zero) +
-                (weighted != zero ? weighted * of_positive : zero));
-    const V scaled = error * kErrorScale<A>;
-    square = scaled * scaled;
-    entropy = decay.log1p + smaller * (distance < far ? distance : far);
-    margin = t > zero + A(0.5) ? x : -x;
-    slope = w * (negative * p - weighted * q);
+    const V negative = 1 - t, weighted = kWeighted ? v * t : t;
+    const V error = negative * p - t * q, scaled = error * kErrorScale<A>;
+    // The part of the loss that a logit of the wrong sign has beside log(1 + e).
+    const V share = x > zero ? negative : weighted;
+    const V linear = share != zero ? share * decay.below : zero;
+    const V loss = (kWeighted ? (negative + weighted) * decay.log1p : decay.log1p) - linear;
+    const V slope = kWeighted ? w * (negative * p - weighted * q) : error;
+    return {kWeighted ? w * loss : loss, scaled * scaled,
+            decay.log1p - (decay.e != zero ? smaller * decay.below : zero),
+            t > zero + A(0.5) ? x : -x, slope};
   }
 };
 

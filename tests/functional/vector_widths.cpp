@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores rows by vectors of every width that this machine has, and compares the bits. Prints one
-// line for each number of classes that differs, and then which widths there were.
+// line for each number of classes or labels that differs, and then which widths there were.
 #include <cstdio>
 #include <vector>
 
+#include "cpu/scoring/binary_lanes.h"
 #include "cpu/scoring/score_rows.h"
+#include "cpu/scoring/soft_rows.h"
 
 using namespace dynprune;
 using namespace dynprune::cpu;
@@ -28,34 +30,52 @@ T logit() {
   return narrow<T>(kind < 50 ? x * 10 : x);
 }
 
-// Everything that scoring and scaling kLanes rows writes, as bytes.
-template <class T, class Run>
-std::vector<char> results(const std::vector<T>& logits, const int64_t* target, int classes,
-                          const Run& run) {
-  using A = compute_t<T>;
-  const int padded = static_cast<int>(round_up_to_lanes(classes));
-  std::vector<A> kept(kLanes * padded);
-  std::vector<T> gradient(kLanes * classes);
-  RowLanes<A> lanes{};
-  const T* x[kLanes];
-  T* out[kLanes];
-  for (int l = 0; l < kLanes; l++) {
-    x[l] = logits.data() + l * classes;
-    out[l] = gradient.data() + l * classes;
-    lanes.x_y[l] = widen(x[l][target[l]]);
+// Numbers as bytes; of NaN there is one only.
+class Bytes {
+ public:
+  template <class A>
+  void append(const A* first, size_t count) {
+    for (A number : std::vector<A>(first, first + count)) {
+      if (number != number) number = Limits<A>::nan();
+      const char* byte = reinterpret_cast<const char*>(&number);
+      bytes_.insert(bytes_.end(), byte, byte + sizeof(number));
+    }
   }
-  run(x, target, classes, padded, &lanes, kept.data(), out);
-  // All of it but padding; of NaN there is one only.
-  std::vector<char> bytes;
-  const auto append = [&](auto number) {
-    if (number != number) number = Limits<A>::nan();
-    const char* first = reinterpret_cast<const char*>(&number);
-    bytes.insert(bytes.end(), first, first + sizeof(number));
-  };
-  for (const A* lane = lanes.m; lane < lanes.m + sizeof(lanes) / sizeof(A); lane++) append(*lane);
-  for (const T& g : gradient) append(static_cast<A>(widen(g)));
+  bool operator==(const Bytes& other) const { return bytes_ == other.bytes_; }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+std::vector<int> widths() {
+  std::vector<int> bytes{16};
+#if defined(DYNPRUNE_X86_CLONES)
+  if (__builtin_cpu_supports("x86-64-v3")) bytes.push_back(32);
+  if (__builtin_cpu_supports("x86-64-v4")) bytes.push_back(64);
+#endif
   return bytes;
 }
+
+template <class Body, class... Args>
+void run_at(int bytes, Args... args) {
+#if defined(DYNPRUNE_X86_CLONES)
+  if (bytes == 64) return run_with_avx512<Body>(args...);
+  if (bytes == 32) return run_with_avx2<Body>(args...);
+#endif
+  Body::template run<16>(args...);
+}
+
+// 1 and a line if results(bytes) differ, else 0.
+template <class Results>
+int differs(const char* what, size_t size, int number, const Results& results) {
+  const Bytes expected = results(16);
+  bool same = true;
+  for (const int bytes : widths()) same = same && results(bytes) == expected;
+  if (!same) printf("%zu-byte logits, %d %s: not the same\n", size, number, what);
+  return !same;
+}
+
+// ---- classes
 
 template <class T>
 struct ScoreAndScale {
@@ -78,29 +98,144 @@ struct ScoreAndScale {
   }
 };
 
+constexpr int kClasses[] = {1,  2,  3,  4,  5,  10,  16,   17,   31,
+                            32, 33, 47, 48, 49, 100, 1000, 1023, 1024};
+
 template <class T>
 int differing() {
+  using A = compute_t<T>;
   int bad = 0;
-  for (int classes : {1, 2, 3, 4, 5, 10, 16, 17, 31, 32, 33, 47, 48, 49, 100, 1000, 1023, 1024}) {
+  for (const int classes : kClasses) {
     std::vector<T> logits(kLanes * classes);
     for (T& x : logits) x = logit<T>();
     int64_t target[kLanes];
     for (int64_t& y : target) y = static_cast<int64_t>(draw() * static_cast<float>(classes));
-    const auto narrowest = [](auto... a) { ScoreAndScale<T>::template run<16>(a...); };
-    const std::vector<char> expected = results<T>(logits, target, classes, narrowest);
-    bool same = true;
-#if defined(DYNPRUNE_X86_CLONES)
-    if (__builtin_cpu_supports("x86-64-v3")) {
-      const auto run = [](auto... a) { run_with_avx2<ScoreAndScale<T>>(a...); };
-      same = same && results<T>(logits, target, classes, run) == expected;
-    }
-    if (__builtin_cpu_supports("x86-64-v4")) {
-      const auto run = [](auto... a) { run_with_avx512<ScoreAndScale<T>>(a...); };
-      same = same && results<T>(logits, target, classes, run) == expected;
-    }
-#endif
-    if (!same) printf("%zu-byte logits, %d classes: not the same\n", sizeof(T), classes);
-    bad += !same;
+    bad += differs("classes", sizeof(T), classes, [&](int bytes) {
+      const int padded = static_cast<int>(round_up_to_lanes(classes));
+      std::vector<A> kept(kLanes * padded);
+      std::vector<T> gradient(kLanes * classes);
+      RowLanes<A> lanes{};
+      const T* x[kLanes];
+      T* out[kLanes];
+      for (int l = 0; l < kLanes; l++) {
+        x[l] = logits.data() + l * classes;
+        out[l] = gradient.data() + l * classes;
+        lanes.x_y[l] = widen(x[l][target[l]]);
+      }
+      run_at<ScoreAndScale<T>>(bytes, &x[0], &target[0], classes, padded, &lanes, kept.data(),
+                               &out[0]);
+      Bytes all;
+      all.append(lanes.m, sizeof(lanes) / sizeof(A));
+      for (const T& g : gradient) {
+        const A wide = widen(g);
+        all.append(&wide, 1);
+      }
+      return all;
+    });
+  }
+  return bad;
+}
+
+// ---- probabilities
+
+template <class A>
+struct SoftResults {
+  A greatest, second, s, t, squares;
+  SoftSums<A> sums;
+};
+
+template <class T, class U, bool kWeighted>
+struct ScoreSoft {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* x, const U* t, int classes,
+                                  const SoftWeights<A>* weights, A* e, SoftResults<A>* r) {
+    int32_t a;
+    FindGreatest<T>::template run<kBytes>(x, classes, &r->greatest, &a, &r->second);
+    SumExponentials<T, U>::template run<kBytes>(x, classes, a, r->second, e, &r->s, &r->t, x, t);
+    r->sums.max = r->greatest;
+    SumProbabilities<T, U, kWeighted>::template run<kBytes>(x, t, e, classes, a, A{0.25}, weights,
+                                                            &r->sums, &r->squares);
+  }
+};
+
+template <class T, class U, bool kWeighted>
+int differing_soft() {
+  using A = compute_t<T>;
+  int bad = 0;
+  for (const int classes : kClasses) {
+    std::vector<T> logits(classes);
+    std::vector<U> target(classes);
+    std::vector<A> class_weight(classes);
+    for (T& x : logits) x = logit<T>();
+    for (U& t : target) t = narrow<U>(draw() < 0.5f ? 0.0f : draw());
+    for (A& w : class_weight) w = draw() < 0.2f ? 0.0f : draw();
+    CrossEntropyInput in{};
+    in.label_smoothing = 0.125, in.num_classes = classes;
+    if (kWeighted) in.class_weight = class_weight.data();
+    const SoftWeights<A> weights(in);
+    bad += differs("probabilities", sizeof(T), classes, [&](int bytes) {
+      std::vector<A> e(static_cast<size_t>(round_up_to_lanes(classes)));
+      SoftResults<A> r{};
+      run_at<ScoreSoft<T, U, kWeighted>>(bytes, static_cast<const T*>(logits.data()),
+                                         static_cast<const U*>(target.data()), classes, &weights,
+                                         e.data(), &r);
+      const A numbers[] = {r.greatest,    r.second,        r.s,        r.t,        r.squares,
+                           r.sums.weight, r.sums.distance, r.sums.top, A(r.sums.y)};
+      Bytes all;
+      all.append(numbers, sizeof(numbers) / sizeof(A));
+      all.append(e.data(), e.size());
+      return all;
+    });
+  }
+  return bad;
+}
+
+// ---- labels
+
+template <class A, bool kWeighted>
+struct ScoreLabels {
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const LabelBlock<A>* block, LabelLanes<A>* lanes,
+                                  BinaryTotals* total, BinaryResults<A>* results) {
+    AddLabels<A, kWeighted>::template run<kBytes>(block, 0, lanes);
+    SumLabels<A>::template run<kBytes>(lanes, kWeighted, total);
+    FinishBinaryRows<A>::template run<kBytes>(total, block->labels, results);
+  }
+};
+
+template <class A, bool kWeighted>
+int differing_labels() {
+  int bad = 0;
+  for (const int labels : {16, 80}) {
+    const auto drawn = [&](auto&& number) {
+      std::vector<A> numbers(kLanes * labels);
+      for (A& x : numbers) x = number();
+      return numbers;
+    };
+    const std::vector<A> x = drawn([] { return logit<A>(); });
+    const std::vector<A> t = drawn([] { return draw() < 0.5f ? A(draw() < 0.5f) : A(draw()); });
+    const std::vector<A> weight = drawn([] { return draw() < 0.2f ? A{0} : A(draw()); });
+    const std::vector<A> scale = drawn([] { return draw() < 0.1f ? A{0} : A(draw()); });
+    bad += differs("labels", sizeof(A), labels, [&](int bytes) {
+      std::vector<A> slope(kLanes * labels);
+      LabelLanes<A> lanes{};
+      BinaryTotals total{};
+      BinaryResults<A> results{};
+      LabelBlock<A> block{};
+      block.x = {x.data(), labels}, block.t = {t.data(), labels};
+      block.weight = {weight.data(), labels}, block.pos_weight = {scale.data(), 0};
+      block.slope = {slope.data(), labels}, block.scale = scale.data();
+      block.rows = kLanes, block.labels = labels;
+      run_at<ScoreLabels<A, kWeighted>>(bytes, static_cast<const LabelBlock<A>*>(&block), &lanes,
+                                        &total, &results);
+      Bytes all;
+      all.append(lanes.loss[0], sizeof(lanes) / sizeof(A));
+      all.append(total.loss, sizeof(total) / sizeof(double));
+      all.append(results.loss, 4 * kLanes);
+      all.append(slope.data(), slope.size());
+      return all;
+    });
   }
   return bad;
 }
@@ -108,13 +243,12 @@ int differing() {
 }  // namespace
 
 int main() {
-  const int bad =
-      differing<float>() + differing<double>() + differing<BFloat16>() + differing<Half>();
-#if defined(DYNPRUNE_X86_CLONES)
-  printf("16%s%s\n", __builtin_cpu_supports("x86-64-v3") ? " 32" : "",
-         __builtin_cpu_supports("x86-64-v4") ? " 64" : "");
-#else
-  printf("16\n");
-#endif
+  int bad = differing<float>() + differing<double>() + differing<BFloat16>() + differing<Half>();
+  bad += differing_soft<float, float, false>() + differing_soft<float, float, true>();
+  bad += differing_soft<double, double, true>() + differing_soft<BFloat16, float, false>();
+  bad += differing_labels<float, false>() + differing_labels<float, true>();
+  bad += differing_labels<double, false>() + differing_labels<double, true>();
+  for (const int bytes : widths()) printf(bytes == 16 ? "%d" : " %d", bytes);
+  printf("\n");
   return bad;
 }

@@ -9,18 +9,12 @@ namespace cpu {
 namespace {
 
 template <class A>
-void write(const CrossEntropyOutput& out, int64_t row, const RowResult<A>& result) {
-  static_cast<A*>(out.loss)[row] = result.nll;
-  static_cast<A*>(out.el2n)[row] = result.el2n;
-  static_cast<A*>(out.entropy)[row] = result.entropy;
-  static_cast<A*>(out.margin)[row] = result.margin;
-  out.correct[row] = result.margin > 0;
-}
-
-// 0 of a row that counts for nothing.
-template <class A>
-RowResult<A> result_of(const BinarySums<A>& sums, int64_t labels) {
-  return sums.counts ? finish_binary_row(sums, labels) : RowResult<A>{};
+void write(const CrossEntropyOutput& out, int64_t row, int count, const BinaryResults<A>& rows) {
+  std::copy(rows.loss, rows.loss + count, static_cast<A*>(out.loss) + row);
+  std::copy(rows.el2n, rows.el2n + count, static_cast<A*>(out.el2n) + row);
+  std::copy(rows.entropy, rows.entropy + count, static_cast<A*>(out.entropy) + row);
+  std::copy(rows.margin, rows.margin + count, static_cast<A*>(out.margin) + row);
+  for (int l = 0; l < count; l++) out.correct[row + l] = rows.margin[l] > 0;
 }
 
 template <class A>
@@ -44,12 +38,15 @@ DataStatus run_step(const BinaryInput& in, const CrossEntropyOutput& out,
   const DataStatus status = for_each_binary_row<T>(
       in, static_cast<T*>(step.grad_logits), parallel,
       [&](int64_t row) { return weight_of<A>(step, row) * factor * grad_scale; },
-      [&](int64_t row, const BinarySums<A>& sums) {
-        const RowResult<A> result = result_of(sums, in.num_labels);
-        write(out, row, result);
-        row_ids[row] = sums.counts ? update.sample_ids[row] : kNoSample;
-        row_weight[row] = sums.counts ? weight_of<A>(step, row) * factor : A{0};
-        values[row] = table_value(step.score, result.nll, result);
+      [&](int64_t first, int count, BinaryRows<T>& rows) {
+        const BinaryResults<A>& results = rows.finish();
+        write(out, first, count, results);
+        for (int l = 0; l < count; l++) {
+          const int64_t row = first + l;
+          row_ids[row] = results.counts[l] ? update.sample_ids[row] : kNoSample;
+          row_weight[row] = results.counts[l] ? weight_of<A>(step, row) * factor : A{0};
+          values[row] = table_value(step.score, results.loss[l], results.row(l));
+        }
       });
   if (!status.ok) return status;
   // The loss of a row of weight 0 is not looked at: it may be infinite.
@@ -78,8 +75,8 @@ DataStatus scored_binary_cross_entropy(const BinaryInput& in, const CrossEntropy
     using A = compute_t<T>;
     return for_each_binary_row<T>(
         in, nullptr, parallel, [](int64_t) { return A{0}; },
-        [&](int64_t row, const BinarySums<A>& sums) {
-          write(out, row, result_of(sums, in.num_labels));
+        [&](int64_t row, int count, BinaryRows<T>& rows) {
+          write(out, row, count, rows.finish());
         });
   });
 }
@@ -93,7 +90,7 @@ DataStatus scored_binary_cross_entropy_backward(const BinaryInput& in, const Bin
     return for_each_binary_row<T>(
         in, static_cast<T*>(g.grad_logits), parallel,
         [&](int64_t row) { return grad_loss[row * g.grad_loss_stride]; },
-        [](int64_t, const BinarySums<A>&) {});
+        [](int64_t, int, BinaryRows<T>&) {});
   });
 }
 

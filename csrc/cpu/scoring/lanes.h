@@ -14,6 +14,8 @@ namespace cpu {
 
 constexpr int kLanes = 16;
 
+inline int64_t round_up_to_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
 // Constants, which the compiler would put together lane by lane.
 template <class N>
 struct LaneNumbers {
@@ -73,6 +75,14 @@ struct Lanes {
     for (int l = 0; l < kLanes; l++) wide[l] = widen(x[l]);
     load(wide);
   }
+  // The first `count` numbers of x, as many as there are lanes at most, and `other` behind them.
+  template <class T>
+  DYNPRUNE_INLINE void load_some(const T* x, int count, A other) {
+    if (count >= kLanes) return load(x);
+    A some[kLanes];
+    for (int l = 0; l < kLanes; l++) some[l] = l < count ? static_cast<A>(widen(x[l])) : other;
+    load(some);
+  }
   DYNPRUNE_INLINE void store(A* x) const { memcpy(x, v, sizeof(v)); }
   template <class T>
   DYNPRUNE_INLINE void store(T* x) const {
@@ -120,7 +130,31 @@ struct Lanes {
                          __attribute__((always_inline)) { *a = b > *a ? b : *a; });
   }
 
+  // Lanes without the bit `half`: this and those with it joined. Lanes with it: the same of
+  // `other`.
+  template <class Join>
+  DYNPRUNE_INLINE void join_halves(const Lanes& other, int half, const Join& join) {
+    const Lanes a = *this;
+    for (int w = 0; w < kVectors; w++) {
+      if (half >= kPerVector) {
+        const int apart = half / kPerVector;
+        const bool of_other = (w & apart) != 0;
+        v[w] = of_other ? other.v[w] : a.v[w];
+        join(&v[w], of_other ? other.v[w ^ apart] : a.v[w ^ apart]);
+      } else {
+        Places number, partner;
+        memcpy(&number, kLaneNumbers<IndexOf<A>>.number, sizeof(number));
+        memcpy(&partner, kLaneNumbers<IndexOf<A>>.other[half], sizeof(partner));
+        const auto of_other = (number & half) != 0;
+        v[w] = of_other ? other.v[w] : a.v[w];
+        join(&v[w], __builtin_shuffle(of_other ? a.v[w] : other.v[w], partner));
+      }
+    }
+  }
+
  private:
+  using Places = decltype(Vector{} < Vector{});  // integers as wide as A
+
   template <class Join>
   DYNPRUNE_INLINE A by_halves(const Join& join) const {
     Lanes x = *this;
@@ -129,13 +163,27 @@ struct Lanes {
     }
     Vector one = x.v[0];
     for (int half = kPerVector / 2; half > 0; half /= 2) {
-      decltype(one < one) other;
+      Places other;
       memcpy(&other, kLaneNumbers<IndexOf<A>>.other[half], sizeof(other));
       join(&one, __builtin_shuffle(one, other));
     }
     return one[0];
   }
 };
+
+// Joins the numbers of each of kLanes rows, [kLanes][kLanes]: lane l gets those of row l. join(a,
+// b) sets *a to both. In the order of Lanes::sum, but for which of two numbers comes first.
+template <class A, int kBytes, class Join>
+DYNPRUNE_INLINE void join_rows(const A (*rows)[kLanes], const Join& join, A* out) {
+  using L = Lanes<A, kBytes>;
+  L x[kLanes];
+  for (int l = 0; l < kLanes; l++) x[l].load(rows[l]);
+  // Of two rows, one keeps the lanes without the bit `half`, and the other one those with it.
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; l++) x[l].join_halves(x[l + half], half, join);
+  }
+  x[0].store(out);
+}
 
 // Sums of a softmax's exponentials in every lane: see RowStats.
 template <class A, int kBytes>

@@ -179,8 +179,6 @@ DYNPRUNE_CLONES void multiply(A* x, int64_t count, A factor) {
   for (int64_t i = 0; i < count; i++) x[i] *= factor;
 }
 
-inline int64_t round_up_to_lanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
 // A row of more than kChunk classes. kept: [classes rounded up to kLanes] the exponentials relative
 // to the maximum, or null.
 template <class T>

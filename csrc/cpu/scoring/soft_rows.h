@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows with probabilities as targets (shared/soft_row.h), one after the other, in vector code. The
-// statistics of the logits are those of score_rows.h with the greatest logit's class as the target;
-// its exponentials are kept, and a row and its probabilities stay in the first caches.
+// Rows with probabilities as targets (shared/soft_row.h), one after the other, in vector code. A
+// row is read for its two greatest logits, for the exponentials, which are kept, and with its
+// probabilities. Behind the first reading it stays in the first caches.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -38,42 +40,76 @@ struct GreatestLanes {
   DYNPRUNE_INLINE void advance() {
     for (int w = 0; w < kVectors; w++) now[w] += kLanes;
   }
-  // Of all lanes, and of the classes from `first` on, x.
-  template <class T>
-  DYNPRUNE_INLINE void finish(const T* x, int first, int classes, A* value, int32_t* place) const {
-    A values[kLanes];
-    IndexOf<A> places[kLanes];
-    greatest.store(values);
-    memcpy(places, where, sizeof(places));
-    *value = -Limits<A>::infinity(), *place = -1;
-    for (int l = 0; l < kLanes; l++) {
-      const bool first_of_equals = values[l] == *value && places[l] >= 0 && places[l] < *place;
-      if (values[l] > *value || first_of_equals) {
-        *value = values[l], *place = static_cast<int32_t>(places[l]);
-      }
+  // Of all lanes.
+  DYNPRUNE_INLINE void finish(A* value, int32_t* place) const {
+    *value = greatest.greatest();
+    IndexOf<A> places[kLanes], first = std::numeric_limits<int32_t>::max();
+    for (int w = 0; w < kVectors; w++) {
+      const Classes candidates = greatest.v[w] == Vector{} + *value ? where[w] : Classes{} + first;
+      memcpy(places + w * Lanes<A, kBytes>::kPerVector, &candidates, sizeof(candidates));
     }
-    for (int c = first; c < classes; c++) {
-      const A v = widen(x[c]);
-      if (v > *value) *value = v, *place = c;
-    }
+    for (int l = 0; l < kLanes; l++) first = places[l] < first ? places[l] : first;
+    *place = static_cast<int32_t>(first);
   }
 };
 
-// The greatest number of a row, and its first class.
+// The greatest number of a row and its first class, and the greatest of the other classes, -inf
+// without one.
 template <class T>
 struct FindGreatest {
   using A = compute_t<T>;
   template <int kBytes>
-  static DYNPRUNE_INLINE void run(const T* x, int classes, A* value, int32_t* place) {
+  static DYNPRUNE_INLINE void run(const T* x, int classes, A* value, int32_t* place, A* second) {
+    using L = Lanes<A, kBytes>;
     GreatestLanes<A, kBytes> lanes;
-    const int whole = classes / kLanes * kLanes;
-    for (int c = 0; c < whole; c += kLanes) {
-      Lanes<A, kBytes> v;
-      v.load(x + c);
+    L runner_up;  // of every lane
+    runner_up.fill(-Limits<A>::infinity());
+    for (int c = 0; c < classes; c += kLanes) {
+      L v, smaller;
+      v.load_some(x + c, classes - c, -Limits<A>::infinity());
+      for (int w = 0; w < L::kVectors; w++) {
+        smaller.v[w] = v.v[w] < lanes.greatest.v[w] ? v.v[w] : lanes.greatest.v[w];
+      }
+      runner_up.raise_to(smaller);
       lanes.add(v);
       lanes.advance();
     }
-    lanes.finish(x, whole, classes, value, place);
+    lanes.finish(value, place);
+    for (int w = 0; w < L::kVectors; w++) {
+      const auto has_greatest = lanes.where[w] == IndexOf<A>{*place};
+      runner_up.v[w] = has_greatest ? runner_up.v[w] : lanes.greatest.v[w];
+    }
+    *second = runner_up.greatest();
+  }
+};
+
+// Exponentials relative to m of at most kChunk classes, 0 at the class a and behind the last one,
+// and their sums. e: [count rounded up to kLanes]. next_x, next_t: those of the next row, fetched
+// ahead, since the processor itself stops fetching at the end of a page.
+template <class T, class U>
+struct SumExponentials {
+  using A = compute_t<T>;
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(const T* x, int count, int64_t a, A m, A* e, A* s, A* t,
+                                  const T* next_x, const U* next_t) {
+    using L = Lanes<A, kBytes>;
+    L greatest, index, at, sum, weighted;
+    greatest.fill(m), at.fill(static_cast<A>(a)), index.count_from(0);
+    sum.fill(0), weighted.fill(0);
+    for (int c = 0; c < count; c += kLanes) {
+      L v, below;
+      __builtin_prefetch(next_x + c), __builtin_prefetch(next_t + c);
+      v.load_some(x + c, count - c, -Limits<A>::infinity());
+      v.replace(index, at, -Limits<A>::infinity());
+      index.advance();
+      v.to_exponentials(greatest, &below);
+      v.store(e + c);
+      for (int w = 0; w < L::kVectors; w++) {
+        sum.v[w] += v.v[w];
+        weighted.v[w] += v.v[w] * below.v[w];
+      }
+    }
+    *s = sum.sum(), *t = weighted.sum();
   }
 };
 
@@ -92,14 +128,25 @@ struct SumProbabilities {
     L weight, distance, errors;
     weight.fill(0), distance.fill(0), errors.fill(0);
     GreatestLanes<A, kBytes> tops;
-    const int whole = classes / kLanes * kLanes;
-    for (int c = 0; c < whole; c += kLanes) {
+    for (int c = 0; c < classes; c += kLanes) {
+      const int count = classes - c;
       L logit, target, exponential, u;
-      logit.load(x + c), target.load(t + c), exponential.load(e + c);
-      if (kWeighted) u.load(weights->class_weight + c);
+      logit.load_some(x + c, count, 0), target.load_some(t + c, count, 0);
+      exponential.load(e + c);
+      if (kWeighted) u.load_some(weights->class_weight + c, count, 0);
       for (int w = 0; w < L::kVectors; w++) {
         const Vector smoothed = target.v[w] * hard + uniform;
         u.v[w] = kWeighted ? u.v[w] * smoothed : smoothed;
+      }
+      if (count < kLanes) {  // behind the last class
+        L number;
+        number.count_from(0);
+        for (int w = 0; w < L::kVectors; w++) {
+          const auto missing = number.v[w] >= Vector{} + static_cast<A>(count);
+          u.v[w] = missing ? Vector{} : u.v[w];
+        }
+      }
+      for (int w = 0; w < L::kVectors; w++) {
         weight.v[w] += u.v[w];
         const Vector term = u.v[w] * (max - logit.v[w]);
         distance.v[w] += u.v[w] == Vector{} ? Vector{} : term;
@@ -107,19 +154,12 @@ struct SumProbabilities {
         const Vector square = error * error;
         errors.v[w] += tops.now[w] == IndexOf<A>{a} ? Vector{} : square;
       }
+      if (count < kLanes) target.load_some(t + c, count, -Limits<A>::infinity());
       tops.add(target);
       tops.advance();
     }
     sums->weight = weight.sum(), sums->distance = distance.sum(), *squares = errors.sum();
-    for (int c = whole; c < classes; c++) {
-      const A target = widen(t[c]);
-      const A u = weights->template at<kWeighted>(c, target);
-      sums->weight += u;
-      if (u != 0) sums->distance += u * (max - static_cast<A>(widen(x[c])));
-      const A error = e[c] * factor - target;
-      if (c != a) *squares += error * error;
-    }
-    tops.finish(t, whole, classes, &sums->top, &sums->y);
+    tops.finish(&sums->top, &sums->y);
   }
 };
 
@@ -148,14 +188,15 @@ class SoftRows {
 
   // Writes the row's scores; returns them with the loss as nll.
   RowResult<A> score(int64_t row) {
-    x_ = static_cast<const T*>(in_.logits) + in_.row_offset(row);
+    x_ = static_cast<const T*>(in_.logits) + row * in_.row_stride;
     t_ = static_cast<const U*>(target_.data) + row * target_.row_stride;
+    const bool last = row + 1 == in_.batch_size;
+    next_x_ = last ? x_ : x_ + in_.row_stride, next_t_ = last ? t_ : t_ + target_.row_stride;
     const int64_t classes = in_.num_classes;
     SoftSums<A> sums{};
-    run_widest<FindGreatest<T>>(x_, static_cast<int>(classes), &sums.max, &a_);
+    run_widest<FindGreatest<T>>(x_, static_cast<int>(classes), &sums.max, &a_, &sums.second);
     if (a_ < 0) a_ = 0;  // no number above -inf: the row's scores will be NaN
-    RowStats<A> others = long_row_stats(x_, classes, a_, kept_.data());
-    sums.second = others.s == 0 ? -Limits<A>::infinity() : others.m;
+    RowStats<A> others = stats_of_others(sums.second);
     const A down = exp_of(others.m - sums.max);  // the exponentials are relative to others.m
     others.rescale(sums.max);
     sums.s = others.s, sums.t = others.t;
@@ -192,6 +233,21 @@ class SoftRows {
   }
 
  private:
+  // Without the sum of squares. greatest: of the other classes.
+  RowStats<A> stats_of_others(A greatest) {
+    RowStats<A> stats = RowStats<A>::none();
+    if (greatest > stats.m) stats.m = greatest;
+    for (int64_t first = 0; first < in_.num_classes; first += kChunk) {
+      const int count = static_cast<int>(std::min<int64_t>(kChunk, in_.num_classes - first));
+      A s, t;
+      run_widest<SumExponentials<T, U>>(x_ + first, count, a_ - first, stats.m,
+                                        kept_.data() + first, &s, &t, next_x_ + first,
+                                        next_t_ + first);
+      stats.s += s, stats.t += t;
+    }
+    return stats;
+  }
+
   A sum(SoftSums<A>* sums) const {
     const auto classes = static_cast<int>(in_.num_classes);
     const A* e = kept_.data();
@@ -220,8 +276,8 @@ class SoftRows {
   const SoftWeights<A> weights_;
   std::vector<A> kept_;  // exponentials relative to the greatest logit but x_a, 0 at a
   // Of the row that was scored last.
-  const T* x_ = nullptr;
-  const U* t_ = nullptr;
+  const T *x_ = nullptr, *next_x_ = nullptr;
+  const U *t_ = nullptr, *next_t_ = nullptr;
   int32_t a_ = 0;
   A share_ = 0;  // what the exponentials are multiplied with to be probabilities
   SavedRow<A> saved_{};

@@ -2,6 +2,7 @@
 #include "cpu/scoring/update_scores.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "shared/hash.h"
@@ -54,12 +55,40 @@ struct RowSums {
   bool correct = true;
 };
 
-// Whether a sample of a task has several rows. The usual batch has none, and one set of ids tells.
+// Whether a sample of a task has several rows. The usual batch has none. By hash, a row is entered
+// over what was there: most samples have an entry to themselves, and only the others need a set.
 bool has_repeats(const ScoreUpdate& u, int task, int tasks) {
-  SampleSet<SeenId> seen(u.max_ids);
+  const auto counts = [&](int64_t id) {
+    return id != kNoSample && (tasks == 1 || id % tasks == task);
+  };
+  int bits = 6;
+  while (int64_t{1} << bits < 8 * u.max_ids) bits++;
+  const auto entry = [&](int64_t id) {
+    return static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15ull >> (64 - bits);
+  };
+  // Not initialised: only what was written is read.
+  const std::unique_ptr<int32_t[]> last(new int32_t[size_t{1} << bits]);
+  int64_t before = kNoSample;
   for (int64_t row = 0; row < u.batch_size; row++) {
     const int64_t id = u.sample_ids[row];
-    if (id == kNoSample || (tasks > 1 && id % tasks != task)) continue;
+    if (!counts(id)) continue;
+    if (id == before) return true;  // as tokens and pixels are
+    last[entry(id)] = static_cast<int32_t>(row);
+    before = id;
+  }
+  std::vector<int64_t> crowded;
+  crowded.reserve(static_cast<size_t>(u.max_ids / 8));
+  for (int64_t row = 0; row < u.batch_size; row++) {
+    const int64_t id = u.sample_ids[row];
+    if (!counts(id)) continue;
+    const int32_t other = last[entry(id)];
+    if (other == row) continue;
+    if (u.sample_ids[other] == id) return true;
+    crowded.push_back(id);
+  }
+  if (crowded.size() < 2) return false;
+  SampleSet<SeenId> seen(static_cast<int64_t>(crowded.size()));
+  for (const int64_t id : crowded) {
     SeenId& slot = seen[seen.find(id)];
     if (slot.id == id) return true;
     slot.id = id;

@@ -97,5 +97,21 @@ inline float log1p_unit(float x) {
   return 2.0f * s + 2.0f * s * (s2 * p);
 }
 
+// log(1 + x) and 1 / (1 + x) for 0 <= x <= 1, with one division for both; relative errors below
+// 4e-7. Of one number or a vector.
+template <class Floats>
+DYNPRUNE_INLINE void set_log1p_terms(const Floats& x, Floats* log1p, Floats* reciprocal) {
+  const Floats one_more = x + 1.0f, two_more = x + 2.0f;
+  const Floats inverse = 1.0f / (one_more * two_more);
+  *reciprocal = two_more * inverse;
+  // 2 atanh(s) = s p(s^2), with p fitted to the least greatest relative error, below 5e-9.
+  const Floats s = x * one_more * inverse, s2 = s * s;  // s <= 1/3
+  Floats p = 0.28178358f * s2 + 0.27960598f;
+  p = p * s2 + 0.4002491f;
+  p = p * s2 + 0.66666317f;
+  p = p * s2 + 2.0f;
+  *log1p = p * s;
+}
+
 }  // namespace cpu
 }  // namespace dynprune

@@ -113,8 +113,8 @@ struct RowTargets {
   }
 };
 
-__device__ __forceinline__ float decay_of(float x) { return exp2_approx(-fabsf(x) * kLog2E); }
-__device__ __forceinline__ double decay_of(double x) { return exp_of(x > 0 ? -x : x); }
+__device__ __forceinline__ float decay_of(float below) { return exp2_approx(below * kLog2E); }
+__device__ __forceinline__ double decay_of(double below) { return exp_of(below); }
 
 // A thread's view of a row of labels that kTeam threads of a block share.
 template <class T, int kTeam>
@@ -177,8 +177,9 @@ class LabelRow {
       }
     }
     DecayTerms<A> decay;
-    set_decay_terms(decay_of(x), &decay);
-    const BinaryTerms<A> terms(x, t, decay, w, v);
+    decay.below = x > 0 ? -x : x;
+    set_terms_of_decay(decay_of(decay.below), &decay);
+    const BinaryTerms<A> terms = BinaryTerms<A>::template of<kWeighted>(x, t, decay, w, v);
     sums->loss += terms.loss;
     sums->squares += terms.square;
     sums->entropy += terms.entropy;
