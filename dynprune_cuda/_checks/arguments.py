@@ -22,6 +22,12 @@ INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MAX_SAMPLES = 1 << 32
 MAX_INT64 = (1 << 63) - 1
 
+# What errors about the shape or the dtype of a loss's logits and targets end with.
+WAY_OUT = (
+    "for other losses, compute one value per sample: Pruner.observe or functional.update_scores_ "
+    "records it, and Pruner.rescale multiplies it by a policy's factor before the mean"
+)
+
 
 def as_int(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """Returns `value` as a Python int; a bool is no number here, and neither is 3.0."""
@@ -152,14 +158,18 @@ def empty_on(name: str, value: Any) -> Tensor:
 _LIKE = -1
 
 
-def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
-    """A tensor of one of dtypes."""
+def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], remedy: str = "") -> None:
+    """A tensor of one of dtypes; an error about its dtype ends with `remedy`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} must have dtype {allowed}, got {value.dtype}")
+        raise ValueError(f"{name} must have dtype {allowed}, got {value.dtype}{_after(remedy)}")
     check_dense(name, value)
+
+
+def _after(remedy: str) -> str:
+    return f"; {remedy}" if remedy else ""
 
 
 def check_dense(name: str, value: Any) -> None:
@@ -245,11 +255,15 @@ def check_vector(
     like: Tensor | None = None,
     length: int | None = _LIKE,
     like_name: str = "",
+    remedy: str = "",
 ) -> None:
-    """A 1-D tensor of one of dtypes; with `like`, on its device and of its length (None: any)."""
-    check_tensor(name, value, dtypes)
+    """A 1-D tensor of one of dtypes; with `like`, on its device and of its length (None: any).
+
+    Errors about its dtype or its shape end with `remedy`.
+    """
+    check_tensor(name, value, dtypes, remedy)
     if value.dim() != 1:
-        raise ValueError(f"{name} must be 1-D, got shape {tuple(value.shape)}")
+        raise ValueError(f"{name} must be 1-D, got shape {tuple(value.shape)}{_after(remedy)}")
     if like is None:
         check_num_samples(name, value.numel())
         return
@@ -258,7 +272,9 @@ def check_vector(
     wanted = like.shape[0] if length == _LIKE else length
     if wanted is not None and value.shape[0] != wanted:
         other = f", the length of {like_name}" if like_name else ""
-        raise ValueError(f"{name} must have {wanted} elements{other}, got {value.shape[0]}")
+        raise ValueError(
+            f"{name} must have {wanted} elements{other}, got {value.shape[0]}{_after(remedy)}"
+        )
 
 
 def check_num_samples(name: str, num_samples: int) -> None:

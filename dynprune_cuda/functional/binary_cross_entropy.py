@@ -13,8 +13,10 @@ from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
     TRANSFORMS,
+    WAY_OUT,
     as_choice,
     as_float,
+    check_dense,
     check_tensor,
     check_vector,
     refuse_transforms,
@@ -52,7 +54,6 @@ from dynprune_cuda.functional.score_updates import (
     refuse_shared_memory,
     update_scores_,
 )
-from dynprune_cuda.functional.shapes import WAY_OUT
 from dynprune_cuda.functional.step_loss import TableOptions, as_divisor
 
 # torch's function for the same loss.
@@ -241,26 +242,27 @@ def scored_binary_cross_entropy_step_(
 
 def check_labels(logits: Any, target: Any, weight: Any, pos_weight: Any) -> BinaryLabels:
     """Returns the arguments as the operators take them, if they are what they must be."""
-    check_tensor("logits", logits, FLOATING)
+    check_tensor("logits", logits, FLOATING, WAY_OUT)
     if logits.dim() not in (1, 2):
         raise ValueError(
             f"logits must be [batch, labels] or [batch], got shape {tuple(logits.shape)}: flatten "
-            f"logits and targets to two dimensions; or, {WAY_OUT}"
+            f"logits and targets to two dimensions; {WAY_OUT}"
         )
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
     if target.dtype != torch.bool and target.dtype not in FLOATING:
         raise ValueError(
             f"target must have dtype float32, float16, bfloat16, float64, bool, got "
-            f"{target.dtype}: pass target.to(logits.dtype), or use cross_entropy for class indices"
+            f"{target.dtype}: pass target.to(logits.dtype), or use cross_entropy for class "
+            f"indices; {WAY_OUT}"
         )
-    check_tensor("target", target, (target.dtype,))
+    check_dense("target", target)
     if target.shape != logits.shape:
         one_label = logits.dim() == 2 and logits.shape[1] == 1 and target.dim() == 1
-        remedy = "pass target[:, None], or logits[:, 0]" if one_label else WAY_OUT
+        hint = ": pass target[:, None], or logits[:, 0]" if one_label else ""
         raise ValueError(
             f"target must have the shape of logits, {tuple(logits.shape)}, got "
-            f"{tuple(target.shape)}; {remedy}"
+            f"{tuple(target.shape)}{hint}; {WAY_OUT}"
         )
     if target.device != logits.device:
         raise ValueError(f"target must be on {logits.device}, got {target.device}")
@@ -276,7 +278,9 @@ def check_labels(logits: Any, target: Any, weight: Any, pos_weight: Any) -> Bina
     if logits.dim() == 1:
         logits, target = logits[:, None], target[:, None]
     elif shape[1] == 0 and shape[0] > 0:
-        raise ValueError(f"logits must have at least one label, got shape {tuple(shape)}")
+        raise ValueError(
+            f"logits must have at least one label, got shape {tuple(shape)}; {WAY_OUT}"
+        )
     if weight is not None:
         weight = _broadcast_weight(weight, logits, shape)
     if pos_weight is not None:

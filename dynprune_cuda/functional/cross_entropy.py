@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
+    WAY_OUT,
     are_ordinary,
     as_bool,
     as_choice,
@@ -25,7 +26,7 @@ from dynprune_cuda._checks.arguments import (
 from dynprune_cuda._ops import CROSS_ENTROPY, SOFT_CROSS_ENTROPY, scored_losses
 from dynprune_cuda._ops.contract import Reduction, Score
 from dynprune_cuda.functional.row_reductions import sample_shares
-from dynprune_cuda.functional.shapes import WAY_OUT, Rows, rows_of
+from dynprune_cuda.functional.shapes import Rows, rows_of
 from dynprune_cuda.functional.soft_targets import as_stored, check_soft, is_soft
 
 ReductionName = Literal["none", "mean", "sum", "sample"]
@@ -232,11 +233,13 @@ def check_cross_entropy(
     lam: float | Tensor | None,
 ) -> tuple[Any, ...]:
     """weight, ignore_index, label_smoothing, target_b and lam as the ops take them."""
-    check_tensor("logits", logits, FLOATING)
+    check_tensor("logits", logits, FLOATING, WAY_OUT)
     shape, classes = logits.shape, logits.shape[-1]
     rows = shape[0] if len(shape) == 2 else shape[0] * shape[1]
     if classes == 0 and rows > 0:
-        raise ValueError(f"logits must have at least one class, got shape {tuple(shape)}")
+        raise ValueError(
+            f"logits must have at least one class, got shape {tuple(shape)}; {WAY_OUT}"
+        )
     if not torch.compiler.is_compiling() and _has_tangent(logits):
         raise NotImplementedError(
             "logits carry a tangent, and this loss has no forward-mode derivative: use "
@@ -245,7 +248,7 @@ def check_cross_entropy(
     if is_soft(target):
         check_soft(logits, target, ignore_index, target_b, lam)
     else:
-        _check_targets("target", target, logits, rows)
+        check_vector("target", target, TARGET_DTYPES, logits, rows, remedy=WAY_OUT)
     if weight is not None:
         check_vector("weight", weight, FLOATING, logits, classes)
         refuse_gradient("weight", weight)
@@ -273,14 +276,6 @@ def check_cross_entropy(
         lam = as_float("lam", lam, low=0.0, high=1.0)
         mix = torch.full((), lam, dtype=compute_dtype(logits), device=logits.device)
     return weight, ignore_index, label_smoothing, target_b, mix
-
-
-def _check_targets(name: str, target: Tensor, logits: Tensor, rows: int) -> None:
-    if isinstance(target, Tensor) and target.dtype == torch.bool:
-        raise ValueError(
-            f"{name} must have dtype int64, int32, uint8, got {target.dtype}; {WAY_OUT}"
-        )
-    check_vector(name, target, TARGET_DTYPES, logits, rows)
 
 
 def _has_tangent(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, int32
 
 from dynprune_cuda._checks.arguments import (
     FLOATING,
+    WAY_OUT,
     as_choice,
     as_float,
     check_tensor,
@@ -125,7 +126,7 @@ def scored_cross_entropy_step_(
     alpha = as_float("alpha", alpha, low=0.0, high=1.0, above_low=True)
     as_choice("score", score, SCORES)
     as_choice("first_visit", first_visit, FIRST_VISITS)
-    check_tensor("logits", logits, FLOATING)
+    check_tensor("logits", logits, FLOATING, WAY_OUT)
     if mean.device != logits.device:
         raise ValueError(f"mean must be on {logits.device}, got {mean.device}")
     given = {"logits": logits, "target": target, "sample_ids": sample_ids}

@@ -13,6 +13,7 @@ from dynprune_cuda._checks.arguments import (
     FLOATING,
     GRADIENTS,
     INTEGER,
+    WAY_OUT,
     as_choice,
     as_float,
     as_int,
@@ -30,6 +31,7 @@ from dynprune_cuda.functional.cross_entropy import (
 from dynprune_cuda.functional.row_reductions import sample_shares
 from dynprune_cuda.functional.selection import select_top_k
 from dynprune_cuda.functional.shapes import Rows, own_keys
+from dynprune_cuda.functional.soft_targets import is_soft
 from dynprune_cuda.functional.step_loss import as_divisor
 
 __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
@@ -185,15 +187,18 @@ def scored_linear_cross_entropy(
 
 def linear_rows(hidden: Any, target: Any) -> Rows:
     """Returns the rows of a layer's inputs and their targets, checked to fit each other."""
-    check_tensor("hidden", hidden, FLOATING)
-    check_tensor("target", target, TARGET_DTYPES)
+    check_tensor("hidden", hidden, FLOATING, WAY_OUT)
+    by_logits = "cross_entropy takes probabilities, with whole logits; " if is_soft(target) else ""
+    check_tensor("target", target, TARGET_DTYPES, by_logits + WAY_OUT)
     shape = tuple(hidden.shape[:-1])
     if not shape:
-        raise ValueError(f"hidden must be [rows, features], got shape {tuple(hidden.shape)}")
+        raise ValueError(
+            f"hidden must be [rows, features], got shape {tuple(hidden.shape)}; {WAY_OUT}"
+        )
     if target.shape != shape:
         raise ValueError(
             f"target must have shape {shape} with hidden of shape {tuple(hidden.shape)}, got "
-            f"{tuple(target.shape)}"
+            f"{tuple(target.shape)}; {WAY_OUT}"
         )
     per_group = math.prod(shape[1:])
     return Rows(hidden.flatten(0, -2), target.flatten(), shape, shape[0], per_group)
@@ -290,7 +295,7 @@ def _check(
         given = [str(x.dtype) for x in (hidden, weight, bias) if x is not None]
         raise ValueError(
             f"hidden, weight and bias must have one dtype outside of autocast, got "
-            f"{', '.join(given)}"
+            f"{', '.join(given)}: convert them; {WAY_OUT}"
         )
     else:
         dtype = hidden.dtype

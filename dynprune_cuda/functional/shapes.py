@@ -9,13 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import FLOATING, INTEGER, as_int, check_dense, check_tensor
-from dynprune_cuda.functional.soft_targets import is_soft
-
-WAY_OUT = (
-    "for other losses, compute one value per sample and use Pruner.observe, and Pruner.rescale "
-    "before the mean"
+from dynprune_cuda._checks.arguments import (
+    FLOATING,
+    INTEGER,
+    WAY_OUT,
+    as_int,
+    check_dense,
+    check_tensor,
 )
+from dynprune_cuda.functional.soft_targets import check_soft_shape, is_soft
 
 
 class Rows(NamedTuple):
@@ -91,7 +93,7 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
         TypeError: An argument has the wrong type.
         ValueError: A shape or `class_dim` is wrong; names what to use instead.
     """
-    check_tensor("logits", logits, FLOATING)
+    check_tensor("logits", logits, FLOATING, WAY_OUT)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
     check_dense("target", target)
@@ -99,7 +101,7 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
         dim = as_int("class_dim", class_dim)
         raise ValueError(f"class_dim must be 1, as torch has it, or -1, the last, got {dim}")
     if logits.dim() == 0:
-        raise ValueError("logits must have a dimension of classes, got a 0-d tensor")
+        raise ValueError(f"logits must have a dimension of classes, got a 0-d tensor; {WAY_OUT}")
     if is_soft(target):
         return _soft_rows(logits, target, class_dim)
     if logits.dim() == 1:
@@ -112,12 +114,12 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
     last = logits.movedim(class_dim, -1)
     shape = tuple(last.shape[:-1])
     if target.shape != shape:
-        hint = f"; {WAY_OUT}"
+        hint = ""
         if logits.dim() > 2 and class_dim == 1 and target.shape == logits.shape[:-1]:
             hint = ": if the classes are the last dimension, pass class_dim=-1"
         raise ValueError(
             f"target must have shape {shape} with logits of shape {tuple(logits.shape)} and "
-            f"class_dim={class_dim}, got {tuple(target.shape)}{hint}"
+            f"class_dim={class_dim}, got {tuple(target.shape)}{hint}; {WAY_OUT}"
         )
     if logits.dim() == 2:
         return Rows(logits, target, shape, shape[0], 1)
@@ -127,11 +129,7 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
 
 def _soft_rows(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
     """Returns the rows of logits with probabilities: both [R, C], copied if classes are apart."""
-    if target.shape != logits.shape:
-        raise ValueError(
-            f"target must be int64, or probabilities in the shape of logits, "
-            f"{tuple(logits.shape)}, got {target.dtype} of shape {tuple(target.shape)}; {WAY_OUT}"
-        )
+    check_soft_shape(logits, target)
     if logits.dim() == 1:
         return Rows(logits[None], target[None], (), 1, 1)
     if logits.dim() == 2:

@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune_cuda._checks.arguments import FLOATING, as_int, check_tensor
+from dynprune_cuda._checks.arguments import FLOATING, WAY_OUT, as_int, check_tensor
 
 
 def is_soft(target: Any) -> bool:
     """Returns whether a target holds probabilities, not class indices: by its dtype, as torch."""
     return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def check_soft_shape(logits: Tensor, target: Tensor) -> None:
+    """Refuses probabilities in another shape than that of logits, with a ValueError."""
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"target must be int64, or probabilities in the shape of logits, "
+            f"{tuple(logits.shape)}, got {target.dtype} of shape {tuple(target.shape)}; {WAY_OUT}"
+        )
 
 
 def check_soft(
@@ -36,12 +45,8 @@ def check_soft(
         TypeError: `ignore_index` has the wrong type.
         ValueError: Anything else is wrong; names what to use instead.
     """
-    check_tensor("target", target, FLOATING)
-    if target.shape != logits.shape:
-        raise ValueError(
-            f"target must be int64, or probabilities in the shape of logits, "
-            f"{tuple(logits.shape)}, got {target.dtype} of shape {tuple(target.shape)}"
-        )
+    check_tensor("target", target, FLOATING, WAY_OUT)
+    check_soft_shape(logits, target)
     if logits.shape[-1] >= 1 << 31:
         raise ValueError(
             f"logits must have fewer than 2^31 classes if target holds probabilities, got "

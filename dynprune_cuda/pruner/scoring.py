@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune_cuda import functional
-from dynprune_cuda._checks.arguments import FLOATING, INTEGER, check_dense, check_vector
+from dynprune_cuda._checks.arguments import FLOATING, INTEGER, WAY_OUT, check_dense, check_vector
 from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
 from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
@@ -169,7 +169,9 @@ class Scoring(RunStatus):
         if target.is_nested:
             raise ValueError("target must be a dense tensor, got a nested tensor")
         if target.dim() == 0:
-            raise ValueError(f"target must have {len(logits)} rows, as logits, got shape ()")
+            raise ValueError(
+                f"target must have {len(logits)} rows, as logits, got shape (); {WAY_OUT}"
+            )
         visits = self._visits(
             ids, sample_weight, cu_seqlens, num_rows=len(target), rows_per_id=rows_per_id
         )

@@ -508,7 +508,7 @@ X, T = torch.zeros(4, 5), torch.zeros(4, 5)
         (TypeError, "logits must be a torch.Tensor", ([1.0], T), {}),
         (ValueError, "logits must have dtype", (X.long(), T), {}),
         (ValueError, "flatten logits and targets", (X[None], T[None]), {}),
-        (ValueError, "use Pruner.observe", (X[None], T[None]), {}),
+        (ValueError, "Pruner.observe", (X[None], T[None]), {}),
         (ValueError, "at least one label", (X[:, :0], T[:, :0]), {}),
         (TypeError, "target must be a torch.Tensor", (X, [0]), {}),
         (ValueError, r"pass target.to\(logits.dtype\)", (X, T.long()), {}),
