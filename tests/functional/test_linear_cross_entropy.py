@@ -229,7 +229,7 @@ def test_softcap_and_z_loss_with_kept_tokens() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_adds_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype) -> None:
     hidden, weight, target, offset = make(dtype)
     found = scored_linear_cross_entropy(hidden, weight, target, bias=offset, chunk_rows=4)
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight, offset)]
@@ -240,6 +240,38 @@ def test_half_precision_adds_in_float32(dtype: torch.dtype) -> None:
     for gradient, wanted in zip(own, gradients(expected, *exact), strict=True):
         assert gradient.dtype == dtype
         torch.testing.assert_close(gradient.double(), wanted, rtol=5e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_many_chunks_lose_nothing(dtype: torch.dtype, autocast: bool) -> None:
+    """Sums of many like terms: one in 16 bits stops to grow after 2^8 (bfloat16) or 2^11 of them.
+
+    The greatest sum, 1.5e4, is one that float16 holds.
+    """
+    rows, classes = 4096, 3
+    generator = torch.Generator().manual_seed(1)
+    hidden = (5 + torch.rand(rows, 4, generator=generator)).to(dtype)
+    weight, bias = torch.zeros(classes, 4, dtype=dtype), torch.zeros(classes, dtype=dtype)
+    target = torch.zeros(rows, dtype=torch.int64)
+    exact = [x.double().requires_grad_() for x in (weight, bias)]
+    expected = F.cross_entropy(F.linear(hidden.double(), *exact), target, reduction="sum")
+    kind = torch.float32 if autocast else dtype
+    leaves = [x.to(kind).requires_grad_() for x in (weight, bias)]
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        found = scored_linear_cross_entropy(
+            hidden.to(kind),
+            leaves[0],
+            target,
+            bias=leaves[1],
+            reduction="sum",
+            chunk_rows=1,
+        )
+    for gradient, wanted in zip(
+        gradients(found.loss, *leaves), gradients(expected, *exact), strict=True
+    ):
+        assert gradient.dtype == kind
+        torch.testing.assert_close(gradient.double(), wanted, rtol=1e-2, atol=0)
 
 
 def test_autocast_gives_gradients_in_float32() -> None:
