@@ -126,6 +126,7 @@ def linear_cross_entropy(
             grad_weight += grad.t() @ inputs
         if wants[2]:
             grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+        del grad  # before the next chunk's logits are made
     return results  # type: ignore[return-value]
 
 
