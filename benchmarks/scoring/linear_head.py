@@ -6,8 +6,9 @@
 Ours computes the scores of every token too. The rivals compute the loss and its gradients only:
 the whole logits by `F.linear` and `F.cross_entropy`, the same in chunks of rows compiled by
 `torch.compile`, and torch's own `F.linear_cross_entropy` where it is there. "the three products" is
-the matrix products alone, in our chunks. Times are medians of interleaved rounds. The peak is that
-of a process of its own, above what hidden states, weight and their gradients take.
+the matrix products alone, once in our chunks and once of the whole matrix. Times are medians of
+interleaved rounds. The peak is that of a process of its own, above what hidden states, weight and
+their gradients take.
 """
 
 from __future__ import annotations
@@ -34,19 +35,15 @@ from benchmarks.common.memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import time_rounds
 from dynprune_cuda.functional import scored_linear_cross_entropy
-from dynprune_cuda.functional.linear_cross_entropy import CPU_CHUNK_BYTES
+from dynprune_cuda.functional.linear_cross_entropy import default_chunk_rows
 
-OURS, PRODUCTS = "scored_linear_cross_entropy", "the three products"
+OURS = "scored_linear_cross_entropy"
+PRODUCTS, WHOLE = "the three products, in our chunks", "the three products, whole"
 EAGER, COMPILED = "F.linear + F.cross_entropy", "compiled chunks"
 TORCH = "F.linear_cross_entropy"
 SHAPES = ((4096, 512, 32_768), (1024, 1024, 128_256))  # tokens, features, classes
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def chunk_rows(classes: int) -> int:
-    """Rows of our chunks on the CPU."""
-    return max(1, CPU_CHUNK_BYTES // (4 * classes))
 
 
 def ours(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -63,7 +60,7 @@ def chunk_sum(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) -> Tensor:
     """The logits of a chunk are computed again in the backward pass."""
-    rows, total = chunk_rows(len(weight)), hidden.new_zeros(())
+    rows, total = default_chunk_rows(hidden, weight, weight.dtype), hidden.new_zeros(())
     for first in range(0, len(hidden), rows):
         pieces = hidden[first : first + rows], weight, target[first : first + rows]
         loss = checkpoint(part, *pieces, use_reentrant=False)
@@ -72,9 +69,8 @@ def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) 
     return total / len(hidden)
 
 
-def three_products(hidden: Tensor, weight: Tensor, _target: Tensor) -> None:
-    """The matrix products of a step, chunk by chunk."""
-    rows = chunk_rows(len(weight))
+def three_products(hidden: Tensor, weight: Tensor, rows: int) -> None:
+    """The matrix products of a step, in chunks of so many rows."""
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
     for first in range(0, len(hidden), rows):
         part = hidden[first : first + rows]
@@ -114,8 +110,10 @@ def times(shape: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
     calls: dict[str, Any] = {
         name: functools.partial(step, loss, *inputs) for name, loss in losses().items()
     }
-    plain = [x.detach() for x in inputs]
-    calls[PRODUCTS] = functools.partial(three_products, *plain)
+    hidden, weight = (x.detach() for x in inputs[:2])
+    in_chunks = default_chunk_rows(hidden, weight, weight.dtype)
+    for name, rows in ((PRODUCTS, in_chunks), (WHOLE, len(hidden))):
+        calls[name] = functools.partial(three_products, hidden, weight, rows)
     return time_rounds(calls, torch.device("cpu"), rounds)
 
 
@@ -142,17 +140,25 @@ def measured_apart(name: str, shape: tuple[int, int, int], threads: int) -> int:
 def report(rows: Sequence[dict[str, Any]]) -> str:
     """A table of all shapes."""
     lines: list[Sequence[str]] = [
-        ("tokens, features, classes", "way", "ms", "to the products", "extra peak, MiB")
+        (
+            "tokens, features, classes",
+            "way",
+            "ms",
+            "to the products in chunks",
+            "to the whole products",
+            "extra peak, MiB",
+        )
     ]
     for row in rows:
-        milliseconds = 1e3 * statistics.median(row["seconds"])
+        seconds = statistics.median(row["seconds"])
         peak = row["extra_bytes"]
         lines.append(
             (
                 " × ".join(f"{n:,}" for n in row["shape"]),
                 row["name"],
-                f"{milliseconds:,.0f}",
-                f"{statistics.median(row['seconds']) / statistics.median(row['products']):.2f}",
+                f"{1e3 * seconds:,.0f}",
+                f"{seconds / statistics.median(row['products']):.2f}",
+                f"{seconds / statistics.median(row['whole_products']):.2f}",
                 "" if peak is None else f"{peak / 2**20:,.0f}",
             )
         )
@@ -179,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = times(shape, arguments.rounds)
         for name, taken in seconds.items():
             peak = None
-            if name != PRODUCTS:
+            if name not in (PRODUCTS, WHOLE):
                 peak = measured_apart(name, shape, arguments.threads)
             rows.append(
                 {
@@ -187,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "name": name,
                     "seconds": taken,
                     "products": seconds[PRODUCTS],
+                    "whole_products": seconds[WHOLE],
                     "extra_bytes": peak,
                 }
             )

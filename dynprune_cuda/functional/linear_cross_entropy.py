@@ -39,6 +39,12 @@ __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 # Bytes of a chunk's logits; their gradient takes as much. On a GPU every chunk reads and writes the
 # whole gradient of the weight, so that chunks are larger there.
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 16 << 20, 256 << 20
+# Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows these bytes
+# take longer than the multiplications, for any number of features.
+ENOUGH_CHUNK_ROWS = 128
+# A whole matrix has logits and as large a gradient too: chunks of more bytes than those above take
+# a tenth of both.
+CHUNKS_FOR_MEMORY = 10
 
 
 class LinearScoredLoss(NamedTuple):
@@ -130,7 +136,7 @@ def scored_linear_cross_entropy(
             `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 16 MiB of logits on the CPU, and 256
-            MiB on a GPU.
+            MiB on a GPU. If these are fewer than 128, then 128, but at most a tenth of all rows.
 
     Returns:
         A `LinearScoredLoss`.
@@ -156,8 +162,10 @@ def scored_linear_cross_entropy(
         z_loss=as_float("z_loss", z_loss, low=0.0),
     )
     if chunk_rows is None:
-        chunk_rows = _chunk_rows(weight, arguments.dtype)
-    arguments = arguments._replace(chunk_rows=as_int("chunk_rows", chunk_rows, minimum=1))
+        chunk_rows = default_chunk_rows(hidden, weight, arguments.dtype)
+    else:
+        chunk_rows = as_int("chunk_rows", chunk_rows, minimum=1)
+    arguments = arguments._replace(chunk_rows=chunk_rows)
     keys = _keys(rows, sample_ids, reduction)
     if num_items is not None:
         if reduction == "sum":
@@ -260,9 +268,13 @@ def _kept(
     return select_top_k(ranked, k, seed=seed, order="ascending")
 
 
-def _chunk_rows(weight: Tensor, dtype: torch.dtype) -> int:
+def default_chunk_rows(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
+    """Returns the rows of a chunk for products in `dtype`."""
     limit = GPU_CHUNK_BYTES if weight.is_cuda else CPU_CHUNK_BYTES
-    return max(1, limit // max(1, weight.shape[0] * dtype.itemsize))
+    by_bytes = limit // max(1, weight.shape[0] * dtype.itemsize)
+    if by_bytes >= ENOUGH_CHUNK_ROWS:
+        return by_bytes  # whatever the rows: torch.compile need not trace their number
+    return max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, hidden.shape[0] // CHUNKS_FOR_MEMORY))
 
 
 def _check(

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """scored_linear_cross_entropy against a whole matrix of logits."""
 
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynprune_cuda import functional
 from dynprune_cuda._ops import linear_cross_entropy as ops_module
+from dynprune_cuda.functional import linear_cross_entropy as module
 from dynprune_cuda.functional import scored_cross_entropy, scored_linear_cross_entropy
 
 ROWS, FEATURES, CLASSES = 37, 8, 11
@@ -365,6 +368,44 @@ def test_three_products_and_no_whole_logits(work: Work) -> None:
         loss.backward()
     assert work.multiplications == 3 * rows * FEATURES * classes
     assert work.largest <= max(16 * classes, rows * FEATURES, classes * FEATURES)
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most bytes that torch allocated at one time, in its C++ operators too."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    allocated = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return max(itertools.accumulate(number for _, number in sorted(allocated)))
+
+
+@pytest.mark.parametrize("keep_tokens", [None, 0.5])
+def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, keep_tokens: float | None
+) -> None:
+    monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)  # 2 rows of these classes
+    rows, classes = 1024, 2048
+    hidden = torch.randn(rows, FEATURES, requires_grad=True)
+    weight = torch.randn(classes, FEATURES, requires_grad=True)
+    target = torch.arange(rows) % classes
+    assert module.default_chunk_rows(hidden, weight, weight.dtype) == 102
+    assert module.default_chunk_rows(hidden[:200], weight, weight.dtype) == 20
+    assert module.default_chunk_rows(hidden[:9], weight, weight.dtype) == 2
+    assert module.default_chunk_rows(hidden.repeat(9, 1), weight, weight.dtype) == 128
+
+    def ours() -> object:
+        found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=keep_tokens)
+        return torch.autograd.grad(found.loss, (hidden, weight))
+
+    def eager() -> object:
+        return torch.autograd.grad(F.cross_entropy(hidden @ weight.t(), target), (hidden, weight))
+
+    gradients = 4 * FEATURES * (rows + classes)
+    logits_and_gradient = 2 * 4 * rows * classes
+    assert peak_bytes(eager) - gradients >= logits_and_gradient
+    own = peak_bytes(ours) - gradients
+    assert logits_and_gradient * 102 / rows <= own <= logits_and_gradient / 8
 
 
 @pytest.mark.parametrize(("wanted", "products"), [("none", 1), ("hidden", 2), ("weight", 2)])
