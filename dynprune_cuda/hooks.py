@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,11 +34,18 @@ def track_gradient_norm(
         track_gradient_norm(features, ids, pruner, scale=len(ids))
         loss_of(features).mean().backward()
 
+    The shape of the ids says what has a norm. With ids [B], a tensor [B, T, D] has one norm for
+    each sample, over all its T D elements. With ids [B, T], it has one for each row of D elements.
+    The rows of a sample are then one visit, and `row_reduction` of the pruner or the table makes
+    one score of their norms. The gradient of an ignored token is 0, and counts as a norm of 0: give
+    such rows the id -1.
+
     Args:
         tensor: [B, ...] floating point. If it needs no gradient, as in an evaluation under
             torch.no_grad(), nothing happens.
-        sample_ids: [B] any integer dtype, on the CPU or on the device of the scores.
-        into: A `Pruner` or a `ScoreTable`, or a function of (sample_ids, norms).
+        sample_ids: [B], or in the shape of the first dimensions of `tensor`; any integer dtype, on
+            the CPU or on the device of the scores. The same id may occur several times.
+        into: A `Pruner` or a `ScoreTable`, or a function of (sample_ids, norms), both 1-D.
         scale: Factor of the norms, finite: the batch size undoes the 1/B of a mean loss, 1 /
             loss_scale that of a loss scaler. A number, or a 0-d tensor.
 
@@ -51,14 +59,17 @@ def track_gradient_norm(
     if not isinstance(tensor, Tensor):
         raise TypeError(f"tensor must be a torch.Tensor, got {type(tensor).__name__}")
     check_dense("tensor", tensor)
-    check_ids(sample_ids)
+    check_ids(sample_ids, any_shape=True)
     if tensor.dtype not in FLOATING:
         raise ValueError(f"tensor must have a floating-point dtype, got {tensor.dtype}")
-    if tensor.dim() == 0 or len(tensor) != len(sample_ids):
+    rows = sample_ids.shape
+    if not rows or tensor.shape[: len(rows)] != rows:
         raise ValueError(
-            f"tensor must have {len(sample_ids)} rows, one per sample id, got shape "
-            f"{tuple(tensor.shape)}"
+            f"sample_ids must have shape {tuple(tensor.shape[:1])}, or that of more of the first "
+            f"dimensions of tensor, {tuple(tensor.shape)}, got {tuple(rows)}"
         )
+    if len(rows) > 1:
+        sample_ids = sample_ids.flatten()
     if not isinstance(scale, Tensor):
         scale = as_float("scale", scale, low=-torch.finfo(torch.float32).max)
     else:
@@ -85,11 +96,11 @@ def track_gradient_norm(
 
     def record(gradient: Tensor) -> None:
         with torch.no_grad():
-            rows = (
-                gradient.detach().flatten(1) if gradient.dim() > 1 else gradient.detach()[:, None]
-            )
-            compute = torch.float64 if rows.dtype == torch.float64 else torch.float32
-            enter(sample_ids, torch.linalg.vector_norm(rows, dim=1, dtype=compute) * scale)
+            compute = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+            # Without elements, reshape cannot tell how many a row has.
+            elements = math.prod(gradient.shape[len(rows) :])
+            by_row = gradient.detach().reshape(len(sample_ids), elements)
+            enter(sample_ids, torch.linalg.vector_norm(by_row, dim=1, dtype=compute) * scale)
 
     handle: RemovableHandle = tensor.register_hook(record)  # type: ignore[no-untyped-call]
     return handle

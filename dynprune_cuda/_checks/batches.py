@@ -11,17 +11,17 @@ from torch import Tensor
 from dynprune_cuda._checks.arguments import FLOATING, check_dense
 
 
-def check_ids(ids: Any) -> None:
-    """Checks the type, dtype and shape of a batch of sample ids."""
+def check_ids(ids: Any, *, any_shape: bool = False) -> None:
+    """Checks the type, dtype and shape of a batch of sample ids: 1-D, unless `any_shape`."""
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
     check_dense("ids", ids)
     dtype = ids.dtype
-    if dtype == torch.int64 and ids.dim() == 1:
+    if dtype == torch.int64 and (any_shape or ids.dim() == 1):
         return
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
         raise ValueError(f"ids must have an integer dtype, got {dtype}")
-    if ids.dim() != 1:
+    if not any_shape and ids.dim() != 1:
         raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
 
 

@@ -9,6 +9,7 @@ from dynprune_cuda import Pruner, ScoreTable, track_gradient_norm
 from dynprune_cuda import functional as F
 
 N = 20
+LONG_IDS = torch.zeros(4, 2, 1, dtype=torch.int64)
 
 
 def batch(device, rows=8, classes=5):
@@ -61,6 +62,47 @@ def test_the_gradient_is_not_changed_and_any_shape_is_normed(device):
     assert torch.equal(x.grad, 2 * weight)
     torch.testing.assert_close(seen["norms"], 3 * weight.flatten(1).norm(dim=1))
     assert seen["ids"] is ids and not seen["norms"].requires_grad
+
+
+@pytest.mark.parametrize("into", [Pruner, ScoreTable])
+@pytest.mark.parametrize("row_reduction", ["mean", "sum", "max", 0.4])
+def test_ids_of_tokens_give_norms_of_tokens(device, row_reduction, into):
+    """[B, T, D]: a sample's tokens, in several rows of the batch, are reduced to one visit."""
+    generator = torch.Generator().manual_seed(2)
+    gradient = torch.randn(4, 5, 3, generator=generator).to(device)
+    ids = torch.tensor([7, 2, 7, 3], dtype=torch.int32)[:, None].repeat(1, 5)
+    ids[0, 3:] = -1
+    ids[2, 1] = 2  # a packed document
+    norms = gradient.norm(dim=2).cpu()
+    for hidden_ids in (ids, ids.T.contiguous().T):
+        options = {"keep": 0.5} if into is Pruner else {}
+        sink = into(N, **options, device=device, row_reduction=row_reduction)
+        hidden = torch.zeros(4, 5, 3, device=device, requires_grad=True)
+        track_gradient_norm(hidden, hidden_ids, sink, scale=2.0)
+        (hidden * gradient).sum().backward()
+        table = sink.table if into is Pruner else sink
+        assert table.count.nonzero().flatten().tolist() == [2, 3, 7] and table.count.max() == 1
+        for i in (2, 3, 7):
+            rows = 2 * norms[ids == i]
+            if isinstance(row_reduction, float):
+                expected = rows.topk(int(row_reduction * len(rows) + 0.5)).values.mean()
+            else:
+                expected = getattr(rows, row_reduction)()
+            torch.testing.assert_close(table.mean[i].cpu(), expected)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2), (4, 0), (0, 3), (4, 0, 2)])
+def test_ids_of_every_number_of_dimensions(device, shape):
+    for dims in range(1, len(shape) + 1):
+        x = torch.ones(shape, device=device, requires_grad=True)
+        ids, seen = torch.zeros(shape[:dims], dtype=torch.int64), []
+        track_gradient_norm(x, ids, lambda *given, seen=seen: seen.append(given))
+        (x * 2).sum().backward()
+        ((its_ids, norms),) = seen
+        number = ids.numel()
+        assert its_ids.shape == norms.shape == (number,)
+        wanted = 2 * (x.numel() / number) ** 0.5 if number else 0.0
+        torch.testing.assert_close(norms, torch.full((number,), wanted, device=device))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -172,7 +214,15 @@ def test_last_layer_grand_is_the_norm_of_per_sample_gradients(device, bias):
         (TypeError, "into", lambda x, i: track_gradient_norm(x, i, 3)),
         (TypeError, "scale", lambda x, i: track_gradient_norm(x, i, print, scale="8")),
         (ValueError, "scale", lambda x, i: track_gradient_norm(x, i, print, scale=x[0])),
-        (ValueError, "3 rows", lambda x, i: track_gradient_norm(x, i[:3], print)),
+        (
+            ValueError,
+            r"sample_ids must have shape \(4,\).* \(4, 2\), got \(3,\)",
+            lambda x, i: track_gradient_norm(x, i[:3], print),
+        ),
+        (ValueError, r"got \(2, 4\)", lambda x, i: track_gradient_norm(x, i.expand(2, 4), print)),
+        (ValueError, r"got \(4, 2, 1\)", lambda x, i: track_gradient_norm(x, LONG_IDS, print)),
+        (ValueError, r"got \(\)", lambda x, i: track_gradient_norm(x, i[0], print)),
+        (ValueError, "integer dtype", lambda x, i: track_gradient_norm(x, x, print)),
         (ValueError, "floating", lambda x, i: track_gradient_norm(i, i, print)),
         (ValueError, "features", lambda x, i: F.last_layer_grand(x[:, 0], x[:2])),
         (ValueError, "el2n", lambda x, i: F.last_layer_grand(x, x)),
