@@ -90,6 +90,20 @@ def test_parameters_in_shards_are_trained_as_whole_ones(world):
         assert all(torch.equal(restored[name], table[name]) for name in table), rank
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_tokens_of_all_processes_divide_the_loss(world, tmp_path, accumulate):
+    """The Trainer counts `num_items_in_batch` over the processes, and undoes DDP's mean itself."""
+    import token_training
+
+    items, lengths, table, weights = token_training.train(tmp_path, 1, accumulate)
+    assert lengths == [48, 36]  # InfoBatch drops samples, and weighs others
+    ranks = [rank["tokens"][accumulate] for rank in world]
+    for its_items, its_lengths, its_table, its_weights in ranks:
+        assert its_items == items and its_lengths == lengths
+        torch.testing.assert_close(its_table, table, rtol=1e-4, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(its_weights, weights, rtol=1e-4, atol=1e-5)
+
+
 def test_timms_loader_is_divided_once(world):
     pytest.importorskip("timm.task")
     (first, table, weights), (second, other_table, other_weights) = (rank["timm"] for rank in world)

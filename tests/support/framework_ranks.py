@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import lightning as L
+import token_training
 import torch
 import torch.distributed as dist
 import transformers
@@ -197,6 +198,11 @@ def with_transformers(folder):
     return result(pruner, trainer.seen, model), None
 
 
+def with_tokens(folder):
+    """A model with labels, whose loss is divided by the items of all processes."""
+    return {n: token_training.train(folder / f"tokens{n}", 2, n) for n in (1, 2)}
+
+
 def with_timm():
     """Returns the ids of each epoch, of this rank, and what its pruner knows at the end."""
     from timm.data import create_loader
@@ -241,6 +247,7 @@ if __name__ == "__main__":
         "accelerate": with_accelerate(),
         "lightning": with_lightning(folder),
         "transformers": with_transformers(folder),
+        "tokens": with_tokens(folder),
         "timm": with_timm() if importlib.util.find_spec("timm") else None,
         "fsdp": with_fsdp(folder),  # last: it changes what Accelerate takes the processes for
     }
