@@ -50,6 +50,34 @@ def assert_same_tables(first, second):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("keep_tokens", [None, 0.4])
+def test_compiles_into_one_graph(device, keep_tokens, backend):
+    leaves, target, ids = make_batch(device=device)
+    options = {"keep_tokens": keep_tokens, "reduction": "sample", "num_items": 7}
+    if keep_tokens is not None:
+        options["reference_loss"] = torch.linspace(0, 4, target.numel(), device=device).view(6, 7)
+    if backend == "inductor" and keep_tokens is None:
+        options = {"sample_weight": torch.linspace(0, 2, BATCH, device=device)}
+    plain, pruner = make_pruner(device), make_pruner(device)
+
+    def step(pruner, hidden, weight, bias):
+        loss = pruner.linear_cross_entropy(hidden.tanh(), weight, target, ids, bias=bias, **options)
+        return loss * 2
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    for _ in range(2):
+        found, expected = compiled(pruner, *leaves), step(plain, *leaves)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
+        )
+    assert pruner.table.count.sum() == 6
+    assert_same_tables(pruner.table, plain.table)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sample"])
 @pytest.mark.parametrize("score", ["loss", "el2n", "entropy", "margin"])
 def test_equals_the_loss_of_the_whole_logits(device, score, reduction):

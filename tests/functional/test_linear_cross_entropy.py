@@ -481,20 +481,62 @@ def test_second_passes_are_refused() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.slow
-def test_compiled() -> None:
-    hidden, weight, target, offset = make(torch.float32)
+def assert_compiles(backend: str, dynamic: bool | None = None, **options: object) -> None:
+    """Into one graph, with the same results, for two numbers of rows."""
     torch._dynamo.reset()
 
-    def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def step(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, by_row: dict) -> tuple:
         inside = (hidden * 2).tanh()
-        return scored_linear_cross_entropy(inside, weight, target, bias=bias).loss * 3
+        found = scored_linear_cross_entropy(inside, weight, target, bias=bias, **by_row, **options)
+        return found._replace(loss=found.loss * 3)
 
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(
-        gradients(compiled(hidden, weight, offset), hidden, weight, offset),
-        gradients(step(hidden, weight, offset), hidden, weight, offset),
-    )
+    compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=dynamic)
+    for rows in (ROWS, 33):
+        hidden, weight, target, offset = make(torch.float32, rows)
+        by_row = {"sample_weight": torch.linspace(0, 2, rows)}
+        if "keep_tokens" in options:
+            by_row["reference_loss"] = torch.linspace(0, 4, rows)
+        if options.get("reduction") == "sample":
+            by_row["sample_ids"] = torch.arange(rows) // 4 - 1
+        arguments = hidden, weight, offset, target, by_row
+        found, expected = compiled(*arguments), step(*arguments)
+        for name, got, wanted in zip(found._fields, found, expected, strict=True):
+            torch.testing.assert_close(got, wanted, msg=name)
+        torch.testing.assert_close(
+            gradients(found.loss, hidden, weight, offset),
+            gradients(expected.loss, hidden, weight, offset),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"keep_tokens": 0.3},
+        {"reduction": "sample"},
+        {"reduction": "sample", "keep_tokens": 0.3, "num_items": 5},
+        {"num_items": torch.tensor(20)},
+        {"reduction": "sum", "softcap": 3.0, "z_loss": 0.1},
+    ],
+    ids=str,
+)
+def test_compiled(options: dict) -> None:
+    assert_compiles("aot_eager", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_chunks_of_a_share_of_the_rows(
+    monkeypatch: pytest.MonkeyPatch, dynamic: bool
+) -> None:
+    monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 100)
+    assert_compiles("aot_eager", dynamic)
+
+
+@pytest.mark.slow
+def test_compiled_with_inductor() -> None:
+    assert_compiles("inductor", keep_tokens=0.3)
 
 
 @pytest.mark.parametrize(
