@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from dynprune_cuda import Pruner, ScoreTable
 from dynprune_cuda import functional as F
+from dynprune_cuda.functional.shapes import rows_of
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 TOLERANCES = {  # of gradients
@@ -29,6 +30,7 @@ LAYOUTS = {
         torch.cat([x, x], 2).movedim(1, -1).contiguous()[:, : x.shape[2]],
         -1,
     ),
+    "cropped": lambda x: (torch.cat([x, x], -1)[..., : x.shape[-1]], 1),
     "every second": lambda x: (x.repeat_interleave(2, -1)[..., ::2], 1),
 }
 
@@ -86,6 +88,22 @@ def test_every_shape_is_as_torch_has_it(device, classes, dtype, layout):
             # A mean over nothing is NaN, and so is torch's gradient of it.
             wanted = exact.grad.nan_to_num(0)
             torch.testing.assert_close(its_grad.double(), wanted, **TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4, 6)])
+def test_no_layout_is_copied(layout, shape):
+    """Of class indices: the operators read the logits where they are."""
+    logits, target = make(shape, 5, torch.float32, "cpu")
+    laid, class_dim = LAYOUTS[layout](logits)
+    rows = rows_of(laid, target, class_dim)
+    is_view = rows.logits.untyped_storage().data_ptr() == laid.untyped_storage().data_ptr()
+    # No single stride leads from pixel to pixel of an image whose rows have gaps.
+    assert is_view == (layout != "cropped" or len(shape) == 2)
+    number, per_group = shape[0], target[0].numel()
+    assert rows.logits.shape == (number, per_group, 5)
+    expected = logits.movedim(1, -1).reshape(number, per_group, 5)
+    assert torch.equal(rows.logits, expected) and torch.equal(rows.target, target.flatten())
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2)])
@@ -298,8 +316,46 @@ def test_weights_of_tokens_and_samples_and_a_number_of_items(device, num_items):
             torch.testing.assert_close(loss, torch.stack(means).sum() / float(num_items))
 
 
+@pytest.mark.parametrize("kind", ["classes", "tokens", "probabilities", "labels"])
+@pytest.mark.parametrize("reduction", ["mean", "sample"])
+def test_accumulated_gradients_are_those_of_one_batch(device, kind, reduction):
+    """Two batches of different sizes, divided by the items of both."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, *([9] if kind == "tokens" else []), 5, generator=generator)
+    target = torch.randint(5, logits.shape[:-1], generator=generator)
+    target[target == 2], options = -100, {}
+    if kind == "tokens":
+        options["class_dim"] = -1
+    elif kind == "probabilities":
+        target = torch.rand(6, 5, generator=generator).softmax(1)
+    elif kind == "labels":
+        target = (torch.rand(6, 5, generator=generator) < 0.3).float()
+    logits, target = logits.to(device), target.to(device)
+    ids = torch.tensor([3, 1, 0, 7, 5, 4])
+    counted = target != -100 if kind in ("classes", "tokens") else torch.ones(6, dtype=torch.bool)
+    items = counted.sum() if reduction == "mean" else counted.view(6, -1).any(1).sum()
+    assert 2 < items < 6 or kind != "classes"
+    pruner = Pruner(8, 0.5, warmup_epochs=99, device=device)
+    pruner.set_epoch(0)
+    name = "binary_cross_entropy" if kind == "labels" else "cross_entropy"
+    loss_of = getattr(pruner, name)
+    whole = logits.clone().requires_grad_()
+    loss = loss_of(whole, target, ids, reduction=reduction, **options)
+    loss.backward()
+    for number in (int(items), items.to(device)):
+        x, total = logits.clone().requires_grad_(), 0.0
+        for part in (slice(0, 2), slice(2, 6)):
+            of_part = loss_of(
+                x[part], target[part], ids[part], reduction=reduction, num_items=number, **options
+            )
+            of_part.backward()
+            total += of_part.detach()
+        torch.testing.assert_close(total, loss.detach())
+        torch.testing.assert_close(x.grad, whole.grad)
+
+
 def test_factors_of_a_policy_reach_the_tokens(device):
-    """InfoBatch's, by sample, in one launch with those of the tokens."""
+    """InfoBatch's, by sample, beside weights of samples and of tokens."""
     logits, target, ids = sequences(device)
     pruner = Pruner(8, policy="infobatch", epochs=9, device=device)
     pruner.set_epoch(0)
@@ -308,9 +364,26 @@ def test_factors_of_a_policy_reach_the_tokens(device):
     factors = pruner.rescale(ids, torch.ones(6, device=device))
     assert (factors > 1).any()
     losses = cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(6, 9)
+    of_samples, of_tokens = torch.rand(6, device=device), torch.rand(6, 9, device=device)
     for x, y, its_ids, options in forms(logits, target, ids):
         loss = pruner.cross_entropy(x, y, its_ids, reduction="sum", **options)
         torch.testing.assert_close(loss, (losses * factors[:, None]).sum())
+        tokens, samples = of_tokens.flatten(), of_samples
+        if y.numel() > tokens.numel():  # padded by two rows before, and one behind
+            tokens = torch.cat([tokens[:2], tokens, tokens[:1]])
+        if its_ids.dim() == 2:
+            samples = of_samples[:, None].expand(6, 9)
+        loss = pruner.cross_entropy(
+            x,
+            y,
+            its_ids,
+            reduction="sum",
+            token_weight=tokens.view(y.shape),
+            sample_weight=samples,
+            **options,
+        )
+        expected = (losses * (factors * of_samples)[:, None] * of_tokens).sum()
+        torch.testing.assert_close(loss, expected)
 
 
 def test_one_row(device):
