@@ -157,3 +157,35 @@ def test_mixed_batches_keep_their_ids_and_are_scored_by_them(name):
     assert mixed > 3 and torch.equal(first.times_selected, second.times_selected)
     torch.testing.assert_close(first.table.mean, second.table.mean)
     torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
+
+
+@pytest.mark.parametrize("score", ["loss", "el2n"])
+@pytest.mark.parametrize("name", MIXES)
+def test_mixed_batches_go_through_the_fused_loss(name, score):
+    """torchvision's probabilities as targets of `Pruner.cross_entropy`, against torch in float64."""
+    mix = mixer(name)
+    pruner = Pruner(N, 0.4, "ucb", warmup_epochs=2, score=score)
+    loader = DataLoader(
+        pruner.wrap(Samples(SAMPLES["tuple"])),
+        batch_sampler=pruner.batch_sampler(BATCH),
+        collate_fn=CollateWithIds(lambda batch: mix(*default_collate(batch))),
+    )
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES))
+    pruner.set_epoch(0)
+    mixed, expected = 0, torch.full((N,), torch.nan)
+    for images, targets, ids in loader:
+        logits = model(images)
+        logits.retain_grad()
+        loss = pruner.cross_entropy(logits, targets, ids)
+        loss.backward()
+        exact = logits.detach().double().requires_grad_()
+        losses = F.cross_entropy(exact, targets.double(), reduction="none")
+        losses.mean().backward()
+        torch.testing.assert_close(loss.double(), losses.mean(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+        el2n = (exact.softmax(1) - targets).norm(dim=1)
+        expected[ids] = (losses if score == "loss" else el2n).detach().float()
+        mixed += int((targets.max(1).values < 0.999).any())
+    assert mixed > 1 and pruner.table.count.tolist() == [1] * N
+    torch.testing.assert_close(pruner.table.mean, expected, rtol=1e-5, atol=1e-6)
