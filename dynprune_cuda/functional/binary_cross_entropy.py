@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def scored_binary_cross_entropy(
     *,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
-    reduction: Literal["none", "mean", "sum"] = "none",
+    reduction: ReductionName = "none",
 ) -> ScoredLoss:
     """Binary cross-entropy of samples with several labels, and their scores, from one pass.
 
@@ -110,6 +110,8 @@ def scored_binary_cross_entropy(
             sample without any known label has loss and scores 0.
         pos_weight: [L], or of one element: factors of the losses of positive labels, or None.
         reduction: "none": [B], one loss per sample. "mean" and "sum" as torch: over all labels.
+            "sample" is the mean over the samples of each one's own mean. Each row is a sample here,
+            so that it equals "mean"; `scored_binary_cross_entropy_step_` knows which rows are one.
 
     Returns:
         A `ScoredLoss` with one value per sample.
@@ -120,9 +122,9 @@ def scored_binary_cross_entropy(
     """
     labels = check_labels(logits, target, weight, pos_weight)
     refuse_transforms("scored_binary_cross_entropy", GRADIENTS, TORCH_LOSS)
-    as_choice("reduction", reduction, REDUCTIONS)
+    as_choice("reduction", reduction, LOSS_REDUCTIONS)
     scored = ScoredLoss(*checking_weights(scored_losses, BINARY_CROSS_ENTROPY, *labels))
-    if reduction == "mean":
+    if reduction in ("mean", "sample"):
         return scored._replace(loss=scored.loss.mean())
     if reduction == "sum":
         return scored._replace(loss=scored.loss.sum() * labels.logits.shape[1])

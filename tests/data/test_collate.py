@@ -162,7 +162,7 @@ def test_mixed_batches_keep_their_ids_and_are_scored_by_them(name):
 @pytest.mark.parametrize("score", ["loss", "el2n"])
 @pytest.mark.parametrize("name", MIXES)
 def test_mixed_batches_go_through_the_fused_loss(name, score):
-    """torchvision's probabilities as targets of `Pruner.cross_entropy`, against torch in float64."""
+    """torchvision's probabilities as targets of `Pruner.cross_entropy`, in float64 by torch."""
     mix = mixer(name)
     pruner = Pruner(N, 0.4, "ucb", warmup_epochs=2, score=score)
     loader = DataLoader(

@@ -149,16 +149,20 @@ def test_weights_of_labels_and_of_positive_ones(device, dtype, per_row):
         torch.testing.assert_close(x.grad, slopes.to(dtype), **GRADIENT_TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 def test_reductions_are_those_of_torch(device, reduction):
     x, target = make(19, 21, torch.float64, device, soft=True)
     weight, pos_weight = (w.double() for w in make_weights(19, 21, device))
     ours, theirs = (x.clone().requires_grad_() for _ in range(2))
     options = {"weight": weight, "pos_weight": pos_weight, "reduction": reduction}
     loss = F.scored_binary_cross_entropy(ours, target, **options).loss
+    if reduction == "sample":  # the mean of the rows' own means
+        options["reduction"] = "none"
     wanted = binary_cross_entropy_with_logits(theirs, target.double(), **options)
-    if reduction == "none":
+    if options["reduction"] == "none":
         wanted = wanted.mean(1)
+    if reduction == "sample":
+        wanted = wanted.mean()
     torch.testing.assert_close(loss, wanted)
     loss.sum().backward()
     wanted.sum().backward()
@@ -521,7 +525,7 @@ X, T = torch.zeros(4, 5), torch.zeros(4, 5)
         (ValueError, "pos_weight must have shape", (X, T), {"pos_weight": torch.ones(4)}),
         (ValueError, "pos_weight must have shape", (X, T), {"pos_weight": torch.ones(4, 5)}),
         (ValueError, "pos_weight must have dtype", (X, T), {"pos_weight": torch.ones(5).int()}),
-        (ValueError, "reduction must be one of", (X, T), {"reduction": "sample"}),
+        (ValueError, "reduction must be one of", (X, T), {"reduction": "average"}),
         (ValueError, "target must be a dense tensor", (X, T.to_sparse()), {}),
     ],
 )  # fmt: skip
