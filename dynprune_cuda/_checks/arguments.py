@@ -194,7 +194,7 @@ def are_ordinary(tensors: Sequence[Any]) -> bool:
         if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_meta:
             return False
         # 0 bytes if it was freed, or if it has no elements.
-        if tensor.is_neg() or not tensor.untyped_storage().nbytes():
+        if tensor.is_nested or tensor.is_neg() or not tensor.untyped_storage().nbytes():
             return False
     return True
 

@@ -59,7 +59,10 @@ class Run(ABC):
         ranks: The processes that train together.
         table: The scores that this process holds.
         state: Where the run is.
+        is_direct: Whether the rows of the table are those of the ids, and no loss has a factor.
     """
+
+    is_direct = False
 
     def __init__(self, config: Config, ranks: Ranks, table: ScoreTable) -> None:
         """Begins before the first epoch."""
@@ -213,20 +216,21 @@ class Run(ABC):
 
     def commit(self, target: UpdateTarget, ids: Tensor) -> str | None:
         """Accepts what a scored step wrote; returns what to warn of."""
-        return self._note(ids)
+        return self.note(ids)
 
     def observe(
         self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None
     ) -> str | None:
         """Records values; returns what to warn of. `alpha` is that of `ScoreTable.update`."""
         self.table.update(self._scored(ids), values, correct, alpha)
-        return self._note(ids)
+        return self.note(ids)
 
     def _scored(self, ids: Tensor) -> Tensor:
         """Returns the ids whose scores count; visits of padding are -1."""
         return ids
 
-    def _note(self, ids: Tensor) -> str | None:
+    def note(self, ids: Tensor) -> str | None:
+        """Notes that scores were recorded; returns what to warn of."""
         self._observed = True
         if self._unscheduled is not None:
             self._unscheduled += ids.shape[0]

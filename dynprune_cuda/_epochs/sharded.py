@@ -295,7 +295,7 @@ class ShardedRun(Run):
             # Rows that were ignored have entered nothing.
             counts = (columns.count > 0) | columns.last_non_finite
             self._repeats.mark(torch.where(counts, self._on_device(ids), -1))
-        return self._note(ids)
+        return self.note(ids)
 
     def observe(
         self, ids: Tensor, values: Tensor, correct: Tensor | None, alpha: float | None = None

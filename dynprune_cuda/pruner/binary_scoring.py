@@ -11,6 +11,7 @@ from torch import Tensor
 from dynprune_cuda.functional.binary_cross_entropy import binary_step, check_labels
 from dynprune_cuda.functional.step_loss import TableOptions
 from dynprune_cuda.pruner.linear_scoring import LinearScoring
+from dynprune_cuda.pruner.ordinary import ordinary_binary_cross_entropy
 
 __all__ = ["BinaryScoring"]
 
@@ -65,6 +66,13 @@ class BinaryScoring(LinearScoring):
                 may wait raises, such as `set_epoch`.
             IndexError: An id is out of range; likewise.
         """
+        if weight is pos_weight is sample_weight is grad_scale is num_items is None:
+            place = self._run, self._ticket, self._score
+            step = ordinary_binary_cross_entropy(*place, logits, target, ids, reduction)
+            if step is not None:
+                if message := self._run.note(ids):
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+                return step
         labels = check_labels(logits, target, weight, pos_weight)
         visits = self._visits(ids, sample_weight, None, num_rows=len(labels.target), rows_per_id=1)
         table = self.table

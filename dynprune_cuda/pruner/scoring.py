@@ -23,6 +23,7 @@ from dynprune_cuda.functional.step_loss import (
     loss_terms,
     step_loss,
 )
+from dynprune_cuda.pruner.ordinary import ordinary_cross_entropy
 from dynprune_cuda.pruner.status import RunStatus
 from dynprune_cuda.pruner.visits import Visits
 from dynprune_cuda.rescoring import (
@@ -151,6 +152,18 @@ class Scoring(RunStatus):
             IndexError: A target or an id is out of range. On a GPU the row is skipped, and the next
                 call that may wait, such as `set_epoch`, raises the error.
         """
+        if (
+            weight is sample_weight is target_b is lam is grad_scale is None
+            and cu_seqlens is token_weight is num_items is None
+            and type(class_dim) is int
+            and class_dim == 1
+        ):
+            place, given = (self._run, self._ticket, self._score), (ignore_index, label_smoothing)
+            step = ordinary_cross_entropy(*place, logits, target, ids, reduction, *given)
+            if step is not None:
+                if message := self._run.note(ids):
+                    warnings.warn(message, RuntimeWarning, stacklevel=2)
+                return step
         table = self.table
         rows: Rows | None = None
         rows_per_id = 1

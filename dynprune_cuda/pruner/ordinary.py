@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ordinary steps: plain tensors, no options. They go to the operator without detours.
+
+Python code that ran long ago is slow, and a small step has few other costs. The operator checks its
+arguments before it changes anything, but names less of them. So a step that it refuses is not
+ordinary, and takes the way with the checks in Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dynprune_cuda._checks.arguments import are_ordinary
+from dynprune_cuda._epochs.run import Run
+from dynprune_cuda._ops import BinaryArguments, BinaryStepLoss, StepLoss
+from dynprune_cuda._ops.contract import Reduction, StepArguments
+
+_REFUSALS = (IndexError, RuntimeError, TypeError, ValueError)
+_REDUCTIONS = {reduction.name.lower(): int(reduction) for reduction in Reduction}
+
+
+def _is_ordinary(run: Run, logits: Any, target: Any, ids: Any, reduction: Any) -> bool:
+    """Returns whether the operators check the rest of a step without other arguments."""
+    return (
+        run.is_direct
+        and type(reduction) is str
+        and reduction in _REDUCTIONS
+        and type(run.table.row_rule) is int
+        and are_ordinary((logits, target, ids))
+        and logits.dim() == 2
+        and forward_ad._current_level < 0
+    )
+
+
+def ordinary_cross_entropy(
+    run: Run,
+    ticket: Tensor | None,
+    score: int,
+    logits: Any,
+    target: Any,
+    ids: Any,
+    reduction: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+) -> Tensor | None:
+    """Returns the loss of an ordinary step with class indices, which recorded the scores.
+
+    Args:
+        run: Whose table is written.
+        ticket: Of the launches, on a GPU.
+        score: Place of the score in `SCORES`.
+        logits: As `Pruner.cross_entropy` was given them.
+        target: Likewise.
+        ids: Likewise.
+        reduction: Likewise.
+        ignore_index: Likewise.
+        label_smoothing: Likewise.
+
+    Returns:
+        The loss; None if the step is not ordinary, and nothing happened.
+    """
+    if (
+        not _is_ordinary(run, logits, target, ids, reduction)
+        or target.is_floating_point()
+        or type(ignore_index) is not int
+        or type(label_smoothing) is not float
+    ):
+        return None
+    table, columns = run.table, run.table.columns()
+    arguments = StepArguments._make(
+        (
+            target,
+            ids,
+            *columns,
+            ticket,
+            table.alpha,
+            table.first_visit == "published",
+            score,
+            table.row_rule,
+            1,
+            _REDUCTIONS[reduction],
+            None,
+            None,
+            None,
+            None,
+            ignore_index,
+            label_smoothing,
+            None,
+            None,
+            None,
+        )
+    )
+    try:
+        loss: Tensor = StepLoss.apply(logits, arguments, True)
+    except _REFUSALS:
+        return None
+    torch.autograd.graph.increment_version(columns.present())
+    return loss
+
+
+def ordinary_binary_cross_entropy(
+    run: Run, ticket: Tensor | None, score: int, logits: Any, target: Any, ids: Any, reduction: Any
+) -> Tensor | None:
+    """Returns the loss of an ordinary step with several labels; see `ordinary_cross_entropy`.
+
+    Args:
+        run: Whose table is written.
+        ticket: Of the launches, on a GPU.
+        score: Place of the score in `SCORES`.
+        logits: As `Pruner.binary_cross_entropy` was given them.
+        target: Likewise.
+        ids: Likewise.
+        reduction: Likewise.
+    """
+    if not _is_ordinary(run, logits, target, ids, reduction) or target.requires_grad:
+        return None
+    table, columns = run.table, run.table.columns()
+    arguments = BinaryArguments._make(
+        (
+            target,
+            ids,
+            *columns,
+            ticket,
+            table.alpha,
+            table.first_visit == "published",
+            score,
+            table.row_rule,
+            _REDUCTIONS[reduction],
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+    )
+    try:
+        loss: Tensor = BinaryStepLoss.apply(logits, arguments, True)
+    except _REFUSALS:
+        return None
+    torch.autograd.graph.increment_version(columns.present())
+    return loss
