@@ -159,6 +159,12 @@ class PrunerCallback(Callback):  # type: ignore[misc]
 
         It is what `trainer.estimated_stepping_batches` is for epochs of one length.
 
+        Args:
+            trainer: The trainer that runs the fit.
+
+        Returns:
+            The number of steps.
+
         Raises:
             ValueError: The run has no end, or the length of an epoch is not known yet.
         """
