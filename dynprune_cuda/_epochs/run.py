@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._checks.batches import move_without_waiting
-from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda._checks.saved_state import OTHER_COPY, StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.late import about_late_warmup, about_no_scores
 from dynprune_cuda._epochs.order import Share
@@ -356,7 +356,9 @@ class Run(ABC):
         # A stale selection is there between a resize and the next pruned epoch.
         fits = (total == 0 or not is_pruned) if start == STALE else total > 0
         if not fits:
-            raise ValueError("state_dict['subset'] is damaged: it contradicts 'subset_epoch'")
+            raise ValueError(
+                f"state_dict['subset'] is damaged: it contradicts 'subset_epoch'; {OTHER_COPY}"
+            )
         if saved.epoch is not None and is_pruned:
             wanted = schedule.period_start(saved.epoch)
             if start != wanted:

@@ -150,7 +150,10 @@ def _with_id(sample: Any, sample_id: int) -> Any:
         return (*sample, sample_id)
     if isinstance(sample, MutableMapping):
         if ID_KEY in sample:
-            raise ValueError(f"sample {sample_id} already has the key {ID_KEY!r}")
+            raise ValueError(
+                f"sample {sample_id} already has the key {ID_KEY!r}, where its id belongs: give "
+                "this field of the data set another name"
+            )
         labelled = copy.copy(sample)
         labelled[ID_KEY] = sample_id
         return labelled

@@ -268,7 +268,11 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if KEY not in checkpoint:
-            raise ValueError("the checkpoint is of a run without PrunerCallback")
+            raise ValueError(
+                "the checkpoint is of a run without PrunerCallback: it must have the entry "
+                f"{KEY!r}, got {sorted(map(str, checkpoint))}; start from its weights only, "
+                "without ckpt_path"
+            )
         state = checkpoint[KEY]
         self._batches.load_state_dict(state, self.sampler)
         self._batches.begin(state["epoch"])

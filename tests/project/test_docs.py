@@ -93,7 +93,7 @@ def test_every_committed_result_has_a_page():
 
 
 def test_every_committed_result_has_a_command():
-    """Its row in benchmarks/README.md names a program, and its page shows that program's command."""
+    """Its row in benchmarks/README.md names a program; its page shows the program's command."""
     index = (DOCS / "benchmarks" / "index.md").read_text()
     rows = re.findall(
         r"^\| [^|]+ \| `([\w.]+)[^|]*\|.*\|([^|]*)\|$",
