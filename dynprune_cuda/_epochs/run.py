@@ -28,7 +28,7 @@ from dynprune_cuda._epochs.state import (
     SavedState,
     Subset,
 )
-from dynprune_cuda._epochs.strays import visits_outside, warning
+from dynprune_cuda._epochs.strays import about_strays, visits_outside
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
@@ -418,7 +418,7 @@ class Run(ABC):
             start = schedule.period_start(epoch)
             if state.subset is None or self._is_due(epoch, start, state.subset):
                 subset = self._select(start, self._selection_seed(start))
-                unobserved, lacking = self._unobserved(epoch, start), self._lacking(subset)
+                unobserved, lacking = self._unobserved(epoch, start), self._about_lacking(subset)
                 messages = messages._replace(unobserved=unobserved, lacking=lacking)
                 chosen = self._mask_of(subset.ids)
                 again = None
@@ -487,7 +487,7 @@ class Run(ABC):
         assert outside is not None  # as when the epoch began
         on_purpose = self.ranks.add_up_(torch.full_like(outside, int(self._rescored)))
         number = int(torch.where(on_purpose > 0, 0, self._overlap(outside - self._outside)))
-        return None if self._strayed else warning(self.state.epoch, number)
+        return None if self._strayed else about_strays(self.state.epoch, number)
 
     def rescored(self) -> None:
         """Notes that samples outside the subset are scored on purpose in the current epoch."""
@@ -497,7 +497,7 @@ class Run(ABC):
         """Returns which samples the rows of the table are of."""
         return Shard(self.config.num_samples, 0, 1)
 
-    def _lacking(self, subset: Subset) -> str | None:
+    def _about_lacking(self, subset: Subset) -> str | None:
         """Returns a warning if a process has nothing of its own to train on."""
         return None
 

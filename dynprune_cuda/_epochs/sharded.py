@@ -244,13 +244,14 @@ class ShardedRun(Run):
         own = torch.tensor([len(ids)], device=self.table.device)
         return tuple(self.ranks.gather(own).flatten().tolist())
 
-    def _lacking(self, subset: Subset) -> str | None:
+    def _about_lacking(self, subset: Subset) -> str | None:
         if not self._stays or all(subset.sizes):
             return None
         without = [rank for rank, size in enumerate(subset.sizes) if not size]
         return (
             f"rank {without} holds none of the selected samples, and with surplus='local' "
-            "fills up with others of its own, whose scores do not change"
+            "trains on others of its own, chosen at random, whose scores do not change; keep more, "
+            "or distribute the samples at random"
         )
 
     # ---- visits

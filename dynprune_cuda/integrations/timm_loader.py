@@ -208,8 +208,8 @@ class PrunedLoader:
         if self._ids is not None:
             self._ids = None  # or they would be those of whatever is scored next
             raise RuntimeError(
-                "the last batch of the loader was not scored: call prune_task(task, loader) behind "
-                "the task's construction, and train by task(input, target)"
+                "the last batch of the loader was not scored: call prune_task(task, loader) after "
+                "the task is made, and train by task(input, target)"
             )
 
 
