@@ -7,8 +7,8 @@ The work of a rank is a cost per item and pass, times its items. A message takes
 fixed costs of calls count in the steps, where batches are small, and not elsewhere. Shares are
 equal and shards contiguous.
 
-The messages are those of the package and of the backends. gloo reduces around a ring; NCCL uses a
-ring or a tree, whichever is faster. Both gather around a ring, where NCCL may do better. Both send
+The messages are those of the package and of the backends. gloo reduces around a ring. NCCL takes
+the faster one of a ring and a tree. Both gather around a ring, where NCCL may do better. Both send
 an all-to-all as R - 1 messages, which they post at once. One latency for each of them therefore is
 an upper bound; `at_once` counts one latency in all.
 """

@@ -336,8 +336,8 @@ class Run(ABC):
         theirs, own = read.state.get("num_samples"), self.config.num_samples
         if type(theirs) is int and 0 < theirs < own:
             raise ValueError(
-                f"state_dict is of another run: its num_samples is {theirs}, and here it is {own}; "
-                "if these are the first ones of the same data, load it with grow=True"
+                f"state_dict is of another run: its num_samples is {theirs}, and here it is {own}. "
+                "If these are the first samples of the same data, load it with grow=True"
             )
         for name, mine in settings.items():
             if name not in ("version", "seed"):

@@ -41,8 +41,8 @@ def about_strays(epoch: int, number: int) -> str | None:
     if number <= 0:
         return None
     return (
-        f"at least {number} visits in epoch {epoch} were of samples outside its subset: the loader "
-        "does not follow the pruner, and prunes less than it should, or nothing; make it as "
+        f"at least {number} visits in epoch {epoch} were of samples outside its subset. The loader "
+        "does not follow the pruner, and prunes less than it should, or nothing. Make it as "
         "DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(batch_size)), "
         "without shuffle= (if you recorded their scores on purpose, filter this warning)"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sample ids travel out of a loader: with the samples of their batch."""
+"""Adds sample ids to the batches of a loader."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class IndexedDataset(Dataset[Any]):
     def __getattr__(self, name: str) -> Any:
         """Returns the wrapped dataset's attribute."""
         # Runs only for what is not found otherwise. While an object is being unpickled or copied
-        # there is no `dataset` yet, and asking for it here would never end.
+        # there is no `dataset` yet, and reading it here would never end.
         if name == "dataset" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.dataset, name)

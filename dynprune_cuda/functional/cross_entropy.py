@@ -54,7 +54,7 @@ class ScoredLoss(NamedTuple):
             differentiable. float32, or float64 for float64 logits, as the other scores.
         el2n: Euclidean norm of p - onehot(y) (Paul, Ganguli & Dziugaite 2021, section 3); of p - t
             for probabilities t.
-        entropy: Of p, in nats.
+        entropy: Entropy of p, in nats.
         margin: Logit of the target minus the greatest other logit.
         correct: bool, margin > 0; a tie for the greatest logit is not correct.
     """

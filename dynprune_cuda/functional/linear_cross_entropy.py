@@ -53,10 +53,10 @@ class LinearScoredLoss(NamedTuple):
     Attributes:
         loss: 0-d, the reduced loss; float32, or float64 for products in float64, as the scores.
         row_loss: Each row's loss before `sample_weight`, in the shape of the targets.
-        el2n: Likewise, as in `ScoredLoss`.
-        entropy: Likewise.
-        margin: Likewise.
-        correct: Likewise, bool.
+        el2n: Each row's EL2N, in the shape of the targets; see `ScoredLoss`.
+        entropy: Each row's entropy, in the shape of the targets; see `ScoredLoss`.
+        margin: Each row's margin, in the shape of the targets; see `ScoredLoss`.
+        correct: Whether each row is classified correctly, bool, in the shape of the targets.
         kept: int64 [k], the rows that were trained on, ascending, counted in the flat targets; None
             without `keep_tokens`.
     """

@@ -362,16 +362,16 @@ class Pruner(BinaryScoring):
     def state_dict(self) -> dict[str, Any]:
         """Returns all that decides how the run goes on: scores, subset, epoch, seed. May wait.
 
-        A run that loads it goes on bit for bit; the position inside the epoch belongs to the
-        sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
-        rest are ints, floats and strings: `torch.load(weights_only=True)` and
+        A run that loads it continues with bit-identical results. The position inside the epoch
+        belongs to the sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on
+        `device`, and the rest are ints, floats and strings: `torch.load(weights_only=True)` and
         `torch.distributed.checkpoint` take it. Its version ends with a checksum of its contents,
         also of those that are spread over processes.
 
         With several processes, this one asks no other for anything. After `set_epoch` the states
         of all of them are equal, and one is enough. In mid-epoch each holds the scores that it has
-        seen itself: to go on bit for bit, each saves and loads its own. From the state of one, all
-        of them go on too, without what the others had seen since `set_epoch`.
+        seen itself: for bit-identical results, each saves and loads its own. From the state of one,
+        all of them continue too, without what the others had seen since `set_epoch`.
 
         With sharding="shard" the call is collective: it routes what was observed first. With
         several processes, the columns are then DTensors, sharded along the samples, which

@@ -41,7 +41,7 @@ class StaticScores:
         seeds: The seeds of the models over which the scores are the mean.
         epochs: How long each of them was trained.
         about: What the scores belong to, in your own words, such as the data and the model.
-        versions: Of this package and of torch, when the scores were computed.
+        versions: Versions of this package and of torch that computed the scores.
 
     Raises:
         TypeError: An attribute has the wrong type.
@@ -106,7 +106,7 @@ class StaticScores:
         its contents, and `load` refuses a file whose contents have changed.
 
         Args:
-            path: Of the file; an older one is replaced.
+            path: Path of the file; an older file is replaced.
         """
         path = as_path("path", path)
         state = {name: getattr(self, name) for name in _ENTRIES[1:]}
