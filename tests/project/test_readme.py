@@ -7,10 +7,10 @@ import re
 
 import ci
 import pages
+import try_install
 from paths import ROOT
 
-PATH = ROOT / "README.md"
-README = PATH.read_text()
+README = (ROOT / "README.md").read_text()
 DIFFS = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
 
 
@@ -54,9 +54,15 @@ def test_three_lines_change_beside_imports_and_the_pruner() -> None:
     assert len([line for line in added if line not in setup and "for " not in line]) == 3
 
 
-def test_the_blocks_of_python_run() -> None:
-    namespace = pages.training_script()
-    pages.run(PATH, namespace)
+def test_every_block_is_run_somewhere() -> None:
+    """The diff above, the commands for installing by `make wheel`, those of make by CI's jobs."""
+    fences = re.findall(r"^```(\w+)$", README, re.MULTILINE)
+    assert fences == ["sh", "diff", "sh"], "a new block needs a test that runs it"
+    installing, making = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert try_install.commands(README) == installing
+    assert "pip install" in installing and "build_info()" in installing
+    assert all(line.startswith("make ") for line in making.splitlines())
+    assert "try_install(" in (ROOT / "scripts" / "dist.py").read_text()
 
 
 def test_make_targets_exist() -> None:
