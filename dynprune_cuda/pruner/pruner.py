@@ -97,11 +97,11 @@ class Pruner(BinaryScoring):
             num_samples: Size of the training set.
             keep: How much of it a pruned epoch trains on. A float in (0, 1] is a fraction: it gives
                 `max(1, floor(keep * num_samples + 0.5))` samples. An int is the number itself. A
-                sequence has one such entry per epoch, of which the last one goes on. A function
-                gets the epoch, and must always return the same for it. A selection uses the value
-                of its own epoch: a change shows at the next one. A policy that decides the number
-                itself (full data, a static subset) needs no `keep`; if one is given, it must agree.
-                InfoBatch takes none.
+                sequence has one entry per epoch; its last entry holds for all later epochs. A
+                function gets the epoch, and must always return the same for it. A selection uses
+                the value of its own epoch: a change shows at the next one. A policy that decides
+                the number itself (full data, a static subset) needs no `keep`; if one is given, it
+                must agree. InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
             period: Epochs between selections, at least 1. None: 1; see docs/guides/choosing.md.
