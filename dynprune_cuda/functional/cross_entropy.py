@@ -35,7 +35,7 @@ ScoreName = Literal["loss", "el2n", "entropy", "margin"]
 # The names by number: tuple.index gives what the ops take.
 REDUCTIONS = tuple(reduction.name.lower() for reduction in Reduction)
 SCORES = tuple(score.name.lower() for score in Score)
-# What a caller may ask for: the ops do the mean over samples as a mean with weights.
+# What a caller may pass: the ops do the mean over samples as a mean with weights.
 LOSS_REDUCTIONS = (*REDUCTIONS, "sample")
 
 TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)

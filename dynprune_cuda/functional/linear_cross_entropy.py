@@ -173,7 +173,7 @@ def scored_linear_cross_entropy(
         num_items = as_divisor(num_items, hidden.device, arguments.row_weight.dtype)
     if keep_tokens is None:
         if reference_loss is not None:
-            raise ValueError("reference_loss needs keep_tokens, the share of rows to train on")
+            raise ValueError("reference_loss needs keep_tokens, a share in (0, 1], got None")
         arguments, divisor = _reduced(arguments, reduction, keys, num_items)
         return _result(LinearLoss.apply(hidden, weight, bias, arguments, divisor), rows)
     keep_tokens = as_float("keep_tokens", keep_tokens, low=0.0, high=1.0, above_low=True)
