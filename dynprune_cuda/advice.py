@@ -94,13 +94,14 @@ def about_batch_values(alpha: float, sharding: str) -> str:
     """Returns what a pruner warns of at the first value that several samples share.
 
     Args:
-        alpha: The weight with which these values enter.
+        alpha: The weight of these values in the averages.
         sharding: That of the pruner.
     """
     text = (
-        "a whole batch's loss tells little of one of its samples (at batch size 64, a rank "
-        "correlation of 0.28 with the true loss at alpha 0.1, of 0.09 at alpha 0.8): pass one "
-        f"value per sample, as of reduction='none', if you can; these enter with alpha={alpha}"
+        "a whole batch's loss tells little of one of its samples. At batch size 64, its rank "
+        "correlation with the true loss is 0.28 at alpha 0.1, and 0.09 at alpha 0.8. If you can, "
+        "pass one value per sample, as of reduction='none'; these are averaged with "
+        f"alpha={alpha}"
     )
     if sharding == "shard" and alpha > BATCH_ALPHA:
         text += f", that of the pruner, since scores are sharded: pass Pruner(alpha={BATCH_ALPHA})"

@@ -141,7 +141,7 @@ class BatchSelector:
                 collective and wait; a later call gathers 4 bytes a row and does not wait.
             epsilon: Random share of the k rows under "epsilon_greedy", in [0, 1].
             power: 0.5 or 1, of "weighted".
-            label_smoothing: Of the losses that rank, in [0, 1].
+            label_smoothing: Label smoothing of the losses that rank, in [0, 1].
             ignore_index: Target of rows that rank last under every policy but "uniform".
             seed: Any int, taken modulo 2**64.
             device: Where the logits are.
@@ -333,8 +333,8 @@ class BatchSelector:
         R * k rows, whatever was chosen.
 
         Args:
-            choice: Of this batch.
-            *tensors: Of the batch, [B, ...] of any dtype, on `device`.
+            choice: The choice for this batch.
+            *tensors: Tensors of the batch, [B, ...] of any dtype, on `device`.
 
         Returns:
             The rows of each tensor, [k, ...], in the order of `choice`.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds out whether the torch that a build sees is the one that the user has. Needs no torch.
 
-An isolated build has packages of its own. pip runs it by the user's interpreter, so that the user's
-packages can be found, although they cannot be imported. Elsewhere a build sees no torch at all,
-because pyproject.toml does not ask for one: to download one would take minutes and end in a module
-that the user's torch cannot load.
+An isolated build has packages of its own. pip runs it by the user's interpreter. So the user's
+packages can be found, although they cannot be imported. Other build tools see no torch at all:
+pyproject.toml does not require one. A download would take minutes, and the module might not load
+with the user's torch.
 """
 
 from __future__ import annotations

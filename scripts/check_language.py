@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the language of the pages and docstrings: short sentences and the field's words.
+"""Checks the language of pages, docstrings, comments and messages: short, in the field's words.
 
-    python scripts/check_language.py            # every page and every docstring of the package
+    python scripts/check_language.py            # every page, and the sources of KINDS
     python scripts/check_language.py FILE ...   # these files only, exceptions included
 
-A sentence has at most 25 words. Inline code, a link and a formula in code count as one word.
-Code blocks are not read. `scripts/language_exceptions.txt` lists what is not checked yet; an
+A sentence has at most 25 words. Inline code, a link and a formula count as one word. Code blocks
+are not read. `scripts/language_exceptions.txt` lists what is not checked yet; an
 entry that is not needed any more is a finding, so that the list only shrinks.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from language_sources import texts_in
 
 ROOT = Path(__file__).resolve().parent.parent
 EXCEPTIONS = ROOT / "scripts" / "language_exceptions.txt"
@@ -31,10 +32,11 @@ BANNED = {
     r"\bask(s|ed|ing)? for\b": "request, read, need",
     r"\bleft behind\b": "kept, not removed",
     r"\bturn(s|ed)? round\b": "transpose, reverse",
-    r"\bas there\.": "repeat what holds",
+    r"\bas there\b[.,;:]": "repeat what holds",
     r"\benter(s|ed|ing)? (the |its |their |other |no )?(scores?|loss(es)?|values?|visits?)\b":
         "record, update",
-    r"\b(is|are|was|were) entered\b": "is recorded",
+    r"\b(is|are|was|were) entered\b|\bentered on purpose\b": "is recorded",
+    r"\benters? the \w+'s? scores": "record",
     r"\bgrain of\b": "resolution",
     r"\b(is|are) (undone|taken back)\b": "roll back",
     r"\bgets there\b": "reaches",
@@ -42,6 +44,16 @@ BANNED = {
     r"\bas ever\b": "as before",
     r"\bgo(es)? the same way\b": "work alike",
 }  # fmt: skip
+# Which texts of the sources are checked.
+ALL_KINDS = ("docstring", "message", "comment")
+KINDS = {
+    "dynprune_cuda": ALL_KINDS,
+    "scripts": ALL_KINDS,
+    "csrc": ("comment",),
+    "benchmarks": ("docstring", "message"),
+    "examples": ("docstring", "message"),
+}
+SOURCES = (".py", ".h", ".cuh", ".cu", ".cpp")
 PROSE_DIRECTIVES = ("note", "tip", "warning", "important", "glossary", "admonition", "figure")
 ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|etc|vs|cf|al|Fig|Eq|No)\.")
 SECTION = re.compile(
@@ -180,37 +192,27 @@ def judged(path: str, blocks: Iterator[tuple[int, str]], first_line: int = 0) ->
                 yield Finding(path, first_line + line, text[:90], reason)
 
 
-def docstrings(source: str) -> Iterator[tuple[int, str]]:
-    """Every docstring of a module, with the line on which it begins."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                yield first.lineno, first.value.value
-
-
 def check(path: Path) -> list[Finding]:
-    """The findings of a page or of a module's docstrings."""
+    """The findings of a page, or of a source file."""
     name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
     text = path.read_text()
-    if path.suffix != ".py":
+    if path.suffix == ".md":
         return list(judged(name, markdown_blocks(text)))
-    return [
-        finding
-        for line, docstring in docstrings(text)
-        for finding in judged(name, docstring_blocks(docstring), line)
-    ]
+    kinds = KINDS.get(name.split("/")[0], ALL_KINDS)
+    found: list[Finding] = []
+    for kind, (line, said) in texts_in(path, text):
+        if kind in kinds:
+            blocks = docstring_blocks(said) if kind == "docstring" else iter([(0, said)])
+            found += judged(name, blocks, line)
+    return found
 
 
 def checked_files() -> list[Path]:
-    """The pages and modules whose language is checked."""
+    """The pages and source files whose language is checked."""
     names = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
     pages = [*(ROOT / name for name in names), *(ROOT / "docs").rglob("*.md")]
-    return sorted(pages) + sorted((ROOT / "dynprune_cuda").rglob("*.py"))
+    places = [path for folder in KINDS for path in (ROOT / folder).rglob("*")]
+    return sorted(pages) + sorted(path for path in places if path.suffix in SOURCES)
 
 
 def exceptions(text: str) -> list[tuple[str, str]]:

@@ -96,7 +96,7 @@ def chosen(names: Sequence[str], jobs: Sequence[Job] = JOBS) -> list[Job]:
 def environment(job: Job, given: Mapping[str, str], alone: bool = False) -> dict[str, str]:
     """What a job runs with. Two jobs at once share the cores, so each has one thread."""
     # The job kernels compiles for other architectures, so the module needs only one.
-    # pip compiles every file of a package: here each is compiled at its first import.
+    # PIP_COMPILE: each file of a package is compiled at its first import, not by pip.
     env = {"TORCH_CUDA_ARCH_LIST": "9.0", "PYTHONUNBUFFERED": "1", "PIP_COMPILE": "0"}
     if job.slots == 1 and not alone:
         env |= {"OMP_NUM_THREADS": "1", "MAX_JOBS": "1"}

@@ -32,7 +32,7 @@ INSTALL_HINT = (
 
 
 class ToolkitError(RuntimeError):
-    """CUDA was asked for and cannot be built; the message says what to install."""
+    """CUDA is required and cannot be built; the message says what to install."""
 
 
 @dataclass(frozen=True)

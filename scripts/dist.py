@@ -6,8 +6,10 @@
     python scripts/dist.py cpu --smoke 2.11/3.10  # tried with this torch and this Python
 
 A wheel is built with the torch of the Python that runs this script, and serves every later torch.
-TORCH_CUDA_ARCH_LIST and MAX_JOBS reach the build. The environments are made as those of matrix.py,
-and have no compiler. In the first of them mypy checks the types of the installed package.
+TORCH_CUDA_ARCH_LIST and MAX_JOBS reach the build. After the wheel for the CPU, README's commands
+for installing run in the unpacked sdist (try_install.py). The environments are made as those of
+matrix.py, and have no compiler. In the first of them mypy checks the types of the installed
+package.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import matrix
 from matrix import ROOT, Cell, StepError, environment, run
+from try_install import try_install
 
 DIST = ROOT / "dist"
 BUILD = ROOT / "build" / "sdist"
@@ -187,6 +190,9 @@ def main() -> None:
         archive = build_sdist()
         wheels = {kind: build_wheel(archive, kind) for kind in sorted(set(options.kinds))}
         check(archive, wheels)
+        if "cpu" in wheels:  # whose objects serve again
+            sources = extract(archive, BUILD / "cpu")
+            print(f"README's commands install: {try_install(sources)}", flush=True)
         if options.smoke is not None:
             for number, cell in enumerate(cells or SMOKE_CELLS):
                 smoke(cell, wheels, types=number == 0)

@@ -2,9 +2,9 @@
 """Compiles every CUDA kernel for every architecture; reports registers, shared memory and spills.
 
 Needs no GPU and no torch. Fails on a compiler warning, on a register spill, and on machine code
-that misses a limit below: hot loops of the fused step, the read of a selection, fences where none
-is needed, the size of the module. What the machine lacks of nvcc and a disassembler it installs as
-pip wheels into the running Python environment.
+that misses a limit below. Limits hold for hot loops of the fused step, the read of a selection,
+unneeded fences and the size of the module. If nvcc or a disassembler is missing, the program
+installs it as a pip wheel into the running Python environment.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def loop_costs(kernels: dict[str, list[Instruction]], names: dict[str, str]) -> 
 def loads_in_flight(code: Sequence[Instruction]) -> int:
     """The most loads between two jumps before the first of their registers is named."""
     following = successors(code)
-    # Where ways meet, nothing is known of what is in flight.
+    # Where two paths join, nothing is known of what is in flight.
     entries = {j for i, ahead in enumerate(following) for j in ahead if j != i + 1}
     most = loads = 0
     pending: set[int] = set()

@@ -44,8 +44,8 @@ def time_rounds(
         calls: What to time, by name.
         device: Where the calls run.
         rounds: How many rounds are counted.
-        slow_after: A call that takes more seconds than this in the round that is not counted runs
-            in the first, the middle and the last round only.
+        slow_after: Seconds. A call that takes longer in the round that is not counted is slow. It
+            runs in the first, the middle and the last round only.
         before_each: Runs untimed before every timed call.
         refused: Receives the reason if a call raises in the first round, and the call is left out.
             Without it the error is raised.

@@ -61,11 +61,11 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
     """Trains a fresh model, and measures it after the last step.
 
     Forward passes of a method that rescores count as `FORWARD_SHARE` of a step with as many
-    samples, so that all methods of a setting cost the same.
+    samples. So all methods of a setting cost the same.
 
     Returns:
-        Accuracies in % (test set, validation set, training set by its clean labels), the rarest
-        class's, how the visits are spread, the mean tilt of `Adaptive`, and the cost.
+        Accuracies in %: test set, validation set, training set by its clean labels, rarest class.
+        Also the spread of the visits, the mean tilt of `Adaptive`, and the cost.
     """
     place = torch.device(device)
     torch.manual_seed(seed)

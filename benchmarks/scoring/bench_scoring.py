@@ -86,7 +86,7 @@ def replays(
 
 
 def host_and_launches(call: Call, device: torch.device, profiled: bool = True) -> tuple[float, int]:
-    """Microseconds until the call returns, and its kernels and copies (0 if nobody counted)."""
+    """Microseconds until the call returns, and its kernels and copies (0 if not counted)."""
     seconds = []
     for _ in range(30):
         if device.type == "cuda":

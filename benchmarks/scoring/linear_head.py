@@ -3,12 +3,12 @@
 
     python -m benchmarks.scoring.linear_head --out FILE
 
-Ours computes the scores of every token too. The rivals compute the loss and its gradients only:
-the whole logits by `F.linear` and `F.cross_entropy`, the same in chunks of rows compiled by
-`torch.compile`, and torch's own `F.linear_cross_entropy` where it is there. "the three products" is
-the matrix products alone, once in our chunks and once of the whole matrix. Times are medians of
-interleaved rounds. The peak is that of a process of its own, above what hidden states, weight and
-their gradients take.
+Ours computes the scores of every token too. The others compute the loss and its gradients only.
+`F.linear` and `F.cross_entropy` take the whole logits. "compiled chunks" does the same in chunks of
+rows, compiled by `torch.compile`. `F.linear_cross_entropy` is torch's own, in torch releases that
+have it. "the three products" is the matrix products alone, once in our chunks and once of the whole
+matrix. Times are medians of interleaved rounds. The peak is that of a process of its own, above
+what hidden states, weight and their gradients take.
 """
 
 from __future__ import annotations

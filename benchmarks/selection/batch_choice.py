@@ -7,8 +7,8 @@ The rivals compute the losses of the batch by `torch.nn.functional.cross_entropy
 take `torch.topk`. For "percentile" they sort and draw with NumPy, as selective backpropagation does
 (Composer's documentation), which waits for the device, or with `torch.multinomial`. Where Composer
 is installed, its own function takes part. All calls of a case run in the same rounds; a ratio is
-that of their medians. Before it is timed, each rival that can be given random numbers is given
-those of `BatchSelector`, and must choose the same rows of the same batch.
+that of their medians. Before it is timed, each implementation that takes random numbers gets those
+of `BatchSelector`, and must choose the same rows of the same batch.
 """
 
 from __future__ import annotations

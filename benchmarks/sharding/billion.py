@@ -8,8 +8,8 @@
 Scores are float32 and normal, and the same for every number of ranks. Each rank makes the scores of
 its shard; ranks communicate over gloo on this machine. Each round runs two searches. The first
 reads the scores once, as shards on a CPU do. The second is the plain search through keys, for GPUs,
-small shards and missed brackets. A rank stores 4 bytes per sample for the scores, half a byte for
-the first search or 4 for keys, and 8 per selected id.
+small shards and missed brackets. A rank stores 4 bytes per sample for the scores, and 8
+per selected id. The first search needs half a byte per sample more, the second 4 for keys.
 
 Afterwards whole epochs of a replicated and of a sharded `Pruner` run, which take more memory
 (epoch_costs.py); --selection-only leaves them out. The costs of one rank are the input of

@@ -7,8 +7,8 @@ The work of a rank is a cost per item and pass, times its items. A message takes
 fixed costs of calls count in the steps, where batches are small, and not elsewhere. Shares are
 equal and shards contiguous.
 
-The messages are those of the package and of the backends. gloo reduces around a ring; NCCL uses a
-ring or a tree, whichever is faster. Both gather around a ring, where NCCL may do better. Both send
+The messages are those of the package and of the backends. gloo reduces around a ring. NCCL takes
+the faster one of a ring and a tree. Both gather around a ring, where NCCL may do better. Both send
 an all-to-all as R - 1 messages, which they post at once. One latency for each of them therefore is
 an upper bound; `at_once` counts one latency in all.
 """
@@ -54,18 +54,18 @@ class Machine:
         pack: The stored visits are sorted for sending, per visit.
         enter: At the owner, the table is updated by a visit.
         merge: The work of a rank to make replicated tables equal, per sample.
-        keys: A score becomes a key.
-        digit: One pass of a search, over keys.
-        listing: The selected ids are written, per sample.
-        sample: Of one read: a draw, by every rank, and a look-up by the owner.
-        sort_out: Of one read: the pass over the scores.
-        candidates: Of one read: the search among the candidates, per sample.
-        chosen: Of one read: the selected ids are written, per sample.
-        alone: A whole selection by one rank alone, per sample.
+        keys: Plain: a score becomes a key.
+        digit: Plain: one pass of the search over the keys.
+        listing: Plain: the selected ids are written, per sample.
+        sample: One read: a random id is drawn by every rank, and its score read by the owner.
+        sort_out: One read: the pass over the scores that keeps the candidates, per sample.
+        candidates: One read: the search among the candidates, per sample.
+        chosen: One read: the selected ids are written, per sample.
+        alone: A whole selection by one rank that holds all scores, per sample.
         ranking: The table yields the scores to rank by, per sample.
         history: The history is updated by a selection, per sample.
         checksum: A selected id is added to the sum that replicated ranks compare.
-        walk: One position of a permutation.
+        walk: One position of a permutation is computed.
         look_up: Replicated: one position of a rank's order becomes an id.
         place: One id of a shared order: a walk, a sort by rank, a scattered write.
         rounds: All-reduces of a search.

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,12 +140,21 @@ def stage_table(m: Machine, samples: int = SAMPLES[0]) -> str:
     return markdown.table(rows)
 
 
+def meanings() -> dict[str, str]:
+    """What the docstring of `Machine` says of each attribute."""
+    _, _, attributes = inspect.cleandoc(str(Machine.__doc__)).partition("Attributes:\n")
+    found = re.findall(r"^ {4}(\w+): (.*)$", attributes, re.MULTILINE)
+    return {name: text.removesuffix(".") for name, text in found}
+
+
 def parameters(machines: Sequence[Machine]) -> str:
     """Markdown: the parameters of the model for some machines, and their costs in ns."""
     skipped = ("name", "origin", "rounds", "latency", "bandwidth", "tree", "at_once", "cores")
     names = [f.name for f in dataclasses.fields(Machine) if f.name not in skipped]
-    rows = [["nanoseconds per item", *(m.name for m in machines)]]
-    rows += [[name, *(f"{getattr(m, name) * 1e9:.3g}" for m in machines)] for name in names]
+    meaning = meanings()
+    rows = [["nanoseconds per item", *(m.name for m in machines), "meaning"]]
+    for name in names:
+        rows.append([name, *(f"{getattr(m, name) * 1e9:.3g}" for m in machines), meaning[name]])
     origins = "\n".join(f"- {m.name}: {m.origin}; {m.rounds} rounds." for m in machines)
     return f"## Parameters\n\n{origins}\n\n{markdown.table(rows)}\n"
 
@@ -180,6 +191,18 @@ def tables(machines: Sequence[Machine]) -> str:
         memory_table(),
         "",
         "## Seconds per epoch that selects",
+        "",
+        "With `replicate`, every rank holds the scores of all samples. `plain` and `one-read` have "
+        "sharded scores. `plain` searches keys in",
+        "several passes; `one-read` reads the scores once and searches a few candidates. "
+        "The stages of an epoch are:",
+        "",
+        "- steps: visits are recorded in the training steps",
+        "- exchange: replicated tables are made equal, or visits are sent to the ranks that own "
+        "their samples",
+        "- enter: the owners update their tables by these visits",
+        "- selection: the ranks select the samples of the next epoch",
+        "- order: each rank computes the order of its samples",
         "",
     ]
     for m in machines:

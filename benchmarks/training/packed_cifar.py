@@ -23,9 +23,10 @@ def read_packed_cifar(
 ) -> tuple[Tensor, list[int]]:
     """Images uint8 [N, 3, H, W] and labels of one split of a packed CIFAR file, in file order.
 
-    Layout, little endian: magic `CIFJPG1\\n`, u32 prefix length, u32 count, JPEG prefix shared by
-    all images, u16 payload length [count], u8 label [count], u8 split [count] (0 train, 1 test),
-    payloads.
+    Layout, little endian:
+
+        magic CIFJPG1\\n, u32 prefix length, u32 count, JPEG prefix shared by all images
+        u16 payload length [count], u8 label [count], u8 split [count] (0 train, 1 test), payloads
 
     Raises:
         ValueError: The file has another format, is damaged, or holds no image of the split.

@@ -134,7 +134,7 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "row_reduction, int reduction, Tensor? sample_weight, Tensor? divisor, Tensor? weight, "
       "Tensor? pos_weight, Tensor? grad_scale, int gradient) -> (Tensor loss, Tensor scores, "
       "Tensor correct, Tensor grad_logits)");
-  // (count, example) of the data errors that kernels recorded on the device of `like`: int64 [4,
-  // 2], cleared; the last example is the bits of a float64.
+  // Returns and clears the data errors that kernels recorded on the device of `like`: int64 [4, 2],
+  // of each a count and an example. The last example is the bits of a float64.
   m.def("take_errors(Tensor like) -> Tensor");
 }

@@ -65,10 +65,10 @@ __device__ __forceinline__ unsigned long long look_back(unsigned long long* tile
   return before;
 }
 
-// Finds the id of a given rank. It has a bitmap, the number of bits set before every group of 256
-// ids (one sector of the bitmap), and the group of every 256th rank. The search is a bisection
-// between two of these groups. It takes 0.03 bytes per id beside the bitmap's 0.125; the list would
-// take 8 per id kept.
+// Finds the id of a given rank. It has a bitmap and the group of every 256th rank. A group is 256
+// ids, one sector of the bitmap; the number of bits set before each group is stored, too. The
+// search is a bisection between two of these groups. It takes 0.03 bytes per id beside the bitmap's
+// 0.125; the list would take 8 per id kept.
 constexpr int kGroup = 256;
 constexpr int kGroupsPerTile = static_cast<int>(kTile / kGroup);
 

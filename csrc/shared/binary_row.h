@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Binary cross-entropy of one row of logits x with targets t in [0, 1], a label per logit, label
-// weights w and weights v of the positive part, as
-// torch.nn.functional.binary_cross_entropy_with_logits has it. With p = sigmoid(x):
+// Binary cross-entropy of one row of logits x with targets t in [0, 1], a label per logit. w are
+// the weights of the labels, v those of the positive part, as in
+// torch.nn.functional.binary_cross_entropy_with_logits. With p = sigmoid(x):
 //   loss = 1/L sum_j w_j ((1 - t_j) softplus(x_j) + v_j t_j softplus(-x_j))
 //   d loss / d x_j = w_j / L ((1 - t_j) p_j - v_j t_j (1 - p_j))
 //   EL2N = |p - t|       entropy = 1/L sum_j H(p_j)       margin = min_j (t_j > 1/2 ? x_j : -x_j)

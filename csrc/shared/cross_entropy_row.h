@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the cross-entropy kernels do with one row, on CPU and GPU: options of
-// torch.nn.functional.cross_entropy (class weights w, label smoothing eps) and pairs of targets
-// (y, z) with a coefficient lam, as mixup makes them, on top of the row's statistics.
+// What the cross-entropy kernels do with one row, on CPU and GPU, on top of the row's statistics.
+// Options are those of torch.nn.functional.cross_entropy: class weights w, label smoothing eps.
+// Targets may be pairs (y, z) with a coefficient lam, as mixup makes them.
 //   loss = (1 - eps) (lam w_y nll_y + (1 - lam) w_z nll_z) + eps/C sum_j w_j (lse - x_j)
 //   d loss / d x_j = (a + b) p_j - a [j = y] - b [j = z] + eps/C (p_j W - w_j),  W = sum_j w_j,
 //   a = (1 - eps) lam w_y,  b = (1 - eps) (1 - lam) w_z,  p_y - 1 = -miss
@@ -219,8 +219,8 @@ DYNPRUNE_HD float table_value(Score score, A loss, const RowResult<A>& r) {
   return static_cast<float>(loss);
 }
 
-// Beside CrossEntropyInput, whose row losses l_i it weights: loss = w_i l_i for kNone, sum_i w_i
-// l_i for kSum, the same divided by the sum of the rows' class weights for kMean.
+// Beside CrossEntropyInput, whose row losses l_i it weights. The loss is w_i l_i for kNone and
+// sum_i w_i l_i for kSum. kMean divides this sum by the sum of the rows' class weights.
 struct CrossEntropyStep {
   const void* sample_weight;  // [B / rows_per_id] of A, or null for ones
   const void* token_weight;   // [B] of A, or null for ones; w_i is the product of both

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A keyed permutation of {0, ..., n-1}, evaluated one position at a time, forwards or backwards. It
-// is an alternating Feistel network on the smallest power of two that holds n, with cycle walking:
-// repeated until the result is below n (Black & Rogaway 2002; for shuffling: Mitchell et al. 2021,
-// arXiv:2106.06161). It needs no memory and no sort, and serves any subset of positions.
+// is an alternating Feistel network on the smallest power of two that holds n, with cycle walking.
+// It is repeated until the result is below n. Sources: Black & Rogaway 2002; for shuffling,
+// Mitchell et al. 2021, arXiv:2106.06161. It needs no memory and no sort, and serves any subset of
+// positions.
 #pragma once
 
 #include "shared/hash.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A sample's value from its rows in a batch: their mean, their sum or the greatest. The order of
-// the rows and of the threads changes no bit: rows are added as integers, in a unit that depends
-// only on their number and on the greatest magnitude. CPU and GPU compute the same bits.
+// the rows and of the threads changes no bit: rows are added as integers. Their unit depends only
+// on the number of rows and on the greatest magnitude. CPU and GPU compute the same bits.
 #pragma once
 
 #include "shared/ordered_key.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of logits x with target y, in one pass, without cancellation: every sum leaves the target
-// class out, so that 1 - p_y is a ratio of positive numbers instead of a difference of numbers
-// near 1. With d = lse_{j!=y} - x_y:
+// One row of logits x with target y, in one pass, without cancellation. Every sum leaves the target
+// class out. So 1 - p_y is a ratio of positive numbers instead of a difference of numbers near 1.
+// With d = lse_{j!=y} - x_y:
 //   loss = softplus(d)         1 - p_y = sigmoid(d)         EL2N = (1 - p_y) sqrt(1 + Q / S^2)
 // S = sum e^(x_j - m), Q = sum e^(2(x_j - m)), T = sum e^(x_j - m) (x_j - m), m = max x_j, all over
 // j != y.

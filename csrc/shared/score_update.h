@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The moving averages of one sample. Rule of the UCB baseline that the InfoBatch authors released:
-// the variance takes the new value's distance to the old mean, and alpha is the weight of the new
-// value.
+// The moving averages of one sample, by the rule of the UCB baseline that the InfoBatch authors
+// released. The variance takes the new value's distance to the old mean. alpha is the weight of the
+// new value.
 #pragma once
 
 #include "shared/row_reduction.h"
@@ -9,8 +9,8 @@
 
 namespace dynprune {
 
-// Variance after the first visit: nothing is known of the spread yet (0), or alpha * value^2, which
-// is what the published code gives because its mean starts at 0.
+// Variance after the first visit. kZero: 0, since nothing is known of the spread yet. kPublished:
+// alpha * value^2, as in the published code, whose mean starts at 0.
 enum class FirstVisit { kZero, kPublished };
 
 // The greatest float instead of infinity, which no later value would ever lower.

@@ -4,9 +4,11 @@
 // torch.nn.functional.cross_entropy has them. With u_j = w_j ((1 - eps) t_j + eps / C), p =
 // softmax:
 //   loss = sum_j u_j (lse - x_j)         d loss / d x_j = p_j sum u - u_j         EL2N = |p - t|
-// Without cancellation: with a = argmax x and S = sum_{j != a} e^(x_j - x_a), lse - x_a is
-// log1p(S), the loss is log1p(S) sum u + sum_j u_j (x_a - x_j), and p_a - t_a is (1 - t_a) - miss,
-// miss = 1 - p_a = S / (1 + S). A class with u_j = 0 adds nothing to the loss, whatever its logit.
+// Without cancellation, with a = argmax x:
+//   S = sum_{j != a} e^(x_j - x_a)       lse - x_a = log1p(S)
+//   loss = log1p(S) sum u + sum_j u_j (x_a - x_j)
+//   p_a - t_a = (1 - t_a) - miss         miss = 1 - p_a = S / (1 + S)
+// A class with u_j = 0 adds nothing to the loss, whatever its logit.
 // Margin and correctness are those of the class y = argmax t, the first of several. EL2N is a sum
 // of squares: below 1e-19 it is 0 in float32.
 #pragma once

@@ -121,7 +121,7 @@ def on_host(name: str, value: Any) -> Tensor:
 
 
 def as_path(name: str, value: Any) -> str:
-    """Returns a path as a str; an int, which `open` takes as a file descriptor, is none."""
+    """Returns a path as a str. Refuses an int, which `open` would take as a file descriptor."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a str or os.PathLike, got {type(value).__name__}")
     return os.fspath(value)
@@ -243,8 +243,8 @@ def refuse_transforms(function: str, kinds: tuple[str, ...], instead: str = "") 
         return
     raise NotImplementedError(
         f"{function} does not work inside transforms of torch.func, got {', '.join(active)}: use "
-        f"torch.nn.functional.{instead or 'cross_entropy'} there, and enter scores outside by "
-        "update_scores_ or Pruner.observe"
+        f"torch.nn.functional.{instead or 'cross_entropy'} there, and record the losses outside by "
+        "Pruner.observe"
     )
 
 

@@ -63,8 +63,8 @@ def move_without_waiting(name: str, tensor: Tensor, device: torch.device) -> Ten
     if tensor.device == device:
         return tensor
     if tensor.device.type == "cpu":
-        # Only from pinned memory is the copy asynchronous; the allocator that hands out pinned
-        # memory keeps it until the copy is done, although no reference to it is left here.
+        # Only from pinned memory is the copy asynchronous. The allocator of pinned memory keeps it
+        # until the copy is done, although no reference to it is left here.
         pinned = tensor.pin_memory() if device.type == "cuda" else tensor
         return pinned.to(device, non_blocking=True)
     if device.type == "cpu":

@@ -72,7 +72,7 @@ def checksum(state: Mapping[str, Any], sums: Mapping[str, tuple[int, int]] | Non
 
     Args:
         state: What to sum up; a mapping inside counts by its entries.
-        sums: Of tensors that are in pieces, by name: how many elements the whole has, and the sum.
+        sums: For tensors in pieces, by name: the number of elements of the whole, and the sum.
     """
     sums = {} if sums is None else sums
     entries = dict(_flat(state))

@@ -14,6 +14,7 @@ from dynprune_cuda._checks.arguments import MAX_INT64, as_int, check_values
 
 # Behind the checksum, which has 32 digits.
 _FIRST_EPOCH = "[1-9][0-9]{0,18}"
+OTHER_COPY = "load another copy or an earlier checkpoint"  # what to do about damage
 
 
 class StateReader:
@@ -32,7 +33,8 @@ class StateReader:
         if wanted != got:
             missing, strange = sorted(wanted - got), sorted(map(str, got - wanted))
             raise ValueError(
-                f"{self.name} is damaged: it lacks {missing} and has unknown {strange}"
+                f"{self.name} is damaged: it lacks {missing} and has unknown {strange}; "
+                f"{OTHER_COPY}"
             )
 
     def same(self, entry: str, mine: Any) -> None:
@@ -71,8 +73,7 @@ class StateReader:
         """Checks that a state holds what was saved."""
         if written is not None and written != found:
             raise ValueError(
-                f"{self.name} is damaged: its contents do not match its checksum; take an earlier "
-                "one"
+                f"{self.name} is damaged: its contents do not match its checksum; {OTHER_COPY}"
             )
 
     def integer(self, entry: str, minimum: int, maximum: int | None = None) -> int:
@@ -91,14 +92,14 @@ class StateReader:
         if value.dtype != dtype or tuple(value.shape) != shape:
             raise ValueError(
                 f"{self.name}[{entry!r}] is damaged: it must be {dtype} of shape {shape}, got "
-                f"{value.dtype} of shape {tuple(value.shape)}"
+                f"{value.dtype} of shape {tuple(value.shape)}; {OTHER_COPY}"
             )
         return value.detach().to(device, copy=True)
 
     def sound(self, entry: str, holds: Tensor | bool, what: str) -> None:
         """Checks what the contents must fulfil. Waits for the device."""
         if not bool(holds):
-            raise ValueError(f"{self.name}[{entry!r}] is damaged: {what}")
+            raise ValueError(f"{self.name}[{entry!r}] is damaged: {what}; {OTHER_COPY}")
 
 
 def _check_tensors(name: str, state: Mapping[Any, Any]) -> None:

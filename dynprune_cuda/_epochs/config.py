@@ -36,7 +36,7 @@ class Config:
         given_policy: The policy as the user passed it, or as its name says.
         policy: The same behind the interface of `Policy`; users' own results are checked.
         schedule: When it selects, and how much.
-        score: What `cross_entropy` enters as the score.
+        score: Which score `cross_entropy` records.
         row_reduction: The value of a sample that has several rows in a batch.
         alpha: Weight of the newest value in a moving average.
         track_forgetting: Whether the table counts forgetting events.

@@ -78,10 +78,10 @@ class Lengths:
         if package in FOLLOWERS:
             return
         warnings.warn(
-            "len() of this loader is the number of batches of the current epoch, and the pruner's "
-            "epochs differ in length: take pruner.total_steps(epochs, batch_size) for a "
-            "learning-rate schedule, and pruner.locate_step(step, batch_size) to find the epoch of "
-            "a step; calling either turns this warning off (docs/troubleshooting.md)",
+            "len() of this loader counts the batches of the current epoch only, and epochs differ "
+            "in length. Use pruner.total_steps(epochs, batch_size) for a learning-rate schedule. "
+            "Use pruner.locate_step(step, batch_size) to find the epoch of a step. Calling either "
+            "one stops this warning (docs/troubleshooting.md).",
             UserWarning,
             stacklevel=level,
         )

@@ -51,7 +51,7 @@ def replicated_share(
     Args:
         ids: The selected ids, ascending, int64 [count]; None if all are selected.
         count: How many samples are selected.
-        seed: Of the epoch's order.
+        seed: Seed of the epoch's order.
         ranks: The processes.
         like: A tensor on the device.
     """
@@ -78,11 +78,11 @@ def moved_share(
     Args:
         ids: The selected ids that this process holds, ascending; None if all are selected.
         sizes: How many selected ids each process holds.
-        seed: Of the epoch's order.
+        seed: Seed of the epoch's order.
         shard: Which samples this process holds.
         ranks: The processes.
         like: An empty tensor on the device.
-        factors: Of the losses of `ids`, float32; or None, in all processes.
+        factors: Factors of the losses of `ids`, float32; or None, in all processes.
     """
     rank, size = ranks.rank, ranks.size
     if ids is not None and shard.layout == "strided":
@@ -131,15 +131,16 @@ def local_share(
 ) -> Share:
     """Returns this process's own ids in a random order, filled up to the longest share.
 
-    It goes on from the beginning as often as it takes. A process that holds none of the selection
-    fills up with others of its samples: every process must take part in the backward pass.
+    A shorter share repeats its order from the beginning until it has the longest length. A process
+    that holds none of the selection fills up with others of its samples: every process must take
+    part in the backward pass.
 
     Args:
         ids: The selected ids that this process holds, ascending.
         sizes: How many selected ids each process holds.
-        seed: Of this process's order.
+        seed: Seed of this process's order.
         shard: Which samples this process holds.
-        factors: Of the losses of `ids`, float32; or None. Fillers have the factor 1.
+        factors: Factors of the losses of `ids`, float32; or None. Fillers have the factor 1.
     """
     pool = ids if len(ids) else shard.ids(ids.device)
     if factors is not None and not len(ids):

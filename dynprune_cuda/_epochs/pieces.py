@@ -24,7 +24,7 @@ BY_SAMPLE = {
     "repeat": torch.bool,
     "weights": torch.float32,
 }
-# Attribute of a DTensor that tells which rank's rows it holds: an unpickled DTensor gives every
+# Attribute of a DTensor that tells which rank's rows it holds. An unpickled DTensor gives every
 # rank the rows of the one that pickled it. torch.save keeps the attribute, and so does
 # torch.distributed.checkpoint, which loads into each rank's own.
 ROWS_OF = "_dynprune_rank"
@@ -101,7 +101,7 @@ def checked_pieces(read: StateReader, table: ScoreTable, shard: Shard) -> dict[s
 
     Args:
         read: A reader of a state as of `local_state`, with all entries.
-        table: Of the same columns, on the device.
+        table: A table of the same columns, on the device.
         shard: Which samples the rows are of.
     """
     columns = StateReader("state_dict['table']", read.state["table"])

@@ -107,7 +107,7 @@ class ReplicatedRun(Run):
         saved = read_state(read, self.config.num_samples, device, has_factors, memory)
         repeat = read.tensor("repeat", torch.int64, (2,), device)
         fits = (repeat >= -1).all() & (repeat[0] < self.config.num_samples)
-        read.sound("repeat", fits, "out of range")
+        read.sound("repeat", fits, "an entry is out of range")
         columns = self.table.checked("state_dict['table']", state_dict["table"])
         ids = saved.chosen.nonzero().flatten()  # waits: a state is loaded off the training path
         self._check_total(saved, len(ids))

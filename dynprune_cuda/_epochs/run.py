@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._checks.batches import move_without_waiting
-from dynprune_cuda._checks.saved_state import StateReader
+from dynprune_cuda._checks.saved_state import OTHER_COPY, StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.late import about_late_warmup, about_no_scores
 from dynprune_cuda._epochs.order import Share
@@ -28,7 +28,7 @@ from dynprune_cuda._epochs.state import (
     SavedState,
     Subset,
 )
-from dynprune_cuda._epochs.strays import visits_outside, warning
+from dynprune_cuda._epochs.strays import about_strays, visits_outside
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda._schedule.seeds import derive_seed
 from dynprune_cuda.distributed.ranks import Ranks
@@ -340,8 +340,8 @@ class Run(ABC):
         theirs, own = read.state.get("num_samples"), self.config.num_samples
         if type(theirs) is int and 0 < theirs < own:
             raise ValueError(
-                f"state_dict is of another run: its num_samples is {theirs}, and here it is {own}; "
-                "if these are the first ones of the same data, load it with grow=True"
+                f"state_dict is of another run: its num_samples is {theirs}, and here it is {own}. "
+                "If these are the first samples of the same data, load it with grow=True"
             )
         for name, mine in settings.items():
             if name not in ("version", "seed"):
@@ -360,7 +360,9 @@ class Run(ABC):
         # A stale selection is there between a resize and the next pruned epoch.
         fits = (total == 0 or not is_pruned) if start == STALE else total > 0
         if not fits:
-            raise ValueError("state_dict['subset'] is damaged: it contradicts 'subset_epoch'")
+            raise ValueError(
+                f"state_dict['subset'] is damaged: it contradicts 'subset_epoch'; {OTHER_COPY}"
+            )
         if saved.epoch is not None and is_pruned:
             wanted = schedule.period_start(saved.epoch)
             if start != wanted:
@@ -420,7 +422,7 @@ class Run(ABC):
             start = schedule.period_start(epoch)
             if state.subset is None or self._is_due(epoch, start, state.subset):
                 subset = self._select(start, self._selection_seed(start))
-                unobserved, lacking = self._unobserved(epoch, start), self._lacking(subset)
+                unobserved, lacking = self._unobserved(epoch, start), self._about_lacking(subset)
                 messages = messages._replace(unobserved=unobserved, lacking=lacking)
                 chosen = self._mask_of(subset.ids)
                 again = None
@@ -489,7 +491,7 @@ class Run(ABC):
         assert outside is not None  # as when the epoch began
         on_purpose = self.ranks.add_up_(torch.full_like(outside, int(self._rescored)))
         number = int(torch.where(on_purpose > 0, 0, self._overlap(outside - self._outside)))
-        return None if self._strayed else warning(self.state.epoch, number)
+        return None if self._strayed else about_strays(self.state.epoch, number)
 
     def rescored(self) -> None:
         """Notes that samples outside the subset are scored on purpose in the current epoch."""
@@ -499,7 +501,7 @@ class Run(ABC):
         """Returns which samples the rows of the table are of."""
         return Shard(self.config.num_samples, 0, 1)
 
-    def _lacking(self, subset: Subset) -> str | None:
+    def _about_lacking(self, subset: Subset) -> str | None:
         """Returns a warning if a process has nothing of its own to train on."""
         return None
 

@@ -41,7 +41,7 @@ def row_sums(state: Mapping[str, Any], table: ScoreTable, shard: Shard) -> dict[
 
     Args:
         state: A state with this process's rows.
-        table: Of the same columns.
+        table: A table of the same columns.
         shard: Which samples the rows are of, in contiguous pieces.
     """
     columns = StateReader("state_dict['table']", state["table"]).state

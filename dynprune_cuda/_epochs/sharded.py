@@ -153,7 +153,7 @@ class ShardedRun(Run):
         if (shard.rank, shard.size) != (ranks.rank, ranks.size):
             raise RuntimeError(
                 f"this pruner holds the scores of rank {shard.rank} of {shard.size}, and this is "
-                f"rank {ranks.rank} of {ranks.size}: it was pickled by another process; make a new "
+                f"rank {ranks.rank} of {ranks.size}: it was pickled by another process. Make a new "
                 "pruner, and load a state that every rank saved"
             )
 
@@ -189,8 +189,7 @@ class ShardedRun(Run):
             return shard.counts(rule.tensor)
         raise ValueError(
             f"epoch must be one whose selection was made, got {epoch}: with surplus='local' its "
-            "length depends on where the selected samples are, so schedule the learning rate by "
-            "epochs"
+            "length depends on where the selected samples are. Schedule the learning rate by epochs"
         )
 
     # ---- selections and orders
@@ -244,13 +243,14 @@ class ShardedRun(Run):
         own = torch.tensor([len(ids)], device=self.table.device)
         return tuple(self.ranks.gather(own).flatten().tolist())
 
-    def _lacking(self, subset: Subset) -> str | None:
+    def _about_lacking(self, subset: Subset) -> str | None:
         if not self._stays or all(subset.sizes):
             return None
         without = [rank for rank, size in enumerate(subset.sizes) if not size]
         return (
             f"rank {without} holds none of the selected samples, and with surplus='local' "
-            "fills up with others of its own, whose scores do not change"
+            "trains on random others of its own, whose scores do not change. Keep more, or "
+            "distribute the samples at random"
         )
 
     # ---- visits
@@ -292,7 +292,7 @@ class ShardedRun(Run):
         if self._repeats:
             columns = target.columns
             assert columns.last_non_finite is not None
-            # Rows that were ignored have entered nothing.
+            # Rows that were ignored have recorded nothing.
             counts = (columns.count > 0) | columns.last_non_finite
             self._repeats.mark(torch.where(counts, self._on_device(ids), -1))
         return self.note(ids)

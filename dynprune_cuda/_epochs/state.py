@@ -205,7 +205,9 @@ def read_state(
         weights = read.tensor("weights", torch.float32, (rows,), device)
         fits = weights.isfinite() & (weights >= 0) & ((weights > 0) == chosen)
         read.sound("weights", fits.all(), "it contradicts the subset")
-    read.sound("times_selected", ((times >= 0) & (times <= selections)).all(), "out of range")
+    read.sound(
+        "times_selected", ((times >= 0) & (times <= selections)).all(), "a number is out of range"
+    )
     read.sound("turnover", ~((turnover < 0) | (turnover > 1)), "it is outside [0, 1]")
     columns: dict[str, Tensor] = {}
     if memory:

@@ -36,13 +36,13 @@ def visits_outside(table: ScoreTable, selected: Tensor, shard: Shard) -> Tensor:
     return (visits * (selected[places] != ids)).sum()
 
 
-def warning(epoch: int, number: int) -> str | None:
+def about_strays(epoch: int, number: int) -> str | None:
     """Returns what to warn of after an epoch with `number` visits outside its subset."""
     if number <= 0:
         return None
     return (
-        f"at least {number} visits in epoch {epoch} were of samples outside its subset: the loader "
-        "does not follow the pruner, and prunes less than it should, or nothing; make it as "
+        f"at least {number} visits in epoch {epoch} were of samples outside its subset. The loader "
+        "does not follow the pruner, and prunes less than it should, or nothing. Make it as "
         "DataLoader(IndexedDataset(train_set), batch_sampler=pruner.batch_sampler(batch_size)), "
-        "without shuffle= (if their scores were entered on purpose, filter this warning)"
+        "without shuffle= (if you recorded their scores on purpose, filter this warning)"
     )

@@ -143,7 +143,7 @@ class ScoredLosses(torch.autograd.Function):
 
 
 class NoSecondDerivative(torch.autograd.Function):
-    """The identity, which refuses to be differentiated."""
+    """Returns its input; a second derivative raises RuntimeError."""
 
     @staticmethod
     def forward(_ctx: Any, gradient: Tensor) -> Tensor:

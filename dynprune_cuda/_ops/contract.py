@@ -26,7 +26,7 @@ class RankingKind(IntEnum):
 
 
 class Score(IntEnum):
-    """The score that enters the table. MARGIN enters as its negative."""
+    """The score that the table records; of MARGIN, the negative."""
 
     LOSS = 0
     EL2N = 1

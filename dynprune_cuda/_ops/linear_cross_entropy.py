@@ -81,7 +81,7 @@ def linear_cross_entropy(
         softcap: Bound of the logits, above 0; 0 for none.
         z_loss: Factor of the squared logarithm of the normaliser, at least 0.
         chunk_rows: At least 1.
-        dtype: Of the matrix products.
+        dtype: Dtype of the matrix products.
         wants: Whether the gradients of hidden, weight and bias are wanted.
 
     Returns:

@@ -54,7 +54,10 @@ class CollateWithIds:
         batch = self.collate([sample for sample, _ in pairs])
         if isinstance(batch, Mapping):
             if ID_KEY in batch:
-                raise ValueError(f"the batch already has the key {ID_KEY!r}")
+                raise ValueError(
+                    f"the batch already has the key {ID_KEY!r}, where its ids belong: let the "
+                    "collate function use another key"
+                )
             return {**batch, ID_KEY: ids}
         if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
             return (*batch, ids)

@@ -182,8 +182,8 @@ def _one_ahead(
         tensor.record_stream(stream)
 
     def prepare(ids: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event]:
-        # Not before the work that is queued so far: the batch is at most one ahead of the training,
-        # and what the training stream wrote (the order, at first) is there.
+        # Not before the work that is queued so far. So the batch is at most one ahead of the
+        # training, and what the training stream wrote is there: at first, the order.
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             batch = loader.gather(ids)

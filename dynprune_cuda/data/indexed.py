@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sample ids travel out of a loader: with the samples of their batch."""
+"""Adds sample ids to the batches of a loader."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class IndexedDataset(Dataset[Any]):
     def __getattr__(self, name: str) -> Any:
         """Returns the wrapped dataset's attribute."""
         # Runs only for what is not found otherwise. While an object is being unpickled or copied
-        # there is no `dataset` yet, and asking for it here would never end.
+        # there is no `dataset` yet, and reading it here would never end.
         if name == "dataset" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.dataset, name)
@@ -150,7 +150,10 @@ def _with_id(sample: Any, sample_id: int) -> Any:
         return (*sample, sample_id)
     if isinstance(sample, MutableMapping):
         if ID_KEY in sample:
-            raise ValueError(f"sample {sample_id} already has the key {ID_KEY!r}")
+            raise ValueError(
+                f"sample {sample_id} already has the key {ID_KEY!r}, where its id belongs: give "
+                "this field of the data set another name"
+            )
         labelled = copy.copy(sample)
         labelled[ID_KEY] = sample_id
         return labelled

@@ -75,7 +75,7 @@ class EpochIterator(Iterator[_Item]):
     """
 
     prefetch = Prefetch()
-    _draw: LoaderDraw | None = None  # until the first item was asked for
+    _draw: LoaderDraw | None = None  # until the first item is read
 
     def __init__(self, epoch: int, order: Tensor, position: int) -> None:
         """Starts at `position` in `order`, the ids of `epoch`."""
@@ -87,7 +87,7 @@ class EpochIterator(Iterator[_Item]):
         """Takes back what the loader drew, if this is the rest of an epoch; counts what it has.
 
         Args:
-            draw: Of the loader.
+            draw: The loader's random draw.
             prefetch: What the loader requests ahead.
             num_samples: How many samples its dataset must have.
         """
@@ -100,7 +100,7 @@ class EpochIterator(Iterator[_Item]):
                 f"{self.epoch}, got {position}"
             )
         self.position = self._start = position
-        self._asked = 0  # how often it was asked for an item
+        self._asked = 0  # calls of __next__
         self._items = self._walk(self._order[position:])
 
     def _walk(self, order: Tensor) -> Iterator[_Item]:
@@ -200,8 +200,8 @@ class _BatchIterator(EpochIterator[list[int]]):
         return len(item)
 
     def trained(self) -> int:
-        # A loader with workers asks for some batches at first, and then for one more before it
-        # hands one out, also at the end, where it gets none.
+        # A loader with workers reads some batches at first, and then one more before it yields one.
+        # So it does at the end, where it gets none.
         if not (self.prefetch.in_order or self.prefetch.has_state):
             raise ValueError(_PREFETCHED.format(what="batches", ahead=self.prefetch.batches))
         batches = max(0, self._asked - self.prefetch.batches)
@@ -289,7 +289,7 @@ class ResumableSampler:
             batch_size: Samples per batch.
         """
         lengths = getattr(self.source, "lengths", None)
-        # `list(loader)` asks for the length, too, behind the iterator that it has just made.
+        # `list(loader)` reads the length, too, after it has made the iterator.
         is_hint = self._newest is not None and self._newest.is_fresh
         if lengths is not None and not is_hint:
             lengths.asked(batch_size, self.drop_last)

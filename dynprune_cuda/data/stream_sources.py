@@ -51,7 +51,7 @@ def check_whole(stream: Any, num_processes: int) -> None:
     if library in (MOSAICML, LITDATA):
         raise TypeError(
             f"stream must not be a StreamingDataset of {library}, which decodes before it yields "
-            "and splits itself among processes: with view = data.SeekableDataset(stream), use "
+            "and splits itself among processes. With view = data.SeekableDataset(stream), use "
             "pruner.filter(range(len(view)), decode=view.__getitem__), or pruner.wrap(view) with "
             "pruner.batch_sampler"
         )

@@ -2,9 +2,9 @@
 """Samples of a stream that are not selected are dropped before they are decoded.
 
 A stream has no place to jump to, but its items have a key that tells the sample id. Each consumer,
-a worker of a process, reads the whole stream of raw items. Of the selected ids, in ascending order,
-it takes its part, one in so many as there are consumers: all get as many. Only these are decoded.
-The parts are decided by ids, so consumers may read the stream in different orders.
+a worker of a process, reads the whole stream of raw items. With C consumers, each decodes 1/C of
+the selected ids, so all yield equally many. The parts are decided by ids, in ascending order, so
+consumers may read the stream in different orders.
 
 The selection lies in shared memory, one byte per sample. The pruner writes it when an epoch begins.
 Workers read it, also those that live longer than an epoch.
@@ -306,7 +306,7 @@ class StreamIterator(Iterator[Any]):
         if found != self._total:
             raise RuntimeError(
                 f"the stream had {found} of the {self._total} samples of epoch {self._epoch}: each "
-                "worker of each process must read the whole stream, and each id must occur; tell "
+                "worker of each process must read the whole stream, and each id must occur. Tell "
                 "the library not to split it"
             )
         self._check_order(checksum, read=end + 1)
@@ -319,8 +319,8 @@ class StreamIterator(Iterator[Any]):
         if self._skip > read or checksum != self._checksum:
             raise RuntimeError(
                 f"the stream must have the order that it had when the state of epoch {self._epoch} "
-                f"was made, got others of this worker's samples among the first {self._skip} "
-                "items: give a library that shuffles the same seed and the same epoch"
+                f"was made, got other samples among this worker's first {self._skip} items. Give a "
+                "library that shuffles the same seed and the same epoch"
             )
 
     def _sample(self, item: Any, sample_id: int) -> Any:

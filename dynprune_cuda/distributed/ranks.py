@@ -43,7 +43,7 @@ class Ranks:
     """The processes that train together, and the place of this one among them.
 
     Attributes:
-        rank: Of this process, from 0 to `size - 1`.
+        rank: Number of this process, from 0 to `size - 1`.
         size: How many processes there are.
     """
 
@@ -367,7 +367,7 @@ def checksum(ids: Tensor, factors: Tensor | None) -> Tensor:
 
     Args:
         ids: The selection, int64 [n].
-        factors: Of the losses of `ids`, float32 [n], or None.
+        factors: Factors of the losses of `ids`, float32 [n], or None.
     """
     keys = ids.clone() if factors is None else ids + (factors.view(torch.int32).long() << 32)
     for multiplier in (-0x61C8864680B583EB, -0x4B47D0C5A2A51B75):  # any odd numbers without pattern

@@ -173,7 +173,7 @@ def scored_binary_cross_entropy_step_(
         variance: [N].
         count: [N].
         alpha: In (0, 1].
-        score: What enters the averages: "loss" (before sample weights), "el2n", "entropy" or
+        score: The score that is averaged: "loss" (before sample weights), "el2n", "entropy" or
             "margin" (its negative, so that small margins rank high).
         first_visit: "zero" or "published".
         row_reduction: "mean", "sum", "max" or a float in (0, 1], for ids that occur several times.

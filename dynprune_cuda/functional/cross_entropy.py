@@ -35,7 +35,7 @@ ScoreName = Literal["loss", "el2n", "entropy", "margin"]
 # The names by number: tuple.index gives what the ops take.
 REDUCTIONS = tuple(reduction.name.lower() for reduction in Reduction)
 SCORES = tuple(score.name.lower() for score in Score)
-# What a caller may ask for: the ops do the mean over samples as a mean with weights.
+# What a caller may pass: the ops do the mean over samples as a mean with weights.
 LOSS_REDUCTIONS = (*REDUCTIONS, "sample")
 
 TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -54,7 +54,7 @@ class ScoredLoss(NamedTuple):
             differentiable. float32, or float64 for float64 logits, as the other scores.
         el2n: Euclidean norm of p - onehot(y) (Paul, Ganguli & Dziugaite 2021, section 3); of p - t
             for probabilities t.
-        entropy: Of p, in nats.
+        entropy: Entropy of p, in nats.
         margin: Logit of the target minus the greatest other logit.
         correct: bool, margin > 0; a tie for the greatest logit is not correct.
     """

@@ -88,7 +88,7 @@ def scored_cross_entropy_step_(
         variance: [N].
         count: [N].
         alpha: In (0, 1].
-        score: What enters the averages: "loss" (of the row, before sample weights), "el2n",
+        score: The score that is averaged: "loss" (of the row, before sample weights), "el2n",
             "entropy", or "margin" (its negative, so that small margins rank high).
         first_visit: "zero" or "published".
         row_reduction: "mean", "sum", "max" or a float in (0, 1]. Ignored rows count for nothing. A

@@ -28,14 +28,26 @@ def check_errors(device: torch.device | str | int) -> None:
     (targets, target), (ids, sample_id), (weights, weight_id), (rows, _) = records.tolist()
     out_of_range, invalid = [], []
     if targets:
-        out_of_range.append(f"{targets} targets were out of range, for example {target}")
+        out_of_range.append(
+            f"{targets} targets were out of range, for example {target}: a target must be at least "
+            "0 and below the number of classes, or ignore_index"
+        )
     if ids:
-        out_of_range.append(f"{ids} sample ids were out of range, for example {sample_id}")
+        out_of_range.append(
+            f"{ids} sample ids were out of range, for example {sample_id}: an id must be at least "
+            "0 and below the number of samples, that of the score table"
+        )
     if weights:
-        invalid.append(f"{weights} weights were negative or NaN, as weights[{weight_id}]")
+        invalid.append(
+            f"{weights} weights were negative or NaN, as weights[{weight_id}]: weights must be at "
+            "least 0"
+        )
     if rows:
         value = records[3, 1].view(torch.float64).item()
-        invalid.append(f"{rows} samples had targets outside [0, 1], for example {value}")
+        invalid.append(
+            f"{rows} samples had targets outside [0, 1], for example {value}: class indices belong "
+            "to cross_entropy"
+        )
     message = f"on {place.device}: " + "; ".join(out_of_range + invalid)
     if out_of_range:
         raise IndexError(message)

@@ -101,7 +101,7 @@ def bin_means(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _time(counts: Tensor, means: Tensor, wanted: Tensor) -> Tensor:
-    """Returns t, 0-d float64: so long until `wanted` samples of the bins are taken."""
+    """Solves for the time t at which `wanted` samples are drawn, 0-d float64."""
     number, time = counts.sum(), wanted / (counts * means).sum()
     for _ in range(_STEPS):
         left = counts * torch.exp(-means * time)

@@ -53,10 +53,10 @@ class LinearScoredLoss(NamedTuple):
     Attributes:
         loss: 0-d, the reduced loss; float32, or float64 for products in float64, as the scores.
         row_loss: Each row's loss before `sample_weight`, in the shape of the targets.
-        el2n: Likewise, as in `ScoredLoss`.
-        entropy: Likewise.
-        margin: Likewise.
-        correct: Likewise, bool.
+        el2n: Each row's EL2N, in the shape of the targets; see `ScoredLoss`.
+        entropy: Each row's entropy, in the shape of the targets; see `ScoredLoss`.
+        margin: Each row's margin, in the shape of the targets; see `ScoredLoss`.
+        correct: Whether each row is classified correctly, bool, in the shape of the targets.
         kept: int64 [k], the rows that were trained on, ascending, counted in the flat targets; None
             without `keep_tokens`.
     """
@@ -173,7 +173,7 @@ def scored_linear_cross_entropy(
         num_items = as_divisor(num_items, hidden.device, arguments.row_weight.dtype)
     if keep_tokens is None:
         if reference_loss is not None:
-            raise ValueError("reference_loss needs keep_tokens, the share of rows to train on")
+            raise ValueError("reference_loss needs keep_tokens, a share in (0, 1], got None")
         arguments, divisor = _reduced(arguments, reduction, keys, num_items)
         return _result(LinearLoss.apply(hidden, weight, bias, arguments, divisor), rows)
     keep_tokens = as_float("keep_tokens", keep_tokens, low=0.0, high=1.0, above_low=True)

@@ -255,13 +255,13 @@ def select_rescaled(
 ) -> tuple[Tensor, Tensor]:
     """Selects by weights, and tells what to multiply the losses by.
 
-    With the factors, the mean loss of the selection estimates the mean loss of all samples, of
-    which those that are trimmed count as 0. They
-    are (k / N) / p, where p is the sample's `inclusion_probabilities` (Horvitz & Thompson 1952),
-    and at most 10. A factor of 10 stands for a sample that is taken a tenth as often as others.
+    With the factors, the mean loss of the selection estimates the mean loss of all samples. Trimmed
+    samples count as 0 in that mean. The factors are (k / N) / p, where p is the sample's
+    `inclusion_probabilities` (Horvitz & Thompson 1952), and at most 10. A factor of 10 means: drawn
+    a tenth as often as the others.
 
     Args:
-        rule: Of all samples, by weights: `Ranking.by_weight` or `Ranking.by_score_weight`,
+        rule: A rule for all samples, by weights: `Ranking.by_weight`, `Ranking.by_score_weight`,
             `Tilted`, or `Trimmed`.
         num_samples: N.
         k: See `functional`.

@@ -61,9 +61,8 @@ def check_soft(
         )
     if as_int("ignore_index", ignore_index) >= 0:
         raise ValueError(
-            f"ignore_index must be negative if target holds probabilities, which no class index "
-            f"can be found in, got {ignore_index}: give rows that count for nothing a weight of 0 "
-            "and the id -1, and num_items, since a mean divides by all rows"
+            f"ignore_index must be negative with probabilities as target, got {ignore_index}. Give "
+            "rows that do not count weight 0 and id -1, and pass num_items"
         )
     if target_b is not None or lam is not None:
         raise ValueError(

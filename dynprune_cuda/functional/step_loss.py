@@ -147,8 +147,8 @@ def step_loss(
         sample_ids: [R / table.rows_per_id].
         columns: The table.
         table: How it is updated.
-        options: Of the loss.
-        terms: Of its reduction.
+        options: Options of the loss.
+        terms: Terms of its reduction.
         loss_only: Whether only the loss is wanted.
         sample_weight: As `sample_ids`, or None.
         grad_scale: 0-d, or None.

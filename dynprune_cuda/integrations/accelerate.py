@@ -60,8 +60,8 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoa
     if copies > 1 and pruner.ranks.size * copies > accelerator.num_processes:
         raise ValueError(
             f"the pruner must divide its epochs among {accelerator.num_processes // copies} "
-            f"processes, got {pruner.ranks.size}: with tensor, context or sequence parallelism "
-            f"{copies} processes train on the same samples; make the pruner with process_group="
+            f"processes, got {pruner.ranks.size}. With tensor, context or sequence parallelism, "
+            f"{copies} processes train on the same samples. Make the pruner with process_group= "
             "the data-parallel group, or False if that is one process"
         )
     if accelerator.dispatch_batches or accelerator.split_batches:

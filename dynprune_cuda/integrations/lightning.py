@@ -51,9 +51,9 @@ class PrunerCallback(Callback):  # type: ignore[misc]
     other hooks of that name already see the next epoch's subset. The last epoch has no next one.
 
     A checkpoint holds the pruner's state and the position inside the epoch, from any hook that
-    Lightning saves in: `Trainer.fit(ckpt_path=...)` goes on bit for bit. With several processes,
-    checkpoints are those of rank 0: one from inside an epoch lacks the scores that other ranks have
-    seen since it began.
+    Lightning saves in: `Trainer.fit(ckpt_path=...)` continues with bit-identical results. With
+    several processes, checkpoints are those of rank 0: one from inside an epoch lacks the scores
+    that other ranks have seen since it began.
 
     A DataModule that builds its data in `setup` makes the pruner and its sampler there, and the
     callback is told where they are: `PrunerCallback(lambda trainer: trainer.datamodule.sampler)`.
@@ -86,7 +86,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         Args:
             sampler: From `Pruner.batch_sampler`; the training loader must use this very object, as
                 its `batch_sampler` (`DataLoader`) or `sampler` (`DeviceLoader`). Or a function that
-                gets the trainer and returns it, called at each `fit` behind `DataModule.setup`.
+                gets the trainer and returns it, called at each `fit` after `DataModule.setup`.
             log_stats: Whether to send the numbers of `pruner.stats()` to the trainer's loggers at
                 the end of every epoch, which waits for the device once.
 
@@ -123,7 +123,7 @@ class PrunerCallback(Callback):  # type: ignore[misc]
             if every != 1:
                 raise ValueError(
                     f"reload_dataloaders_every_n_epochs must be 1, got {every}: epochs differ in "
-                    "length, and Lightning asks for it only when it reloads"
+                    "length, and Lightning reads it only when it reloads"
                 )
             if self._find is not None:
                 found = self._find(trainer)
@@ -158,6 +158,12 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         """Returns how many steps the optimiser takes in the run, for a learning-rate schedule.
 
         It is what `trainer.estimated_stepping_batches` is for epochs of one length.
+
+        Args:
+            trainer: The trainer that runs the fit.
+
+        Returns:
+            The number of steps.
 
         Raises:
             ValueError: The run has no end, or the length of an epoch is not known yet.
@@ -262,7 +268,11 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if KEY not in checkpoint:
-            raise ValueError("the checkpoint is of a run without PrunerCallback")
+            raise ValueError(
+                "the checkpoint is of a run without PrunerCallback: it must have the entry "
+                f"{KEY!r}, got {sorted(map(str, checkpoint))}; start from its weights only, "
+                "without ckpt_path"
+            )
         state = checkpoint[KEY]
         self._batches.load_state_dict(state, self.sampler)
         self._batches.begin(state["epoch"])

@@ -18,7 +18,7 @@ class OutputCapture:
     return the outputs.
 
     Attributes:
-        outputs: Of the first forward pass, None before.
+        outputs: Outputs of the first forward pass, None before.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -40,7 +40,7 @@ class RowLosses(NamedTuple):
     correct: Tensor | None = None
 
     def plain(self, num_items: Tensor | int | None, label_smoothing: float) -> Tensor:
-        """Returns the loss that a model has who weighs all rows alike, 0-d, detached."""
+        """Returns the mean loss with equal row weights, 0-d, detached."""
         if self.losses is not None:
             total = self.losses.detach().sum()
         else:
@@ -102,8 +102,8 @@ def rows_of_outputs(
     """Returns the rows of a model's outputs, None if they are not one class index each.
 
     Args:
-        outputs: Of the model: a mapping, or a tuple; None if it was not called.
-        inputs: Of the model, with `labels`.
+        outputs: Outputs of the model: a mapping, or a tuple; None if it was not called.
+        inputs: Inputs of the model, with `labels`.
         ids: Sample ids [B], or [B, T] in the shape of the labels.
         shifts: Whether a token's label stands at the token after it; None: not known.
         has_loss: Whether the first element of a tuple is the loss.
@@ -147,7 +147,7 @@ def shifts_labels(model: nn.Module) -> bool | None:
     """Returns whether a model predicts the label of the next token; None: its class does not tell.
 
     Args:
-        model: Of Transformers, without wrappers.
+        model: A model of Transformers, without wrappers.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):

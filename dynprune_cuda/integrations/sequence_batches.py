@@ -73,6 +73,6 @@ def with_ids_of_tokens(batch: dict[str, Any], lengths: list[int] | None) -> dict
         return {**batch, ID_KEY: ids[begins.cumsum(0) - 1][None]}
     raise ValueError(
         f"labels of shape {tuple(labels.shape)} are of {len(ids)} samples, and neither the lengths "
-        "of their input_ids nor position_ids tell which tokens are whose: give the batch "
+        "of their input_ids nor position_ids tell which tokens are whose. Give the batch "
         "position_ids that begin at 0 with each sample"
     )

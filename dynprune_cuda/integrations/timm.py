@@ -40,7 +40,7 @@ def prune_task(task: TrainingTask, loader: PrunedLoader, losses: Losses | None =
     Call it before the checkpoint is loaded.
 
     Args:
-        task: Of `timm.task`; changed in place.
+        task: A task of `timm.task`; changed in place.
         loader: The task's training loader.
         losses: For a criterion that is not known here: a function of output and target. It returns
             one loss per sample [batch], whose mean is trained on.

@@ -47,7 +47,7 @@ class PrunedLoader:
 
         Args:
             loader: From `timm.data.create_loader(..., is_training=True)`.
-            pruner: Of as many samples as the dataset has; made after torch.distributed is
+            pruner: A pruner of as many samples as the dataset has; made after torch.distributed is
                 initialised.
             accumulate: Batches of a step of the optimiser: timm's `grad_accum_steps`.
 
@@ -118,8 +118,8 @@ class PrunedLoader:
 
         Args:
             epoch: The epoch, from 0.
-            lr_scheduler: Of timm, made with the updates of `len(loader)` as `updates_per_epoch`; or
-                None.
+            lr_scheduler: A scheduler of timm, made with the updates of `len(loader)` as
+                `updates_per_epoch`; or None.
 
         Raises:
             ValueError: The epoch has no batch, or `Pruner.set_epoch` refuses it.
@@ -149,7 +149,7 @@ class PrunedLoader:
         if ids is None:
             raise RuntimeError(
                 "the task's criterion must be called once for each batch of the loader: there is "
-                "no batch, or it has been scored; use another criterion for validation"
+                "no batch, or it has been scored. Use another criterion for validation"
             )
         return ids
 
@@ -208,8 +208,8 @@ class PrunedLoader:
         if self._ids is not None:
             self._ids = None  # or they would be those of whatever is scored next
             raise RuntimeError(
-                "the last batch of the loader was not scored: call prune_task(task, loader) behind "
-                "the task's construction, and train by task(input, target)"
+                "the last batch of the loader was not scored: call prune_task(task, loader) after "
+                "the task is made, and train by task(input, target)"
             )
 
 

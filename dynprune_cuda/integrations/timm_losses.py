@@ -46,7 +46,7 @@ def row_losses(criterion: Any) -> Losses:
     if not is_known or not hasattr(criterion, "reduction"):
         raise TypeError(
             f"the task's criterion must be a mean over samples that is known here, got "
-            f"{kind.__name__}: pass prune_task(losses=) a function that takes the logits and the "
+            f"{kind.__name__}. Pass prune_task(losses=) a function that takes the logits and the "
             "target and returns one loss per sample"
         )
     is_sum = bool(getattr(criterion, "sum_classes", False)) or criterion.reduction == "batchmean"
@@ -102,7 +102,7 @@ def _divergence(criterion: JsdCrossEntropy, first: Losses) -> Losses:
 def _no_mean(criterion: Any) -> ValueError:
     return ValueError(
         f"the task's criterion must be a mean over samples, got {type(criterion).__name__} with "
-        f"reduction={criterion.reduction!r}, or with class weights or an ignore_index: pass "
+        f"reduction={criterion.reduction!r}, or with class weights or an ignore_index. Pass "
         "prune_task(losses=) a function that takes the logits and the target and returns one loss "
         "per sample"
     )

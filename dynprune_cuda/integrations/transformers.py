@@ -45,9 +45,9 @@ if not set(inspect.signature(getattr(Trainer, "_run_epoch", len)).parameters) >=
 
 
 _PACKED = (
-    "packing=True joins documents into rows before training: a sample of the pruner is such a row, "
-    "chosen and scored as a whole, and the pruner needs as many samples as there are rows. Pack "
-    "the data set first (trl.pack_dataset), or use padding_free=True, which keeps the samples"
+    "packing=True joins documents into rows before training. A sample of the pruner is then a row, "
+    "chosen and scored as a whole. The pruner needs as many samples as there are rows. Pack the "
+    "data set first (trl.pack_dataset), or use padding_free=True, which keeps the samples"
 )
 
 
@@ -79,9 +79,9 @@ class PrunedTrainerMixin:
     With `packing=True`, TRL joins documents before training. A sample is then a row of several
     documents, which are chosen and scored together.
 
-    Checkpoints hold the pruner in `pruner.pt`, and `train(resume_from_checkpoint=...)` goes on bit
-    for bit. With several processes it is the state of the first. A checkpoint from inside an epoch
-    lacks the scores that other processes have seen since it began.
+    Checkpoints hold the pruner in `pruner.pt`, and `train(resume_from_checkpoint=...)` continues
+    with bit-identical results. With several processes it is the state of the first. A checkpoint
+    from inside an epoch lacks the scores that other processes have seen since it began.
 
     Attributes:
         pruner: The pruner, made after the `TrainingArguments`, which initialise torch.distributed.
@@ -103,12 +103,12 @@ class PrunedTrainerMixin:
         """Takes what the Trainer takes, and the pruner.
 
         Args:
-            *args: Of the Trainer.
-            pruner: Of as many samples as the training set has, on the Trainer's device.
+            *args: Arguments of the Trainer.
+            pruner: A pruner of as many samples as the training set has, on the Trainer's device.
             log_stats: Whether to log `pruner.stats()` after every epoch; waits for the device once.
             shift_labels: Whether the label of a token stands at the token after it; for models
                 whose class does not tell.
-            **more: Of the Trainer, but for `compute_loss_func`.
+            **more: Keyword arguments of the Trainer, but for `compute_loss_func`.
 
         Raises:
             TypeError: `pruner` is no pruner.
@@ -161,7 +161,7 @@ class PrunedTrainerMixin:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Returns the loss of the batch, and enters the samples' scores if it is for training."""
+        """Returns the loss of the batch, and records the samples' scores if it is for training."""
         inputs = dict(inputs)
         ids = inputs.pop(ID_KEY, None)
         usual = super().compute_loss  # type: ignore[misc]

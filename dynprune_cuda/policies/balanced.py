@@ -175,7 +175,7 @@ class Balanced(WithPolicyInside, WeighingPolicy):
 
         Args:
             k: How many samples are selected.
-            seed: Of the selection; decides between equal remainders.
+            seed: Seed of the selection; decides between equal remainders.
 
         Raises:
             ValueError: The groups with a share have fewer than `k` samples.

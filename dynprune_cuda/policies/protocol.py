@@ -49,7 +49,7 @@ class Policy:
 
     Attributes:
         static: One selection serves the whole run.
-        uses_scores: Selecting before any score was observed earns a warning.
+        uses_scores: Warn if a selection is made before any score was recorded.
         weighs: The policy decides itself how many samples it keeps; see `WeighingPolicy`.
         rescales: Losses are multiplied by the factors of `functional.select_rescaled`. For policies
             whose `ranking` draws by weights, and that leave `select` as it is.

@@ -19,7 +19,9 @@ from dynprune_cuda.scores.table import ScoreTable
 @trusted
 @dataclass(frozen=True)
 class RePB(WeighingPolicy):
-    """What was not below the mean of its batch, and random others; rescaled by the times of use.
+    """Keeps samples at or above their batch's mean loss and a random part of the rest.
+
+    Losses are rescaled by how often a sample was used.
 
     The rule is that of Zhou et al. (Inconsistency Biases in Dynamic Data Pruning, ICLR 2026,
     https://openreview.net/forum?id=Zw1Uw7u6Su). Losses are compared within the batches of the epoch

@@ -32,7 +32,7 @@ class BinaryScoring(LinearScoring):
         grad_scale: Tensor | None = None,
         num_items: float | Tensor | None = None,
     ) -> Tensor:
-        """Computes the binary cross-entropy of several labels and enters the samples' scores.
+        """Computes the binary cross-entropy of several labels and records the samples' scores.
 
         The loss is that of `torch.nn.functional.binary_cross_entropy_with_logits`, and a sample's
         loss is the mean over its labels; see `functional.scored_binary_cross_entropy` for the

@@ -97,11 +97,11 @@ class Pruner(BinaryScoring):
             num_samples: Size of the training set.
             keep: How much of it a pruned epoch trains on. A float in (0, 1] is a fraction: it gives
                 `max(1, floor(keep * num_samples + 0.5))` samples. An int is the number itself. A
-                sequence has one such entry per epoch, of which the last one goes on. A function
-                gets the epoch, and must always return the same for it. A selection uses the value
-                of its own epoch: a change shows at the next one. A policy that decides the number
-                itself (full data, a static subset) needs no `keep`; if one is given, it must agree.
-                InfoBatch takes none.
+                sequence has one entry per epoch; its last entry holds for all later epochs. A
+                function gets the epoch, and must always return the same for it. A selection uses
+                the value of its own epoch: a change shows at the next one. A policy that decides
+                the number itself (full data, a static subset) needs no `keep`; if one is given, it
+                must agree. InfoBatch takes none.
             policy: A name from `policies.names()`, an object from `policies` or of your own, or a
                 function; see `policies.Policy`.
             period: Epochs between selections, at least 1. None: 1; see docs/guides/choosing.md.
@@ -362,16 +362,16 @@ class Pruner(BinaryScoring):
     def state_dict(self) -> dict[str, Any]:
         """Returns all that decides how the run goes on: scores, subset, epoch, seed. May wait.
 
-        A run that loads it goes on bit for bit; the position inside the epoch belongs to the
-        sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on `device`, and the
-        rest are ints, floats and strings: `torch.load(weights_only=True)` and
+        A run that loads it continues with bit-identical results. The position inside the epoch
+        belongs to the sampler, see `EpochBatchSampler.state_dict`. The tensors are copies on
+        `device`, and the rest are ints, floats and strings: `torch.load(weights_only=True)` and
         `torch.distributed.checkpoint` take it. Its version ends with a checksum of its contents,
         also of those that are spread over processes.
 
         With several processes, this one asks no other for anything. After `set_epoch` the states
         of all of them are equal, and one is enough. In mid-epoch each holds the scores that it has
-        seen itself: to go on bit for bit, each saves and loads its own. From the state of one, all
-        of them go on too, without what the others had seen since `set_epoch`.
+        seen itself: for bit-identical results, each saves and loads its own. From the state of one,
+        all of them continue too, without what the others had seen since `set_epoch`.
 
         With sharding="shard" the call is collective: it routes what was observed first. With
         several processes, the columns are then DTensors, sharded along the samples, which

@@ -304,7 +304,7 @@ class Scoring(RunStatus):
         and in forgetting events, too. They are of the model in evaluation mode, so they may be
         lower than the losses of training. Pass the `weight` and `label_smoothing` of the training.
 
-        With several processes each enters what its own loader yields, and `set_epoch` shares it.
+        With several processes each records what its own loader yields, and `set_epoch` shares it.
         With sharding="shard" the scores enter when the next epoch begins.
 
         Args:

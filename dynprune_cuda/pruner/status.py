@@ -69,7 +69,7 @@ class RunStatus:
 
     @property
     def score(self) -> str:
-        """What `cross_entropy` enters as the score."""
+        """Which score `cross_entropy` records."""
         return self._config.score
 
     @property

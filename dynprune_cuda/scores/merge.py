@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One table of scores for several processes that train one model.
 
-Every process holds the whole table and enters what it observes itself. When an epoch begins,
+Every process holds the whole table and records what it observes itself. When an epoch begins,
 `merge_tables` makes all tables equal. Of each sample, the record with the most visits wins; on a
 tie, that of the lowest rank. Within an epoch a sample belongs to one rank, so the merged table is
 the one that a single process would have. If two ranks visited a sample, as with the padding of

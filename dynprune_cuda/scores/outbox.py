@@ -128,7 +128,7 @@ class VisitOutbox:
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a step with sharding='shard' must not be captured in a CUDA graph: a replay would "
-                "write over the visits that wait to be sent to their owners"
+                "overwrite visits that are not sent yet. Use sharding='replicate'"
             )
         wrong = (ids < -1) | (ids >= self.num_samples)
         if ids.is_cuda:

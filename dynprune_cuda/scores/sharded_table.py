@@ -30,7 +30,7 @@ class ShardedScoreTable(ScoreTable):
     """The rows of one process's samples, and an outbox for what it observes of any sample.
 
     A batch mostly holds samples of other processes. Its visits stay in the outbox and go to the
-    samples' owners when an epoch begins. An owner enters them in the order of arrival; of several
+    samples' owners when an epoch begins. An owner records them in the order of arrival; of several
     processes that visited the same sample, the lowest rank first.
 
     Attributes:
@@ -114,14 +114,14 @@ class ShardedScoreTable(ScoreTable):
         return before
 
     def restore(self, before: RowsBefore) -> None:
-        """Takes back what `enter` entered."""
+        """Restores what `enter` has changed."""
         for name, column in zip(COLUMNS, before.columns, strict=True):
             getattr(self, name)[before.rows] = column
 
     def _enter(self, rows: Tensor, values: Tensor) -> None:
         rows, order = rows.sort(stable=True)
         values = values[order]
-        # A call enters one value per row: the first visits of all rows, then the second ones, ...
+        # A call records one value per row: the first visits of all rows, then the second ones, ...
         place = torch.arange(len(rows), device=self.device)
         fresh = torch.ones_like(rows, dtype=torch.bool)
         fresh[1:] = rows[1:] != rows[:-1]

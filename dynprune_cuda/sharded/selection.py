@@ -105,7 +105,7 @@ def select_ucb(
 
     Args:
         mean: float32, float16 or bfloat16 [len(shard)].
-        variance: Of the same dtype [len(shard)].
+        variance: Variances, of the same dtype [len(shard)].
         k: As in `select_top_k`.
         c: Weight of the bonus, finite.
         bonus: "variance" or "std".

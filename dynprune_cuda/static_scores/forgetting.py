@@ -117,11 +117,12 @@ def forgetting_scores(
     An epoch can add at most half an event to a sample: few epochs tell few samples apart.
 
     Args:
-        make_model: As in `el2n_scores`, as for the other arguments.
-        loader: As there; it must know the size of the training set, as a `DataLoader` does.
-        epochs: As there, at least 1 here.
+        make_model: See `el2n_scores`.
+        loader: As in `el2n_scores`; its size must be known.
+        epochs: Number of epochs, at least 1.
         seeds: See `el2n_scores`.
-        train: As there: its losses, computed by `loss(logits, labels, ids)`, are what counts.
+        train: Your own training loop. Only losses computed by `loss(logits, labels, ids)` are
+            counted.
         optimizer: See `el2n_scores`.
         about: See `el2n_scores`.
         progress: See `el2n_scores`.

@@ -22,6 +22,8 @@ from dynprune_cuda.policies import StaticSubset
 
 _FORMAT = 1  # grows with every change of what a file holds
 _ENTRIES = ("format", "values", "method", "seeds", "epochs", "about", "versions")
+_AGAIN = "compute the scores again, and save them"
+_NO_SCORES = f"holds no static scores, or is damaged: give a file of StaticScores.save, or {_AGAIN}"
 
 
 def _versions() -> dict[str, str]:
@@ -39,7 +41,7 @@ class StaticScores:
         seeds: The seeds of the models over which the scores are the mean.
         epochs: How long each of them was trained.
         about: What the scores belong to, in your own words, such as the data and the model.
-        versions: Of this package and of torch, when the scores were computed.
+        versions: Versions of this package and of torch that computed the scores.
 
     Raises:
         TypeError: An attribute has the wrong type.
@@ -104,7 +106,7 @@ class StaticScores:
         its contents, and `load` refuses a file whose contents have changed.
 
         Args:
-            path: Of the file; an older one is replaced.
+            path: Path of the file; an older file is replaced.
         """
         path = as_path("path", path)
         state = {name: getattr(self, name) for name in _ENTRIES[1:]}
@@ -156,21 +158,24 @@ class StaticScores:
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # of a damaged file torch.load raises anything
-                raise ValueError(f"{path} holds no static scores, or is damaged") from error
+                raise ValueError(f"{path} {_NO_SCORES}") from error
         if not isinstance(state, dict) or "values" not in state:
-            raise ValueError(f"{path} holds no static scores, or is damaged")
+            raise ValueError(f"{path} {_NO_SCORES}")
         written = state.pop("checksum", None)  # version 0.1.0 wrote none
         StateReader(str(path), state).has(_ENTRIES)
         if state["format"] != _FORMAT:
-            raise ValueError(f"{path} was written by another version of dynprune_cuda")
+            raise ValueError(
+                f"{path} was written by another version of dynprune_cuda: its format is "
+                f"{state['format']!r}, and here it is {_FORMAT!r}; {_AGAIN}"
+            )
         try:
             found = None if written is None else checksum(state)
             own = {name: state[name] for name in _ENTRIES[1:]}
             scores = cls(**{**own, "seeds": tuple(own["seeds"])})
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise ValueError(f"{path} is damaged: {error}; {_AGAIN}") from None
         if found != written:
-            raise ValueError(f"{path} is damaged: its contents do not match its checksum")
+            raise ValueError(f"{path} is damaged: its contents do not match its checksum; {_AGAIN}")
         wanted: dict[str, Any] = {"method": method, "epochs": epochs, "about": about}
         wanted["seeds"] = wanted_seeds
         for name, value in wanted.items():

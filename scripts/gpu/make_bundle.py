@@ -81,7 +81,7 @@ def copy_tree(commit: str | None, place: Path) -> None:
             ).stdout
             for name in listing.splitlines()
         }
-        # Older commits always asked for line info.
+        # Older commits always made line info.
         files["setup.py"] = files["setup.py"].replace(b'"-lineinfo", ', b"")
     for name, content in files.items():
         write_if_new(place / name, content)

@@ -143,6 +143,24 @@ def test_memory_falls_with_the_ranks_and_a_replicated_table_does_not(method):
     assert model.memory(method, N, 1, visited=1.0) == pytest.approx((21 + 191 + 4.8) * N)
 
 
+def test_every_parameter_has_a_meaning():
+    names = {field.name for field in dataclasses.fields(model.Machine)}
+    meaning = tables.meanings()
+    assert set(meaning) == names and all(meaning.values())
+    assert meaning["walk"] == "One position of a permutation is computed"
+
+
+def test_the_committed_page_is_that_of_the_program(tmp_path, monkeypatch):
+    results = ROOT / "benchmarks" / "results"
+    files = ["--measured", str(results / "sharding_cpu_2cores.json")]
+    files += ["--billion", str(results / "billion_cpu_2cores.json")]
+    monkeypatch.setattr(program, "draw", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["simulate", *files, "--out", str(tmp_path / "model")])
+    program.main()
+    page = (ROOT / "docs" / "design" / "sharding_model.md").read_text()
+    assert (tmp_path / "model.md").read_text() == page, "run simulate_sharding"
+
+
 def test_where_says_which_ranks():
     assert tables.where(lambda ranks: ranks > 1) == "from 2"
     assert tables.where(lambda ranks: ranks > 4096) == "never"

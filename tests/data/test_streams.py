@@ -233,7 +233,7 @@ def test_a_position_behind_the_stream_is_refused():
     resumed.load_state_dict(state)
     assert list(resumed) == []
     resumed.load_state_dict({**state, "read": N + 7})
-    with pytest.raises(RuntimeError, match=f"among the first {N + 7} items"):
+    with pytest.raises(RuntimeError, match=f"worker's first {N + 7} items"):
         next(resumed)
 
 

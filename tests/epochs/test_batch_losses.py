@@ -23,7 +23,7 @@ def test_a_scalar_batch_loss_is_credited_to_every_sample_of_the_batch(device):
     pruner = Pruner(N, 0.5, alpha=0.5, device=device)
     for ids, loss in (([0, 1, 2], 4.0), ([0, 3], 1.0), ([1, 3], 8.0)):
         value = torch.tensor(loss, device=device, requires_grad=True)
-        with expected_warning(loss == 4.0, "these enter with alpha=0.5$"):
+        with expected_warning(loss == 4.0, "these are averaged with alpha=0.5$"):
             pruner.observe(torch.tensor(ids), value)
     assert pruner.table.mean[:4].tolist() == [2.5, 6.0, 4.0, 4.5]
     assert pruner.table.count[:4].tolist() == [2, 2, 1, 2]
@@ -37,7 +37,7 @@ def test_a_batch_loss_enters_with_a_small_alpha_unless_one_is_given(device, poli
         default = pruner.table.alpha
         used = 0.1 if given is None else given
         ids = torch.tensor([1, 2], device=device)
-        with pytest.warns(RuntimeWarning, match=rf"these enter with alpha={used}$"):
+        with pytest.warns(RuntimeWarning, match=rf"these are averaged with alpha={used}$"):
             pruner.observe(ids, torch.tensor(4.0, device=device))
         pruner.observe(ids, torch.tensor(8.0, device=device))  # the warning comes once
         pruner.observe(ids[:1], torch.tensor([16.0], device=device))

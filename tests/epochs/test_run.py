@@ -102,7 +102,7 @@ def test_both_warnings_of_a_selection_are_given():
     options = {"sharding": "shard", "surplus": "local", "process_group": False}
     pruner = Pruner(N, 2, "ucb", warmup_epochs=0, period=2, **options)
     # As one of two processes whose other one holds the whole selection.
-    pruner._run._lacking = lambda subset: "rank [1] holds none of the selected samples"
+    pruner._run._about_lacking = lambda subset: "rank [1] holds none of the selected samples"
     with pytest.warns(RuntimeWarning, match="rank .1. holds none"):
         pruner.set_epoch(0)
     with warnings.catch_warnings(record=True) as found:

@@ -94,8 +94,8 @@ def test_a_row_has_the_loss_that_it_has_alone(number):
 
 REFUSED = [
     (newer("TwoWayLoss"), TypeError, "a mean over samples that is known here, got TwoWayLoss"),
-    (lambda: Mine(0.1), TypeError, "got Mine: pass prune_task"),
-    (lambda: nn.functional.cross_entropy, TypeError, "got function: pass prune_task"),
+    (lambda: Mine(0.1), TypeError, "got Mine. Pass prune_task"),
+    (lambda: nn.functional.cross_entropy, TypeError, "got function. Pass prune_task"),
     (lambda: BinaryCrossEntropy(reduction="sum"), ValueError, "with reduction='sum'"),
     (lambda: nn.CrossEntropyLoss(POSITIVE), ValueError, "class weights"),
     (lambda: nn.CrossEntropyLoss(ignore_index=-1), ValueError, "ignore_index"),

@@ -18,8 +18,12 @@ ENTRY = re.compile(r" {4}((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:(?: |$
 INTEGRATIONS = {
     "accelerate": ["prepare_loader"],
     "lightning": ["PrunerCallback"],
+    "timm": ["PrunedLoader", "prune_task"],
     "transformers": ["PrunedTrainer", "PrunedTrainerMixin"],
 }
+
+
+FOLDER = ROOT / "dynprune_cuda" / "integrations"
 
 
 def documented_objects():
@@ -69,7 +73,7 @@ def test_every_integration_has_an_entry(framework):
     names, _ = entries()
     for name in INTEGRATIONS[framework]:
         assert (f"dynprune_cuda.integrations.{framework}", name) in names
-    module = ROOT / "dynprune_cuda" / "integrations" / f"{framework}.py"
+    module = FOLDER / f"{framework}.py"
     public = [
         ast.literal_eval(node.value)  # without importing the framework, which takes seconds
         for node in ast.parse(module.read_text()).body
@@ -131,6 +135,79 @@ def test_every_parameter_is_documented():
         for text in undocumented(one)
     ]
     assert wrong == []
+
+
+def arguments(function):
+    """The parameters of a function's source."""
+    every = function.args
+    variadic = [one for one in (every.vararg, every.kwarg) if one is not None]
+    names = [one.arg for one in (*every.posonlyargs, *every.args, *every.kwonlyargs, *variadic)]
+    return set(names) - {"self", "cls"}
+
+
+def undocumented_in_source(node, members):
+    """As `undocumented`, of a source: importing the frameworks takes seconds."""
+    if isinstance(node, ast.FunctionDef):
+        wrong = {node.name: arguments(node) - documented(ast.get_docstring(node))}
+    else:
+        methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
+        here, wrong = documented(ast.get_docstring(node)), {}
+        if init := methods.get("__init__"):
+            wrong[node.name] = arguments(init) - here - documented(ast.get_docstring(init))
+        for name in members:
+            known = documented(ast.get_docstring(methods[name]))
+            wrong[f"{node.name}.{name}"] = arguments(methods[name]) - known
+    return [f"{name}: {', '.join(sorted(missing))}" for name, missing in wrong.items() if missing]
+
+
+def sources_of_integrations():
+    """The classes and functions of the folder, by name."""
+    return {
+        node.name: node
+        for file in FOLDER.glob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+
+
+def test_every_parameter_of_the_integrations_is_documented():
+    sources, wrong, checked = sources_of_integrations(), [], 0
+    page = (API / "integrations.md").read_text()
+    entry = r"^\.\. auto(?:class|function):: (\w+)$(?:\n   :members: ([\w, ]+)$)?"
+    for name, members in re.findall(entry, page, re.M):
+        names = [member.strip() for member in members.split(",") if member]
+        wrong += undocumented_in_source(sources[name], names)
+        checked += 1
+    assert checked == len([name for names in INTEGRATIONS.values() for name in names])
+    assert wrong == []
+
+
+def test_a_missing_parameter_of_a_source_is_found():
+    source = '''
+class Thing:
+    """A thing.
+
+    Attributes:
+        a: Here.
+    """
+
+    def __init__(self, a, *, b, **c):
+        pass
+
+    def method(self, d):
+        """Does more."""
+
+
+def function(known, *missing):
+    """Does something.
+
+    Args:
+        known: Is here.
+    """
+'''
+    thing, function = ast.parse(source).body
+    assert undocumented_in_source(thing, ["method"]) == ["Thing: b, c", "Thing.method: d"]
+    assert undocumented_in_source(function, []) == ["function: missing"]
 
 
 def test_a_missing_parameter_is_found():

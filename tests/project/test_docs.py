@@ -92,6 +92,26 @@ def test_every_committed_result_has_a_page():
         assert f"`{result.name}`" in (DOCS / "benchmarks" / "index.md").read_text(), result.name
 
 
+def test_every_committed_result_has_a_command():
+    """Its row in benchmarks/README.md names a program; its page shows the program's command."""
+    index = (DOCS / "benchmarks" / "index.md").read_text()
+    rows = re.findall(
+        r"^\| [^|]+ \| `([\w.]+)[^|]*\|.*\|([^|]*)\|$",
+        (ROOT / "benchmarks" / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    by_result = {}
+    for program, links in rows:
+        for name in re.findall(r"\]\(results/([\w.]+)", links if "beside" not in links else ""):
+            assert by_result.setdefault(name, program) == program, name
+    results = sorted(path.name for path in (ROOT / "benchmarks" / "results").iterdir())
+    assert sorted(by_result) == results
+    for name, program in by_result.items():
+        (page,) = re.findall(rf"\]\((\w+\.md)[^|]*\) \|[^|]*`{re.escape(name)}`", index)
+        commands = re.findall(r"```sh\n(.*?)```", (DOCS / "benchmarks" / page).read_text(), re.S)
+        assert any(f"-m benchmarks.{program} " in command for command in commands), name
+
+
 def test_every_program_and_target_that_a_page_names_exists():
     texts = {name_of(page): page.read_text() for page in PAGES}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -2,6 +2,7 @@
 """The checker of the language: what it counts as a sentence, and what it finds."""
 
 import check_language as language
+import language_sources as sources
 import pytest
 
 LONG = "One " + "more " * 23 + "word."  # 25 words
@@ -69,6 +70,9 @@ def test_these_are(text):
         "Each call enters scores.",
         "It is turned round.",
         "As there.",
+        "As there, but larger.",
+        "It enters the samples' scores.",
+        "Scores that were entered on purpose.",
         "All is undone: it is undone on all ranks.",
     ],
 )
@@ -103,8 +107,91 @@ def test_docstrings_of_a_module_are_found():
     source = (
         '"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """Function."""\n'
     )
-    assert [text for _, text in language.docstrings(source)] == ["Module.", "Class.", "Function."]
-    assert [line for line, _ in language.docstrings(source)] == [1, 3, 5]
+    assert [text for _, text in sources.docstrings(source)] == ["Module.", "Class.", "Function."]
+    assert [line for line, _ in sources.docstrings(source)] == [1, 3, 5]
+
+
+def test_messages_are_found():
+    source = """
+TEXT = "a constant"
+def check(x):
+    if x:
+        raise ValueError(f"x must be 0, "
+                         f"got {x}: leave it out")
+    warnings.warn(TEXT, UserWarning)
+    warnings.warn(message)
+    return TypeError("made here")
+def about_x(x):
+    if not x:
+        return None
+    text = f"of {x}"
+    return text
+"""
+    found = sorted(sources.messages(source))
+    assert found == [
+        (2, "a constant"),
+        (5, "x must be 0, got {}: leave it out"),
+        (9, "made here"),
+        (13, "of {}"),
+    ]
+
+
+def test_comments_of_python_are_paragraphs():
+    source = """# SPDX-License-Identifier: none
+# One line,
+# and another. none of these.
+a = "# no comment"  # behind code
+b = 1  # also behind code
+#   indented = code
+# - an item
+
+# noqa
+# With y = a * b + 1 and more of [B, C].
+"""
+    assert list(sources.python_comments(source)) == [
+        (2, "One line, and another. None of these."),
+        (4, "behind code"),
+        (5, "also behind code"),
+        (7, "- an item"),
+        (10, "With `formula` and more of `shape`."),
+    ]
+
+
+def test_comments_of_cpp_are_paragraphs():
+    source = """// One line,
+// and another.
+const char* x = "// no comment";  // behind code,
+                                  // continued
+int y;                            // of another
+/* A block
+ * goes on. */
+// name: begins an entry
+"""
+    assert list(sources.cpp_comments(source)) == [
+        (1, "One line, and another."),
+        (3, "behind code, continued"),
+        (5, "of another"),
+        (6, "A block goes on."),
+        (8, "name: begins an entry"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("a.py", f"# {TOO_LONG}"),
+        ("a.py", f'raise ValueError("{TOO_LONG}")'),
+        ("a.py", f'"""{TOO_LONG}"""'),
+        ("a.cuh", f"// {TOO_LONG}"),
+    ],
+)
+def test_long_sentences_of_sources_are_found(name, source, tmp_path):
+    path = tmp_path / name
+    path.write_text(source + "\n")
+    (found,) = language.check(path)
+    assert found.line == 1 and found.reason.startswith("26 words")
+    path.write_text(source.replace(TOO_LONG, LONG) + "\n")
+    assert language.check(path) == []
 
 
 def test_exceptions_must_be_needed():
@@ -118,3 +205,5 @@ def test_exceptions_must_be_needed():
 def test_the_pages_and_the_package_are_checked():
     names = {path.relative_to(language.ROOT).as_posix() for path in language.checked_files()}
     assert {"README.md", "CHANGELOG.md", "docs/quickstart.md", "dynprune_cuda/stats.py"} <= names
+    folders = {name.split("/")[0] for name in names}
+    assert folders >= {"dynprune_cuda", "csrc", "scripts", "benchmarks", "examples"}

@@ -9,18 +9,19 @@ import pytest
 import torch
 from paths import ROOT
 
-from dynprune_cuda import Pruner, advice, functional, policies
-from dynprune_cuda._epochs import late, strays
+from dynprune_cuda import Pruner, functional, policies
 from dynprune_cuda.scores import table
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 QUOTED = re.findall(r'"([^"]+)"', re.sub(r"`[^`]*`", "", PAGE))
+BUILD = ("build_torch", "cuda_toolkit")
 OF_OTHERS = "The virtual environment was not created successfully"
 
 
 def joined_source():
     """All messages of the package and of the build, with the pieces of each string joined."""
-    files = [*(ROOT / "dynprune_cuda").rglob("*.py"), ROOT / "scripts" / "build_torch.py"]
+    of_build = [ROOT / "setup.py", *(ROOT / "scripts" / f"{n}.py" for n in BUILD)]
+    files = [*(ROOT / "dynprune_cuda").rglob("*.py"), *of_build]
     text = "\n".join(file.read_text() for file in files)
     return re.sub(r'"\s*\n\s*f?"', "", text)
 
@@ -48,16 +49,72 @@ def quoted_in(message):
     return False
 
 
+def text_of(node, constants):
+    """The text of a string in the source, with "{}" for what it fills in; None if it is none."""
+    if isinstance(node, ast.Name):
+        node = constants.get(node.id, node)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            getattr(part, "value", "{}") if isinstance(part, ast.Constant) else "{}"
+            for part in node.values
+        )
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def constants_in(body):
+    """The names that assignments in a body give a string."""
+    return {
+        node.targets[0].id: node.value
+        for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def warnings_in(source):
+    """The texts of `warnings.warn`, and of functions that return a warning: `about_...`.
+
+    A warning whose text is made elsewhere must be called `message`.
+    """
+    tree = ast.parse(source)
+    constants = constants_in(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warnings.warn", "warn"):
+            text = text_of(node.args[0], constants)
+            assert text or ast.unparse(node.args[0]) == "message", ast.unparse(node)
+            if text:
+                yield text
+        elif isinstance(node, ast.FunctionDef) and re.match("_?about_", node.name):
+            known = {**constants, **constants_in(node.body)}
+            values = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
+            values = [one for one in values if ast.unparse(one) != "None"]
+            texts = [text_of(value, known) for value in values]
+            assert all(texts), f"{node.name} must return texts"
+            yield from texts
+
+
 def test_every_warning_is_quoted():
-    texts = [
-        advice.about_greedy(policies.UCB(), 0.1),
-        advice.about_batch_values(0.1, "replicate"),
-        strays.warning(3, 7),
-        late.about_late_warmup(1, 1, policies.UCB()),
-        late.about_no_scores(4, policies.UCB(), None),
-        late.about_no_scores(4, policies.UCB(), 4),
-    ]
+    files = sorted((ROOT / "dynprune_cuda").rglob("*.py"))
+    texts = [text for file in files for text in warnings_in(file.read_text())]
+    assert len(texts) >= 9
     assert [text for text in texts if not quoted_in(text)] == []
+
+
+def test_warnings_are_found():
+    source = """
+TEXT = "one"
+def _about_it(x):
+    if x:
+        return None
+    text = f"two {x}"
+    return text
+def run(message):
+    warnings.warn(TEXT, UserWarning)
+    warnings.warn(message)
+    warnings.warn("three" " four")
+"""
+    assert sorted(warnings_in(source)) == ["one", "three four", "two {}"]
+    with pytest.raises(AssertionError):
+        list(warnings_in("warnings.warn(made())"))
 
 
 def test_every_error_of_a_wrong_order_of_calls_is_quoted():
@@ -67,14 +124,9 @@ def test_every_error_of_a_wrong_order_of_calls_is_quoted():
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "RuntimeError":
                 continue
-            first = node.args[0]
-            parts = first.values if isinstance(first, ast.JoinedStr) else [first]
-            if any(isinstance(part, ast.Name | ast.Call) for part in parts):
-                continue  # a text that is made elsewhere
-            text = "".join(
-                getattr(part, "value", "") if isinstance(part, ast.Constant) else "{}"
-                for part in parts
-            )
+            text = text_of(node.args[0], {})
+            if text is None:
+                continue  # made elsewhere
             found += 1
             if not quoted_in(text) and "a bug, please report" not in text:
                 missing.append(f"{file.name}: {text}")

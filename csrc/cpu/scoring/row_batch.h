@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rows of a range, kLanes at a time: scores, and from the exponentials that scoring kept the
-// gradient, without a second look at the logits.
+// The rows of a range, kLanes at a time. Scoring keeps the exponentials, and the gradient is made
+// of these without a second look at the logits.
 #pragma once
 
 #include "cpu/parallel.h"

@@ -75,8 +75,9 @@ DYNPRUNE_INLINE void finish_lanes(RowLanes<double>* r, int count) {
   for (int l = 0; l < count; l++) r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
 }
 
-// What the exponentials are multiplied with to be probabilities: p_j = e^(x_j - m) miss / s for
-// j != y. Without any other class that counts, miss is 0, or NaN in a broken row.
+// What the exponentials are multiplied with to be probabilities. For j != y, it is miss / s in
+// p_j = e^(x_j - m) miss / s. Without any other class that counts, miss is 0, or NaN in a broken
+// row.
 template <class A>
 DYNPRUNE_INLINE void finish_rows(RowLanes<A>* r, int count) {
   finish_lanes(r, count);

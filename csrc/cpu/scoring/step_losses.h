@@ -17,7 +17,7 @@ A weight_of(const CrossEntropyStep& step, int64_t row) {
                                       : weight;
 }
 
-// The losses times their weights; or their sum, in lanes, since a chain of additions takes longer
+// The losses times their weights. Or their sum, in lanes, since a chain of additions takes longer
 // than all else that happens to a short row. counts(row): false for a row that counts for nothing.
 template <class A, class Counts>
 void reduce_losses(const CrossEntropyStep& step, int64_t rows, const A* row_loss, double divisor,

@@ -55,8 +55,8 @@ struct RowSums {
   bool correct = true;
 };
 
-// Whether a sample of a task has several rows. The usual batch has none. By hash, a row is entered
-// over what was there: most samples have an entry to themselves, and only the others need a set.
+// Whether a sample of a task has several rows. The usual batch has none. By hash, a row overwrites
+// what was there: most samples have an entry to themselves, and only the others need a set.
 bool has_repeats(const ScoreUpdate& u, int task, int tasks) {
   const auto counts = [&](int64_t id) {
     return id != kNoSample && (tasks == 1 || id % tasks == task);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elementary functions that the compiler can vectorise: no branches, no library calls, no fused
-// operations (so that every clone of a function gives the same result).
+// Elementary functions that the compiler can vectorise: no branches, no library calls. There are no
+// fused operations, so that every clone of a function gives the same result.
 #pragma once
 
 #include "cpu/clones.h"
@@ -36,7 +36,7 @@ inline float exp_in_range(float x) {
 }
 inline double exp_in_range(double x) { return exp(x); }
 
-// The same of a vector of floats for a third less work: relative error below 3e-7 near 0 and below
+// The same of a vector of floats for a third less work. Relative error below 3e-7 near 0 and below
 // 4e-6 everywhere, and 1 at 0. For sums, in which the classes far below the greatest count little.
 // Bits: as many uint32_t.
 template <class Bits, class Floats>

@@ -14,8 +14,8 @@ namespace dynprune {
 
 namespace cuda {
 
-// A row with a target that is no probability is recorded in errors ([kNumDataErrors], may be null):
-// its loss and scores are NaN, its gradient is 0, nothing else is touched.
+// errors: [kNumDataErrors], may be null; records rows with a target that is no probability. Such a
+// row has loss and scores NaN and gradient 0. Nothing else is touched.
 cudaError_t launch_scored_binary_cross_entropy(const BinaryInput& input,
                                                const CrossEntropyOutput& output,
                                                ErrorRecord* errors, cudaStream_t stream);

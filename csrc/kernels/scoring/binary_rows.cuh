@@ -11,7 +11,7 @@ namespace cuda {
 
 constexpr int64_t kMaxLabelsPerSmallTeam = 128;
 constexpr int64_t kMaxLabelsPerWarp = 2048;
-// Vectors of logits that a thread asks for at once, with their targets.
+// Vectors of logits that a thread loads at once, with their targets.
 template <class T>
 constexpr int kLabelVectors = sizeof(T) == 8 ? 1 : 2;
 

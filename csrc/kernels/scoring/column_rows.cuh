@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows whose classes lie apart in memory and whose neighbours are neighbours, such as pixels: the
+// Rows whose classes lie apart in memory and whose neighbours are neighbours, such as pixels. The
 // lanes of a warp read one class of neighbouring rows together. See row_policy.cuh.
 #pragma once
 

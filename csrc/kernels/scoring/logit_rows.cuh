@@ -17,7 +17,7 @@ constexpr int kThreads = 256;
 constexpr int kSmallTeam = 8;
 constexpr int64_t kMaxClassesPerSmallTeam = 32;
 constexpr int64_t kMaxClassesPerWarp = 1024;
-// Vectors that a thread asks for at once. float64, in registers twice as long, is not for speed.
+// Vectors that a thread loads at once. float64, in registers twice as long, is not for speed.
 template <class T>
 constexpr int kLoadsInFlight = sizeof(T) == 8 ? 1 : 4;
 

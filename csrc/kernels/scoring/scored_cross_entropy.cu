@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// 8 lanes, a warp or a block per row, by the number of classes; of rows whose classes lie apart, a
-// lane of one or of 8 warps. Forward reads a row once and writes
-// 4 numbers, a flag and 4 saved numbers; backward reads it once more and writes the gradient once.
-// No sum depends on timing.
+// A row gets 8 lanes, a warp or a block, by the number of classes. A row whose classes lie apart
+// gets a lane of one or of 8 warps. Forward reads a row once and writes 4 numbers, a flag and 4
+// saved numbers. Backward reads it once more and writes the gradient once. No sum depends on
+// timing.
 #include "kernels/scoring/scored_cross_entropy.h"
 
 #include "kernels/scoring/column_rows.cuh"

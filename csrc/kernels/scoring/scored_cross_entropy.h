@@ -11,8 +11,8 @@ namespace dynprune {
 
 namespace cuda {
 
-// An ignored row has loss and scores 0. A row whose target is out of range is recorded in errors
-// ([kNumDataErrors], may be null): its loss and scores are NaN, its gradient is 0, nothing else is
+// An ignored row has loss and scores 0. errors: [kNumDataErrors], may be null; records rows whose
+// target is out of range. Such a row has loss and scores NaN and gradient 0. Nothing else is
 // touched.
 cudaError_t launch_scored_cross_entropy(const CrossEntropyInput& input,
                                         const CrossEntropyOutput& output, ErrorRecord* errors,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // scored_cross_entropy_step_: per-sample loss and scores, the gradient, the reduced loss and the
-// score table's update, from one read of the logits and one write of the gradient.
+// score table's update. It reads the logits once and writes the gradient once.
 #pragma once
 
 #include <cstddef>
@@ -17,10 +17,9 @@ namespace cuda {
 size_t scored_cross_entropy_step_workspace_bytes(const CrossEntropyInput& input, int64_t max_ids);
 
 // One launch up to kMaxRowsPerLaunch rows; beyond, small launches before and after. ticket: 0
-// before and after; launches that share it must not overlap. Rows whose target or sample id is out
-// of range are recorded in errors ([kNumDataErrors], may be null); such a target makes the row
-// count for nothing. The update's own values are not read, and its sample_ids are [B /
-// step.rows_per_id].
+// before and after; launches that share it must not overlap. errors: [kNumDataErrors], may be null;
+// records rows whose target or sample id is out of range. Such a target makes the row count for
+// nothing. The update's own values are not read. Its sample_ids are [B / step.rows_per_id].
 cudaError_t launch_scored_cross_entropy_step(const CrossEntropyInput& input,
                                              const CrossEntropyOutput& output,
                                              const CrossEntropyStep& step,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fused step on rows that no block's shared memory holds. A team of blocks shares a row. Each
-// block reads one slice into its shared memory, the blocks exchange the sums of their slices, and
+// block reads one slice into its shared memory. The blocks exchange the sums of their slices, and
 // each writes the gradient of its slice from there. A team keeps its blocks from row to row and
-// exchanges once per row: as a cluster through shared memory, or through global memory in a
-// cooperative launch. Sums are merged in the order of the slices. How a row is sliced depends on
-// its length, the element type and the kind of team, so no result depends on the number of teams.
+// exchanges once per row. A cluster exchanges through shared memory, a cooperative launch through
+// global memory. Sums are merged in the order of the slices. How a row is sliced depends on its
+// length, the element type and the kind of team. So no result depends on the number of teams.
 // Not for float64 (may_be_wide).
 #pragma once
 

@@ -14,8 +14,8 @@ namespace dynprune {
 namespace cuda {
 
 // A sample of the batch in a hash table by id: open addressing with linear probing, at most half
-// full; all zero at the start. The row that claims a sample first leaves its number; all that the
-// other members tell is of rows that follow, and zero for a sample of one row.
+// full; all zero at the start. The row that claims a sample first writes its number. The other
+// members are about the rows that follow, and zero for a sample of one row.
 struct Slot {
   unsigned long long owner;  // id + 1; 0 is an empty slot
   unsigned long long terms;  // sum of SampleRows::term, a signed number

@@ -125,7 +125,7 @@ __device__ __forceinline__ void compute_keys(const SelectTask<Ranking>& task, ui
 }
 
 // Compares the keys with the bracket's ends. Writes the words of a warp, without the samples whose
-// keys are equal to that of an end: these are decided by their tie hash, apart from the others.
+// keys are equal to that of an end. Their tie hash decides these, apart from the others.
 template <class Key>
 __device__ __forceinline__ void classify_keys(const StoredComposite& low,
                                               const StoredComposite& high, uint64_t seed,

@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kListThreads, kListBlocksPerSm)
   }
 }
 
-// With a block on every multiprocessor, or with fewer where the device refuses so many: it may own
-// fewer multiprocessors than it reports, or have no cooperative launches.
+// Launches a block on every multiprocessor, or fewer where the device refuses so many. A device may
+// own fewer multiprocessors than it reports, or have no cooperative launches.
 template <class Ranking>
 void launch_resolve(const SelectTask<Ranking>& task, int64_t capacity,
                     const typename Ranking::Key* candidate_keys, const uint32_t* candidate_ids,
