@@ -104,8 +104,8 @@ SOFT_CROSS_ENTROPY = Formula(ops.soft_cross_entropy.default, _save_soft, _soft_b
 def scored_losses(formula: Formula, logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Calls an operator that returns losses and scores.
 
-    torch.library runs the formulas of plain tensors through Python code that takes longer than the
-    kernels of a small batch. `ScoredLosses` runs the same formula without it.
+    `ScoredLosses` runs the formula of plain tensors without the Python code of torch.library. The
+    step "two ops" of bench_scoring measures it.
     """
     if (
         torch.compiler.is_compiling()
