@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
@@ -56,6 +57,12 @@ class Method:
         groups: Whether the pruner gets the labels as groups.
         rescore: Whether each epoch ends with a forward pass over the samples that it left out.
         steps: Steps, as a multiple of the setting's.
+        kept: For policies that act by the length of the run, and decide how many samples they keep:
+            which share an epoch trains on, estimated, warm-up and annealing left out. None: the
+            pruner is not told the length.
+
+    Raises:
+        ValueError: `kept` is not in (0, 1].
     """
 
     label: str
@@ -65,17 +72,47 @@ class Method:
     groups: bool = False
     rescore: bool = False
     steps: float = 1.0
+    kept: float | None = None
 
-    def make(self, num_samples: int, labels: Any, seed: int, device: Any) -> Pruner:
-        """The pruner of a run."""
-        chosen: dict[str, Any] = dict(self.pruner)
+    def __post_init__(self) -> None:
+        if self.kept is not None and not 0 < self.kept <= 1:
+            raise ValueError(f"kept must be in (0, 1], got {self.kept}")
+
+    def make(self, num_samples: int, labels: Any, seed: int, device: Any, budget: float) -> Pruner:
+        """The pruner of a run.
+
+        Args:
+            num_samples: Size of the training set.
+            labels: Their labels.
+            seed: Of the run.
+            device: Of the model.
+            budget: Of the setting, in epochs of full data.
+        """
+        chosen = self._options()
+        if self.kept is not None:
+            chosen["epochs"] = self._epochs(self.kept, self.steps * budget)
+        if self.groups:
+            chosen["groups"] = labels
+        return Pruner(num_samples, seed=seed, device=device, **chosen)
+
+    def _options(self) -> dict[str, Any]:
+        """What a pruner is made with, whatever the samples."""
+        chosen = dict(self.pruner)
         if self.policy in policies.names():
             chosen["policy"] = self.policy
         elif self.policy:
             chosen["policy"] = getattr(policies, self.policy)(**self.options)
-        if self.groups:
-            chosen["groups"] = labels
-        return Pruner(num_samples, seed=seed, device=device, **chosen)
+        return chosen
+
+    def _epochs(self, kept: float, budget: float) -> int:
+        """How many epochs of the pruner cost most nearly as much as `budget` of full data."""
+
+        def cost(epochs: int) -> float:
+            plan = Pruner(1, **{**self._options(), "epochs": epochs}).schedule
+            pruned = sum(plan.phase(epoch) == "pruned" for epoch in range(epochs))
+            return epochs - pruned + kept * pruned
+
+        return min(range(1, 2 + math.ceil(budget / kept)), key=lambda n: abs(cost(n) - budget))
 
 
 @dataclass(frozen=True)
@@ -139,11 +176,13 @@ class Experiment:
         """A hash of everything that determines a run; a result counts if its key agrees."""
         with warnings.catch_warnings():  # the run itself says it
             warnings.simplefilter("ignore", UserWarning)
-            pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu")
+            budget = self.settings[cell.setting].budget
+            pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu", budget)
         method = asdict(self.methods[cell.method])
         del method["label"]
-        if not method["rescore"]:  # as before there was this setting
-            del method["rescore"]
+        for name in ("rescore", "kept"):  # as before there were these settings
+            if not method[name]:
+                del method[name]
         parts = {
             "setting": asdict(self.settings[cell.setting]),
             "method": method,
@@ -226,7 +265,7 @@ def _filled(kind: Any, table: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: unknown {', '.join(strange)}")
     try:
         made = kind(**table)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
     for entry in fields(kind):
         value, wanted = getattr(made, entry.name), str(entry.type)

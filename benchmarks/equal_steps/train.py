@@ -84,7 +84,7 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
         nesterov=True,
         fused=True,
     )
-    pruner = method.make(num_samples, task.train.labels, seed, place)
+    pruner = method.make(num_samples, task.train.labels, seed, place, setting.budget)
     loader = DeviceLoader(
         inputs,
         labels,

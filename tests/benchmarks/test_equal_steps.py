@@ -13,9 +13,10 @@ from packed_cifar import jpegs, pack
 from paths import ROOT
 
 from benchmarks.equal_steps import experiment as program
-from benchmarks.equal_steps.config import Cell, Setting, read_experiment
+from benchmarks.equal_steps.config import Cell, Method, Setting, read_experiment
 from benchmarks.equal_steps.data import make_task
 from benchmarks.equal_steps.report import goals_table, paired, steps_saved
+from benchmarks.equal_steps.train import train
 
 CONFIGS = sorted((ROOT / "benchmarks" / "equal_steps" / "configs").glob("*.toml"))
 
@@ -107,7 +108,7 @@ def test_committed_files_are_right(path: Path) -> None:
     keys = {made.key(cell) for cell in made.cells}
     assert len(keys) == len(made.cells), "every run has a key of its own"
     for name in {cell.method for cell in made.cells}:
-        made.methods[name].make(1000, [0, 1] * 500, 0, "cpu")
+        made.methods[name].make(1000, [0, 1] * 500, 0, "cpu", budget=10)
 
 
 @pytest.mark.slow
@@ -146,6 +147,37 @@ def test_forward_passes_cost_steps(config: Path, root: Path, tmp_path: Path) -> 
     (entry,) = run(config, tmp_path / "out", root, "--methods", "rescored")
     # To be spent: 24. The warm-up costs 6, four pruned epochs 3 + 1 (of 30 samples), the last 2.
     assert (entry["steps"], entry["rescored"], entry["epochs"]) == (20, 120, 6)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "budget", "epochs", "annealed"),
+    [
+        ("infobatch", 0.62, 10, 14, 2),  # 1 + 2 whole epochs, 11 of 0.62: 9.8; of 15 epochs 10.4
+        ("infobatch", 1.0, 7, 7, 1),
+        ("seta", 0.5, 6, 11, 0),  # 1 + 10 * 0.5
+        ("seta", 0.1, 0.2, 1, 0),
+    ],
+)
+def test_a_policy_is_told_how_long_its_run_is(
+    policy: str, kept: float, budget: float, epochs: int, annealed: int
+) -> None:
+    pruner = Method("x", policy, kept=kept).make(1000, None, 0, "cpu", budget)
+    assert (pruner.schedule.epochs, pruner.schedule.anneal_epochs) == (epochs, annealed)
+    assert Method("x", policy).make(1000, None, 0, "cpu", budget).schedule.epochs is None
+    longer = Method("x", policy, steps=2.0, kept=kept).make(1000, None, 0, "cpu", budget / 2)
+    assert longer.schedule.epochs == epochs
+
+
+@pytest.mark.slow
+def test_a_run_reaches_its_last_phase(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting("fashion", "conv3-2", 8, samples=100, image_size=7, batch_size=10)
+    method = Method("x", "infobatch", kept=0.65)
+    pruner = method.make(100, None, 0, "cpu", setting.budget)
+    monkeypatch.setattr(Method, "make", lambda *_: pruner)
+    result = train(setting, method, make_task(setting, root, 0), 0, "cpu")
+    planned = pruner.schedule.epochs
+    assert planned is not None and abs(result["epochs"] - planned) <= 1
+    assert pruner.stats()["phase"] == "annealing" and pruner.num_selected == 100
 
 
 @pytest.mark.slow
@@ -229,6 +261,7 @@ def test_goals_and_steps(config: Path) -> None:
         ("budget = 4", "budgets = 4", "settings.two: unknown budgets"),
         ("budget = 4", 'budget = "4"', "settings.two: budget must be float, got '4'"),
         ('label = "more"', "", "methods.more: .*'label'"),
+        ("steps = 1.5", "kept = 1.5", r"methods.more: kept must be in \(0, 1\], got 1.5"),
         ('["full", "default", "equal", "more"]', '["none"]', r"runs.methods .* got 'none'"),
         ("seeds = [0, 1]", "", "runs needs settings, methods and seeds"),
         ('method = "equal"', 'method = "none"', "goals names the unknown none"),
@@ -250,6 +283,11 @@ def test_keys_tell_what_a_run_depends_on(config: Path) -> None:
     assert read_experiment(config).key(Cell("one", "default", 0)) in keys
     config.write_text(SMALL.replace("keep = 0.5 }", "keep = 0.4 }"))
     assert read_experiment(config).key(Cell("one", "default", 0)) not in keys
+    config.write_text(SMALL.replace("steps = 1.5", "steps = 1.5\nkept = 0.5"))
+    told = read_experiment(config)
+    assert {told.key(cell) for cell in told.cells} - keys == {
+        told.key(cell) for cell in told.cells if cell.method == "more"
+    }
 
 
 def test_words_are_split_and_encoded() -> None:
