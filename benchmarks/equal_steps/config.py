@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Cell", "Difference", "Experiment", "Method", "Setting", "read_experiment"]
+__all__ = ["Cell", "Difference", "Experiment", "Goal", "Method", "Setting", "read_experiment"]
 
 # Setting, method, mean difference in points of accuracy, standard error, number of seeds.
 Difference = tuple[str, str, float, float, int]
@@ -134,12 +134,22 @@ class Goal:
         settings: In each of which it must hold.
         least: Points of test accuracy above the baseline. None: not below it by more than one
             standard error.
+        times: Instead, as how many times as many steps the baseline must need for the same
+            accuracy; for settings of `Experiment.steps`.
+
+    Raises:
+        ValueError: There are `least` and `times`.
     """
 
     text: str
     method: str
     settings: list[str]
     least: float | None = None
+    times: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.least is not None and self.times is not None:
+            raise ValueError("least and times exclude each other")
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,7 @@ class Experiment:
         cells: The runs, in the order in which they are made.
         goals: What was to be shown.
         steps: By which settings the report interpolates the cost of an accuracy.
+        fresh_from: Something was chosen on the test accuracy of the seeds below it; 0: nothing.
     """
 
     title: str
@@ -171,6 +182,7 @@ class Experiment:
     cells: tuple[Cell, ...]
     goals: tuple[Goal, ...] = ()
     steps: Steps = Steps()
+    fresh_from: int = 0
 
     def key(self, cell: Cell) -> str:
         """A hash of everything that determines a run; a result counts if its key agrees."""
@@ -240,12 +252,20 @@ def read_experiment(path: Path) -> Experiment:
         strange = [*(set(settings_of) - set(settings)), *({method} - {*methods, ""})]
         if strange:
             raise ValueError(f"{path}: {where} names the unknown {', '.join(sorted(strange))}")
+    for goal in goals:
+        without = sorted(set(goal.settings) - set(steps.settings))
+        if goal.times is not None and without:
+            raise ValueError(f"{path}: goals with times need steps of {', '.join(without)}")
     title, baseline = document.pop("title", ""), document.pop("baseline", "full")
+    fresh_from = document.pop("fresh_from", 0)
+    if type(fresh_from) is not int or fresh_from < 0:
+        raise ValueError(f"{path}: fresh_from must be an int from 0, got {fresh_from!r}")
     if document:
         raise ValueError(f"{path}: unknown {', '.join(document)}")
     if not cells:
         raise ValueError(f"{path}: runs is missing")
-    return Experiment(title, baseline, settings, methods, tuple(dict.fromkeys(cells)), goals, steps)
+    runs = tuple(dict.fromkeys(cells))
+    return Experiment(title, baseline, settings, methods, runs, goals, steps, fresh_from)
 
 
 TYPES: dict[str, tuple[type, ...]] = {

@@ -21,7 +21,8 @@ from benchmarks.common import markdown
 from benchmarks.common.result_files import read_lines, write_text
 from benchmarks.equal_steps.config import Difference, Experiment, read_experiment
 from benchmarks.equal_steps.data import fashion_folder, make_task
-from benchmarks.equal_steps.report import description, paired
+from benchmarks.equal_steps.differences import paired
+from benchmarks.equal_steps.report import description
 from benchmarks.equal_steps.train import train
 
 __all__ = ["main"]

@@ -15,7 +15,10 @@ from paths import ROOT
 from benchmarks.equal_steps import experiment as program
 from benchmarks.equal_steps.config import Cell, Method, Setting, read_experiment
 from benchmarks.equal_steps.data import make_task
-from benchmarks.equal_steps.report import goals_table, paired, steps_saved
+from benchmarks.equal_steps.differences import paired
+from benchmarks.equal_steps.goals import goals_table
+from benchmarks.equal_steps.report import write_report
+from benchmarks.equal_steps.savings import budget_for, saving, steps_saved
 from benchmarks.equal_steps.train import train
 
 CONFIGS = sorted((ROOT / "benchmarks" / "equal_steps" / "configs").glob("*.toml"))
@@ -69,6 +72,11 @@ text = "much better"
 method = "equal"
 settings = ["one"]
 least = 99.0
+[[goals]]
+text = "fewer steps"
+method = "default"
+settings = ["one", "two"]
+times = 1.5
 """
 
 
@@ -234,25 +242,107 @@ def test_differences_are_paired() -> None:
     assert paired({5: {"test": 2.0}}, baseline, "test") is None
 
 
+def runs_of(seeds: range = range(2), **values: float) -> dict[str, dict[int, dict[str, float]]]:
+    """One run of every method for each seed, whose number decides between tenths of a point."""
+    return {
+        name: {seed: {"test": value + seed * 0.1} for seed in seeds}
+        for name, value in values.items()
+    }
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The rows of a table without its head."""
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
+
+
 def test_goals_and_steps(config: Path) -> None:
     made = read_experiment(config)
-
-    def runs(**values: float) -> dict[str, dict[int, dict[str, float]]]:
-        return {
-            name: {seed: {"test": value + seed * 0.1} for seed in (0, 1)}
-            for name, value in values.items()
-        }
-
     found = {
-        "one": runs(full=80.0, default=85.0, equal=81.0),
-        "two": runs(full=90.0, default=91.0),
+        "one": runs_of(full=80.0, default=85.0, equal=81.0),
+        "two": runs_of(full=90.0, default=91.0),
     }
-    rows = goals_table(made, found).splitlines()[2:]
-    assert [row.rsplit("|")[-2].strip() for row in rows] == ["reached", "not run", "**missed**"]
+    assert [row[2:] for row in cells_of(goals_table(made, found))] == [
+        ["+5.00 ± 0.00 (2)", "reached"],
+        ["", "not run"],
+        ["+1.00 ± 0.00 (2)", "**missed**"],
+        ["1.41 ± 0.00 times (2)", "**missed**"],
+        ["more than 1.00 times (2)", "no run on full data was long enough"],
+    ]
     table = steps_saved(made, found).splitlines()
     # Half-way between budgets 2 and 4, and beyond all of them.
-    assert "| 2 | 80.05 | 85.05 | 2.8 | 1.41 |" in table
-    assert "| 4 | 90.05 | 91.05 | more than 4 |  |" in table
+    assert "| 2 | 80.05 | 85.05 | 2.8 | 1.41 ± 0.00 | 2 |" in table
+    assert "| 4 | 90.05 | 91.05 | more than 4 | more than 1.00 | 2 |" in table
+
+
+def test_fresh_seeds_are_judged_for_themselves(config: Path) -> None:
+    config.write_text("fresh_from = 3\n" + SMALL)
+    made = read_experiment(config)
+    old, new = (
+        runs_of(range(3), full=80.0, default=81.0),
+        runs_of(range(3, 5), full=80.0, default=77),
+    )
+    found = {"one": {name: {**old[name], **new[name]} for name in old}, "noisy": old}
+    first, second, *_ = cells_of(goals_table(made, found))
+    assert first[2:] == ["-0.60 ± 0.98 (5)", "reached", "-3.00 ± 0.00 (2)", "**missed**"]
+    assert second[2:] == ["+1.00 ± 0.00 (3)", "reached", "", "not run"]
+    assert "seeds from 3 on" in goals_table(made, found).splitlines()[0]
+
+
+def test_the_factor_has_the_error_of_its_seeds(config: Path) -> None:
+    made = read_experiment(config)
+    found = {
+        "one": {"full": {0: {"test": 80.0}, 1: {"test": 80.0}}},
+        "two": {"full": {0: {"test": 90.0}, 1: {"test": 90.0}}},
+    }
+    found["one"]["default"] = {0: {"test": 80.0}, 1: {"test": 90.0}}
+    both = saving(made, found, "one", "default")
+    assert both is not None and both.times == pytest.approx(math.sqrt(2))
+    assert both.error == pytest.approx((2 - 1) / 2)  # of the factors 1 and 2
+    found["one"]["default"][1] = {"test": 91.0}  # beyond the curve
+    beyond = saving(made, found, "one", "default")
+    assert beyond is not None and math.isnan(beyond.error) and "±" not in str(beyond)
+    found["one"]["default"] = {0: {"test": 70.0}}
+    below = saving(made, found, "one", "default")
+    assert below is not None and below.seeds == 1 and str(below) == "less than the least budget"
+    assert saving(made, found, "noisy", "default") is None
+    assert saving(made, {"one": found["one"]}, "one", "default") is None
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "budget"),
+    [(9, 0), (10, 2), (15, 4), (20, 8), (18, 2 * 4**0.8), (21, 16), (22, math.inf)],
+)
+def test_budgets_are_read_from_the_curve(accuracy: float, budget: float) -> None:
+    curve = [(2.0, 10.0), (8.0, 20.0), (12.0, 19.0), (16.0, 21.0)]
+    assert budget_for(accuracy, curve) == pytest.approx(budget)
+
+
+def test_the_report_has_both_times_the_tilt_and_the_cost(config: Path, tmp_path: Path) -> None:
+    config.write_text("fresh_from = 3\n" + SMALL)
+    made = read_experiment(config)
+    out = tmp_path / "out"
+    out.mkdir()
+    numbers = {"test": 1.0, "validation": None, "train": 2.0, "gini": 0.5, "cpu_seconds": 1800.0}
+    tilts = {0: 0.25, 1: 0.75}
+    lines = [
+        {
+            **{"key": made.key(cell), "setting": "one", "method": cell.method, "seed": cell.seed},
+            **{**numbers, "seconds": 3600.0 + cell.seed},
+            "tilt": tilts[cell.seed] if cell.method == "default" else None,
+        }
+        for cell in made.cells
+        if cell.setting == "one" and cell.method in ("full", "default")
+    ]
+    lines.append({**lines[0], "key": "of another file"})
+    (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(made, out)
+    text = (out / "report.md").read_text()
+    assert "4 runs took 2.0\ncore-hours in all" in text
+    assert "seeds below 3 in these settings" in " ".join(text.split())
+    table = text[text.index("| method |") :].splitlines()
+    assert table[0].endswith("| Gini | tilt | wall time, s | CPU time, s |")
+    assert table[2].endswith("| 0.50 |  | 3600 | 1800 |")
+    assert table[3].endswith("| 0.50 | 0.50 | 3600 | 1800 |")
 
 
 @pytest.mark.parametrize(
@@ -266,6 +356,9 @@ def test_goals_and_steps(config: Path) -> None:
         ("seeds = [0, 1]", "", "runs needs settings, methods and seeds"),
         ('method = "equal"', 'method = "none"', "goals names the unknown none"),
         ('title = "small"', 'titles = "small"', "unknown titles"),
+        ('title = "small"', "fresh_from = true", "fresh_from must be an int from 0, got True"),
+        ("times = 1.5", "times = 1.5\nleast = 1.0", "least and times exclude each other"),
+        ('["one", "two"]\ntimes', '["noisy"]\ntimes', "goals with times need steps of noisy"),
         ('title = "small"', "title =", "is no TOML"),
     ],
 )
