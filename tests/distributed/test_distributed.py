@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torchrun_script
 from ranks import BATCH, EPOCHS, KEEP, MAKERS, N
+from runs import tilts
 from states import assert_same, joined
 
 from dynprune_cuda import Pruner, distributed
@@ -47,6 +48,11 @@ def by_epoch(seen):
     for epoch, batch in seen:
         epochs[epoch].append(batch)
     return epochs
+
+
+def test_the_scores_let_adaptive_mix_and_follow():
+    found = tilts(MAKERS["adaptive"](), EPOCHS, BATCH)
+    assert 1 in found and any(0 < tilt < 1 for tilt in found)
 
 
 @pytest.mark.parametrize("name", MAKERS)

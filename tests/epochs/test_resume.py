@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from runs import BATCH, EPOCHS, MAKERS, N, assert_same_state, first_batches, save, train, value
+from runs import (
+    BATCH,
+    EPOCHS,
+    MAKERS,
+    N,
+    assert_same_state,
+    first_batches,
+    save,
+    tilts,
+    train,
+    value,
+)
 from torch.utils.data import DataLoader
 
 from dynprune_cuda import IndexedDataset
@@ -42,6 +53,11 @@ def test_a_run_goes_on_bit_for_bit_from_any_step(device, name):
         assert torch.equal(*factors)
         assert train(second, resumed) == expected[stop:], stop
         assert_same_state(second, whole)
+
+
+def test_the_scores_let_adaptive_mix_and_follow(device):
+    found = tilts(MAKERS["adaptive"](device), EPOCHS, BATCH)
+    assert 1 in found and any(0 < tilt < 1 for tilt in found)
 
 
 def test_a_run_goes_on_on_another_device(device):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from ranks import BATCH, EPOCHS, N
+from runs import tilts
 from shard_pruner_ranks import KEEP, POLICIES, make
 from states import assert_same, assert_same_as_whole, joined
 
@@ -40,6 +41,11 @@ def alone():
         seen, subsets = ranks.train(pruner, pruner.batch_sampler(BATCH))
         results[name] = (seen, subsets, pruner.state_dict(), pruner.turnover)
     return results
+
+
+def test_the_scores_let_adaptive_mix_and_follow():
+    found = tilts(make("adaptive", "replicate"), EPOCHS, BATCH)
+    assert 1 in found and any(0 < tilt < 1 for tilt in found)
 
 
 @pytest.mark.parametrize("name", POLICIES)

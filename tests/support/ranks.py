@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchrun_script
+from runs import correctness
+from runs import spreading as value
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -50,17 +52,6 @@ MAKERS = {
     "at_once": lambda **more: Pruner(N, 0.3, "ucb", warmup_epochs=0, period=2, **more),
     "forgetting": lambda **more: Pruner(N, KEEP, period=1, track_forgetting=True, **more),
 }
-
-
-def value(epoch, ids):
-    """A score that depends on the sample and the epoch; one sample is broken at times."""
-    values = torch.sin(ids.float() * 12.9898 + epoch) + 1.5
-    return torch.where((ids == 7) & (epoch % 2 == 1), float("nan"), values)
-
-
-def correctness(pruner, epoch, ids):
-    """Whether samples are right, which changes between epochs; None if nobody counts it."""
-    return (ids * 7 + epoch * 5) % 4 > 1 if pruner.table.track_forgetting else None
 
 
 def train(pruner, sampler, stop=None):

@@ -11,6 +11,9 @@ from dynprune_cuda import Pruner, policies
 N, EPOCHS, BATCH = 60, 7, 8
 
 
+SINCE_0_2_0 = ("adaptive", "rescaled", "trimmed")  # makers of what version 0.1.0 did not have
+
+
 def least_visited(table, k, *, seed):
     return table.count.argsort(stable=True)[:k]
 
@@ -19,6 +22,11 @@ MAKERS = {
     "ucb": lambda device: Pruner(N, 0.4, "ucb", period=2, seed=3, device=device),
     "epsilon_greedy": lambda device: Pruner(N, 0.4, "epsilon_greedy", period=2, device=device),
     "weighted": lambda device: Pruner(N, 0.4, "weighted", period=3, device=device),
+    "adaptive": lambda device: Pruner(N, 0.4, policies.Adaptive(), device=device),
+    "rescaled": lambda device: Pruner(
+        N, 0.4, policies.Weighted(power=0.5, rescale=True), device=device
+    ),
+    "trimmed": lambda device: Pruner(N, 0.4, policies.Weighted(power=0.5, trim=0.2), device=device),
     "uniform": lambda device: Pruner(N, 25, "uniform", period=2, seed=-1, device=device),
     "random_static": lambda device: Pruner(N, 25, "random_static", device=device),
     "full": lambda device: Pruner(N, policy="full", device=device),
@@ -46,6 +54,26 @@ def value(epoch, ids):
     return torch.where((ids == 7) & (epoch % 2 == 1), float("nan"), values)
 
 
+def spreading(epoch, ids):
+    """The same, with a spread that grows from where `Adaptive` mixes to where it follows."""
+    # Of whole tables: a batch of another size might round otherwise.
+    values = ((1.6 + 0.5 * epoch) * torch.sin(torch.arange(64) * 12.9898 + epoch)).exp()
+    return torch.where((ids == 7) & (epoch % 2 == 1), float("nan"), values.to(ids.device)[ids])
+
+
+def tilts(pruner, epochs, batch_size):
+    """The tilts of the selections of a run by `Adaptive` with the scores of `spreading`."""
+    found = []
+    for epoch in range(epochs):
+        pruner.set_epoch(epoch)
+        if epoch:
+            found.append(float(pruner.policy.tilt(pruner.table)))
+        for ids in pruner.batch_sampler(batch_size):
+            tensor = torch.tensor(ids, device=pruner.device)
+            pruner.observe(tensor, spreading(epoch, tensor))
+    return found
+
+
 def correctness(pruner, epoch, ids):
     """Whether samples are right, which changes between epochs; None if nobody counts it."""
     return (ids * 7 + epoch * 5) % 4 > 1 if pruner.table.track_forgetting else None
@@ -54,6 +82,7 @@ def correctness(pruner, epoch, ids):
 def train(pruner, sampler, stop=None):
     """Trains until `stop` batches were seen; returns them with their epochs."""
     seen = []
+    scores = spreading if isinstance(pruner.policy, policies.Adaptive) else value
     for epoch in range(pruner.epoch, EPOCHS):
         pruner.set_epoch(epoch)
         for ids in sampler:
@@ -61,7 +90,7 @@ def train(pruner, sampler, stop=None):
                 raise AssertionError("one batch too many was asked for")
             tensor = torch.tensor(ids, device=pruner.device)
             correct = correctness(pruner, epoch, tensor)
-            pruner.observe(tensor, value(epoch, tensor), correct)
+            pruner.observe(tensor, scores(epoch, tensor), correct)
             seen.append((epoch, ids))
             if len(seen) == stop:
                 return seen
