@@ -20,6 +20,7 @@ from kernels import (
     LITTLE_SHARED_BYTES,
     SCHEDULES,
     SCORE,
+    SCORE_WEIGHT,
     UCB_VARIANCE,
     WEIGHT,
     Kernels,
@@ -292,11 +293,16 @@ def by_weight(n: int) -> Ranking:
     return Ranking(WEIGHT, by_score(n).values.exp())
 
 
+def by_score_weight(n: int) -> Ranking:
+    return Ranking(SCORE_WEIGHT, by_score(n).values.exp())
+
+
 OPS: dict[str, tuple[Callable[[int], Ranking | None], float, int, float]] = {
     # ranking, share of the random part, bytes read per sample, most bytes per sample
     "top_k": (by_score, 0.0, 4, 8.5),
     "epsilon_greedy": (by_score, 0.1, 4, 8.5),
     "weighted": (by_weight, 0.0, 4, 8.5),
+    "score_weight": (by_score_weight, 0.0, 4, 8.5),
     "ucb": (by_bound, 0.0, 8, 12.5),
     "uniform": (nothing, 0.0, 0, 2.9),
 }
@@ -350,7 +356,7 @@ def test_bytes_moved_by_a_larger_selection(order: str, most: float) -> None:
     assert memory_bytes(streaming_kernels(), "top_k", 4 * MEBI, order) <= most * 4 * MEBI
 
 
-@pytest.mark.parametrize("op", ["top_k", "epsilon_greedy", "weighted", "ucb"])
+@pytest.mark.parametrize("op", ["top_k", "epsilon_greedy", "weighted", "score_weight", "ucb"])
 def test_bytes_moved_on_the_chip(op: str) -> None:
     """The scores once, the ids once; what the blocks tell each other is 50 KB and read again from
     cache."""

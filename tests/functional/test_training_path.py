@@ -107,7 +107,13 @@ def test_a_selection_in_the_batch_brings_nothing_to_the_host(fake_device, policy
         policies.EpsilonGreedy(0.1),
         policies.UniformRandom(),
         policies.Weighted(),
+        policies.Weighted(0.5, rescale=True),
+        policies.Weighted(0.5, trim=0.1),
+        policies.Weighted(0.5, rescale=True, trim=0.1),
+        policies.Adaptive(),
+        policies.Adaptive(trim=0.1),
     ],
+    ids=repr,
 )
 def test_a_selection_brings_nothing_to_the_host(fake_device, policy):
     pruner = Pruner(N, 0.3, policy, device="cuda", warmup_epochs=0)
@@ -116,6 +122,7 @@ def test_a_selection_brings_nothing_to_the_host(fake_device, policy):
         pruner._run._begin(state)
         order = pruner.epoch_order()
         pruner.is_selected(order)
+        pruner.rescale(order, torch.rand(300, device="cuda"))
     assert state.subset.ids.shape == order.shape == (300,) and order.device.type == "cuda"
     assert trace.operations > 5
 

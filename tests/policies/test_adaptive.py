@@ -113,6 +113,31 @@ def test_it_is_the_default():
     assert not torch.equal(first, pruner.selected)
 
 
+@pytest.mark.parametrize("name", ["adaptive", "weighted", "uniform", "ucb", "epsilon_greedy"])
+def test_a_subset_serves_one_epoch_by_default(name):
+    assert Pruner(100, 0.3, name).schedule.period == 1
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [policies.Adaptive(trim=0.1), policies.Weighted(0.5, rescale=True, trim=0.1)],
+    ids=repr,
+)
+def test_trimmed_samples_are_visited_again(policy):
+    scores = lognormal(1000, 1.3)
+    table = table_of(scores)
+    assert policies.Adaptive.tilt(table) == 1
+    top = scores.topk(100).indices
+    visits = torch.zeros(1000)
+    for seed in range(200):
+        visits[policy.select(table, 300, seed=seed)] += 1
+    # Each is exempt in a tenth of the selections, and then likelier than the mean to be drawn.
+    expected = 20.0
+    assert 0.3 * expected < visits[top].mean() < 1.1 * expected
+    assert (visits[top] > 0).all()
+    assert visits[top].mean() < 0.4 * visits.mean()  # far fewer than others nevertheless
+
+
 def test_the_settings_of_the_paper_have_a_name():
     for rule, policy in (("uniform", policies.UniformRandom()), ("ucb", policies.UCB())):
         pruner = Pruner(100, 0.3, **policies.paper(rule))

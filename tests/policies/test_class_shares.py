@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from waiting import no_waiting
 
 from dynprune_cuda import Balanced, InfoBatch, Pruner, ScoreTable
-from dynprune_cuda.policies import UCB, EpsilonGreedy, UniformRandom, Weighted
+from dynprune_cuda.policies import UCB, Adaptive, EpsilonGreedy, UniformRandom, Weighted
 from dynprune_cuda.policies.quotas import quotas
 
 SIZES = {3: 100, -5: 40, 8: 7, 900: 1}  # label: number of samples
 N = sum(SIZES.values())
 LABELS = torch.cat([torch.full((size,), label) for label, size in SIZES.items()])
 LABELS = LABELS[torch.randperm(N, generator=torch.Generator().manual_seed(0))]
-INSIDE = [UCB(), EpsilonGreedy(0.2), UniformRandom(), Weighted()]
+INSIDE = [UCB(), EpsilonGreedy(0.2), UniformRandom(), Weighted(), Adaptive(), Adaptive(trim=0.1)]
 
 
 def all_divisions(sizes, shares, k):
@@ -140,7 +140,7 @@ def test_the_policy_decides_which_samples_of_a_group(device):
 
 
 @pytest.mark.filterwarnings("ignore:.*outside its subset")  # all are observed, on purpose
-@pytest.mark.parametrize("policy", ["ucb", "epsilon_greedy", "uniform", "weighted"])
+@pytest.mark.parametrize("policy", ["ucb", "epsilon_greedy", "uniform", "weighted", "adaptive"])
 def test_every_policy_takes_shares_in_a_pruner(device, policy):
     shares = {3: 1, -5: 2, 8: 0, 900: 0}
     pruner = Pruner(N, 30, policy, period=1, groups=LABELS, class_shares=shares, device=device)
