@@ -189,11 +189,19 @@ class Pruner(BinaryScoring):
             self.lengths = Lengths(self._run)  # of epochs; samplers ask it
             ranks.check_settings(self._config.common(), self.device)
             self._prepare_scoring(alpha)
-        if counts := self.schedule.known_counts():
-            kept = sum(counts) / len(counts) / self.num_samples
-            if message := about_greedy(self.policy, kept, 0.5 / self.num_samples):
-                warnings.warn(message, UserWarning, stacklevel=2)
         self._streams = Streams()
+        self._told_of_keep = False
+        keep = self.schedule.keep
+        if isinstance(keep, int) and (about := self._about_keep(keep)):
+            warnings.warn(about, UserWarning, stacklevel=2)
+
+    def _about_keep(self, kept: int) -> str | None:
+        """Returns what to warn of, once, if an epoch keeps too few samples for the policy."""
+        if self._told_of_keep:
+            return None
+        message = about_greedy(self.policy, kept / self.num_samples, 0.5 / self.num_samples)
+        self._told_of_keep = message is not None
+        return message
 
     # ---- epochs
 
@@ -225,6 +233,8 @@ class Pruner(BinaryScoring):
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
         self._run.scheduled()
         self._streams.update(self)
+        if about := self._about_keep(self.num_selected):
+            warnings.warn(about, UserWarning, stacklevel=2)
 
     # ---- what loaders take
 

@@ -11,9 +11,18 @@ from paths import ROOT
 
 from dynprune_cuda import Pruner, policies
 from dynprune_cuda.advice import advise
-from dynprune_cuda.policies import UCB, Balanced, EpsilonGreedy, Full, UniformRandom, Weighted
+from dynprune_cuda.policies import (
+    UCB,
+    Balanced,
+    Covered,
+    EpsilonGreedy,
+    Full,
+    UniformRandom,
+    Weighted,
+)
 
 N = 1000
+KEEPS = [1.0, 0.5, 0.29, 0.1]
 PAGE = (ROOT / "docs" / "guides" / "choosing.md").read_text()
 QUIET = {"share_correct": 0.9, "visits_gini": 0.4}
 LOW = "train on full data for fewer epochs, or train longer"
@@ -39,7 +48,7 @@ def say(stats=None, policy=Weighted(), keep=0.5, is_late=True):  # noqa: B008
 def test_each_sentence(options, beginning, part):
     text = say(**options)
     assert text.startswith(beginning) and part in text
-    assert text.endswith("(docs/guides/choosing.md).") and "\n" not in text
+    assert text.endswith('(see "Choosing a policy" in the documentation).') and "\n" not in text
     assert text == say(**options)
     limit = re.search(r"(?:below|above) ([\d.]+\d)", text)[1]
     percent = f"{100 * float(limit):g} %"
@@ -77,6 +86,18 @@ def test_a_policy_inside_groups_is_seen():
     groups = torch.arange(N) % 2
     assert GREEDY in say(policy=Balanced(UCB(), groups), keep=0.1)
     assert say({"share_correct": 1.0}, Balanced(UniformRandom(), groups)) is None
+    assert GREEDY in say(policy=Covered(UCB(), 20), keep=0.1)
+    assert say(policy=Covered(UniformRandom(), 20), keep=0.1) is None
+
+
+def test_the_losses_of_greedy_rules_are_those_of_the_committed_results():
+    losses = []
+    for name in ("small", "cifar10"):
+        report = (ROOT / "benchmarks" / "results" / f"equal_steps_{name}" / "report.md").read_text()
+        (loss,) = re.findall(r"^\| UCB, keep 0.1 \| [\d.]+ \| -([\d.]+) ", report, re.MULTILINE)
+        losses.append(float(loss))
+    text = "{:.1f} points of accuracy on Fashion-MNIST and {:.1f} on CIFAR-10".format(*losses)
+    assert text in say(policy=UCB(), keep=0.1)
 
 
 def test_without_correctness_the_losses_tell():
@@ -130,17 +151,36 @@ def test_keep_is_that_of_the_run_or_of_the_epoch(device):
 
 @pytest.mark.parametrize("policy", ["ucb", policies.EpsilonGreedy(0.2)])
 def test_a_greedy_rule_that_keeps_little_is_warned_of(policy):
-    with pytest.warns(UserWarning, match=r"keep=0.100 is below 0.3 for .*choosing.md") as caught:
+    with pytest.warns(
+        UserWarning, match=r"keep=0.100 is below 0.3 for .*Choosing a policy"
+    ) as caught:
         Pruner(1000, 0.1, policy)
     assert len(caught) == 1 and caught[0].filename == __file__
     with pytest.warns(UserWarning, match="is below 0.3"):
         Pruner(1000, 100, policy, groups=[0, 1] * 500)
+    with pytest.warns(UserWarning, match="is below 0.3"):
+        Pruner(1000, 100, policies.Covered(policy, 10))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Pruner(1000, 0.3, policy)
         Pruner(1000, [0.1, 0.5], policy)
         Pruner(1000, 0.1, "uniform")
         Pruner(1000, 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:no score was observed")
+@pytest.mark.parametrize(
+    "keep", [[1.0, 0.5, 0.29, 0.1], lambda epoch: (1.0, 0.5, 0.29, 0.1)[epoch]]
+)
+def test_the_first_selection_that_keeps_little_is_warned_of_once(keep):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", "keep=", UserWarning)
+        pruner = Pruner(1000, keep, "ucb")
+        for epoch, expected in enumerate([0, 0, 1, 1]):
+            pruner.set_epoch(epoch)
+            assert len(caught) == expected
+    assert str(caught[0].message).startswith("keep=0.290 is below 0.3 for UCB(")
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("number", [101, 1234, 1281167])
