@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from dynprune_cuda.data.samplers import EpochBatchSampler, ResumableSampler
 from dynprune_cuda.integrations.batches import BatchCounter
 from dynprune_cuda.integrations.lengths import EpochLengths, numbers_of
+from dynprune_cuda.integrations.log_advice import log_advice
 from dynprune_cuda.pruner import Pruner
 
 try:
@@ -32,7 +33,7 @@ HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")  # likewi
 
 
 class PrunerCallback(Callback):  # type: ignore[misc]
-    """Begins the pruner's epochs, saves and loads its state, and logs its statistics.
+    """Begins the pruner's epochs, saves and loads its state, and logs its statistics and advice.
 
         sampler = pruner.batch_sampler(64)
         loader = DataLoader(IndexedDataset(train_set), batch_sampler=sampler)
@@ -238,6 +239,11 @@ class PrunerCallback(Callback):  # type: ignore[misc]
         # A schedule need not know an epoch after the last.
         if self._next(trainer) != trainer.max_epochs and trainer.global_step != trainer.max_steps:
             self._begin(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs `pruner.advice()`, if there is any, on the first process."""
+        if trainer.is_global_zero:
+            log_advice(self.pruner)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

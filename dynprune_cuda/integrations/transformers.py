@@ -18,6 +18,7 @@ from dynprune_cuda.data.collate import CollateWithIds
 from dynprune_cuda.data.indexed import ID_KEY, IndexedDataset
 from dynprune_cuda.integrations.accelerate import prepare_loader
 from dynprune_cuda.integrations.batches import LOADER_OPTIONS, BatchCounter
+from dynprune_cuda.integrations.log_advice import log_advice
 from dynprune_cuda.pruner import Pruner
 
 try:
@@ -324,7 +325,7 @@ class PrunedTrainer(PrunedTrainerMixin, Trainer):  # type: ignore[misc]
 
 
 class _Follower(TrainerCallback):  # type: ignore[misc]
-    """Counts batches, and saves the pruner where the Trainer saves."""
+    """Counts batches, saves the pruner where the Trainer saves, and logs the advice at the end."""
 
     def __init__(self, trainer: PrunedTrainerMixin) -> None:
         self._trainer = trainer
@@ -340,6 +341,11 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
     def on_save(self, *_: Any, **__: Any) -> None:
         """After a checkpoint."""
         self._trainer._save_pruner()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the last step: logs `pruner.advice()`, if there is any, on the first process."""
+        if state.is_world_process_zero:
+            log_advice(self._trainer.pruner)
 
 
 class _CollateDicts(CollateWithIds):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Lightning callback, with the real Trainer."""
 
+import logging
+
 import pytest
 import torch
 from plain_loop import (
@@ -163,6 +165,16 @@ def test_statistics_reach_the_loggers(tmp_path):
     rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("pruner/num_selected")
     assert [int(row.split(",")[column]) for row in rows[1:]] == [50, 20, 20, 20, 20]
+
+
+def test_advice_is_logged_at_the_end(caplog):
+    pruner, sampler, model = make(policy="ucb", keep=0.1)
+    with caplog.at_level(logging.WARNING, "dynprune_cuda"):
+        fit(model, sampler, epochs=2)
+        assert caplog.messages == [pruner.advice()] and pruner.advice() is not None
+        _, sampler, model = make(policy="full", keep=None)
+        fit(model, sampler, epochs=1)
+    assert len(caplog.messages) == 1  # of full data there is none
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Hugging Face Trainer with a pruner; the real one, on a small model."""
 
+import logging
 import math
 import re
 
@@ -270,6 +271,16 @@ def test_statistics_are_logged(tmp_path):
     trainer.train()
     name = "pruner/num_selected"
     assert [row[name] for row in trainer.state.log_history if name in row] == [50, 20, 20, 20, 20]
+
+
+def test_advice_is_logged_at_the_end(tmp_path, caplog):
+    pruner = make_pruner(policy="ucb", keep=0.1)
+    with caplog.at_level(logging.WARNING, "dynprune_cuda"):
+        make(tmp_path, pruner=pruner, num_train_epochs=2).train()
+        assert caplog.messages == [pruner.advice()] and pruner.advice() is not None
+        full = make_pruner(policy="full", keep=None)
+        make(tmp_path, pruner=full, num_train_epochs=1).train()
+    assert len(caplog.messages) == 1  # of full data there is none
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
