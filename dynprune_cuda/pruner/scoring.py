@@ -333,7 +333,9 @@ class Scoring(RunStatus):
         }
         check_arguments(model, loader, score, **options)
         self._run.rescored()
-        return rescore(self, model, loader, score, **options)
+        taken = rescore(self, model, loader, score, **options)
+        self._rescore_seconds += taken.seconds
+        return taken
 
     def _visits(
         self,

@@ -35,6 +35,7 @@ class RunStatus:
 
     lengths: Lengths
     _run: Run
+    _rescore_seconds: float = 0.0
 
     # ---- what it was made with, and where it is
 
@@ -322,12 +323,14 @@ class RunStatus:
               before the second.
             - `never_selected`, `always_selected`, `sometimes_selected`: samples that none, all or
               some of the selections chose.
+            - `rescore_seconds`: wall-clock time of all calls of `rescore` of this object so far.
             - `share_below_ln2`, with score="loss" and without `track_forgetting`: the share of the
               visited samples whose mean loss is below ln 2. There the right class has more than
               half of the probability. For the cross-entropy of one class it is a lower bound of the
               training accuracy; of other values it says nothing.
         """
-        stats, table = self.table.stats().merged(*self._run.describe()), self.table
+        table, rescoring = self.table, {"rescore_seconds": self._rescore_seconds}
+        stats = table.stats().merged(rescoring, {}).merged(*self._run.describe())
         if self.score == "loss" and not table.track_forgetting:
             below = share(table.mean < math.log(2), table.count > 0)
             stats = stats.merged({}, {"share_below_ln2": below})

@@ -4,6 +4,7 @@
 import itertools
 import math
 import random
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,6 +52,31 @@ def rest_of(pruner, batch_size=8):
 
 def flat(batches):
     return list(itertools.chain.from_iterable(batches))
+
+
+# ---- what it takes
+
+
+def test_the_seconds_are_those_of_the_clock_on_the_wall(device, monkeypatch):
+    """From before the first batch is loaded until after the last is scored; added up in stats."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    model, pruner = make_model(device), make_pruner(device)
+    assert pruner.stats()["rescore_seconds"] == 0
+
+    def slow(batches, each):
+        for batch in batches:
+            now[0] += each  # loading
+            yield batch
+
+    def score(model, batch):
+        now[0] += 0.25  # the forward pass
+        return batch[2], torch.ones(len(batch[2]), device=device)
+
+    assert pruner.rescore(model, slow(rest_of(pruner), 2.0), score).seconds == 4 * 2.25
+    assert pruner.stats()["rescore_seconds"] == 9.0
+    assert pruner.rescore(model, slow(rest_of(pruner), 0.75), score).seconds == 4.0
+    assert pruner.stats().scalars()["pruner/rescore_seconds"] == 13.0
 
 
 # ---- which samples they are
