@@ -30,9 +30,10 @@ class RePB(WeighingPolicy):
     left out of it returns with probability `1 - prune_ratio`. Losses count E / N times: N of E
     epochs used the sample, the one that begins included.
 
-    Only the abstract and a summary could be read, neither the whole paper nor its code. The default
-    of `prune_ratio`, that the epoch that begins counts in E and N, and that no epoch is annealed
-    are choices made here.
+    Only the abstract and a summary could be read, neither the whole paper nor its code. The
+    abstract compares losses within windows of several batches; here a window is one batch. The
+    default of `prune_ratio`, that the epoch that begins counts in E and N, and that no epoch is
+    annealed are choices made here, too.
 
     A `Pruner` with this policy selects before every epoch, by the newest loss (`alpha=1`). Warm-up
     epochs count in E and N, and so does each selection, once. Samples without a finite newest value

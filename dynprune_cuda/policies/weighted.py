@@ -24,7 +24,9 @@ class Weighted(Policy):
         power: 0.5 or 1.
         rescale: Multiply the losses by factors, so that an epoch's mean loss estimates that of all
             samples; see `functional.select_rescaled`. `Pruner.cross_entropy` does it by itself;
-            for other losses see `Pruner.rescale`.
+            for other losses see `Pruner.rescale`. The mean of an epoch's factors is 1 within their
+            spread. With `trim` it is lower, about 0.9 for 0.1, since trimmed samples count as 0:
+            the steps get that much shorter.
         trim: Share of all samples, those with the highest means, that is left out, in [0, 1). A
             tenth of all samples is exempt, anew at each selection. For data with wrong labels: 0.1
             for 10 % of them. On clean data it costs accuracy.
