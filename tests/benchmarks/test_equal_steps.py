@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -381,6 +382,15 @@ def test_keys_tell_what_a_run_depends_on(config: Path) -> None:
     assert {told.key(cell) for cell in told.cells} - keys == {
         told.key(cell) for cell in told.cells if cell.method == "more"
     }
+
+
+def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
+    report = ROOT / "benchmarks" / "results" / "equal_steps_tried" / "report.md"
+    found = re.findall(r"\| ([+-]\d\.\d\d ± \d\.\d\d) \(3\) \| [+-]", report.read_text())
+    guide = (ROOT / "docs" / "guides" / "choosing.md").read_text()
+    tries = guide[guide.index("## What was tried") : guide.index("## The design experiments")]
+    shown = re.findall(r"[+-]\d\.\d\d ± \d\.\d\d", tries)
+    assert len(found) == 9 and sorted(found) == sorted(shown)
 
 
 def test_words_are_split_and_encoded() -> None:
