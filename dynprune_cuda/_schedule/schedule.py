@@ -98,11 +98,12 @@ class Schedule:
         Args:
             start: First epoch of a period.
         """
-        if isinstance(self.keep, int):
-            total = (start - self.warm_until) // self.period * self.keep
-        else:
+        periods = (start - self.warm_until) // self.period
+        if isinstance(self.keep, tuple):
             earlier = range(self.warm_until, start, self.period)
             total = sum(self.kept(epoch) or 0 for epoch in earlier)
+        else:  # a function is asked for no earlier epoch: as if they had kept as many
+            total = periods * (self.kept(start) or 0)
         return total * 63 % (64 * self.num_samples) / (64 * self.num_samples)
 
     def spans(self, epochs: int, *, by_period: bool = False) -> Iterator[tuple[int, int]]:
