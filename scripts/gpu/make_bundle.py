@@ -31,17 +31,23 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import cuda_toolkit  # noqa: E402
 
 LIMIT = 64 * 2**20
-# What a module is made of. Its hash tells whether a bundle is older than the tree.
-SOURCES = ("csrc", "dynprune_cuda", "setup.py", "pyproject.toml", "scripts/cuda_toolkit.py")
+# What a module is made of, with all that setup.py imports. Older commits lack some of it. Its hash
+# tells whether a bundle is older than the tree.
+SOURCES = (
+    *("csrc", "dynprune_cuda", "setup.py", "pyproject.toml"),
+    *("scripts/build_torch.py", "scripts/cuda_toolkit.py"),
+)
 ALSO_NEEDED = ("README.md", "LICENSE")  # by setup.py
 CUB_HEADERS = "nvidia-cuda-cccl>=13.1"  # the first with DeviceTopK
 # quack is left out: nvidia-cutlass-dsl, which it needs, is larger than the limit.
 RIVALS = ("liger-kernel",)
 
 
-def run(*command: str | Path, cwd: Path = ROOT, **more: Any) -> str:
-    """The output of a command; what it printed is shown if it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **more)
+def run(*command: str | Path, cwd: Path | None = None, **more: Any) -> str:
+    """The output of a command, run in the tree; what it printed is shown if it fails."""
+    done = subprocess.run(
+        command, cwd=cwd or ROOT, capture_output=True, text=True, check=False, **more
+    )
     if done.returncode:
         raise RuntimeError(
             f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+import dynprune_cuda
 from benchmarks.scoring import accuracy, bench_scoring
 from benchmarks.selection import bench_selection
 
@@ -199,6 +200,34 @@ def test_a_bundle_of_other_sources_is_noticed(small_tree, capsys):
     assert make_bundle.check(out) == 0
     (small_tree / "csrc" / "a.cu").write_text("new")
     assert make_bundle.check(out) == 1 and "run `make gpu-bundle`" in capsys.readouterr().out
+
+
+def test_setup_py_runs_in_the_copied_tree(tmp_path):
+    """What setup.py imports and reads is in the bundle's copy of the sources."""
+    make_bundle.copy_tree(None, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=tmp_path,
+        env={**os.environ, "DYNPRUNE_CUDA": "0", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == dynprune_cuda.__version__
+
+
+def test_an_older_commit_may_lack_a_source(tmp_path, monkeypatch):
+    repository, place = tmp_path / "repository", tmp_path / "place"
+    for name in ("setup.py", "csrc/a.cu"):
+        make_bundle.write_if_new(repository / name, name.encode())
+    commit = ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "-m", "a"]
+    for words in (["init", "-q"], ["add", "."], commit):
+        subprocess.run(["git", *words], cwd=repository, check=True)
+    monkeypatch.setattr(make_bundle, "ROOT", repository)
+    make_bundle.copy_tree("HEAD", place)
+    copied = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert copied == {"setup.py", "csrc/a.cu"}
 
 
 def test_equal_sources_are_not_compiled_again(tmp_path):
