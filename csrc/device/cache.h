@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Answers of the driver that stay the same, so that a training step asks it nothing. Host only.
+// A table of the driver's answers that stay the same (driver.h, grid.h). Host only.
 #pragma once
 
 #include <map>

@@ -19,7 +19,6 @@
 //   cluster_sync(): the same of a cluster
 //   cluster_shared(p, rank): where the block's shared variable *p lies in another of its cluster;
 //       not before the first cluster_sync(), nor after that block has left
-//   shared_memory_limit(): bytes of shared memory that one block may have, static and dynamic
 #pragma once
 
 #include "device/launch.h"
@@ -31,27 +30,9 @@
 #include <tuple>
 #include <utility>
 
-#include "device/cache.h"
-
 namespace dynprune {
 
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
-
-inline int current_device() {
-  int device = 0;
-  return cudaGetDevice(&device) == cudaSuccess ? device : 0;
-}
-
-// Of the current device.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int value = 0;
-  cudaDeviceGetAttribute(&value, attribute, current_device());
-  return value;
-}
-
-inline size_t shared_memory_limit() {
-  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kHasClusters = false;
@@ -72,16 +53,6 @@ __device__ __forceinline__ T* cluster_shared(T* p, unsigned) {
 }
 #endif
 constexpr int kFirstVersionWithClusters = 90;  // of PTX targets, as cudaFuncAttributes counts them
-
-// Allows a function more than 48 KB of dynamic shared memory. This is not a stream operation and
-// may happen while a graph is captured. It allows the maximum, because the setting belongs to the
-// function, which other threads may be launching too.
-inline cudaError_t allow_all_shared(const void* function, cudaFuncAttributes* attributes) {
-  const cudaError_t error = cudaFuncGetAttributes(attributes, function);
-  if (error != cudaSuccess) return error;
-  const auto most = static_cast<int>(shared_memory_limit() - attributes->sharedSizeBytes);
-  return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-}
 
 // A launch configuration and what it points to.
 struct ClusterLaunch {
@@ -111,10 +82,9 @@ using ResidencyKey = std::tuple<int, const void*, unsigned, unsigned, size_t>;
 inline int resident_blocks(const void* function, unsigned block, size_t shared_bytes) {
   static AnswerCache<ResidencyKey> cache;
   const int answer = cache.get({current_device(), function, 1, block, shared_bytes}, [&] {
-    cudaFuncAttributes attributes = {};
     int per_multiprocessor = 0;
     if (device_attribute(cudaDevAttrCooperativeLaunch) == 0) return 0;
-    if (allow_all_shared(function, &attributes) != cudaSuccess ||
+    if (allow_all_shared(function) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(
             &per_multiprocessor, function, static_cast<int>(block), shared_bytes) != cudaSuccess) {
       (void)cudaGetLastError();
@@ -133,7 +103,8 @@ inline int resident_clusters(const void* function, unsigned cluster, unsigned bl
     int clusters = 0;
     if (device_attribute(cudaDevAttrClusterLaunch) == 0) return 0;
     const ClusterLaunch launch(cluster, cluster, block, shared_bytes, nullptr);
-    if (allow_all_shared(function, &attributes) != cudaSuccess) {
+    if (allow_all_shared(function) != cudaSuccess ||
+        cudaFuncGetAttributes(&attributes, function) != cudaSuccess) {
       (void)cudaGetLastError();
       return -1;
     }
@@ -153,8 +124,7 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
                                std::tuple<Parameters...> arguments, std::index_sequence<I...>) {
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 0) {
-    cudaFuncAttributes attributes = {};
-    const cudaError_t error = allow_all_shared(function, &attributes);
+    const cudaError_t error = allow_all_shared(function);
     if (error != cudaSuccess) return error;
   }
   void* pointers[] = {static_cast<void*>(&std::get<I>(arguments))...};

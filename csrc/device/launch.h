@@ -5,11 +5,12 @@
 // else for launches, shared memory and ordered accesses:
 //
 //   DYNPRUNE_LAUNCH((kernel<T>), grid, block, dynamic_shared_bytes, stream, args...);
-//   DYNPRUNE_ALLOW_SHARED((kernel<T>), bytes);   before a launch with more than 48 KB of it
+//   DYNPRUNE_ALLOW_SHARED((kernel<T>));          before a launch with more than 48 KB of it
 //   DYNPRUNE_SHARED(float, tile, [32][33]);      a scalar: DYNPRUNE_SHARED(int, flag, );
 //   DYNPRUNE_DYNAMIC_SHARED(T, name);            T* name, 16-byte aligned
 //   load_acquire, load_relaxed, store_release, store_relaxed      device scope
-//   multiprocessor_count()                                        of the current device
+//   multiprocessor_count(), shared_memory_limit()                 of the current device (driver.h);
+//       the limit: bytes of shared memory that one block may have, static and dynamic
 #pragma once
 
 #if defined(DYNPRUNE_EMULATOR)
@@ -20,10 +21,6 @@
 #define DYNPRUNE_UNPAREN(...) __VA_ARGS__
 #define DYNPRUNE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   DYNPRUNE_UNPAREN kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
-// Lets a kernel be launched with more than 48 KB of shared memory; a cudaError_t.
-#define DYNPRUNE_ALLOW_SHARED(kernel, bytes)                                                 \
-  cudaFuncSetAttribute(DYNPRUNE_UNPAREN kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, \
-                       static_cast<int>(bytes))
 #define DYNPRUNE_SHARED(T, name, dims) __shared__ T name dims
 #define DYNPRUNE_DYNAMIC_SHARED(T, name)                                    \
   extern __shared__ __align__(16) unsigned char dynprune_dynamic_shared_[]; \
@@ -69,16 +66,14 @@ DYNPRUNE_ORDERED_STORE(store_relaxed, "relaxed")
 #undef DYNPRUNE_ORDERED_LOAD
 #undef DYNPRUNE_ORDERED_STORE
 
-inline int multiprocessor_count() {
-  int device = 0, count = 1;
-  if (cudaGetDevice(&device) == cudaSuccess) {
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  }
-  return count;
-}
-
 }  // namespace dynprune
 #endif
+
+#include "device/driver.h"
+
+// Lets a kernel be launched with more than 48 KB of shared memory; a cudaError_t.
+#define DYNPRUNE_ALLOW_SHARED(kernel) \
+  ::dynprune::allow_all_shared(reinterpret_cast<const void*>(kernel))
 
 namespace dynprune {
 

@@ -91,6 +91,8 @@ int launch_trap(int thread) {
   return cudaGetLastError();
 }
 int launch_shape(int grid, int x, int y, int z, int dynamic_bytes) {
+  const cudaError_t error = DYNPRUNE_ALLOW_SHARED((no_parameters));
+  if (error != cudaSuccess) return error;
   DYNPRUNE_LAUNCH((no_parameters), grid, dim3(x, y, z), dynamic_bytes, 0);
   return cudaGetLastError();
 }
@@ -98,6 +100,7 @@ int launch_dynamic_shared(int* out, int count) {
   DYNPRUNE_LAUNCH((write_dynamic_shared), 1, 128, count * sizeof(int), 0, out, count);
   return cudaGetLastError();
 }
+int allow_dynamic_shared() { return DYNPRUNE_ALLOW_SHARED((write_dynamic_shared)); }
 int launch_write_bytes(unsigned char* bytes, unsigned short* halves, int n) {
   DYNPRUNE_LAUNCH((write_bytes), n / 128, 128, 0, 0, bytes, halves);
   return cudaGetLastError();

@@ -26,7 +26,7 @@ PathLike = str | Path
 
 RUNTIME_SOURCES = (
     *("report.cpp", "fiber.cpp", "scheduler.cpp", "collectives.cpp", "memory.cpp"),
-    *("special_functions.cpp", "twins.cpp"),
+    *("devices.cpp", "special_functions.cpp", "twins.cpp"),
 )
 CHECKER_SOURCES = ("checker.cpp", "memory_ranges.cpp", "traffic.cpp", "tsan_symbols.cpp")
 

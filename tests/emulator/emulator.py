@@ -51,7 +51,10 @@ class _Config(ctypes.Structure):
     )
 
 
-STATISTICS = ("switches", "barriers", "warp_operations", "blocks", "launches", "grid_barriers")
+STATISTICS = (
+    *("switches", "barriers", "warp_operations", "blocks", "launches", "grid_barriers"),
+    "driver_calls",
+)
 TRAFFIC = (
     "bytes_read",
     "bytes_written",
@@ -113,7 +116,9 @@ class Emulator:
         exp2_ulps: int = 0,
         exp2_mixed: bool = False,
     ) -> None:
-        """Chooses the schedule of later launches.
+        """Chooses the device and the schedule of later launches.
+
+        Each pair of `multiprocessors` and `shared_bytes` is a device of its own.
 
         Args:
             seed: 0 runs threads round robin; any other number is a random, repeatable schedule.
@@ -235,8 +240,11 @@ class Emulator:
         return self._counters("emulator_traffic", TRAFFIC)
 
     def statistics(self) -> dict[str, int]:
-        """Switches, barriers, warp operations, blocks, launches and barriers of whole grids since
-        the last call."""
+        """What was counted since the last call.
+
+        Switches, barriers, warp operations, blocks, launches, barriers of whole grids, and calls of
+        the runtime API for attributes of devices and kernels.
+        """
         return self._counters("emulator_statistics", STATISTICS)
 
     def _counters(self, function: str, names: tuple[str, ...]) -> dict[str, int]:

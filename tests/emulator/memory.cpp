@@ -69,8 +69,6 @@ bool inside_device_allocation(const void* address, size_t bytes) {
   return first + bytes <= begin + size;
 }
 
-constexpr size_t kSharedWithoutOptIn = 48 * 1024;  // what every block of every device may have
-
 size_t shared_bytes(const Block& block) {
   size_t total = runtime.launch.dynamic_shared_bytes;
   for (const SharedVariable& variable : block.shared_variables) total += variable.bytes;
@@ -108,7 +106,7 @@ void* emulator_shared_variable(const void* tag, size_t bytes, const char* name) 
   void* memory = allocate_guarded(bytes, kSharedRedZone);
   checker_add_range(memory, bytes, name, MemoryKind::kShared);
   block.shared_variables.push_back({tag, memory, bytes});
-  if (shared_bytes(block) > std::max(emulator_shared_limit(), kSharedWithoutOptIn)) {
+  if (shared_bytes(block) > most_shared_bytes(runtime.launch.function)) {
     report("%zu bytes of shared memory in one block", shared_bytes(block));
     abort_launch();
   }

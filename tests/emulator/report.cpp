@@ -65,10 +65,6 @@ extern "C" {
 
 void emulator_configure(const EmulatorConfig* config) { runtime.config = *config; }
 
-int emulator_multiprocessor_count() { return runtime.config.multiprocessors; }
-
-size_t emulator_shared_limit() { return static_cast<size_t>(runtime.config.shared_bytes); }
-
 const char* emulator_take_error() {
   static std::string taken;
   taken.swap(runtime.reports);

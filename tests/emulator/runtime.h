@@ -6,6 +6,7 @@
 //   scheduler.cpp    which fiber runs next: blocks, polling, preemption, launches
 //   collectives.cpp  block barriers and warp operations
 //   memory.cpp       shared memory, device allocations
+//   devices.cpp      attributes of devices and kernels
 //   report.cpp       errors, configuration, statistics
 #pragma once
 
@@ -128,6 +129,7 @@ struct Block {
 
 struct Launch {
   std::string name = "host code";  // the kernel's, while it runs
+  const void* function = nullptr;  // the kernel itself
   dim3 grid, block;
   size_t dynamic_shared_bytes = 0;
   void (*kernel)(void*) = nullptr;
@@ -184,6 +186,9 @@ void complete_barrier(Block& block);
 // memory.cpp: shared memory lives as long as its block
 void create_shared_memory(Block& block);
 void destroy_shared_memory(Block& block);
+
+// devices.cpp: that a block of the kernel may have, static and dynamic
+size_t most_shared_bytes(const void* kernel);
 
 // report.cpp
 [[gnu::format(printf, 1, 2)]] void report(const char* format, ...);

@@ -41,8 +41,8 @@ struct EmulatorConfig {
   int32_t
       preempt;     // of 256: chance of a switch after an atomic; of 4096: before any access (check)
   int32_t strict;  // report threads of a block that leave after different numbers of barriers
-  int32_t multiprocessors;     // what multiprocessor_count() answers
-  int32_t shared_bytes;        // what shared_memory_limit() answers; 48 KB are always granted
+  int32_t multiprocessors;     // an attribute of the device
+  int32_t shared_bytes;        // and the most that a block may have; 48 KB are always granted
   int32_t first_block;         // blocks before it are not run, as if they had ended before
   int32_t max_cluster;         // blocks that a cluster may have; 0: a device without clusters
   int32_t granted_blocks;      // that a cooperative launch may have; 0: one for each multiprocessor
@@ -56,6 +56,7 @@ struct EmulatorStatistics {
   uint64_t switches, barriers, warp_operations, blocks;
   uint64_t launches;       // of kernels, and memsets
   uint64_t grid_barriers;  // that whole grids passed
+  uint64_t driver_calls;   // that ask for attributes of devices and kernels, or set them
 };
 
 // Global memory only. A read-modify-write counts as one write.
@@ -86,7 +87,6 @@ void emulator_progress();  // other threads may see a change: resets the liveloc
 void emulator_trap(const char* file, int line);
 void* emulator_shared_variable(const void* tag, size_t bytes, const char* name);
 void* emulator_dynamic_shared();
-int emulator_multiprocessor_count();
 // The counter at which the calling block meets the grid, or its cluster, this time. Two take turns:
 // with one, a block that is late would see that others have come again, and know what they have
 // done since, as on no device.
@@ -106,17 +106,23 @@ void emulator_record_atomic(const volatile void* address, size_t bytes, int acce
                             int memory_order);
 
 // ---- called by launchers
-void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
-                     void (*kernel)(void*), void* arguments);
+// function: the kernel itself; kernel: calls it with the arguments.
+void emulator_launch(const char* name, const void* function, dim3 grid, dim3 block,
+                     size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments);
 // All blocks are on the machine at once: at most one for each multiprocessor.
-int emulator_launch_cooperative(const char* name, dim3 grid, dim3 block,
+int emulator_launch_cooperative(const char* name, const void* function, dim3 grid, dim3 block,
                                 size_t dynamic_shared_bytes, void (*kernel)(void*),
                                 void* arguments);
 // Blocks come in clusters of `cluster` neighbours, which are on the machine together.
-int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3 block,
-                             size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments);
+int emulator_launch_clusters(const char* name, const void* function, dim3 grid, unsigned cluster,
+                             dim3 block, size_t dynamic_shared_bytes, void (*kernel)(void*),
+                             void* arguments);
 int emulator_resident_clusters(unsigned cluster);  // how many run at once; 0 if none can
-size_t emulator_shared_limit();
+// The runtime API's functions that this project uses, of attributes. Each returns a cudaError_t.
+int emulator_current_device();
+int emulator_device_attribute(int* value, int attribute, int device);
+int emulator_kernel_attributes(cudaFuncAttributes* attributes, const void* kernel);
+int emulator_set_kernel_attribute(const void* kernel, int attribute, int value);
 float emulator_exp2(float x);
 double emulator_reciprocal(double x);
 // The twin of a kernel, null without one. It is reported if its parameters have other sizes.

@@ -197,7 +197,8 @@ bool valid_launch(const Launch& launch) {
       cluster == 1 || (cluster >= 1 && g.x % cluster == 0 &&
                        cluster <= static_cast<unsigned>(runtime.config.max_cluster));
   return block_fits && grid_fits && cluster_fits &&
-         launch.dynamic_shared_bytes <= emulator_shared_limit();
+         launch.dynamic_shared_bytes <= static_cast<size_t>(runtime.config.shared_bytes) &&
+         launch.dynamic_shared_bytes <= most_shared_bytes(launch.function);
 }
 
 unsigned* allocate_barriers(size_t number, const char* name) {
@@ -318,27 +319,29 @@ void emulator_fence(int device_scope) {
   if (runtime.randomised() && random_chance(runtime.config.preempt, 256)) give_way();
 }
 
-void emulator_launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes,
-                     void (*kernel)(void*), void* arguments) {
-  const cudaError_t error =
-      launch({without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments},
-             /*cooperative=*/false);
+void emulator_launch(const char* name, const void* function, dim3 grid, dim3 block,
+                     size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments) {
+  const cudaError_t error = launch(
+      {without_parentheses(name), function, grid, block, dynamic_shared_bytes, kernel, arguments},
+      /*cooperative=*/false);
   if (error != cudaSuccess) runtime.last_error = error;
 }
 
-int emulator_launch_cooperative(const char* name, dim3 grid, dim3 block,
+int emulator_launch_cooperative(const char* name, const void* function, dim3 grid, dim3 block,
                                 size_t dynamic_shared_bytes, void (*kernel)(void*),
                                 void* arguments) {
-  const cudaError_t error =
-      launch({without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments},
-             /*cooperative=*/true);
+  const cudaError_t error = launch(
+      {without_parentheses(name), function, grid, block, dynamic_shared_bytes, kernel, arguments},
+      /*cooperative=*/true);
   if (error != cudaSuccess) runtime.last_error = error;
   return error;
 }
 
-int emulator_launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3 block,
-                             size_t dynamic_shared_bytes, void (*kernel)(void*), void* arguments) {
-  Launch clusters{without_parentheses(name), grid, block, dynamic_shared_bytes, kernel, arguments};
+int emulator_launch_clusters(const char* name, const void* function, dim3 grid, unsigned cluster,
+                             dim3 block, size_t dynamic_shared_bytes, void (*kernel)(void*),
+                             void* arguments) {
+  Launch clusters{without_parentheses(name), function, grid,     block,
+                  dynamic_shared_bytes,      kernel,   arguments};
   clusters.cluster_size = cluster;
   const cudaError_t error = runtime.config.refuse_clusters != 0
                                 ? cudaErrorCooperativeLaunchTooLarge

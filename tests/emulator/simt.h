@@ -111,7 +111,8 @@ void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes
             void (*kernel)(Parameters...), Arguments... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
   KernelCall<Parameters...> call(kernel, arguments...);
-  emulator_launch(name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call);
+  emulator_launch(name, reinterpret_cast<const void*>(kernel), grid, block, dynamic_shared_bytes,
+                  &KernelCall<Parameters...>::run, &call);
 }
 
 template <class T>
@@ -134,10 +135,6 @@ T& shared_variable(const void* tag, const char* name) {
 // `kernel` comes in parentheses: as an expression it is the function itself.
 #define DYNPRUNE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::emulator::launch(#kernel, (grid), (block), (shared_bytes), (stream), kernel, ##__VA_ARGS__)
-
-#define DYNPRUNE_ALLOW_SHARED(kernel, bytes) \
-  (static_cast<void>(kernel),                \
-   static_cast<size_t>(bytes) <= emulator_shared_limit() ? cudaSuccess : cudaErrorInvalidValue)
 
 // The tag's address names the variable: one per declaration and per instance of a kernel template.
 #define DYNPRUNE_SHARED(T, name, dims) \
@@ -175,9 +172,6 @@ EMULATOR_INLINE void store_relaxed(T* p, T v) {
   emulator_progress();
 }
 
-inline int multiprocessor_count() { return emulator_multiprocessor_count(); }
-inline size_t shared_memory_limit() { return emulator_shared_limit(); }
-
 // The twin of the function in device/fast_math.h.
 inline float exp2_approx(float x) { return emulator_exp2(x); }
 
@@ -191,6 +185,20 @@ inline cudaError_t cudaPeekAtLastError() {
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = nullptr) {
   return static_cast<cudaError_t>(emulator_memset(p, value, bytes));
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = emulator_current_device();
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  return static_cast<cudaError_t>(emulator_device_attribute(value, attribute, device));
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  return static_cast<cudaError_t>(emulator_kernel_attributes(attributes, kernel));
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute,
+                                        int value) {
+  return static_cast<cudaError_t>(emulator_set_kernel_attribute(kernel, attribute, value));
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {

@@ -3,6 +3,8 @@
 // by simt.h.
 #pragma once
 
+#include "device/driver.h"
+
 namespace emulator {
 
 template <class... Parameters, class... Arguments>
@@ -10,9 +12,14 @@ cudaError_t launch_cooperative(const char* name, dim3 grid, dim3 block, size_t d
                                cudaStream_t, void (*kernel)(Parameters...),
                                Arguments... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (dynamic_shared_bytes > 0) {
+    const cudaError_t error = dynprune::allow_all_shared(function);
+    if (error != cudaSuccess) return error;
+  }
   KernelCall<Parameters...> call(kernel, arguments...);
   return static_cast<cudaError_t>(emulator_launch_cooperative(
-      name, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
+      name, function, grid, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
 }
 
 template <class... Parameters, class... Arguments>
@@ -21,8 +28,18 @@ cudaError_t launch_clusters(const char* name, dim3 grid, unsigned cluster, dim3 
                             void (*kernel)(Parameters...), Arguments... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "wrong number of kernel arguments");
   KernelCall<Parameters...> call(kernel, arguments...);
-  return static_cast<cudaError_t>(emulator_launch_clusters(
-      name, grid, cluster, block, dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
+  return static_cast<cudaError_t>(
+      emulator_launch_clusters(name, reinterpret_cast<const void*>(kernel), grid, cluster, block,
+                               dynamic_shared_bytes, &KernelCall<Parameters...>::run, &call));
+}
+
+// As the real ones, both allow the kernel its shared memory.
+inline int resident_blocks(const void* kernel) {
+  return dynprune::allow_all_shared(kernel) == cudaSuccess ? dynprune::multiprocessor_count() : 0;
+}
+inline int resident_clusters(const void* kernel, unsigned cluster) {
+  const bool allowed = dynprune::allow_all_shared(kernel) == cudaSuccess;
+  return allowed ? emulator_resident_clusters(cluster) : 0;
 }
 
 // `num_blocks` blocks wait for each other; one thread of each calls.
@@ -46,9 +63,9 @@ inline bool first_thread() { return threadIdx.x == 0 && threadIdx.y == 0 && thre
   ::emulator::launch_clusters(#kernel, (grid), (cluster), (block), (shared_bytes), (stream), \
                               kernel, ##__VA_ARGS__)
 #define DYNPRUNE_RESIDENT_BLOCKS(kernel, block, shared_bytes) \
-  (static_cast<void>(kernel), emulator_multiprocessor_count())
+  ::emulator::resident_blocks(reinterpret_cast<const void*>(kernel))
 #define DYNPRUNE_RESIDENT_CLUSTERS(kernel, cluster, block, shared_bytes) \
-  (static_cast<void>(kernel), emulator_resident_clusters(cluster))
+  ::emulator::resident_clusters(reinterpret_cast<const void*>(kernel), (cluster))
 
 namespace dynprune {
 

@@ -81,3 +81,12 @@ enum cudaError {
   cudaErrorCooperativeLaunchTooLarge = 720,
 };
 typedef enum cudaError cudaError_t;
+
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;  // static
+};

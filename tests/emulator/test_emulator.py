@@ -233,6 +233,19 @@ def test_invalid_launch_configuration(emulator: Emulator, shape: tuple[int, ...]
     emulator.check()
 
 
+def test_more_than_48_kb_of_shared_memory_needs_leave_on_each_device(emulator: Emulator) -> None:
+    count = 50 * 1024 // 4
+    out = emulator.array(count, "out", np.int32)
+    launch = emulator.library.launch_dynamic_shared
+    for multiprocessors in (3, 5):
+        emulator.configure(multiprocessors=multiprocessors)
+        assert launch(emulator.pointer(out), count) == INVALID_CONFIGURATION
+        assert "INVALID LAUNCH" in emulator.take_error()
+        assert emulator.library.allow_dynamic_shared() == SUCCESS
+        assert launch(emulator.pointer(out), count) == SUCCESS
+        emulator.check()
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 1024, 1, 1, 0), (3, 16, 64, 1, 227 * 1024), (1, 1, 1, 64, 0), (2, 33, 1, 1, 0)]
 )
@@ -265,6 +278,7 @@ def test_a_race_does_not_stop_the_launch(checked: Emulator) -> None:
 
 def test_dynamic_shared_memory_is_bounded_by_the_launch(emulator: Emulator) -> None:
     out = emulator.array(1, "out", np.int32)
+    assert emulator.library.allow_dynamic_shared() == SUCCESS
     emulator.library.launch_dynamic_shared(emulator.pointer(out), 56 * 1024)
     emulator.check()
     assert out[0] == 56 * 1024 - 1

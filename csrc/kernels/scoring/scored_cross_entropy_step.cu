@@ -89,9 +89,7 @@ cudaError_t launch_by_row(const StepTask<typename Row::A>& task, const StepPlan&
                           cudaStream_t stream) {
   const int64_t bytes = plan.staged_bytes * Row::kRows;
   if (bytes > kStaticBytes + kBytesWithoutOptIn - plan.static_bytes) {
-    // Always the same allowance: it belongs to the kernel, and another thread may be launching it.
-    const int64_t most = plan.block_bytes < kMaxStagedBytes ? plan.block_bytes : kMaxStagedBytes;
-    const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<Row>), most);
+    const cudaError_t error = DYNPRUNE_ALLOW_SHARED((step_kernel<Row>));
     if (error != cudaSuccess) return error;
   }
   DYNPRUNE_LAUNCH((step_kernel<Row>), plan.blocks, kThreads, static_cast<size_t>(bytes), stream,

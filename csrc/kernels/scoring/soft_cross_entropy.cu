@@ -46,7 +46,7 @@ cudaError_t launch_soft_cross_entropy(const CrossEntropyInput& in, const SoftTar
     const Outputs<typename Row::A> out(o);
     const SoftPlan plan = SoftPlan::of<Row>(in);
     if (plan.needs_allowance()) {
-      const cudaError_t error = DYNPRUNE_ALLOW_SHARED((soft_forward_kernel<Row>), plan.most);
+      const cudaError_t error = DYNPRUNE_ALLOW_SHARED((soft_forward_kernel<Row>));
       if (error != cudaSuccess) return error;
     }
     DYNPRUNE_LAUNCH((soft_forward_kernel<Row>), plan.blocks, kThreads,

@@ -70,7 +70,7 @@ cudaError_t launch_soft_cross_entropy_step(const CrossEntropyInput& in, const So
     const SoftPlan plan = SoftPlan::of<Row>(in);
     task.staged_bytes = plan.row_bytes;
     if (plan.needs_allowance()) {
-      const cudaError_t error = DYNPRUNE_ALLOW_SHARED((soft_step_kernel<Row>), plan.most);
+      const cudaError_t error = DYNPRUNE_ALLOW_SHARED((soft_step_kernel<Row>));
       if (error != cudaSuccess) return error;
     }
     DYNPRUNE_LAUNCH((soft_step_kernel<Row>), plan.blocks, kThreads,

@@ -11,7 +11,6 @@ namespace cuda {
 
 struct SoftPlan {
   unsigned blocks;
-  int64_t most;         // of dynamic shared memory that a block may have
   int64_t row_bytes;    // of shared memory per row; 0: rows are read again
   int64_t block_bytes;  // of all rows of a block
 
@@ -25,7 +24,7 @@ struct SoftPlan {
   SoftPlan(int rows_per_block, int64_t bytes, int64_t rows)
       : blocks(rows == 0 ? 1 : blocks_for(rows, kThreads / rows_per_block)) {
     const int64_t limit = static_cast<int64_t>(shared_memory_limit()) - kStaticBytes;
-    most = limit < kMaxStagedBytes ? limit : kMaxStagedBytes;
+    const int64_t most = limit < kMaxStagedBytes ? limit : kMaxStagedBytes;
     row_bytes = bytes * rows_per_block <= most ? bytes : 0;
     block_bytes = row_bytes * rows_per_block;
   }
