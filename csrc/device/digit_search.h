@@ -2,7 +2,7 @@
 // The m-th greatest of many unsigned words, by histograms of 11-bit digits from the top. Each pass
 // finds the bin that holds it; later passes count only the words in that bin. One block searches
 // alone, or all blocks of a cooperative grid merge their histograms, with one grid barrier per
-// pass. Lanes with equal bins add once, so that equal words do not collide.
+// pass. Lanes of a warp with equal bins add once, together.
 #pragma once
 
 #include "device/block.h"

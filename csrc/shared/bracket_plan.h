@@ -18,12 +18,12 @@ struct BracketTuning {
   int64_t many;                    // from so many samples on, many_sigmas
 };
 
-// With n^(2/3) members the sample grows as the candidates do. A miss costs a second pass: 1 bracket
-// in 200 misses of few samples, 1 in 10^8 of many.
+// With n^(2/3) members the sample grows as the candidates do. After a miss there is a second pass.
+// Of a normal distribution, 1 in 200 is beyond 2.8 standard deviations, 1 in 5 * 10^8 beyond 6.
 constexpr BracketTuning kCpuBracket = {1, 2.0 / 3, 256, 1 << 16, 2.8, 6, 1 << 20};
 
-// A member of the sample costs a 32-byte sector. A miss costs a few reads of all scores. 1 bracket
-// in 2000 misses of few samples, 1 in 150,000 of many.
+// A member of the sample is read with the 32-byte sector around it. After a miss every pass of the
+// search reads all scores. 1 in 2000 is beyond 3.5 standard deviations, 1 in 150,000 beyond 4.5.
 constexpr BracketTuning kCudaBracket = {1.0 / 128, 1, 0, 1 << 15, 3.5, 4.5, 1 << 22};
 
 struct BracketPlan {

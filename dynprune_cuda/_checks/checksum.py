@@ -39,7 +39,7 @@ def tensor_sum(tensor: Tensor, first: int = 0) -> Tensor:
         start, end = max(block * _BLOCK, first), min((block + 1) * _BLOCK, last)
         piece = words[start - first : end - first].long()
         its_factors = factors[start - block * _BLOCK : end - block * _BLOCK]
-        # A dot product of integers takes a fifth of the time, and CUDA has none.
+        # A dot product stores no products, but CUDA has none of integers.
         inside = (piece * its_factors).sum() if piece.is_cuda else torch.dot(piece, its_factors)
         total += inside * _odd_number(block)
     return total

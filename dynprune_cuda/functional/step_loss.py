@@ -171,7 +171,7 @@ def step_loss(
         )
     reduction, token_weight, divisor = terms
     weight, ignore_index, label_smoothing, target_b, lam = options
-    # By _make: StepArguments(...) takes three times as long. _check_step makes a tensor of lam.
+    # _check_step makes a tensor of lam.
     arguments = StepArguments._make(
         (
             target,

@@ -23,7 +23,7 @@ from dynprune_cuda.functional.ranking import Ranking
 from dynprune_cuda.sharded.digit_search import advance
 from dynprune_cuda.sharded.ranking import explore_like
 
-MIN_SAMPLES = 1 << 18  # of a process: the plain search among fewer takes no longer
+MIN_SAMPLES = 1 << 18  # of a process; of fewer, the plain search
 MAX_DRAWS = 1 << 16
 DIGIT_BITS = 11
 # One in so many samples may be a candidate: they take less memory than the plain search's keys.

@@ -21,7 +21,7 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// Samples classified at a time: their keys, hashes and states take 24 KB.
+// Samples classified at a time.
 constexpr int kBlock = 2048;
 constexpr int kBlockWords = kBlock / kWordBits;
 
@@ -203,7 +203,7 @@ class Classifier {
   uint64_t undecided_[kBlockWords];
 };
 
-// Waking a second thread and waiting for it takes as long as this many blocks.
+// A thread gets at least so many blocks.
 constexpr int64_t kMinBlocksPerTask = 12;
 
 // Compares samples [0, n) with a bracket. Returns the result of each task. chosen: out, the bits of

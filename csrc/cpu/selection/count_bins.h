@@ -17,7 +17,7 @@ void count_bins(int64_t n, int num_bins, const BinOf& bin_of, int64_t* counts,
                 const Parallel& parallel) {
   std::fill_n(counts, num_bins, int64_t{0});
   const int tasks = num_tasks(parallel, n, 65536);
-  // One more bin for items in no bin, because a branch would be mispredicted.
+  // One more bin, for items in no bin: the loop has no condition.
   std::vector<std::vector<int64_t>> bins(tasks, std::vector<int64_t>(num_bins + 1));
   for_each_range(parallel, n, tasks, [&](int task, Range range) {
     int64_t* own = bins[task].data() + 1;

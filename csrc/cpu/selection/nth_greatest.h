@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The value of a given rank in an unordered array. std::nth_element mispredicts a branch for every
-// second value. This function moves values without branches, and picks pivots near the rank.
+// The value of a given rank in an unordered array. Unlike std::nth_element, it moves every value
+// whatever a comparison says, and picks pivots near the rank.
 #pragma once
 
 #include <algorithm>

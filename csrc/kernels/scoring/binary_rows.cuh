@@ -41,7 +41,7 @@ struct Word<2> {
   using type = unsigned short;
 };
 
-// The targets of a row, of any type: a switch per vector saves four fifths of the kernels.
+// The targets of a row, of any type: a switch per vector, not a kernel for each of five types.
 template <class A, int kSize>
 struct RowTargets {
   const void* data;

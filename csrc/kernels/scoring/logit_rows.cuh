@@ -208,7 +208,7 @@ __device__ __forceinline__ void stage(T* to, const uint4& vector) {
 }
 
 // What a row's sums need for label smoothing: nothing without, else weights of one or by class.
-// With kAny a logit finds out: float64 saves the registers of several loops.
+// With kAny each logit finds out: float64 has one loop for all.
 enum class Smoothing { kNone, kUniform, kByClass, kAny };
 
 template <int kTeam, Smoothing kSmoothing, class T, class Keep>

@@ -20,7 +20,7 @@ class SoftTeamRow {
   static constexpr int kRows = kThreads / kTeam;  // of a block
   static constexpr int kSize = Vector<T>::kSize;
   static constexpr int kWords = kSize * sizeof(U) / 16;  // of the probabilities beside a vector
-  static constexpr int kAhead = sizeof(A) == 4 ? 2 : 1;  // vectors loaded at once
+  static constexpr int kAhead = sizeof(A) == 4 ? 2 : 1;  // vectors of one turn of a loop
 
   // Shared memory that a row takes: as many vectors for each thread, with their probabilities.
   static int64_t row_bytes(int64_t classes) {

@@ -12,7 +12,7 @@ namespace cuda {
 // That one block finishes, and whose targets every block reads.
 constexpr int64_t kMaxRowsPerLaunch = 512;
 constexpr int64_t kMaxPartialSums = 256;
-constexpr int64_t kMaxStagedBytes = 96 * 1024;  // per block: two on a multiprocessor of an H100
+constexpr int64_t kMaxStagedBytes = 96 * 1024;  // per block; an H100's multiprocessor has 228 KB
 constexpr int64_t kStaticBytes = 2 * 1024;      // at least what kernels of rows declare
 constexpr int64_t kBytesWithoutOptIn = 48 * 1024 - kStaticBytes;
 constexpr int kMaxWideBlocks = 1024;
@@ -241,7 +241,7 @@ __device__ __forceinline__ void step_row(const StepTask<typename Row::A>& task,
   const bool smooth = options.label_smoothing > 0;
   RowSums<A> sums = row.load(options);
   row.reduce(&sums, smooth);
-  // Read before the exchange, so that memory answers during it.
+  // Read before the exchange, on which none of it depends.
   const A scale = row.scored() ? gradient_scale(task, row.index, divisor) : A{0};
   const A x_first = row.scored() && row.has_sums() ? row.logit(y.first) : A{0};
   row.exchange(&sums, smooth);

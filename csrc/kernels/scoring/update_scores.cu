@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Two launches over the batch: rows claim their samples, then the last row of each sample to arrive
-// updates it. Reads 12 bytes a row twice, touches each sample's columns once.
+// updates it.
 #include "kernels/scoring/update_scores.h"
 
 #include "kernels/scoring/update_scores.cuh"

@@ -89,8 +89,8 @@ __device__ __forceinline__ void add_all(RowStats<A>* stats, const A* x) {
 }
 
 // The gradient at classes that are no target. What all of them share is computed once. kWeighted:
-// label smoothing with class weights, which costs a load for each class. float64 saves registers
-// instead of instructions: it looks for targets and weights at each class.
+// label smoothing with class weights, which loads a weight for each class. float64 looks for
+// targets and weights at each class.
 template <class A, bool kWeighted>
 struct OtherClasses {
   const RowGradient<A>& gradient;

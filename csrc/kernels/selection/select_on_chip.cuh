@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection from as many samples as the shared memories of the multiprocessors hold: some 7 million
-// float32 scores on the largest GPUs. It takes one launch, in which every block keeps the keys of
+// Selection from as many samples as the shared memories of the multiprocessors hold: 7.3 million
+// float32 scores with 132 of 227 KB. It takes one launch, in which every block keeps the keys of
 // its share on chip. The scores are read once, the ids written once.
 #pragma once
 

@@ -9,7 +9,7 @@
 // Bytes moved per sample, at 4-byte keys and k ids: 4 + 0.25 + 24 f + 8 k / N.
 //   4        the scores
 //   0.25     the bitmap, written and read
-//   24 f     the candidates, a share f of 2 to 4 %, written once and read twice
+//   24 f     the candidates, a share f (BracketRanks), written once and read twice
 //   8 k / N  the ids
 // The search visits the candidates up to 6 times, 8 f bytes each time. The second visit and later
 // ones are not counted above: a cache may serve them.
