@@ -61,9 +61,10 @@ FEWEST_LOADS = 12  # in flight
 MOST_INSTRUCTIONS = {"ScoreRanking": 40}  # a sample
 # Kernels that hand over single words between blocks.
 LISTING_SOURCES = ("top_k", "ucb", "weighted", "score_weight", "select_uniform", "digit_search")
-# Of a module for one architecture, without line info, and its part that every build has.
+# Of a module for one architecture, without line info.
 MOST_MODULE_BYTES = 7_000_000
-HOST_BYTES = 1_600_000
+# Its part beside the kernels' objects: a module for sm_90 had 5.03 MB, of which these had 2.15.
+HOST_BYTES = 2_900_000
 
 
 @dataclass(frozen=True)
