@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads off the machine code what the kernels' speed depends on.
 
-The hot loops of the fused step: instructions an element. A loop has rare parts: a new greatest
-logit, the target's class. The count is that of the shortest way round which handles every element,
-one exponential for each. A skipped instruction counts too: it takes an issue slot.
+The hot loops of the fused steps: instructions an element, and 16-byte loads in flight. A loop has
+rare parts: a new greatest logit, the target's class. The count is that of the shortest way round
+which handles the most elements, one exponential for each, with the most vector accesses. A skipped
+instruction counts too: it takes an issue slot.
 
 The read of a selection: loads in flight, and instructions a sample on the shortest way which
 compares every sample with the bracket. A tie hash on that way, or code for as many as there are
@@ -19,16 +20,25 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 # Newer disassemblers read older objects; these wheels begin at 13.2.
 DISASSEMBLER_WHEELS = ("nvidia-cuda-cuobjdump==13.2.78", "nvidia-cuda-nvdisasm==13.2.78")
 ELEMENTS_PER_VECTOR = {"float": 4, "Half": 8, "BFloat16": 8}
 MOST_VECTORS = 4  # of one way round a loop
-# Of a row of the step's kernels: whole blocks share it.
-HOT_KERNEL = re.compile(
-    r"(?:wide_step_kernel<SlicedRow<(\w+), \w+>>|step_kernel<StagedTeamRow<(\w+), 256>>)$"
-)
+# The kernels of the fused steps, by what their targets are, and the types of their logits.
+STEP_KERNELS = {
+    "classes": re.compile(
+        r"^(?:wide_step_kernel<SlicedRow<(\w+), \w+>>|step_kernel<StagedTeamRow<(\w+), \d+>>)$"
+    ),
+    "probabilities": re.compile(r"^soft_step_kernel<SoftTeamRow<(\w+), \w+, \d+>>$"),
+    "labels": re.compile(r"^binary_step_kernel<(\w+), \d+>$"),
+}
+# While a row is read, its vectors go to shared memory, too. One loop over labels does everything.
+READ = ("STS.128", ("STS.128", "LDG.E.128"))
+WRITE = ("STG.E.128", ("STG.E.128",))
+MOST_ACCESSES = 16  # of 16 bytes, of one way round a loop
 # What a thread of classify_kernel handles, with two ballots for each sample.
 SAMPLES_PER_THREAD = 16
 BALLOTS_PER_SAMPLE = 2
@@ -84,12 +94,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class LoopCost:
-    """What an element costs in the two hot loops of a kernel."""
+    """What an element costs in the hot loops of a step's kernel, where it is read and written."""
 
+    targets: str  # of STEP_KERNELS
     kernel: str
     element: str
     read: float
-    gradient: float
+    gradient: float  # 0 with labels: one loop does both
+    vectors: int | None = None  # in flight while a row is read; of classes only
 
 
 @dataclass(frozen=True)
@@ -189,51 +201,82 @@ def innermost_loops(
     }
 
 
-def cost_of_loop(code: Sequence[Instruction], vector: str, size: int) -> float:
-    """Instructions an element in the cheapest loop with that vector access and exponentials."""
+def cost_of_loop(
+    code: Sequence[Instruction], access: tuple[str, tuple[str, ...]], size: int
+) -> float:
+    """Instructions an element in the cheapest loop with that vector access and exponentials.
+
+    access: READ or WRITE; size: elements of a vector.
+    """
+    vector, accesses = access
     following = successors(code)
     counted: list[tuple[Callable[[Instruction], bool], int]] = [
-        (lambda i: i.opcode.startswith(vector), MOST_VECTORS + 1),
         (lambda i: i.opcode == "MUFU.EX2", MOST_VECTORS * size),
+        (lambda i: i.opcode.startswith(accesses), MOST_ACCESSES),
     ]
-    ways: list[tuple[int, float]] = []
+    ways: list[tuple[tuple[int, int], int]] = []
     for first, back in innermost_loops(code, following, vector).items():
         for last in back:
             found = shortest_way(code, following, first, last, counted)
             ways += [
-                (vectors, count / vectors / size)
-                for (vectors, exponentials), count in found.items()
-                if 0 < vectors <= MOST_VECTORS and exponentials >= vectors * size
+                ((exponentials // size, vectors), count)
+                for (exponentials, vectors), count in found.items()
+                if exponentials >= size and vectors > 0
             ]
-    # With fewer vectors, the way is that of a row's end.
-    most = max((vectors for vectors, _ in ways), default=0)
-    return min((cost for vectors, cost in ways if vectors == most), default=float("inf"))
+    # With fewer elements, the way is that of a row's end.
+    most = max((handled for handled, _ in ways), default=(1, 0))
+    fewest = min((count for handled, count in ways if handled == most), default=float("inf"))
+    return fewest / (most[0] * size)
+
+
+def vectors_in_flight(code: Sequence[Instruction]) -> int:
+    """16-byte loads at once in the loops that read rows, in that with the fewest."""
+    following = successors(code)
+    loops = [
+        loads_in_flight(code, (first, max(back)), words=4)
+        for first, back in innermost_loops(code, following, READ[0]).items()
+    ]
+    return min(filter(None, loops), default=0)  # other loops store, and load no vector
 
 
 def loop_costs(kernels: dict[str, list[Instruction]], names: dict[str, str]) -> list[LoopCost]:
-    """The hot kernels' costs; `names` are readable ones."""
+    """The costs of the steps' kernels; `names` are readable ones."""
     costs = []
-    for mangled, code in kernels.items():
-        match = HOT_KERNEL.search(names[mangled])
-        element = match and (match[1] or match[2])
-        if element in ELEMENTS_PER_VECTOR:
-            size = ELEMENTS_PER_VECTOR[element]
-            read, gradient = (cost_of_loop(code, v, size) for v in ("LDG.E.128", "STG.E.128"))
-            costs.append(LoopCost(names[mangled], element, read, gradient))
+    for (mangled, code), (targets, pattern) in product(kernels.items(), STEP_KERNELS.items()):
+        match = pattern.search(names[mangled])
+        if match is None or (element := match[match.lastindex or 1]) not in ELEMENTS_PER_VECTOR:
+            continue
+        size, vectors = ELEMENTS_PER_VECTOR[element], None
+        if targets == "labels":
+            read, gradient = cost_of_loop(code, WRITE, size), 0.0
+        else:
+            read, gradient = (cost_of_loop(code, access, size) for access in (READ, WRITE))
+        if targets == "classes":
+            vectors = vectors_in_flight(code)
+        costs.append(LoopCost(targets, names[mangled], element, read, gradient, vectors))
     return sorted(costs, key=lambda cost: cost.kernel)
 
 
-def loads_in_flight(code: Sequence[Instruction]) -> int:
-    """The most loads between two jumps before the first of their registers is named."""
+def loads_in_flight(
+    code: Sequence[Instruction], part: tuple[int, int] | None = None, words: int = 1
+) -> int:
+    """The most loads between two jumps before the first of their registers is named.
+
+    Args:
+        code: Of a kernel.
+        part: The places of the first and the last instruction that count; all by default.
+        words: Of 4 bytes, that a load has at least.
+    """
     following = successors(code)
     # Where two paths join, nothing is known of what is in flight.
     entries = {j for i, ahead in enumerate(following) for j in ahead if j != i + 1}
     most = loads = 0
     pending: set[int] = set()
-    for i, instruction in enumerate(code):
+    begin, end = part or (0, len(code) - 1)
+    for i, instruction in list(enumerate(code))[begin : end + 1]:
         if i in entries or instruction.registers & pending:
             loads, pending = 0, set()
-        if instruction.loaded:
+        if len(instruction.loaded) >= words:
             loads, pending = loads + 1, pending | instruction.loaded
         if following[i] != [i + 1]:
             loads, pending = 0, set()

@@ -11,9 +11,12 @@ from paths import ROOT
 
 KERNEL = "wide_step_kernel<SlicedRow<float, ClusterTeam>>"
 MANGLED = "_Zwide"
+SOFT_KERNEL = "soft_step_kernel<SoftTeamRow<float, float, 32>>"
+LABELS_KERNEL = "binary_step_kernel<float, 8>"
 
 # A row loop around two hot loops. The first has a rare part in line, entered by a branch. The
-# second has one behind the end of the kernel, and a branch on an operand.
+# second has one behind the end of the kernel, and a branch on an operand. A third loop reads the
+# row again where it is not in shared memory.
 INSTRUCTIONS = """
 MOV R1, c[0x0][0x28]
 LDG.E R9, [R2]
@@ -28,22 +31,29 @@ MUFU.EX2 R4, R4
 MUFU.EX2 R5, R5
 MUFU.EX2 R6, R6
 MUFU.EX2 R7, R7
+STS.128 [R3], R4
 @P2 BRA 0x0020
 LDS.128 R4, [R3]
 MUFU.EX2 R4, R4
 MUFU.EX2 R5, R5
 MUFU.EX2 R6, R6
 MUFU.EX2 R7, R7
-BRA P3, 0x0190
+BRA P3, 0x0200
 STG.E.128 [R2], R4
 IADD3 R2, R2, 0x10, RZ
-@P4 BRA 0x00e0
+@P4 BRA 0x00f0
+LDG.E.128 R4, [R2]
+MUFU.EX2 R4, R4
+MUFU.EX2 R5, R5
+MUFU.EX2 R6, R6
+MUFU.EX2 R7, R7
+@P4 BRA 0x0180
 @P5 BRA 0x0010
 EXIT
 FADD R4, R4, R5
-BRA 0x0140
+BRA 0x0150
 """.strip().splitlines()
-READ = 9  # 0x20 to 0xd0, without three rare ones
+READ = 10  # 0x20 to 0xe0, without three rare ones
 GRADIENT = 9
 
 
@@ -55,47 +65,82 @@ def disassembly(instructions: list[str] = INSTRUCTIONS) -> str:
     return "\n".join(lines)
 
 
-def costs() -> list[LoopCost]:
-    return machine_code.loop_costs(machine_code.parse_disassembly(disassembly()), {MANGLED: KERNEL})
+def costs(kernel: str = KERNEL) -> list[LoopCost]:
+    return machine_code.loop_costs(machine_code.parse_disassembly(disassembly()), {MANGLED: kernel})
 
 
 def test_instructions_of_rare_parts_do_not_count():
     assert len(machine_code.parse_disassembly(disassembly())[MANGLED]) == len(INSTRUCTIONS)
     (cost,) = costs()
-    assert (cost.kernel, cost.element) == (KERNEL, "float")
+    assert (cost.targets, cost.kernel, cost.element) == ("classes", KERNEL, "float")
     assert cost.read == READ / 4 and cost.gradient == GRADIENT / 4
+    assert cost.vectors == 1, "the loop has one load"
 
 
-def test_only_the_step_on_whole_blocks_is_hot():
-    kernels = machine_code.parse_disassembly(disassembly())
-    for name in ("step_kernel<StagedTeamRow<float, 32>>", "loss_kernel<float>"):
-        assert machine_code.loop_costs(kernels, {MANGLED: name}) == []
+def test_the_steps_of_all_targets_and_teams_are_hot():
+    for team in (8, 32, 256):
+        (cost,) = costs(f"step_kernel<StagedTeamRow<float, {team}>>")
+        assert (cost.targets, cost.read) == ("classes", READ / 4)
+    (cost,) = costs(SOFT_KERNEL)
+    figures = (cost.targets, cost.read, cost.gradient, cost.vectors)
+    assert figures == ("probabilities", READ / 4, GRADIENT / 4, None)
+    (cost,) = costs(LABELS_KERNEL)
+    assert (cost.targets, cost.read, cost.gradient) == ("labels", GRADIENT / 4, 0)
+    for other in ("step_kernel<ColumnRow<float, 8>>", "loss_kernel<float>"):
+        assert costs(other) == []
 
 
-def test_a_loop_above_its_limit_or_lost_is_a_failure(monkeypatch):
-    monkeypatch.setattr(kernel_resources, "LOOP_LIMITS", {"float": (2.5, 2.25, 4.75)})
-    assert kernel_resources.loops_over_limit(costs()) == []
-    monkeypatch.setattr(kernel_resources, "LOOP_LIMITS", {"float": (2.0, 2.25, 4.75)})
-    assert len(kernel_resources.loops_over_limit(costs())) == 1
-    lost = LoopCost(KERNEL, "float", float("inf"), 2.0)
-    assert len(kernel_resources.loops_over_limit([lost])) == 2
-    assert len(kernel_resources.loops_over_limit([])) == 1
+@pytest.fixture
+def one_kernel(monkeypatch):
+    monkeypatch.setattr(kernel_resources, "LOOP_KERNELS", {"classes": 1})
+    monkeypatch.setattr(kernel_resources, "FEWEST_VECTORS", 1)
+
+    def limit(*limits: float) -> None:
+        elements = dict.fromkeys(("float", "Half", "BFloat16"), limits)
+        monkeypatch.setattr(kernel_resources, "LOOP_LIMITS", {"classes": elements})
+
+    return limit
 
 
-def test_float16_may_not_cost_more_than_bfloat16(monkeypatch):
-    monkeypatch.setattr(
-        kernel_resources, "LOOP_LIMITS", dict.fromkeys(("Half", "BFloat16"), (9,) * 3)
-    )
-    half, bfloat16 = (LoopCost(f"k<{e}>", e, 2.0, 1.0) for e in ("Half", "BFloat16"))
+def test_a_loop_above_its_limit_or_lost_is_a_failure(one_kernel, monkeypatch):
+    wrong = kernel_resources.loops_over_limit
+    one_kernel(2.5, 2.25, 4.75)
+    assert wrong(costs()) == []
+    one_kernel(2.0, 2.25, 4.75)
+    assert len(wrong(costs())) == 1
+    one_kernel(2.5, 2.25, 4.75)
+    assert len(wrong([LoopCost("classes", KERNEL, "float", float("inf"), 2.0)])) == 2
+    assert len(wrong([])) == 1
+    monkeypatch.setattr(kernel_resources, "FEWEST_VECTORS", 2)
+    assert len(wrong(costs())) == 1
+
+
+def test_float16_may_not_cost_more_than_bfloat16(one_kernel, monkeypatch):
+    one_kernel(9, 9, 9)
+    monkeypatch.setattr(kernel_resources, "LOOP_KERNELS", {"classes": 2})
+    half, bfloat16 = (LoopCost("classes", f"k<{e}>", e, 2.0, 1.0) for e in ("Half", "BFloat16"))
     assert kernel_resources.loops_over_limit([half, bfloat16]) == []
-    costly = LoopCost("k<Half>", "Half", 2.0, 1.5)
+    costly = LoopCost("classes", "k<Half>", "Half", 2.0, 1.5)
     assert len(kernel_resources.loops_over_limit([costly, bfloat16])) == 1
 
 
+def test_vectors_are_in_flight_in_the_loop_with_the_fewest():
+    load = [f"LDG.E.128 R{r}, [R2.64]" for r in (20, 24, 28)]
+    store = "STS.128 [R3], R20"
+    # Three at once, then two; a scalar is no vector. What no loop reads does not count.
+    loops = [*load, store, "@P0 BRA 0x0000", *load[:2], "LDG.E R9, [R2.64]", store]
+    code = code_of([*loops, "@P0 BRA 0x0050", *load, "EXIT"])
+    assert machine_code.vectors_in_flight(code) == 2
+    assert machine_code.vectors_in_flight(code_of([*load, "EXIT"])) == 0
+
+
+@pytest.mark.parametrize("targets", machine_code.STEP_KERNELS)
 @pytest.mark.parametrize("element", ["float", "Half", "BFloat16"])
-def test_every_element_type_has_limits(element):
-    assert len(kernel_resources.LOOP_LIMITS[element]) == 3
-    assert kernel_resources.loop_table([LoopCost(KERNEL, element, 1.0, 2.0)]).count("\n") == 3
+def test_every_element_type_has_limits(targets, element):
+    assert len(kernel_resources.LOOP_LIMITS[targets][element]) == 3
+    assert kernel_resources.LOOP_KERNELS[targets] > 0
+    cost = LoopCost(targets, KERNEL, element, 1.0, 2.0)
+    assert kernel_resources.loop_table([cost]).count("\n") == 3
 
 
 # ---- the read of a selection
@@ -219,3 +264,6 @@ def test_the_gate_knows_the_kernels():
         body = rankings[rankings.index(f"struct {ranking} {{") :]
         assert int(re.search(r"kLoads = (\d+)", body)[1]) == loads
     assert kernel_resources.READ_KERNELS.keys() == machine_code.LOADS_PER_SAMPLE.keys()
+    rows = (csrc / "kernels/scoring/logit_rows.cuh").read_text()
+    vectors = re.search(r"kLoadsInFlight = sizeof\(T\) == 8 \? 1 : (\d+)", rows)[1]
+    assert int(vectors) == kernel_resources.FEWEST_VECTORS
