@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.sync_debug import sync_debug_mode
 from benchmarks.common.timing import Call, graph_seconds, time_once
 
 __all__ = [
@@ -66,17 +67,11 @@ def host_syncs(call: Call, device: torch.device) -> int | None:
 
     torch counts its own synchronizations. Those of other packages are in `profile`.
     """
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns once per process of a prototype feature
-        torch.cuda.set_sync_debug_mode("warn")
-    try:
+    with sync_debug_mode("warn"):
         probe = torch.zeros((), device=device)
         if count_sync_warnings(probe.item) == 0:
             return None
         return count_sync_warnings(call)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def count_sync_warnings(call: Call) -> int:

@@ -5,9 +5,7 @@
 `with no_cuda_waiting(): ...` asks torch, and so sees what no name tells.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,18 +41,9 @@ class no_waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def no_cuda_waiting() -> Iterator[None]:
-    """Makes torch raise where the host waits for the GPU, and restores the mode in any case.
+def no_cuda_waiting() -> AbstractContextManager[None]:
+    """Makes torch raise where the host waits for the GPU, and restores the mode in any case."""
+    # Here, because tests of a wheel have no benchmarks on their path.
+    from benchmarks.common.sync_debug import sync_debug_mode
 
-    torch warns of a prototype feature when the mode is set first in a process. Warnings are errors
-    in tests, and this one would leave the mode set.
-    """
-    before = torch.cuda.get_sync_debug_mode()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    return sync_debug_mode("error")
