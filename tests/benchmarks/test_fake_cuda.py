@@ -14,6 +14,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +32,9 @@ from torch._subclasses.fake_tensor import (
 
 from benchmarks.common.machine_info import machine_info
 from benchmarks.common.timing import Call
+from benchmarks.loading import bench_samplers
 from benchmarks.scoring import accuracy, bench_scoring, steps
-from benchmarks.selection import bench_selection, cases, gpu_timing, report, rivals
+from benchmarks.selection import batch_choice, bench_selection, cases, gpu_timing, report, rivals
 from dynprune_cuda import functional as F
 
 CUDA = torch.device("cuda")
@@ -290,6 +292,31 @@ def test_a_rival_that_no_graph_can_capture_has_no_replay(
 LOSSES = {"ours", *steps.RIVALS}
 
 
+SHAPES = {
+    "": "8x10",
+    "soft": "8x10/soft",
+    "labels": "8x10/labels",
+    "pixels": "2x5x3x4/pixels",
+    "tokens": "2x3x10/tokens",
+}
+
+
+@pytest.mark.parametrize("kind", steps.KINDS)
+@pytest.mark.parametrize("forgetting", [False, True], ids=["", "forgetting"])
+def test_every_kind_of_step_is_called(
+    fake_cuda: None, no_gpu_timing: dict[str, int], kind: str, forgetting: bool
+) -> None:
+    arguments = ["--device", "cuda", "--shapes", SHAPES[kind], *["--forgetting"] * forgetting]
+    options = bench_scoring.make_parser().parse_args(arguments)
+    measured, refused = bench_scoring.measure(*options.shapes, options)
+    assert refused == {} and {row["kind"] for row in measured} == {kind}
+    names = set(steps.CAPTURABLE) if kind else LOSSES
+    assert {row["name"] for row in measured} == names | {"copy"}
+    captured = {row["name"] for row in measured if row["replay_seconds"] == [5e-4]}
+    assert captured == set(steps.CAPTURABLE) and no_gpu_timing["graphs"] == len(captured)
+    assert {bench_scoring.shape_name(row) for row in measured} == {SHAPES[kind]}
+
+
 @pytest.mark.parametrize("dtype", bench_scoring.DTYPES)
 def test_every_scoring_step_is_called(
     fake_cuda: None, no_gpu_timing: dict[str, int], dtype: str, monkeypatch: pytest.MonkeyPatch
@@ -382,3 +409,74 @@ def test_the_accuracy_is_computed_where_it_is_asked(fake_cuda: None, dtype: torc
     for method in accuracy.METHODS.values():
         loss, el2n = method(logits.to(CUDA), target.to(CUDA))
         assert loss.device.type == el2n.device.type == "cuda" and loss.shape == el2n.shape == (4,)
+
+
+# ---- choices inside a batch, and samplers
+
+
+def test_every_choice_inside_a_batch_is_called(
+    fake_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def composer(x: Any, y: Any, model: Any, loss: Any, keep: float) -> tuple[Any, Any]:
+        assert loss(model(x), y).device.type == "cuda"
+        kept = round(keep * len(x))
+        return x[:kept], y[:kept]
+
+    here = machine_info(torch.device("cpu"))
+    monkeypatch.setattr(batch_choice, "machine_info", lambda device: here)
+    monkeypatch.setattr(batch_choice, "git_commit", lambda: "a commit")
+    monkeypatch.setattr(batch_choice, "composer_function", lambda: composer)
+    monkeypatch.setattr(batch_choice.importlib.metadata, "version", lambda name: "1")
+    monkeypatch.setattr(batch_choice, "time_rounds", made_up_times)
+    monkeypatch.setattr(FakeTensor, "numpy", lambda x: np.arange(len(x)))
+    monkeypatch.setattr(torch.Tensor, "equal", lambda a, b: a.shape == b.shape)
+    out = tmp_path / "batch_choice.json"
+    arguments = ["--rows", "64", "--classes", "5", "--device", "cuda", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["batch_choice", *arguments])
+    batch_choice.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["same_rows"] for row in rows] == [None, True, None, True, None, True]
+    assert all(row["median_ms"] == 1 for row in rows)
+
+
+class FakeStream:
+    """A stream; its events are done when they are waited for."""
+
+    def __init__(self) -> None:
+        self.waited = 0
+
+    def wait_stream(self, other: Any) -> None:
+        assert other.cuda_stream == 7
+
+    def record_event(self) -> FakeStream:
+        return self
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+def test_the_samplers_of_a_gpu_are_drained(
+    fake_cuda: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    streams: list[FakeStream] = []
+
+    def stream() -> FakeStream:
+        streams.append(FakeStream())
+        return streams[-1]
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **more: empty(*a, **more))
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    monkeypatch.setattr(FakeTensor, "tolist", lambda x: list(range(len(x))))
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda x: 0)  # samples trained by mistake
+    monkeypatch.setattr(bench_samplers, "SubsetRandomSampler", list)
+    sizes = ["--samples", "1000", "--keep", "300", "--batch-size", "16", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", ["bench_samplers", *sizes, "--device", "cuda"])
+    bench_samplers.main()
+    told = capsys.readouterr().out
+    assert "device cuda" in told and "of 300 ids" in told
+    assert told.count("million ids/s; first batch") == 2
+    assert len(streams) == 2 and all(stream.waited >= 1 for stream in streams)
