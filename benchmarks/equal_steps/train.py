@@ -123,6 +123,8 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
                 rescored += pruner.rescore(
                     model, _left_out(pruner, prepare, inputs, labels)
                 ).samples
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)  # the steps are only queued there
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
     def measure(part: Part) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experiments of equal steps: their files, their data, their runs and their report."""
 
+import dataclasses
 import json
 import math
 import os
@@ -118,6 +119,33 @@ def test_committed_files_are_right(path: Path) -> None:
     assert len(keys) == len(made.cells), "every run has a key of its own"
     for name in {cell.method for cell in made.cells}:
         made.methods[name].make(1000, [0, 1] * 500, 0, "cpu", budget=10)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:keep=")
+def test_the_runs_of_a_gpu_are_made_on_the_cpu(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every method of `gpu_session.sh sweep`, with its network and bfloat16, on 40 tiny images."""
+    packed = pack(jpegs(60), [i % 4 for i in range(60)], [0] * 50 + [1] * 10)
+    (root / "cifar10.bin").write_bytes(packed)
+    path = next(path for path in CONFIGS if path.stem == "cifar10_one_gpu")
+    made = read_experiment(path)
+    small = {
+        name: dataclasses.replace(setting, validation=10, batch_size=16, budget=budget)
+        for (name, setting), budget in zip(made.settings.items(), (1, 2), strict=True)
+    }
+    assert {setting.model for setting in small.values()} == {"resnet9"}
+    assert {setting.precision for setting in small.values()} == {"bfloat16"}
+    experiment = dataclasses.replace(made, settings=small)
+    monkeypatch.setattr(program, "read_experiment", lambda _: experiment)
+    out = tmp_path / "out"
+    entries = run(path, out, root, "--seeds", "0", "--minutes", "20", "--settings", "budget20")
+    assert {entry["method"] for entry in entries} == set(made.methods)
+    assert all(entry["seconds"] > 0 and entry["test"] >= 0 for entry in entries)
+    entries = run(path, out, root, "--seeds", "0", "--methods", made.baseline)
+    assert len(entries) == len(made.methods) + 1, "the other setting's"
+    assert "full data" in (out / "report.md").read_text()
 
 
 @pytest.mark.slow

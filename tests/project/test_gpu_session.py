@@ -14,6 +14,7 @@ import pytest
 from paths import ROOT
 
 import dynprune_cuda
+from benchmarks.equal_steps import experiment
 from benchmarks.scoring import accuracy, bench_scoring
 from benchmarks.selection import bench_selection
 
@@ -32,6 +33,7 @@ STEPS = {
         *("scoring_base", "ncu", "top_k_1e9", "accuracy"),
     ],
 }
+SWEEP = ["machine", "sweep"]
 # What comes back from a machine that is lent.
 MOST_FILES, PLAIN_NAME = 8, re.compile(r"[A-Za-z0-9._-]+")
 
@@ -78,7 +80,17 @@ def test_a_rehearsal_runs_every_step(tmp_path, call):
             assert json.loads((out / f"{name}.json").read_text())["rows"], name
 
 
+def test_a_rehearsal_of_the_sweep_reads_its_options(tmp_path):
+    done = session("sweep", "--rehearse", tmp_path, BUNDLE=tmp_path / "none", SWEEP_MINUTES="3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(tmp_path, "sweep") == dict.fromkeys(SWEEP, "pass")
+    assert "skipped: the experiment" in done.stdout
+    assert re.search(r"sweep, at most \d+ s", (tmp_path / "sweep_log.txt").read_text())
+    check_files(tmp_path)
+
+
 PARSERS = {
+    "benchmarks.equal_steps.experiment": experiment.make_parser,
     "benchmarks.selection.bench_selection": bench_selection.make_parser,
     "benchmarks.scoring.bench_scoring": bench_scoring.make_parser,
     "benchmarks.scoring.accuracy": accuracy.make_parser,
@@ -117,8 +129,8 @@ def machine(tmp_path):
 def test_the_commands_of_a_gpu_are_understood(tmp_path, machine, monkeypatch):
     """No option is misspelt in what a rehearsal leaves out."""
     monkeypatch.setattr(bench_selection, "_device", str)
-    for call, steps in STEPS.items():
-        done = session(call, tmp_path / "out", **machine)
+    for call, steps in {**STEPS, "sweep": SWEEP}.items():
+        done = session(call, tmp_path / "out", CIFAR10=tmp_path, **machine)
         # The sanitizers' reports are missing, since nothing made them.
         assert set(results(tmp_path / "out", call)) == set(steps), done.stdout + done.stderr
     told = [line.split("\t") for line in (tmp_path / "told").read_text().splitlines()]
@@ -131,6 +143,9 @@ def test_the_commands_of_a_gpu_are_understood(tmp_path, machine, monkeypatch):
                 found.add(Path(word).name)
                 if hasattr(options, "ops") and options.ops:
                     assert options.ops == ["select_top_k, ascending"]
+                if "config" in options:
+                    assert (ROOT / options.config).is_file() and options.device == "cuda"
+                    assert options.data_root == tmp_path and options.minutes == 8
     assert found == set(PARSERS)
     assert {program for program, *_ in told} == {
         *("python3", "ncu", "compute-sanitizer", "nvidia-smi")
