@@ -199,6 +199,18 @@ def test_more_rows_than_one_block_finishes(kernels_in_turn: Kernels) -> None:
     check_step(kernels_in_turn, 8200, 2, torch.float32, False)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_launches_of_a_step(kernels_in_turn: Kernels, reduction: str) -> None:
+    """The divisor of a mean is known: losses, and their sum; three for the table."""
+    launches = []
+    for rows in (1, 512, 513, 2000):
+        kernels_in_turn.emulator.statistics()
+        check_step(kernels_in_turn, rows, 2, torch.float32, False, reduction=reduction)
+        launches.append(kernels_in_turn.emulator.statistics()["launches"])
+    more = {"mean": 5, "sum": 5, "none": 3}[reduction]
+    assert launches == [1, 1, 1 + more, 1 + more]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.bool], ids=str)
 def test_logits_and_targets_are_read_once_and_the_gradient_written_once(

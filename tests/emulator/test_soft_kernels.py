@@ -119,8 +119,21 @@ def test_step_with_options_equals_cpu(
         )
 
 
-def test_many_rows_take_launches_of_their_own(kernels_in_turn: Kernels) -> None:
-    check_step(kernels_in_turn, 513, 3, torch.float32, probabilities=torch.float32)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_launches_of_a_step(kernels_in_turn: Kernels, reduction: str) -> None:
+    """The divisor of a mean is known: losses, and their sum; three for the table."""
+    launches = []
+    for rows in (1, 512, 513, 2000):
+        kernels_in_turn.emulator.statistics()
+        check_step(
+            *(kernels_in_turn, rows, 3, torch.float32),
+            probabilities=torch.float32,
+            reduction=reduction,
+        )
+        statistics = kernels_in_turn.emulator.statistics()
+        launches.append(statistics["launches"] - 1)  # of the backward pass
+    more = {"mean": 5, "sum": 5, "none": 3}[reduction]
+    assert launches == [1, 1, 1 + more, 1 + more]
 
 
 def test_rows_that_do_not_fit_are_read_again(kernels_in_turn: Kernels) -> None:

@@ -16,6 +16,7 @@ constexpr int64_t kMaxStagedBytes = 96 * 1024;  // per block; an H100's multipro
 constexpr int64_t kStaticBytes = 2 * 1024;      // at least what kernels of rows declare
 constexpr int64_t kBytesWithoutOptIn = 48 * 1024 - kStaticBytes;
 constexpr int kMaxWideBlocks = 1024;
+constexpr int kMaxWideTeams = kMaxWideBlocks / 2;  // of two blocks or more
 
 // Whether several blocks may have to share a row. float64 is for checking gradients: its rows are
 // read again instead, and the kernels for them need not exist.
@@ -23,6 +24,13 @@ inline bool may_be_wide(const CrossEntropyInput& in) {
   const int64_t bytes = in.type == ScalarType::kFloat32 ? 4 : 2;
   return in.type != ScalarType::kFloat64 && in.num_classes * bytes > kBytesWithoutOptIn;
 }
+
+// How many blocks of a team have arrived. They poll it, so that no other team's shares its cache
+// line. Its alignment is that of the workspace.
+struct Arrivals {
+  unsigned count;
+  unsigned unused[kCacheLine / sizeof(unsigned) - 1];
+};
 
 // Per-row results that later steps read, in the workspace.
 template <class A>
@@ -35,7 +43,7 @@ struct Workspace {
   Slot* slots;       // of the update
   // Of rows that several blocks share (step_wide.cuh).
   RowSums<A>* records;  // [2, kMaxWideBlocks]
-  unsigned* arrived;    // [kMaxWideBlocks]
+  Arrivals* arrivals;   // [kMaxWideTeams]
   size_t bytes;         // all together
 
   Workspace(void* memory, const CrossEntropyInput& in, int64_t max_ids) : bytes(0) {
@@ -51,7 +59,7 @@ struct Workspace {
     take(&loss_partials, kMaxPartialSums);
     take(&values, rows);
     take(&records, may_be_wide(in) ? 2 * kMaxWideBlocks : 0);
-    take(&arrived, may_be_wide(in) ? kMaxWideBlocks : 0);
+    take(&arrivals, may_be_wide(in) ? kMaxWideTeams : 0);
   }
 };
 

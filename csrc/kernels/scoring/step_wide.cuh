@@ -51,7 +51,7 @@ class GridTeam {
       : members_(members),
         member_(static_cast<int>(blockIdx.x) % members),
         records_(work.records + static_cast<int>(blockIdx.x) - member_),
-        arrived_(work.arrived + static_cast<int>(blockIdx.x) - member_),
+        arrived_(&work.arrivals[static_cast<int>(blockIdx.x) / members].count),
         round_(0) {
     if (member_ == 0 && threadIdx.x == 0) *arrived_ = 0;
     grid_sync();
