@@ -57,9 +57,9 @@ class Method:
         groups: Whether the pruner gets the labels as groups.
         rescore: Whether each epoch ends with a forward pass over the samples that it left out.
         steps: Steps, as a multiple of the setting's.
-        kept: For policies that act by the length of the run, and decide how many samples they keep:
-            which share an epoch trains on, estimated, warm-up and annealing left out. None: the
-            pruner is not told the length.
+        kept: For policies that act by the length of the run, and decide how many samples they
+            keep. It is the estimated share that a pruned epoch trains on. None: the pruner is not
+            told the length.
 
     Raises:
         ValueError: `kept` is not in (0, 1].

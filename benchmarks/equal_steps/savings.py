@@ -28,8 +28,8 @@ class Saving:
         own: That of the method.
         needed: The budget at which full data has the method's accuracy. 0: less than the least
             budget that was run. Infinite: more than the largest.
-        error: Standard error of `times`, of the seeds, each with its own curve; NaN if one of them
-            leaves the curve, or if there is one seed.
+        error: Standard error of `times` over the seeds, each with its own curve. NaN if one of
+            them leaves the curve, or if there is one seed.
         largest: The largest budget that was run.
         seeds: How many seeds have all of the runs.
     """

@@ -102,7 +102,7 @@ class Schedule:
         if isinstance(self.keep, tuple):
             earlier = range(self.warm_until, start, self.period)
             total = sum(self.kept(epoch) or 0 for epoch in earlier)
-        else:  # a function is asked for no earlier epoch: as if they had kept as many
+        else:  # a function is not called for earlier epochs: as if they had kept as many
             total = periods * (self.kept(start) or 0)
         return total * 63 % (64 * self.num_samples) / (64 * self.num_samples)
 
