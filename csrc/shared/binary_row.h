@@ -78,6 +78,10 @@ DYNPRUNE_HD void set_terms_of_decay(double e, DecayTerms<double>* terms) {
   terms->e = e, terms->log1p = log1p(e), terms->reciprocal = 1 / (1 + e);
 }
 
+// Above every |x| whose e^-|x| is not 0.
+template <class A>
+constexpr A kNoDoubt = sizeof(A) == 4 ? 200 : 800;
+
 template <class A>
 DYNPRUNE_HD bool is_probability(A t) {
   return t >= 0 && t <= 1;
@@ -92,7 +96,7 @@ struct BinaryTerms {
   template <bool kWeighted>
   static DYNPRUNE_VECTOR_HD BinaryTerms of(const V& x, const V& t, const DecayTerms<V>& decay,
                                            const V& w, const V& v) {
-    const V zero{}, smaller = decay.e * decay.reciprocal;
+    const V zero{}, least = zero - kNoDoubt<A>, smaller = decay.e * decay.reciprocal;
     const V p = x > zero ? decay.reciprocal : smaller, q = x > zero ? smaller : decay.reciprocal;
     const V negative = 1 - t, weighted = kWeighted ? v * t : t;
     const V error = negative * p - t * q, scaled = error * kErrorScale<A>;
@@ -102,7 +106,7 @@ struct BinaryTerms {
     const V loss = (kWeighted ? (negative + weighted) * decay.log1p : decay.log1p) - linear;
     const V slope = kWeighted ? w * (negative * p - weighted * q) : error;
     return {kWeighted ? w * loss : loss, scaled * scaled,
-            decay.log1p - (decay.e != zero ? smaller * decay.below : zero),
+            decay.log1p - smaller * (decay.below < least ? least : decay.below),
             t > zero + A(0.5) ? x : -x, slope};
   }
 };

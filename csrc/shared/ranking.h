@@ -132,16 +132,16 @@ DYNPRUNE_HD Scientific scientific(double w) {
 
 // Weighted sampling without replacement (Efraimidis & Spirakis 2006): the k greatest w / E, with E
 // ~ Exp(1). w / E may overflow a float, so that w = m * 2^e is split. The key is the bits of m / E,
-// which is between 2^-5 and 2^34, plus e above its smallest value, added to the exponent. draw: a
-// random word, of which E is made.
+// which is between 2^-5 and 2^34, plus e above its smallest value, added to the exponent. start is
+// added to the random word of which E is made, modulo 2^32.
 template <class A>
-DYNPRUNE_HD ranking_key_t<A> weight_key(A w, uint32_t draw) {
+DYNPRUNE_HD ranking_key_t<A> weight_key(A w, int64_t id, const IdHash& hash, uint32_t start) {
   using Key = ranking_key_t<A>;
   constexpr int kMinExponent = std::is_same<A, double>::value ? -1074 : -149;
   if (!(w > 0)) return 0;
   if (w - w != 0) return ~Key{0};  // infinity
   const Scientific s = scientific(w);
-  const float quotient = div_rn(s.m, exponential(draw));
+  const float quotient = div_rn(s.m, exponential(hash(id) + start));
   return bit_cast<uint32_t>(quotient) + (static_cast<Key>(s.exponent - kMinExponent) << 23);
 }
 
@@ -153,12 +153,12 @@ struct WeightRanking {
   static constexpr int kLoads = 1;
   static constexpr bool kChecked = true;  // some values are errors: see valid()
   const T* weights;                       // [N]
-  uint32_t start;                         // added to every draw, modulo 2^32
+  uint32_t start;                         // of the draws
 
   DYNPRUNE_HD Raw load(int64_t id) const { return weights[id]; }
   DYNPRUNE_HD static bool valid(Raw weight) { return widen(weight) >= 0; }  // false for NaN
   DYNPRUNE_HD Key key_of(Raw weight, int64_t id, const Hash& hash) const {
-    return weight_key(widen(weight), hash(id) + start);
+    return weight_key(widen(weight), id, hash, start);
   }
 };
 
@@ -174,7 +174,7 @@ struct ScoreWeightRanking {
   static constexpr int kLoads = 1;
   static constexpr bool kChecked = false;
   const T* scores;  // [N], no float64: sqrt_rn is of float
-  uint32_t start;   // added to every draw, modulo 2^32
+  uint32_t start;   // of the draws
 
   DYNPRUNE_HD Raw load(int64_t id) const { return scores[id]; }
   DYNPRUNE_HD Key key_of(Raw raw, int64_t id, const Hash& hash) const {
@@ -182,7 +182,7 @@ struct ScoreWeightRanking {
     if (score != score) return ~Key{0};
     if (!(score > 0)) return 0;
     const float weight = kPower == WeightPower::kHalf ? sqrt_rn(score) : score;
-    return weight_key(weight, hash(id) + start);
+    return weight_key(weight, id, hash, start);
   }
 };
 

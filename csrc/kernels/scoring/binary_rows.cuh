@@ -113,6 +113,8 @@ struct RowTargets {
   }
 };
 
+__device__ __forceinline__ float minus_magnitude(float x) { return -fabsf(x); }
+__device__ __forceinline__ double minus_magnitude(double x) { return -fabs(x); }
 __device__ __forceinline__ float decay_of(float below) { return exp2_approx(below * kLog2E); }
 __device__ __forceinline__ double decay_of(double below) { return exp_of(below); }
 
@@ -177,7 +179,7 @@ class LabelRow {
       }
     }
     DecayTerms<A> decay;
-    decay.below = x > 0 ? -x : x;
+    decay.below = minus_magnitude(x);
     set_terms_of_decay(decay_of(decay.below), &decay);
     const BinaryTerms<A> terms = BinaryTerms<A>::template of<kWeighted>(x, t, decay, w, v);
     sums->loss += terms.loss;
