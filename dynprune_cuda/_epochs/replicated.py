@@ -47,7 +47,11 @@ class ReplicatedRun(Run):
         if ranks.size > 1:
             self._repeats = Repeats(self._visits_before.clone())
         self._factors = torch.ones_like(table.mean) if config.policy.has_factors else None
-        self.is_direct = self._repeats is None and self._factors is None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the rows of the table are those of the ids, and no loss has a factor."""
+        return self._repeats is None and self._factors is None
 
     def entering(self, epoch: int) -> AbstractContextManager[list[str]]:
         """Merges the tables and selects if due; the context manager begins the epoch."""

@@ -59,10 +59,7 @@ class Run(ABC):
         ranks: The processes that train together.
         table: The scores that this process holds.
         state: Where the run is.
-        is_direct: Whether the rows of the table are those of the ids, and no loss has a factor.
     """
-
-    is_direct = False
 
     def __init__(self, config: Config, ranks: Ranks, table: ScoreTable) -> None:
         """Begins before the first epoch."""
@@ -205,6 +202,11 @@ class Run(ABC):
         return known, tensors
 
     # ---- visits
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the rows of the table are those of the ids, and no loss has a factor."""
+        return False
 
     def factors(self, ids: Tensor) -> Tensor | None:
         """Returns what a policy that weighs multiplies the losses of `ids` by; None: nothing."""

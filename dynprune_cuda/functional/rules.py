@@ -65,19 +65,6 @@ class Trimmed:
             math.floor(self.revisited * num_samples + 0.5),
         )
 
-    def seeds(self, seed: int) -> tuple[int, int]:
-        """Returns the seeds of what is left out, and of what is exempt.
-
-        Draws with one seed and several starting points exempt other samples each time.
-
-        Args:
-            seed: Of the selection.
-        """
-        rule = self.ranking
-        start = rule.start if isinstance(rule, Tilted) else rule.c
-        places = (int(start * (1 << 24)),) if start else ()
-        return derive_seed(seed, "trim", *places), derive_seed(seed, "revisit", *places)
-
     def known(self) -> Tensor:
         """Returns the scores, and -inf for NaN, which is not left out."""
         return self.ranking.values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
@@ -95,6 +82,17 @@ class Trimmed:
         out = torch.zeros_like(values, dtype=torch.bool)
         out.index_fill_(0, rows, True).index_fill_(0, exempt, False)
         return values.clamp(min=LEAST).masked_fill_(out, -math.inf)
+
+
+def trim_seeds(rule: Trimmed, seed: int) -> tuple[int, int]:
+    """Returns the seeds of what is left out, and of what is exempt, for the seed of a selection.
+
+    Draws with one seed and several starting points exempt other samples each time.
+    """
+    inner = rule.ranking
+    start = inner.start if isinstance(inner, Tilted) else inner.c
+    places = (int(start * (1 << 24)),) if start else ()
+    return derive_seed(seed, "trim", *places), derive_seed(seed, "revisit", *places)
 
 
 # A score that weighs next to nothing, and more than nothing.

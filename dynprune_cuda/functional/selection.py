@@ -25,7 +25,13 @@ from dynprune_cuda.functional.inclusion import (
     loss_factors,
 )
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
-from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed, WeightedRule
+from dynprune_cuda.functional.rules import (
+    RULES,
+    SelectionRule,
+    Trimmed,
+    WeightedRule,
+    trim_seeds,
+)
 from dynprune_cuda.functional.tilted import Tilted
 
 Order = Literal["random", "ascending"]
@@ -298,7 +304,7 @@ def _as_ranking(rule: WeightedRule, num_samples: int, seed: int | Tensor) -> Ran
         if isinstance(seed, Tensor):
             raise TypeError("seed must be an int for Trimmed, got a tensor")
         left_out, exempt = rule.counts(num_samples)
-        seeds = rule.seeds(as_int("seed", seed))
+        seeds = trim_seeds(rule, as_int("seed", seed))
         values = rule.without(
             select_top_k(rule.known(), left_out, seed=seeds[0], order="ascending"),
             select_uniform(num_samples, exempt, seed=seeds[1], device=values.device),

@@ -192,16 +192,17 @@ class Pruner(BinaryScoring):
         self._streams = Streams()
         self._told_of_keep = False
         keep = self.schedule.keep
-        if isinstance(keep, int) and (about := self._about_keep(keep)):
-            warnings.warn(about, UserWarning, stacklevel=2)
+        if isinstance(keep, int):
+            self._warn_if_greedy(keep, stacklevel=3)
 
-    def _about_keep(self, kept: int) -> str | None:
-        """Returns what to warn of, once, if an epoch keeps too few samples for the policy."""
+    def _warn_if_greedy(self, kept: int, *, stacklevel: int) -> None:
+        """Warns, once, if an epoch keeps too few samples for the policy."""
         if self._told_of_keep:
-            return None
+            return
         message = about_greedy(self.policy, kept / self.num_samples, 0.5 / self.num_samples)
-        self._told_of_keep = message is not None
-        return message
+        if message is not None:
+            self._told_of_keep = True
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
     # ---- epochs
 
@@ -233,8 +234,7 @@ class Pruner(BinaryScoring):
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
         self._run.scheduled()
         self._streams.update(self)
-        if about := self._about_keep(self.num_selected):
-            warnings.warn(about, UserWarning, stacklevel=2)
+        self._warn_if_greedy(self.num_selected, stacklevel=3)
 
     # ---- what loaders take
 

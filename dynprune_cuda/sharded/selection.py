@@ -24,7 +24,13 @@ from dynprune_cuda.distributed.ranks import Ranks, resolve
 from dynprune_cuda.distributed.shard import LAYOUTS, Shard
 from dynprune_cuda.functional.inclusion import histogram, loss_factors, probabilities
 from dynprune_cuda.functional.ranking import FixedIds, Ranking, Uniform
-from dynprune_cuda.functional.rules import RULES, SelectionRule, Trimmed, WeightedRule
+from dynprune_cuda.functional.rules import (
+    RULES,
+    SelectionRule,
+    Trimmed,
+    WeightedRule,
+    trim_seeds,
+)
 from dynprune_cuda.functional.tilted import Tilted
 from dynprune_cuda.sharded import bracket_search
 from dynprune_cuda.sharded.digit_search import find_thresholds, list_selected
@@ -289,7 +295,7 @@ def _as_ranking(rule: WeightedRule, shard: Shard, seed: int, ranks: Ranks) -> Ra
             _select(lambda: Ranking.by_score(values), 0, shard, seed, ranks, values)
             raise
         left_out, exempt = rule.counts(shard.num_samples)
-        seeds = rule.seeds(seed)
+        seeds = trim_seeds(rule, seed)
         common: Any = {"shard": shard, "process_group": ranks}
         top = select_top_k(rule.known(), left_out, seed=seeds[0], **common)
         again = select_uniform(exempt, shard=shard, seed=seeds[1], device=values.device)

@@ -67,8 +67,8 @@ def compile_kernels(texts: Mapping[str, str], emulated: Path) -> Path:
     if not source.exists():
         with replacing(source) as output:
             Path(output).write_text("".join(code))
-    flags = [*COMMON_FLAGS, *FLAGS["check"], f"-I{HERE}"]
-    made = make_object(source, flags, header_digest((HERE, HERE / "ptx")))
+    flags = [*COMMON_FLAGS, *FLAGS["check"], f"-I{HERE}", f"-I{CSRC}"]
+    made = make_object(source, flags, header_digest((HERE, HERE / "ptx", CSRC / "device")))
     return link("ptx-opcodes", [made], [str(emulated)])
 
 

@@ -135,8 +135,8 @@ def kernels_of(target: str, sources: tuple[Path, ...] = SOURCES) -> dict[str, Tw
 
 def compile_twins(twins: Sequence[Twin], mode: Mode, emulated: Path) -> Path:
     """A library of the twins, next to the emulator's library `emulated`."""
-    flags = [*COMMON_FLAGS, *FLAGS[mode], f"-I{HERE}"]
-    headers = header_digest((HERE, HERE / "ptx"))
+    flags = [*COMMON_FLAGS, *FLAGS[mode], f"-I{HERE}", f"-I{CSRC}"]
+    headers = header_digest((HERE, HERE / "ptx", CSRC / "device"))
     objects: list[Object] = [make_object(twin.write(), flags, headers) for twin in twins]
     return link(f"ptx-{mode}", objects, [str(emulated)])
 
