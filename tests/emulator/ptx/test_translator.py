@@ -161,5 +161,5 @@ def test_every_test_of_kernels_runs_on_nvccs_code_too() -> None:
         for path in HERE.glob("test_*.py")
         if re.search(r"^from kernels import", path.read_text(), re.M)
     }
-    # What it tests is the emulator's own.
-    assert set(FILES) == of_kernels - {"test_special_functions"}
+    # These test a part of the emulator, and code of the host.
+    assert set(FILES) == of_kernels - {"test_special_functions", "test_driver_calls"}
