@@ -117,7 +117,8 @@ def scored_cross_entropy(
         A `ScoredLoss`.
     """
     if (
-        reduction == "none"
+        type(reduction) is str
+        and reduction == "none"
         and weight is target_b is lam is None
         and type(class_dim) is type(ignore_index) is int
         and class_dim == 1

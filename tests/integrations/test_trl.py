@@ -121,13 +121,13 @@ def test_noise_is_found_after_one_epoch(tmp_path):
 def test_a_packed_data_set_has_rows_of_its_own(tmp_path, strategy):
     data = tiny_models.sequences(N, 0)
     packed = {"packing": True, "max_length": 20, "packing_strategy": strategy}
-    with pytest.warns(UserWarning, match="a sample of the pruner is such a row"):
+    with pytest.warns(UserWarning, match="A sample of the pruner is then a row"):
         trainer = make(tmp_path, data, **packed)
     rows = len(trainer.train_dataset)
     assert rows < N
     with pytest.raises(ValueError, match=f"got {rows}: packing=True joins documents into rows"):
         trainer.train()
-    with pytest.warns(UserWarning, match="a sample of the pruner is such a row"):
+    with pytest.warns(UserWarning, match="A sample of the pruner is then a row"):
         trainer = make(tmp_path, data, Pruner(rows, 0.5), **packed)
     trainer.train()
     assert trainer.pruner.table.count.tolist() == [1] * rows
