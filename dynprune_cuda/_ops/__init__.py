@@ -13,7 +13,7 @@ from dynprune_cuda._ops.binary_cross_entropy import (
     BinaryArguments,
     BinaryStepLoss,
 )
-from dynprune_cuda._ops.errors import checking_weights
+from dynprune_cuda._ops.errors import REFUSALS, checking_weights, is_refusal
 from dynprune_cuda._ops.library import compiled, ops
 from dynprune_cuda._ops.linear_cross_entropy import LinearArguments, LinearLoss
 
@@ -22,6 +22,7 @@ fakes.register()
 __all__ = [
     "BINARY_CROSS_ENTROPY",
     "CROSS_ENTROPY",
+    "REFUSALS",
     "SOFT_CROSS_ENTROPY",
     "BinaryArguments",
     "BinaryStepLoss",
@@ -30,6 +31,7 @@ __all__ = [
     "StepLoss",
     "checking_weights",
     "compiled",
+    "is_refusal",
     "ops",
     "scored_losses",
 ]

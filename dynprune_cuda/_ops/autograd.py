@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._ops.contract import GradientTime, SavedColumn, StepArguments, StepColumn
+from dynprune_cuda._ops.errors import marking_refusals
 from dynprune_cuda._ops.fakes import in_columns
 from dynprune_cuda._ops.library import ops
 
@@ -174,7 +175,7 @@ class StepLoss(torch.autograd.Function):
         if ctx.is_soft:
             found = _soft_step(logits, *arguments.without_indices(), gradient)
         else:
-            found = _step(logits, *arguments, gradient)
+            found = marking_refusals(_step, logits, *arguments, gradient)
         loss, scores, correct, grad_logits = found
         ctx.options, ctx.spent, ctx.columns = None, False, logits.dim() == 3 and in_columns(logits)
         ctx.set_materialize_grads(False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynprune_cuda._ops.autograd import Formula, NoSecondDerivative, scaled_gradient
 from dynprune_cuda._ops.contract import GradientTime, Reduction, StepColumn
-from dynprune_cuda._ops.errors import checking_weights
+from dynprune_cuda._ops.errors import checking_weights, marking_refusals
 from dynprune_cuda._ops.fakes import FAKES
 from dynprune_cuda._ops.library import ops
 
@@ -168,7 +168,8 @@ class BinaryStepLoss(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             underflows = arguments.grad_scale is None and logits.dtype == torch.float16
             gradient = _LATER if underflows else _NOW
-        loss, scores, correct, grad = checking_weights(_step, logits, *arguments, gradient)
+        found = marking_refusals(checking_weights, _step, logits, *arguments, gradient)
+        loss, scores, correct, grad = found
         ctx.spent, ctx.columns, ctx.later = False, False, gradient == _LATER
         ctx.set_materialize_grads(False)
         if gradient == _NOW:

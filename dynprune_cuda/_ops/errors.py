@@ -6,6 +6,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+REFUSALS = (IndexError, RuntimeError, TypeError, ValueError)
+
+
+def marking_refusals(op: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls an operator, and marks its errors: it raised them before it changed anything."""
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    try:
+        return op(*arguments)
+    except REFUSALS as error:
+        error.by_operator = True  # type: ignore[union-attr]
+        raise
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Returns whether `marking_refusals` marked an error."""
+    return getattr(error, "by_operator", False)
+
 
 def checking_weights(op: Callable[..., Any], *arguments: Any) -> Any:
     """Calls an operator that reads weights or probabilities on the CPU, and returns its result.

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from dynprune_cuda._checks.arguments import MAX_INT64, as_bool, as_int
 from dynprune_cuda._schedule.keep import resolve_keep
 
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -93,17 +95,21 @@ class Schedule:
 
         It is 63/64 of the sum of k / N over the selections before, without whole ones. With all of
         it, a keep of 0.3 would come back to the same ten points for ever. Then a sample whose
-        chance is 0.37 would be drawn three or four times in ten selections for ever, too.
+        chance is 0.37 would be drawn three or four times in ten selections for ever, too. A
+        function is not called for earlier epochs: its starting points are multiples of the golden
+        ratio, which lie apart from those before.
 
         Args:
             start: First epoch of a period.
         """
         periods = (start - self.warm_until) // self.period
-        if isinstance(self.keep, tuple):
+        if self.keep is None or callable(self.keep):
+            return periods * GOLDEN_RATIO % 1.0
+        if isinstance(self.keep, int):
+            total = periods * self.keep
+        else:
             earlier = range(self.warm_until, start, self.period)
             total = sum(self.kept(epoch) or 0 for epoch in earlier)
-        else:  # a function is not called for earlier epochs: as if they had kept as many
-            total = periods * (self.kept(start) or 0)
         return total * 63 % (64 * self.num_samples) / (64 * self.num_samples)
 
     def spans(self, epochs: int, *, by_period: bool = False) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
 from typing import Literal, NamedTuple, TypeGuard
 
 import torch
@@ -111,13 +110,20 @@ def update_scores_(
         and 0.0 < alpha <= 1.0
         and first_visit in FIRST_VISITS
         and row_reduction in ROW_REDUCTIONS
+        and mean is not None
+        and variance is not None
+        and count is not None
         and _are_updatable(columns.present(), sample_ids, values, correct)
     ):
         # The operator checks the rest before it changes anything, but names less than the checks
         # below, which run if it refuses.
         rule, published = ROW_REDUCTIONS.index(row_reduction), first_visit == "published"
-        with suppress(IndexError, RuntimeError, ValueError):
+        try:
             _update(columns, sample_ids, values, correct, alpha, published, rule)
+        except (IndexError, RuntimeError, ValueError):
+            pass
+        else:
+            torch.autograd.graph.increment_version(columns.present())
             return
     refuse_transforms("update_scores_", ("Vmap", "Functionalize"))
     columns = check_columns(
@@ -139,6 +145,8 @@ def update_scores_(
         sample_ids, correct = top_rows(sample_ids, values, correct, share)
         share = MEAN
     _update(columns, sample_ids, values, correct, alpha, published, share)
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(columns.present())
 
 
 def _update(
@@ -166,8 +174,6 @@ def _update(
         forget_count,
         rule,
     )
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(columns.present())
 
 
 def _are_updatable(

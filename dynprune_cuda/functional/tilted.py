@@ -79,7 +79,15 @@ class Tilted:
         weights = roots.mul_(tilt).add_((1.0 - tilt) * mean_root)
         weights = weights.masked_fill_(values == -math.inf, 0.0)
         first = values.isnan() | (values == math.inf)
-        return Ranking.by_weight(weights.masked_fill_(first, math.inf), start=self.start)
+        if self.start:
+            # Infinite weights and zeros would be drawn by the seed alone, the same ones each time.
+            # A draw multiplies a weight by 2^-5 to 2^34, so that these bounds keep the order.
+            left_out = values == -math.inf
+            last = (weights == 0) & ~left_out
+            weights = weights.clamp_(2.0**-60, 2.0**60).masked_fill_(last, 2.0**-100)
+            weights.masked_fill_(left_out, 0.0)
+        unknown = 2.0**100 if self.start else math.inf
+        return Ranking.by_weight(weights.masked_fill_(first, unknown), start=self.start)
 
 
 def effective_share(table: Tensor) -> tuple[Tensor, Tensor]:

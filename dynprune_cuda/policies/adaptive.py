@@ -26,7 +26,7 @@ class Adaptive(Policy):
 
     Successive draws are coordinated, see `Ranking.by_weight`: each one takes what those before left
     out, as far as the weights allow. Uniform draws go through nearly all samples before they take
-    one again.
+    one again. With groups or `Covered` around it, that holds only in part.
 
     The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
     0, such as negated confidences, count as 0: use `UCB` for them.

@@ -214,7 +214,9 @@ class Balanced(WithPolicyInside, WeighingPolicy):
     def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
         """Returns `k` ids in ascending order, int64 [k]."""
         inside, shares = self._inside, self.class_shares
-        floors = self.floors(k) if shares is None else self.quotas(k, seed=seed)
+        # A coordinated policy gets one seed. What is left over goes to other groups each time.
+        quota_seed = derive_seed(seed, "quotas", int(table.start * 2**24)) if table.start else seed
+        floors = self.floors(k) if shares is None else self.quotas(k, seed=quota_seed)
         chosen = [
             ids[inside.select(table.part(ids), floor, seed=derive_seed(seed, "group", number))]
             for number, (ids, floor) in enumerate(zip(self._parts(table), floors, strict=True))

@@ -16,10 +16,15 @@ from torch.autograd import forward_ad
 
 from dynprune_cuda._checks.arguments import are_ordinary
 from dynprune_cuda._epochs.run import Run
-from dynprune_cuda._ops import BinaryArguments, BinaryStepLoss, StepLoss
+from dynprune_cuda._ops import (
+    REFUSALS,
+    BinaryArguments,
+    BinaryStepLoss,
+    StepLoss,
+    is_refusal,
+)
 from dynprune_cuda._ops.contract import Reduction, StepArguments
 
-_REFUSALS = (IndexError, RuntimeError, TypeError, ValueError)
 _REDUCTIONS = {reduction.name.lower(): int(reduction) for reduction in Reduction}
 
 
@@ -96,8 +101,11 @@ def ordinary_cross_entropy(
     )
     try:
         loss: Tensor = StepLoss.apply(logits, arguments, True)
-    except _REFUSALS:
-        return None
+    except REFUSALS as error:
+        if is_refusal(error):
+            return None
+        torch.autograd.graph.increment_version(columns.present())
+        raise  # the scores are recorded
     torch.autograd.graph.increment_version(columns.present())
     return loss
 
@@ -139,7 +147,10 @@ def ordinary_binary_cross_entropy(
     )
     try:
         loss: Tensor = BinaryStepLoss.apply(logits, arguments, True)
-    except _REFUSALS:
-        return None
+    except REFUSALS as error:
+        if is_refusal(error):
+            return None
+        torch.autograd.graph.increment_version(columns.present())
+        raise  # the scores are recorded
     torch.autograd.graph.increment_version(columns.present())
     return loss

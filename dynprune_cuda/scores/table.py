@@ -86,8 +86,8 @@ class ScoreTable:
             before (Toneva et al. 2019, https://arxiv.org/abs/1812.05159).
         sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
         history: None; where the run is, in the table of a policy with `uses_history`.
-        start: 0; in the table of a policy that is `coordinated`, the starting point of its draw. It
-            grows by about k / N with each selection, without whole ones.
+        start: 0; in the table that a run shows its policy, the starting point of a `coordinated`
+            draw. It grows by about k / N with each selection, without whole ones.
         memory: None; the policy's own columns, in the table of a policy with `memory`.
     """
 

@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 
-from dynprune_cuda import Pruner, functional
+from dynprune_cuda import Pruner, functional, policies, schedules
 from dynprune_cuda.functional import Ranking, Tilted, Trimmed
 
 N, K = 6000, 1800  # more than three passes in ten selections
@@ -123,6 +123,83 @@ def test_the_default_policy_goes_through_all_samples_where_it_does_not_choose(ke
     passes = total / N
     few, many = (times < math.floor(passes)), (times > math.ceil(passes))
     assert (few | many).float().mean() < 0.1  # 0.5 if they were independent
+
+
+def test_ties_of_what_is_unknown_or_learned_are_not_frozen():
+    pruner = Pruner(N, 0.3, seed=2)
+    nothing = torch.ones(N)
+    nothing[: N // 2] = math.nan  # half of the samples cannot be scored
+    visits = torch.zeros(N)
+    for epoch in range(21):
+        pruner.set_epoch(epoch)
+        ids = pruner.epoch_order()
+        visits[ids] += epoch > 0
+        pruner.observe(ids, nothing[ids])
+    # 0.3 N of the N / 2 samples that come first, 20 times: 12 visits each.
+    assert visits[: N // 2].min() >= 9 and visits[: N // 2].max() <= 15
+    scores = torch.zeros(N)
+    scores[: N // 4] = 1.0
+    rules = [Tilted(scores, start=t * 0.295 % 1.0) for t in range(1, 21)]
+    chosen = torch.zeros(N)
+    for rule in rules:
+        chosen[functional.select(rule, N, int(0.8 * N), seed=3)] += 1
+    assert chosen[N // 4 :].min() > 5  # no sample of loss 0 is left out for ever
+
+
+def test_starting_points_keep_the_order_of_extreme_weights():
+    scores = torch.tensor([math.nan, math.inf, 1e38, 1e-38, 0.0, -1.0]).repeat(300)
+    for start in (0.1, 0.7):
+        rule = Tilted(scores, start=start)
+        ranking = rule.ranking(rule.histogram(), rule.values)
+        firsts = functional.select(ranking, 1800, 600, seed=1)
+        assert set((firsts % 6).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["growing", "constant"])
+def test_a_function_as_keep_draws_apart(name):
+    keep = schedules.growing(0.3, 0.5, epochs=20, first_epoch=1)
+    pruner = Pruner(N, keep if name == "growing" else lambda epoch: 0.3, seed=4)
+    before, overlaps = None, []
+    for epoch in range(15):
+        pruner.set_epoch(epoch)
+        ids = pruner.epoch_order()
+        pruner.observe(ids, torch.ones(len(ids)))
+        mask = torch.zeros(N, dtype=torch.bool)
+        mask[ids] = True
+        if epoch > 1:
+            overlaps.append(((mask & before).sum() / len(ids)).item() / (before.sum() / N).item())
+        before = mask
+    assert sum(overlaps) / len(overlaps) < 0.6  # 1 if they were independent
+
+
+def test_groups_share_what_is_left_over_by_turns():
+    groups = torch.arange(1000) // 2
+    pruner = Pruner(1000, 0.25, policies.Adaptive(), groups=groups, class_shares="equal", seed=1)
+    visits = torch.zeros(1000)
+    for epoch in range(21):
+        pruner.set_epoch(epoch)
+        ids = pruner.epoch_order()
+        visits[ids] += epoch > 0
+        pruner.observe(ids, torch.ones(len(ids)))
+    assert visits.view(-1, 2).sum(1).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_an_error_after_the_step_records_the_scores_once(kind):
+    pruner = Pruner(10, 0.5)
+    pruner.set_epoch(0)
+    x, ids = torch.randn(10, 3, requires_grad=True), torch.arange(10)
+
+    def fail(tensor):
+        raise RuntimeError("no room")
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(fail, lambda x: x)
+    with hooks, pytest.raises(RuntimeError, match="no room"):
+        if kind == "classes":
+            pruner.cross_entropy(x, torch.zeros(10, dtype=torch.int64), ids)
+        else:
+            pruner.binary_cross_entropy(x, torch.zeros(10, 3), ids)
+    assert pruner.table.count.tolist() == [1] * 10
 
 
 @pytest.mark.parametrize("start", [1.0, -0.1, math.nan, math.inf])
