@@ -229,6 +229,6 @@ def test_logits_and_targets_are_read_once_and_the_gradient_written_once(
     # Eight targets of 4 bytes beside eight logits of 2 take two loads of a half of each sector.
     halves = rows * labels * target.element_size() if target.element_size() > size else 0
     requests = (traffic["sectors_read"] + traffic["sectors_written"]) * 32
-    # A second read of the logits adds a sixth, or more.
-    most = 1.1 if dtype == torch.float32 else 1.15
+    # A second read adds a ninth, a sixth or a fifth, or more.
+    most = 1.1 if dtype == torch.float32 else 1.15 if target_dtype == torch.float32 else 1.18
     assert requests <= most * (read + written + halves)
