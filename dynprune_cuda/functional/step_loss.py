@@ -13,6 +13,7 @@ from dynprune_cuda._checks.arguments import (
     FLOATING,
     INTEGER,
     TRANSFORMS,
+    are_ordinary,
     as_choice,
     as_float,
     check_tensor,
@@ -187,9 +188,7 @@ def step_loss(
         )
     )
     if (
-        not torch.compiler.is_compiling()
-        and type(logits) is type(target) is type(sample_ids) is Tensor
-        and not (logits.is_meta or target.is_meta or sample_ids.is_meta)
+        are_ordinary((logits, target, sample_ids))
         and sample_weight is None
         and token_weight is None
         and weight is None
@@ -200,11 +199,6 @@ def step_loss(
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()  # its tensors have no storage
-        and logits.layout is target.layout is sample_ids.layout is torch.strided
-        and logits.untyped_storage().nbytes()  # 0 if it was freed, or if there are no rows
-        and target.untyped_storage().nbytes()
-        and sample_ids.untyped_storage().nbytes()
     ):
         # An ordinary step. The operator checks its arguments before it changes anything, but names
         # less of them: the checks in Python run only after it has refused. Its kernels for meta

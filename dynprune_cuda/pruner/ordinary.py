@@ -23,9 +23,9 @@ from dynprune_cuda._ops import (
     StepLoss,
     is_refusal,
 )
-from dynprune_cuda._ops.contract import Reduction, StepArguments
-
-_REDUCTIONS = {reduction.name.lower(): int(reduction) for reduction in Reduction}
+from dynprune_cuda._ops.contract import StepArguments
+from dynprune_cuda.functional.cross_entropy import REDUCTIONS
+from dynprune_cuda.functional.score_updates import ScoreColumns
 
 
 def _is_ordinary(run: Run, logits: Any, target: Any, ids: Any, reduction: Any) -> bool:
@@ -33,12 +33,27 @@ def _is_ordinary(run: Run, logits: Any, target: Any, ids: Any, reduction: Any) -
     return (
         run.is_direct
         and type(reduction) is str
-        and reduction in _REDUCTIONS
+        and reduction in REDUCTIONS
         and type(run.table.row_rule) is int
         and are_ordinary((logits, target, ids))
         and logits.dim() == 2
         and forward_ad._current_level < 0
     )
+
+
+def _recorded(
+    step: type[StepLoss | BinaryStepLoss], logits: Tensor, arguments: Any, columns: ScoreColumns
+) -> Tensor | None:
+    """Returns the loss of a step that recorded the scores; None if the operator refused it."""
+    try:
+        loss: Tensor = step.apply(logits, arguments, True)
+    except REFUSALS as error:
+        if is_refusal(error):
+            return None
+        torch.autograd.graph.increment_version(columns.present())
+        raise  # the scores are recorded
+    torch.autograd.graph.increment_version(columns.present())
+    return loss
 
 
 def ordinary_cross_entropy(
@@ -87,7 +102,7 @@ def ordinary_cross_entropy(
             score,
             table.row_rule,
             1,
-            _REDUCTIONS[reduction],
+            REDUCTIONS.index(reduction),
             None,
             None,
             None,
@@ -99,15 +114,7 @@ def ordinary_cross_entropy(
             None,
         )
     )
-    try:
-        loss: Tensor = StepLoss.apply(logits, arguments, True)
-    except REFUSALS as error:
-        if is_refusal(error):
-            return None
-        torch.autograd.graph.increment_version(columns.present())
-        raise  # the scores are recorded
-    torch.autograd.graph.increment_version(columns.present())
-    return loss
+    return _recorded(StepLoss, logits, arguments, columns)
 
 
 def ordinary_binary_cross_entropy(
@@ -137,7 +144,7 @@ def ordinary_binary_cross_entropy(
             table.first_visit == "published",
             score,
             table.row_rule,
-            _REDUCTIONS[reduction],
+            REDUCTIONS.index(reduction),
             None,
             None,
             None,
@@ -145,12 +152,4 @@ def ordinary_binary_cross_entropy(
             None,
         )
     )
-    try:
-        loss: Tensor = BinaryStepLoss.apply(logits, arguments, True)
-    except REFUSALS as error:
-        if is_refusal(error):
-            return None
-        torch.autograd.graph.increment_version(columns.present())
-        raise  # the scores are recorded
-    torch.autograd.graph.increment_version(columns.present())
-    return loss
+    return _recorded(BinaryStepLoss, logits, arguments, columns)
