@@ -120,6 +120,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy(
   return {loss, el2n, entropy, margin, correct, saved};
 }
 
+namespace {
+
+// Writes the gradient to grad_logits, which may be the logits.
+void write_gradient(const CrossEntropyCall& call, const Tensor& grad_loss, const Tensor& saved,
+                    void* grad_logits) {
+  const int64_t rows = call.input.batch_size;
+  check_vector(grad_loss, "grad_loss", rows);
+  check_same_device(grad_loss, "grad_loss", call.logits);
+  check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
+  check(saved.scalar_type() == call.compute_dtype && saved.numel() == rows * kNumSavedColumns &&
+            saved.is_contiguous(),
+        "saved must be what scored_cross_entropy returned");
+  check_same_device(saved, "saved", call.logits);
+  const CrossEntropyGradient gradient{grad_loss.const_data_ptr(),
+                                      rows > 1 ? grad_loss.stride(0) : 1, saved.const_data_ptr(),
+                                      grad_logits};
+  run_on_device(
+      call.logits, "computing the gradient of the cross-entropy",
+      [&] { cpu::scored_cross_entropy_backward(call.input, gradient, torch_threads()); },
+      DYNPRUNE_ON_CUDA({
+        return cuda::launch_scored_cross_entropy_backward(call.input, gradient, scope.stream());
+      }));
+}
+
+}  // namespace
+
 Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logits,
                                      const Tensor& target, std::optional<Tensor> weight,
                                      int64_t ignore_index, double label_smoothing,
@@ -127,31 +153,27 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
                                      std::optional<Tensor> lam) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
-  const int64_t rows = call.input.batch_size;
-  check_vector(grad_loss, "grad_loss", rows);
-  check_same_device(grad_loss, "grad_loss", logits);
-  check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
-  check(saved.scalar_type() == call.compute_dtype && saved.numel() == rows * kNumSavedColumns &&
-            saved.is_contiguous(),
-        "saved must be what scored_cross_entropy returned");
-  check_same_device(saved, "saved", logits);
   Tensor grad_logits = call.allocate_gradient();
-  const CrossEntropyGradient gradient{grad_loss.const_data_ptr(),
-                                      rows > 1 ? grad_loss.stride(0) : 1, saved.const_data_ptr(),
-                                      grad_logits.mutable_data_ptr()};
-  run_on_device(
-      logits, "computing the gradient of the cross-entropy",
-      [&] { cpu::scored_cross_entropy_backward(call.input, gradient, torch_threads()); },
-      DYNPRUNE_ON_CUDA({
-        return cuda::launch_scored_cross_entropy_backward(call.input, gradient, scope.stream());
-      }));
+  write_gradient(call, grad_loss, saved, grad_logits.mutable_data_ptr());
   return grad_logits;
+}
+
+// Not for second targets: their logit is read again after the row's gradient is written.
+void scored_cross_entropy_backward_(const Tensor& grad_loss, const Tensor& logits,
+                                    const Tensor& target, std::optional<Tensor> weight,
+                                    int64_t ignore_index, double label_smoothing,
+                                    const Tensor& saved) {
+  check(logits.dim() == 2 && logits.is_contiguous(), "logits must be 2-D and contiguous");
+  const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, std::nullopt,
+                              std::nullopt);
+  write_gradient(call, grad_loss, saved, logits.mutable_data_ptr());
 }
 
 template <class Library>
 void register_cross_entropy(Library& m) {
   m.impl("scored_cross_entropy", TORCH_BOX(&scored_cross_entropy));
   m.impl("scored_cross_entropy_backward", TORCH_BOX(&scored_cross_entropy_backward));
+  m.impl("scored_cross_entropy_backward_", TORCH_BOX(&scored_cross_entropy_backward_));
 }
 STABLE_TORCH_LIBRARY_IMPL(dynprune_cuda, CPU, m) { register_cross_entropy(m); }
 STABLE_TORCH_LIBRARY_IMPL(dynprune_cuda, CUDA, m) { register_cross_entropy(m); }

@@ -77,6 +77,10 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "scored_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? "
       "weight, int ignore_index, float label_smoothing, Tensor saved, Tensor? second_target=None, "
       "Tensor? lam=None) -> Tensor");
+  // The same, without second targets: the gradient replaces the logits, which are contiguous.
+  m.def(
+      "scored_cross_entropy_backward_(Tensor grad_loss, Tensor(a!) logits, Tensor target, Tensor? "
+      "weight, int ignore_index, float label_smoothing, Tensor saved) -> ()");
   m.def(
       "update_scores_(Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor sample_ids, "
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "

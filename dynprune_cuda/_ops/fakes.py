@@ -244,6 +244,19 @@ def scored_cross_entropy_backward(
 
 
 @_fake
+def scored_cross_entropy_backward_(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    saved: Tensor,
+) -> None:
+    return None
+
+
+@_fake
 def scored_cross_entropy_step_(
     logits: Tensor,
     target: Tensor,

@@ -94,10 +94,15 @@ def linear_cross_entropy(
     scores, correct, grad_hidden, grad_weight, grad_bias = results
     matrix = weight.to(dtype)
     offset = None if bias is None else bias.to(dtype)
+    buffer = hidden.new_empty((min(chunk_rows, hidden.shape[0]), len(weight)), dtype=dtype)
     for first in range(0, hidden.shape[0], chunk_rows):
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
-        logits = inputs @ matrix.t() if offset is None else torch.addmm(offset, inputs, matrix.t())
+        logits = buffer[: len(inputs)]
+        if offset is None:
+            torch.mm(inputs, matrix.t(), out=logits)
+        else:
+            torch.addmm(offset, inputs, matrix.t(), out=logits)
         if softcap > 0:
             logits.div_(softcap).tanh_().mul_(softcap)
         options = (target[part], class_weight, ignore_index, label_smoothing)
@@ -109,24 +114,30 @@ def linear_cross_entropy(
             torch.mul(log_z.square(), z_loss, out=scores[4, part])
         if not any(wants):
             continue
-        grad = ops.scored_cross_entropy_backward(
-            row_weight[part], logits, target[part], class_weight, *options[2:], saved
-        )
+        # What depends on the logits, before the gradient replaces them.
         if z_loss > 0:
-            slope = 2 * z_loss * log_z * row_weight[part]
-            grad += torch.softmax(logits, 1, dtype=slope.dtype).mul_(slope[:, None])
+            factor = 2 * z_loss * log_z * row_weight[part]
+            of_log_z = torch.softmax(logits, 1, dtype=factor.dtype).mul_(factor[:, None])
         if softcap > 0:  # the derivative of the hyperbolic tangent
-            grad *= 1 - logits.to(saved.dtype).div_(softcap).square_()
-        del logits
-        if wants[0]:
+            slope = 1 - (logits.to(saved.dtype) / softcap).square_()
+        ops.scored_cross_entropy_backward_(row_weight[part], logits, *options, saved)
+        grad = logits
+        if z_loss > 0:
+            grad += of_log_z
+            del of_log_z
+        if softcap > 0:
+            grad *= slope
+            del slope
+        if wants[0] and dtype == grad_hidden.dtype:
+            torch.mm(grad, matrix, out=grad_hidden[part])
+        elif wants[0]:
             grad_hidden[part] = grad @ matrix
-        if wants[1] and grad.dtype == grad_weight.dtype:
+        if wants[1] and dtype == grad_weight.dtype:
             grad_weight.addmm_(grad.t(), inputs)
         elif wants[1]:
             grad_weight += grad.t() @ inputs
         if wants[2]:
             grad_bias += grad.sum(0, dtype=grad_bias.dtype)
-        del grad  # before the next chunk's logits are made
     return results  # type: ignore[return-value]
 
 

@@ -36,15 +36,15 @@ from dynprune_cuda.functional.step_loss import as_divisor
 
 __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 
-# Bytes of a chunk's logits; their gradient takes as much. On a GPU every chunk reads and writes the
+# Bytes of a chunk's logits, which their gradient replaces. On a GPU every chunk reads and writes the
 # whole gradient of the weight, so that chunks are larger there.
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 16 << 20, 256 << 20
-# Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows these bytes
-# take longer than the multiplications, for any number of features.
-ENOUGH_CHUNK_ROWS = 128
-# A whole matrix has logits and as large a gradient too: chunks of more bytes than those above take
-# a tenth of both.
-CHUNKS_FOR_MEMORY = 10
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
+# Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the products
+# take longer: linear_head compares them with whole ones.
+ENOUGH_CHUNK_ROWS = 512
+# The whole logits and their gradient are as large each: chunks of more bytes than those above take
+# an eighth of both.
+CHUNKS_FOR_MEMORY = 4
 
 
 class LinearScoredLoss(NamedTuple):
@@ -135,8 +135,9 @@ def scored_linear_cross_entropy(
         reference_loss: Losses of a reference model in the shape of `target`, or None; needs
             `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
-        chunk_rows: Rows of a chunk, or None: as many as have 16 MiB of logits on the CPU, and 256
-            MiB on a GPU. If these are fewer than 128, then 128, but at most a tenth of all rows.
+        chunk_rows: Rows of a chunk, or None: as many as have 32 MiB of logits on the CPU, and 512
+            MiB on a GPU. If these are fewer than 512, then 512, but at most a quarter of all rows.
+            The gradient of a chunk's logits replaces them.
 
     Returns:
         A `LinearScoredLoss`.

@@ -455,11 +455,12 @@ class Kernels:
         lam: Tensor | None = None,
         group_rows: int = 0,
         in_columns: bool = False,
+        in_place: bool = False,
     ) -> tuple[Tensor, ...]:
         """Forward and, with grad_loss [B] or [1] (shared by all rows), backward.
 
-        Returns loss, el2n, entropy, margin, correct and the gradient of the logits. `padding`
-        elements lie between rows.
+        Returns loss, el2n, entropy, margin, correct and the gradient of the logits, which replaces
+        them if `in_place`. `padding` elements lie between rows.
         """
         rows, classes = logits.shape
         kind = np.dtype(np.float64 if logits.dtype == torch.float64 else np.float32)
@@ -492,12 +493,16 @@ class Kernels:
             )
             results = [torch.from_numpy(array.copy()) for array in outputs.values()]
             if grad_loss is not None:
-                grad = emulator.array((rows, classes), "grad_logits", bits.dtype, initialised=False)
+                if in_place:
+                    memory = (ctypes.c_char * bits.nbytes).from_address(call.logits)
+                    grad = np.frombuffer(memory, bits.dtype).reshape(rows, classes)
+                else:
+                    grad = emulator.array(bits.shape, "grad_logits", bits.dtype, initialised=False)
                 gradient = CrossEntropyGradient(
                     grad_loss=self._input(grad_loss, "grad_loss"),
                     grad_loss_stride=0 if grad_loss.numel() == 1 else 1,
                     saved=emulator.pointer(saved),
-                    grad_logits=emulator.pointer(grad),
+                    grad_logits=call.logits if in_place else emulator.pointer(grad),
                 )
                 self._call(
                     f"{kind_of_op}_cross_entropy_backward",

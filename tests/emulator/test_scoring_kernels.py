@@ -67,6 +67,27 @@ def test_cross_entropy_options_equal_cpu(
         assert_same(actual, on_cpu(logits, target, grad_loss, **options), torch.float32)
 
 
+@pytest.mark.parametrize("classes", [1, 7, 33, 300, 1030])
+def test_a_gradient_that_replaces_the_logits_has_the_same_bits(
+    kernels: Kernels, classes: int
+) -> None:
+    """Whatever the order of the blocks and warps: no thread reads what another one wrote."""
+    for dtype in DTYPES:
+        logits, target = make_logits(5, classes, dtype), make_target(5, classes)
+        target[1] = -100
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        given = logits, target, torch.linspace(0.1, 2, classes, dtype=compute), -100
+        for smoothing in (0.0, 0.2):
+            grad_loss = torch.linspace(0, 2, 5, dtype=compute)
+            apart, in_place = (
+                kernels.scored_cross_entropy(
+                    *given, smoothing, grad_loss=grad_loss, in_place=in_place
+                )[5]
+                for in_place in (False, True)
+            )
+            assert torch.equal(apart, in_place)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
 def test_target_dtypes_and_strided_rows(kernels: Kernels, dtype: torch.dtype) -> None:
     for classes in (7, 1030):

@@ -42,6 +42,7 @@ NAMES = {
     "scored_binary_cross_entropy_step_",
     "scored_cross_entropy",
     "scored_cross_entropy_backward",
+    "scored_cross_entropy_backward_",
     "scored_cross_entropy_step_",
     "soft_cross_entropy",
     "soft_cross_entropy_backward",
@@ -191,6 +192,10 @@ def samples(device):
         (
             "scored_cross_entropy_backward",
             (grad, columns3d.detach(), target, weight, -100, 0.1, saved),
+        ),
+        (
+            "scored_cross_entropy_backward_",
+            (grad, logits.detach().clone(), target, weight, -100, 0.1, saved),
         ),
         ("update_scores_", (*columns(), count[:5], scores[:5], 0.8, False, None, None)),
         (

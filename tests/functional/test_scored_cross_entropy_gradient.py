@@ -344,3 +344,19 @@ def test_forward_mode_is_refused_before_anything_changes():
 
         with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
             torch.func.jvp(loss, (x,), (tangent,))
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [1, 2, 33, 1025])
+def test_a_gradient_that_replaces_the_logits_has_the_same_bits(device, classes, dtype):
+    ops, rows = torch.ops.dynprune_cuda, 40
+    logits, target = (t.to(device) for t in batch(rows, classes, dtype))
+    target[3] = -100
+    grad = uneven(rows, dtype).to(device)
+    for weight, smoothing in ((None, 0.0), (torch.rand(classes).to(grad), 0.1)):
+        options = (weight, -100, smoothing)
+        saved = ops.scored_cross_entropy(logits, target, *options)[-1]
+        expected = ops.scored_cross_entropy_backward(grad, logits, target, *options, saved)
+        replaced = logits.clone()
+        ops.scored_cross_entropy_backward_(grad, replaced, target, *options, saved)
+        assert torch.equal(replaced, expected) and not torch.equal(replaced, logits)

@@ -7,10 +7,11 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// The gradient without label smoothing, but for the targets' own classes.
+// The gradient without label smoothing, but for the targets' own classes. `out` may be x.
 template <class T>
 DYNPRUNE_CLONES void scaled_softmax(const T* x, int64_t classes, compute_t<T> max,
                                     compute_t<T> log_normaliser, compute_t<T> scale, T* out) {
+  DYNPRUNE_INDEPENDENT
   for (int64_t c = 0; c < classes; c++) {
     out[c] = narrow<T>(scale * exp_nonpositive(widen(x[c]) - max - log_normaliser));
   }

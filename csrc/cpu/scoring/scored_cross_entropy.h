@@ -12,6 +12,7 @@ namespace cpu {
 // Writes nothing if a target is out of range, and tells which.
 DataStatus scored_cross_entropy(const CrossEntropyInput& input, const CrossEntropyOutput& output,
                                 const Parallel& parallel);
+// Without second targets, the gradient may replace the logits.
 void scored_cross_entropy_backward(const CrossEntropyInput& input,
                                    const CrossEntropyGradient& gradient, const Parallel& parallel);
 

@@ -17,6 +17,7 @@ namespace cuda {
 cudaError_t launch_scored_cross_entropy(const CrossEntropyInput& input,
                                         const CrossEntropyOutput& output, ErrorRecord* errors,
                                         cudaStream_t stream);
+// Without second targets, the gradient may replace the logits.
 cudaError_t launch_scored_cross_entropy_backward(const CrossEntropyInput& input,
                                                  const CrossEntropyGradient& gradient,
                                                  cudaStream_t stream);
