@@ -36,12 +36,12 @@ from dynprune_cuda.functional.step_loss import as_divisor
 
 __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 
-# Bytes of a chunk's logits, which their gradient replaces. On a GPU every chunk reads and writes the
-# whole gradient of the weight, so that chunks are larger there.
+# Bytes of a chunk's logits, which their gradient replaces. On a GPU every chunk reads and writes
+# the whole gradient of the weight, so that chunks are larger there.
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
-# Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the products
-# take longer: linear_head compares them with whole ones.
-ENOUGH_CHUNK_ROWS = 512
+# Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the
+# products take longer: linear_head compares them with whole ones.
+ENOUGH_CHUNK_ROWS = 1024
 # The whole logits and their gradient are as large each: chunks of more bytes than those above take
 # an eighth of both.
 CHUNKS_FOR_MEMORY = 4
@@ -136,8 +136,8 @@ def scored_linear_cross_entropy(
             `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 32 MiB of logits on the CPU, and 512
-            MiB on a GPU. If these are fewer than 512, then 512, but at most a quarter of all rows.
-            The gradient of a chunk's logits replaces them.
+            MiB on a GPU. If these are fewer than 1024, then 1024, but at most a quarter of all
+            rows. The gradient of a chunk's logits replaces them.
 
     Returns:
         A `LinearScoredLoss`.

@@ -392,7 +392,7 @@ def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
     assert module.default_chunk_rows(hidden, weight, weight.dtype) == 256
     assert module.default_chunk_rows(hidden[:200], weight, weight.dtype) == 50
     assert module.default_chunk_rows(hidden[:9], weight, weight.dtype) == 2
-    assert module.default_chunk_rows(hidden.repeat(9, 1), weight, weight.dtype) == 512
+    assert module.default_chunk_rows(hidden.repeat(9, 1), weight, weight.dtype) == 1024
 
     def ours() -> object:
         found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=keep_tokens)
