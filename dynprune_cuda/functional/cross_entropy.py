@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -130,8 +129,10 @@ def scored_cross_entropy(
     ):
         # The operator checks its arguments, but names less of them than the checks below.
         options = target, None, ignore_index, label_smoothing, None, None
-        with suppress(IndexError, RuntimeError):
+        try:
             return ScoredLoss._make(scored_losses(CROSS_ENTROPY, logits, *options)[:-1])
+        except (IndexError, RuntimeError):
+            pass
     rows, target_b, lam = as_rows(logits, target, class_dim, target_b, lam)
     if rows is not None:
         logits, target = rows.logits, rows.target

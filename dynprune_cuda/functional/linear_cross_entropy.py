@@ -43,8 +43,8 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
 # products take longer: linear_head compares them with whole ones.
 ENOUGH_CHUNK_ROWS = 1024
 # The whole logits and their gradient are as large each: chunks of more bytes than those above take
-# an eighth of both.
-CHUNKS_FOR_MEMORY = 4
+# an eleventh of both. Beside the buffers of the products, that stays below an eighth.
+CHUNKS_FOR_MEMORY = 5.5
 
 
 class LinearScoredLoss(NamedTuple):
@@ -136,8 +136,8 @@ def scored_linear_cross_entropy(
             `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 32 MiB of logits on the CPU, and 512
-            MiB on a GPU. If these are fewer than 1024, then 1024, but at most a quarter of all
-            rows. The gradient of a chunk's logits replaces them.
+            MiB on a GPU. If these are fewer than 1024, then 1024, but at most 2/11 of all rows.
+            The gradient of a chunk's logits replaces them.
 
     Returns:
         A `LinearScoredLoss`.
@@ -275,7 +275,7 @@ def default_chunk_rows(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> in
     by_bytes = limit // max(1, weight.shape[0] * dtype.itemsize)
     if by_bytes >= ENOUGH_CHUNK_ROWS:
         return by_bytes  # whatever the rows: torch.compile need not trace their number
-    return max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, hidden.shape[0] // CHUNKS_FOR_MEMORY))
+    return max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, int(hidden.shape[0] / CHUNKS_FOR_MEMORY)))
 
 
 def _check(
