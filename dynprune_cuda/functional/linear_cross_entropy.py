@@ -275,7 +275,11 @@ def default_chunk_rows(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> in
     by_bytes = limit // max(1, weight.shape[0] * dtype.itemsize)
     if by_bytes >= ENOUGH_CHUNK_ROWS:
         return by_bytes  # whatever the rows: torch.compile need not trace their number
-    return max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, int(hidden.shape[0] / CHUNKS_FOR_MEMORY)))
+    rows = hidden.shape[0]
+    most = max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, int(rows / CHUNKS_FOR_MEMORY)))
+    # Of nearly equal size: a matrix library may take other buffers for a small last one.
+    chunks = max(1, math.ceil(rows / most))
+    return max(1, math.ceil(rows / chunks))
 
 
 def _check(

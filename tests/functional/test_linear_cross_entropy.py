@@ -389,10 +389,11 @@ def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
     hidden = torch.randn(rows, FEATURES, requires_grad=True)
     weight = torch.randn(classes, FEATURES, requires_grad=True)
     target = torch.arange(rows) % classes
-    assert module.default_chunk_rows(hidden, weight, weight.dtype) == 186
-    assert module.default_chunk_rows(hidden[:200], weight, weight.dtype) == 36
+    assert module.default_chunk_rows(hidden, weight, weight.dtype) == 171
+    assert module.default_chunk_rows(hidden[:200], weight, weight.dtype) == 34
     assert module.default_chunk_rows(hidden[:9], weight, weight.dtype) == 2
     assert module.default_chunk_rows(hidden.repeat(9, 1), weight, weight.dtype) == 1024
+    assert module.default_chunk_rows(hidden[:0], weight, weight.dtype) == 1
 
     def ours() -> object:
         found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=keep_tokens)
@@ -405,7 +406,7 @@ def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
     eager_peak = peak_bytes(eager) - gradients
     assert eager_peak >= 2 * logits
     own = peak_bytes(ours) - gradients
-    assert logits / 5.6 <= own <= eager_peak / 8
+    assert logits / 6 <= own <= eager_peak / 8
 
 
 @pytest.mark.parametrize(("wanted", "products"), [("none", 1), ("hidden", 2), ("weight", 2)])
