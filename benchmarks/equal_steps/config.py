@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dynprune_cuda import Pruner, policies
+from benchmarks.equal_steps import tried
+from dynprune_cuda import BatchSelector, Pruner, policies
 from dynprune_cuda.functional import tilted
 
 if sys.version_info >= (3, 11):
@@ -51,7 +52,8 @@ class Method:
 
     Attributes:
         label: Its name in tables.
-        policy: A registered name, a class of `dynprune_cuda.policies`, or "": the default.
+        policy: A registered name, a class of `dynprune_cuda.policies` or of `tried`, or "": the
+            default.
         options: Arguments of the class.
         pruner: Arguments of `Pruner`.
         groups: Whether the pruner gets the labels as groups.
@@ -60,9 +62,12 @@ class Method:
         kept: For policies that act by the length of the run, and decide how many samples they
             keep. It is the estimated share that a pruned epoch trains on. None: the pruner is not
             told the length.
+        in_batch: Arguments of `BatchSelector`, with a share as `keep`. Then each step trains on
+            as many samples as others do, chosen from a batch that is 1 / keep times as large.
+        lr_by_tilt: The learning rate is multiplied by 1 + lr_by_tilt * the tilt of `Adaptive`.
 
     Raises:
-        ValueError: `kept` is not in (0, 1].
+        ValueError: `kept` is not in (0, 1], or `in_batch` has no share as `keep`.
     """
 
     label: str
@@ -73,10 +78,14 @@ class Method:
     rescore: bool = False
     steps: float = 1.0
     kept: float | None = None
+    in_batch: dict[str, Any] = field(default_factory=dict)
+    lr_by_tilt: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kept is not None and not 0 < self.kept <= 1:
             raise ValueError(f"kept must be in (0, 1], got {self.kept}")
+        if self.in_batch and not isinstance(self.in_batch.get("keep"), float):
+            raise ValueError(f"in_batch must have a share as keep, got {self.in_batch}")
 
     def make(self, num_samples: int, labels: Any, seed: int, device: Any, budget: float) -> Pruner:
         """The pruner of a run.
@@ -95,13 +104,23 @@ class Method:
             chosen["groups"] = labels
         return Pruner(num_samples, seed=seed, device=device, **chosen)
 
+    def selector(self, seed: int, device: Any) -> BatchSelector | None:
+        """What chooses the rows of a step; None: a step trains on all of its batch.
+
+        Args:
+            seed: Of the run.
+            device: Of the model.
+        """
+        return BatchSelector(**self.in_batch, seed=seed, device=device) if self.in_batch else None
+
     def _options(self) -> dict[str, Any]:
         """What a pruner is made with, whatever the samples."""
         chosen = dict(self.pruner)
         if self.policy in policies.names():
             chosen["policy"] = self.policy
         elif self.policy:
-            chosen["policy"] = getattr(policies, self.policy)(**self.options)
+            place = tried if self.policy in tried.__all__ else policies
+            chosen["policy"] = getattr(place, self.policy)(**self.options)
         return chosen
 
     def _epochs(self, kept: float, budget: float) -> int:
@@ -192,7 +211,12 @@ class Experiment:
             pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu", budget)
         method = asdict(self.methods[cell.method])
         del method["label"]
-        for name in ("rescore", "kept"):  # as before there were these settings
+        for name in (
+            "rescore",
+            "kept",
+            "in_batch",
+            "lr_by_tilt",
+        ):  # as before there were these settings
             if not method[name]:
                 del method[name]
         parts = {

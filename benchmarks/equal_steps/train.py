@@ -60,8 +60,8 @@ class Inputs:
 def train(setting: Setting, method: Method, task: Task, seed: int, device: str) -> dict[str, Any]:
     """Trains a fresh model, and measures it after the last step.
 
-    Forward passes of a method that rescores count as `FORWARD_SHARE` of a step with as many
-    samples. So all methods of a setting cost the same.
+    Forward passes of a method that rescores, or that chooses in every batch, count as
+    `FORWARD_SHARE` of a step with as many samples. So all methods of a setting cost the same.
 
     Returns:
         Accuracies in %: test set, validation set, training set by its clean labels, rarest class.
@@ -85,11 +85,12 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
         fused=True,
     )
     pruner = method.make(num_samples, task.train.labels, seed, place, setting.budget)
+    selector = method.selector(seed, place)
     loader = DeviceLoader(
         inputs,
         labels,
         pruner=pruner,
-        batch_size=setting.batch_size,
+        batch_size=round(setting.batch_size / method.in_batch.get("keep", 1.0)),
         transforms=[lambda x, y: (prepare(x, augment=True), y)],
     )
     total = round(method.steps * setting.budget * num_samples / setting.batch_size)
@@ -106,8 +107,16 @@ def train(setting: Setting, method: Method, task: Task, seed: int, device: str) 
         pruner.set_epoch(epoch)
         if isinstance(pruner.policy, Adaptive) and epoch:
             tilts.append(pruner.policy.tilt(pruner.table))
+        peak = setting.lr
+        if method.lr_by_tilt and tilts:
+            peak *= 1 + method.lr_by_tilt * float(tilts[-1])
         for x, y, ids in loader:
-            _set_learning_rate(optimizer, setting.lr, min(1.0, spent() / max(1, total - 1)))
+            _set_learning_rate(optimizer, peak, min(1.0, spent() / max(1, total - 1)))
+            if selector is not None:
+                with torch.no_grad(), torch.autocast(place.type, torch.bfloat16, enabled=mixed):
+                    choice = selector(model(x).float(), y)
+                rescored += len(ids)
+                x, y, ids = selector.take(choice, x, y, ids)
             with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
                 logits = model(x)
             loss = pruner.cross_entropy(logits.float(), y, ids)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies that were tried, and that the package does not offer.
+
+All are drawn by weights, and successive draws are coordinated, as those of the default policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from dynprune_cuda.functional import Ranking, select, select_uniform
+from dynprune_cuda.policies import Policy
+from dynprune_cuda.scores import ScoreTable
+
+__all__ = ["Aged", "ByMargin", "Mixed", "PowerRamp"]
+
+# A coordinated draw needs finite positive weights to tell samples apart.
+LEAST, GREATEST, FIRST = 2.0**-60, 2.0**60, 2.0**100
+
+
+def bounded(weights: Tensor) -> Tensor:
+    """Returns the weights [N] for a coordinated draw, with NaN before all others."""
+    return weights.clamp(LEAST, GREATEST).masked_fill(weights.isnan(), FIRST)
+
+
+def roots(table: ScoreTable) -> Tensor:
+    """Returns the square roots of the mean losses, float32 [N]; NaN where a sample comes first."""
+    return table.ranking_mean().clamp(min=0.0).sqrt()
+
+
+@dataclass(frozen=True)
+class PowerRamp(Policy):
+    """Weights are a power of the mean loss; the power goes from one value to another.
+
+    It moves linearly with the epoch, from the first pruned epoch to the last one. So the `Pruner`
+    must know the number of epochs.
+
+    Attributes:
+        first: The power in the first pruned epoch.
+        last: The power in the last epoch; 0 is a uniform draw.
+    """
+
+    first: float
+    last: float
+
+    uses_scores = True
+    uses_history = True
+    coordinated = True
+
+    def power(self, epoch: int, warmup_epochs: int, epochs: int) -> float:
+        """Returns the power of a pruned epoch of a run with so many epochs."""
+        progress = (epoch - warmup_epochs) / max(1, epochs - 1 - warmup_epochs)
+        return self.first + (self.last - self.first) * progress
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw of the epoch that the table's history names.
+
+        Raises:
+            ValueError: The table has no history, or its run is open.
+        """
+        history = table.history
+        if history is None or history.epochs is None:
+            raise ValueError(f"{self!r} needs Pruner(..., epochs=...), got a run without a length")
+        power = self.power(history.epoch, history.warmup_epochs, history.epochs)
+        weights = table.ranking_mean().clamp(min=0.0).pow(power)
+        return Ranking.by_weight(bounded(weights), start=table.start)
+
+
+@dataclass(frozen=True)
+class Mixed(Policy):
+    """A share of the selection is drawn uniformly from all samples, the rest by the losses.
+
+    The rest is drawn from the other samples, in proportion to the square root of their mean losses.
+    An epoch shuffles its selection, so that a batch has this share in expectation.
+
+    Attributes:
+        share: Share of the selection that is drawn uniformly, in [0, 1].
+    """
+
+    share: float
+
+    uses_scores = True
+    uses_history = True
+    coordinated = True
+
+    def select(self, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+        """Returns `k` distinct ids, int64 [k]; those that were drawn uniformly come first.
+
+        Raises:
+            ValueError: The table has no history.
+        """
+        if table.history is None:
+            raise ValueError(f"{self!r} needs the table of a Pruner, got one without a history")
+        number, device = table.num_samples, table.device
+        own_seed = seed + 1 + table.history.num_selections  # `seed` is the same in all epochs
+        count = round(self.share * k)
+        uniform = select_uniform(number, count, seed=own_seed, device=device)
+        weights = bounded(roots(table)).index_fill_(0, uniform, 0.0)  # these are taken already
+        by_loss = Ranking.by_weight(weights, start=table.start)
+        return torch.cat([uniform, select(by_loss, number, k - count, seed=seed, device=device)])
+
+
+@dataclass(frozen=True)
+class Aged(Policy):
+    """Weights are the square root of the mean loss, which loses its meaning with age.
+
+    Its difference to the mean of all losses shrinks by a factor in each epoch that leaves the
+    sample out.
+
+    Attributes:
+        decay: The factor, in [0, 1]; 1 changes nothing.
+    """
+
+    decay: float
+
+    uses_scores = True
+    coordinated = True
+    memory = MappingProxyType({"age": torch.int32})
+
+    def scores(self, table: ScoreTable) -> Tensor:
+        """Returns the losses after the decay, float32 [N]; NaN where a sample comes first."""
+        assert table.memory is not None  # a Pruner sets it
+        losses = table.ranking_mean()
+        mean = losses.nanmean()
+        return mean + torch.pow(self.decay, table.memory["age"]) * (losses - mean)
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw by the losses after the decay."""
+        weights = self.scores(table).clamp(min=0.0).sqrt()
+        return Ranking.by_weight(bounded(weights), start=table.start)
+
+    def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
+        """Returns how many epochs in a row left each sample out, int32 [N]."""
+        assert table.memory is not None
+        return {"age": (table.memory["age"] + 1).masked_fill(chosen, 0)}
+
+
+@dataclass(frozen=True)
+class ByMargin(Policy):
+    """Weights are a power of sigmoid(-margin), for a `Pruner` with `score="margin"`.
+
+    The margin is the logit of the class minus the largest other logit. With two classes,
+    sigmoid(-margin) is the probability of the wrong one. A weight is at most 1, however wrong the
+    model is.
+
+    Attributes:
+        power: Of the sigmoid.
+    """
+
+    power: float
+
+    uses_scores = True
+    coordinated = True
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw; the scores of the table are negative margins."""
+        weights = table.ranking_mean().sigmoid().pow(self.power)
+        return Ranking.by_weight(bounded(weights), start=table.start)
