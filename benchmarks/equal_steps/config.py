@@ -59,11 +59,11 @@ class Method:
         groups: Whether the pruner gets the labels as groups.
         rescore: Whether each epoch ends with a forward pass over the samples that it left out.
         steps: Steps, as a multiple of the setting's.
-        kept: For policies that act by the length of the run, and decide how many samples they
-            keep. It is the estimated share that a pruned epoch trains on. None: the pruner is not
-            told the length.
+        kept: For policies that act by the length of the run: the share that a pruned epoch trains
+            on, estimated where the policy decides it. None: the pruner is not told the length.
         in_batch: Arguments of `BatchSelector`, with a share as `keep`. Then each step trains on
-            as many samples as others do, chosen from a batch that is 1 / keep times as large.
+            as many samples as others do, chosen from a batch that is 1 / keep times as large. The
+            forward pass that scores it is made in training mode.
         lr_by_tilt: The learning rate is multiplied by 1 + lr_by_tilt * the tilt of `Adaptive`.
 
     Raises:

@@ -23,9 +23,10 @@ __all__ = ["Aged", "ByMargin", "Mixed", "PowerRamp"]
 LEAST, GREATEST, FIRST = 2.0**-60, 2.0**60, 2.0**100
 
 
-def bounded(weights: Tensor) -> Tensor:
-    """Returns the weights [N] for a coordinated draw, with NaN before all others."""
-    return weights.clamp(LEAST, GREATEST).masked_fill(weights.isnan(), FIRST)
+def bounded(weights: Tensor, table: ScoreTable) -> Tensor:
+    """Returns the weights [N] for a coordinated draw; samples that come first are before others."""
+    first = table.ranking_mean().isnan()
+    return weights.clamp(LEAST, GREATEST).masked_fill_(first, FIRST)
 
 
 def roots(table: ScoreTable) -> Tensor:
@@ -68,7 +69,7 @@ class PowerRamp(Policy):
             raise ValueError(f"{self!r} needs Pruner(..., epochs=...), got a run without a length")
         power = self.power(history.epoch, history.warmup_epochs, history.epochs)
         weights = table.ranking_mean().clamp(min=0.0).pow(power)
-        return Ranking.by_weight(bounded(weights), start=table.start)
+        return Ranking.by_weight(bounded(weights, table), start=table.start)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Mixed(Policy):
         own_seed = seed + 1 + table.history.num_selections  # `seed` is the same in all epochs
         count = round(self.share * k)
         uniform = select_uniform(number, count, seed=own_seed, device=device)
-        weights = bounded(roots(table)).index_fill_(0, uniform, 0.0)  # these are taken already
+        weights = bounded(roots(table), table)
+        weights.index_fill_(0, uniform, 0.0)  # they are taken already, and others weigh more
         by_loss = Ranking.by_weight(weights, start=table.start)
         return torch.cat([uniform, select(by_loss, number, k - count, seed=seed, device=device)])
 
@@ -132,7 +134,7 @@ class Aged(Policy):
     def ranking(self, table: ScoreTable) -> Ranking:
         """Returns the draw by the losses after the decay."""
         weights = self.scores(table).clamp(min=0.0).sqrt()
-        return Ranking.by_weight(bounded(weights), start=table.start)
+        return Ranking.by_weight(bounded(weights, table), start=table.start)
 
     def remember(self, table: ScoreTable, chosen: Tensor) -> Mapping[str, Tensor]:
         """Returns how many epochs in a row left each sample out, int32 [N]."""
@@ -160,4 +162,4 @@ class ByMargin(Policy):
     def ranking(self, table: ScoreTable) -> Ranking:
         """Returns the draw; the scores of the table are negative margins."""
         weights = table.ranking_mean().sigmoid().pow(self.power)
-        return Ranking.by_weight(bounded(weights), start=table.start)
+        return Ranking.by_weight(bounded(weights, table), start=table.start)
