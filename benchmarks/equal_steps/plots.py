@@ -27,7 +27,7 @@ def plot_differences(
         labels: What to call each setting.
     """
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(differences)), dpi=150)
-    names, last = [], ""
+    names, last, shown = [], "", 0
     for line, (setting, method, mean, error, number) in enumerate(differences):
         colour = COLOURS[2] if method.startswith("default") else COLOURS[1]
         if mean < WORST:
@@ -35,10 +35,12 @@ def plot_differences(
         else:
             axes.errorbar(mean, -line, xerr=error, fmt="o", color=colour, markersize=4, capsize=2)
         label = experiment.methods[method].label
-        names.append(f"{labels[setting]}:  {label} ({number})" if setting != last else label)
+        if setting != last:
+            label = f"{labels[setting]}:  {label}"
+        names.append(f"{label} ({number})" if setting != last or number != shown else label)
         if setting != last and line:
             axes.axhline(0.5 - line, color="#dddddd", linewidth=0.8)
-        last = setting
+        last, shown = setting, number
     axes.axvline(0, color=COLOURS[0], linewidth=1)
     axes.set_yticks([-line for line in range(len(names))], names, fontsize=7)
     ends = [

@@ -17,7 +17,7 @@ from paths import ROOT
 from benchmarks.equal_steps import experiment as program
 from benchmarks.equal_steps.config import Cell, Method, Setting, read_experiment
 from benchmarks.equal_steps.data import make_task
-from benchmarks.equal_steps.differences import paired
+from benchmarks.equal_steps.differences import difference_text, paired
 from benchmarks.equal_steps.goals import goals_table
 from benchmarks.equal_steps.report import write_report
 from benchmarks.equal_steps.savings import budget_for, saving, steps_saved
@@ -412,13 +412,51 @@ def test_keys_tell_what_a_run_depends_on(config: Path) -> None:
     }
 
 
+RESULTS = ROOT / "benchmarks" / "results" / "equal_steps_tried"
+FIGURE = r"[+-]\d\.\d\d ± \d\.\d\d"
+
+
+def tries_in_the_guide() -> str:
+    guide = (ROOT / "docs" / "guides" / "choosing.md").read_text().replace("−", "-")
+    return guide[guide.index("## What was tried") : guide.index("## The design experiments")]
+
+
 def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
-    report = ROOT / "benchmarks" / "results" / "equal_steps_tried" / "report.md"
-    found = re.findall(r"\| ([+-]\d\.\d\d ± \d\.\d\d) \(3\) \| [+-]", report.read_text())
-    guide = (ROOT / "docs" / "guides" / "choosing.md").read_text()
-    tries = guide[guide.index("## What was tried") : guide.index("## The design experiments")]
-    shown = re.findall(r"[+-]\d\.\d\d ± \d\.\d\d", tries)
-    assert len(found) == 9 and sorted(found) == sorted(shown)
+    report = (RESULTS / "report.md").read_text()
+    found = re.findall(rf"\| ({FIGURE} \(\d\)) \| [+-]", report)
+    rows = "\n".join(row for row in tries_in_the_guide().splitlines() if row.startswith("|"))
+    shown = re.findall(rf"\| ({FIGURE})( \(\d\))?(?= \|)", rows)
+    assert len(found) == 33 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
+
+
+def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
+    found: dict[tuple[str, str], dict[int, dict]] = {}
+    for line in (RESULTS / "results.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        found.setdefault((entry["setting"], entry["method"]), {})[entry["seed"]] = entry
+
+    def above_default(setting: str, method: str, first: int = 0) -> str:
+        runs = {seed: run for seed, run in found[setting, method].items() if seed >= first}
+        return difference_text(paired(runs, found[setting, "default"], "test"))
+
+    expected = [
+        *(above_default(setting, "margin") for setting in ("budget10", "noise10")),
+        *(above_default(setting, "margin", first=3) for setting in ("budget10", "noise10")),
+        above_default("noise10", "constant"),
+    ]
+    text = "\n".join(row for row in tries_in_the_guide().splitlines() if not row.startswith("|"))
+    assert re.findall(rf"{FIGURE} \(\d\)", text) == expected
+    assert above_default("budget10", "constant") == "+0.00 ± 0.00 (3)"
+    for method in ("falling", "aged"):
+        for setting in ("budget10", "noise10"):
+            assert -0.35 < float(above_default(setting, method).split()[0]) < -0.15
+    steps = {
+        run["steps"]
+        for (_, method), runs in found.items()
+        if method == "in_batch"
+        for run in runs.values()
+    }
+    assert steps == {1483} and 1483 < 3125 / 2
 
 
 def test_words_are_split_and_encoded() -> None:
