@@ -13,11 +13,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from dynprune_cuda.functional import Ranking, select, select_uniform
+from dynprune_cuda.functional import Ranking, Tilted, select, select_uniform
+from dynprune_cuda.functional.tilted import tilt_of
 from dynprune_cuda.policies import Policy
 from dynprune_cuda.scores import ScoreTable
 
-__all__ = ["Aged", "ByMargin", "Mixed", "PowerRamp"]
+__all__ = ["Aged", "ByMargin", "Mixed", "PowerRamp", "Saturating"]
 
 # A coordinated draw needs finite positive weights to tell samples apart.
 LEAST, GREATEST, FIRST = 2.0**-60, 2.0**60, 2.0**100
@@ -163,3 +164,24 @@ class ByMargin(Policy):
         """Returns the draw; the scores of the table are negative margins."""
         weights = table.ranking_mean().sigmoid().pow(self.power)
         return Ranking.by_weight(bounded(weights, table), start=table.start)
+
+
+@dataclass(frozen=True)
+class Saturating(Policy):
+    """The default policy with weights that a high loss no longer raises.
+
+    With x the square root of the mean loss, in units of its mean over the samples, they are x^2 /
+    (1 + x^2) instead of x. The tilt is the default's.
+    """
+
+    uses_scores = True
+    coordinated = True
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw by the weights, as far as the tilt says."""
+        losses = table.ranking_mean()
+        tilt, mean_root = tilt_of(Tilted(losses).histogram())
+        known = losses.clamp(min=0.0)
+        weights = known / (known + mean_root.square())
+        tilted = tilt * weights + (1.0 - tilt) * weights.nanmean()
+        return Ranking.by_weight(bounded(tilted, table), start=table.start)

@@ -12,7 +12,16 @@ from idx_images import write_fashion
 from benchmarks.equal_steps import train as training
 from benchmarks.equal_steps.config import Method, Setting
 from benchmarks.equal_steps.data import make_task
-from benchmarks.equal_steps.tried import FIRST, GREATEST, LEAST, Aged, ByMargin, Mixed, PowerRamp
+from benchmarks.equal_steps.tried import (
+    FIRST,
+    GREATEST,
+    LEAST,
+    Aged,
+    ByMargin,
+    Mixed,
+    PowerRamp,
+    Saturating,
+)
 from dynprune_cuda import Pruner
 from dynprune_cuda.policies import Adaptive
 from dynprune_cuda.scores import History, ScoreTable
@@ -186,3 +195,17 @@ def test_the_learning_rate_follows_the_tilt(
     method = Method("x", pruner={"keep": 0.5}, lr_by_tilt=-0.5)
     training.train(setting, method, make_task(setting, tmp_path, 0), 0, "cpu")
     assert peaks == [0.2] * 6 + [pytest.approx(0.15)] * 18  # the first epoch has no scores
+
+
+def test_weights_that_saturate() -> None:
+    losses = [0.01] * 30 + [1.0] * 65 + [1.5] * 5  # a spread at which the tilt is 0 < t < 1
+    table = table_of(*losses, NAN)
+    tilt = float(Adaptive.tilt(table))
+    assert 0 < tilt < 1
+    mean_root = sum(map(math.sqrt, losses)) / len(losses)
+    weights = [loss / (loss + mean_root**2) for loss in losses]
+    mean = sum(weights) / len(weights)
+    expected = [tilt * weight + (1 - tilt) * mean for weight in weights]
+    ranking = Saturating().ranking(table.told(None, None, 0.25))
+    assert ranking.values.tolist() == pytest.approx([*expected, FIRST], rel=1e-5)
+    assert ranking.c == 0.25
