@@ -426,7 +426,7 @@ def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
     found = re.findall(rf"\| ({FIGURE} \(\d\)) \| [+-]", report)
     rows = "\n".join(row for row in tries_in_the_guide().splitlines() if row.startswith("|"))
     shown = re.findall(rf"\| ({FIGURE})( \(\d\))?(?= \|)", rows)
-    assert len(found) == 33 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
+    assert len(found) == 35 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
 
 
 def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
@@ -435,13 +435,18 @@ def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
         entry = json.loads(line)
         found.setdefault((entry["setting"], entry["method"]), {})[entry["seed"]] = entry
 
-    def above_default(setting: str, method: str, first: int = 0) -> str:
+    def above_default(setting: str, method: str, first: int = 0, of: str = "test") -> str:
         runs = {seed: run for seed, run in found[setting, method].items() if seed >= first}
-        return difference_text(paired(runs, found[setting, "default"], "test"))
+        return difference_text(paired(runs, found[setting, "default"], of))
 
     expected = [
         *(above_default(setting, "margin") for setting in ("budget10", "noise10")),
         *(above_default(setting, "margin", first=3) for setting in ("budget10", "noise10")),
+        *(above_default(setting, "saturating") for setting in ("budget10", "noise10")),
+        *(
+            above_default(setting, "saturating", of="validation")
+            for setting in ("budget10", "noise10")
+        ),
         above_default("noise10", "constant"),
     ]
     text = "\n".join(row for row in tries_in_the_guide().splitlines() if not row.startswith("|"))
