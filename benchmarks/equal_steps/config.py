@@ -84,8 +84,11 @@ class Method:
     def __post_init__(self) -> None:
         if self.kept is not None and not 0 < self.kept <= 1:
             raise ValueError(f"kept must be in (0, 1], got {self.kept}")
-        if self.in_batch and not isinstance(self.in_batch.get("keep"), float):
+        share = self.in_batch.get("keep")
+        if self.in_batch and not (isinstance(share, float) and 0 < share <= 1):
             raise ValueError(f"in_batch must have a share as keep, got {self.in_batch}")
+        if self.lr_by_tilt and self.policy not in ("", "adaptive", "Adaptive"):
+            raise ValueError(f"lr_by_tilt needs the policy Adaptive, got {self.policy!r}")
 
     def make(self, num_samples: int, labels: Any, seed: int, device: Any, budget: float) -> Pruner:
         """The pruner of a run.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies that were tried, and that the package does not offer.
 
-All are drawn by weights, and successive draws are coordinated, as those of the default policy.
+Draws by weights are coordinated, as those of the default policy.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class ByMargin(Policy):
 
 @dataclass(frozen=True)
 class Saturating(Policy):
-    """The default policy with weights that a high loss no longer raises.
+    """The default policy with weights that approach a bound where the loss is high.
 
     With x the square root of the mean loss, in units of its mean over the samples, they are x^2 /
     (1 + x^2) instead of x. The tilt is the default's.

@@ -70,11 +70,12 @@ def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) 
 
 
 def three_products(hidden: Tensor, weight: Tensor, rows: int) -> None:
-    """The matrix products of a step, in chunks of so many rows."""
+    """The matrix products of a step, in chunks of so many rows that share a buffer."""
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+    buffer = hidden.new_empty(rows, len(weight))
     for first in range(0, len(hidden), rows):
         part = hidden[first : first + rows]
-        logits = part @ weight.t()
+        logits = torch.mm(part, weight.t(), out=buffer[: len(part)])
         torch.mm(logits, weight, out=grad_hidden[first : first + rows])
         grad_weight.addmm_(logits.t(), part)
 

@@ -77,7 +77,8 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "scored_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? "
       "weight, int ignore_index, float label_smoothing, Tensor saved, Tensor? second_target=None, "
       "Tensor? lam=None) -> Tensor");
-  // The same, without second targets: the gradient replaces the logits, which are contiguous.
+  // The same, without second targets: the gradient replaces the logits, which are contiguous. For
+  // logits that nothing else reads: it raises no version counter.
   m.def(
       "scored_cross_entropy_backward_(Tensor grad_loss, Tensor(a!) logits, Tensor target, Tensor? "
       "weight, int ignore_index, float label_smoothing, Tensor saved) -> ()");

@@ -119,7 +119,7 @@ def linear_cross_entropy(
             factor = 2 * z_loss * log_z * row_weight[part]
             of_log_z = torch.softmax(logits, 1, dtype=factor.dtype).mul_(factor[:, None])
         if softcap > 0:  # the derivative of the hyperbolic tangent
-            slope = 1 - (logits.to(saved.dtype) / softcap).square_()
+            slope = logits.to(saved.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
         ops.scored_cross_entropy_backward_(row_weight[part], logits, *options, saved)
         grad = logits
         if z_loss > 0:

@@ -36,15 +36,15 @@ from dynprune_cuda.functional.step_loss import as_divisor
 
 __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 
-# Bytes of a chunk's logits, which their gradient replaces. On a GPU every chunk reads and writes
-# the whole gradient of the weight, so that chunks are larger there.
+# Bytes of a chunk: its logits, which their gradient replaces, and what lies beside them. On a GPU
+# every chunk reads and writes the whole gradient of the weight, so that chunks are larger there.
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
 # Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the
 # products take longer: linear_head compares them with whole ones.
 ENOUGH_CHUNK_ROWS = 1024
 # The whole logits and their gradient are as large each: chunks of more bytes than those above take
 # an eleventh of both. Beside the buffers of the products, that stays below an eighth.
-CHUNKS_FOR_MEMORY = 5.5
+PARTS_OF_LOGITS = 11
 
 
 class LinearScoredLoss(NamedTuple):
@@ -136,8 +136,9 @@ def scored_linear_cross_entropy(
             `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 32 MiB of logits on the CPU, and 512
-            MiB on a GPU. If these are fewer than 1024, then 1024, but at most 2/11 of all rows.
-            The gradient of a chunk's logits replaces them.
+            MiB on a GPU. For heads of many classes these are few. Then it is the lesser of 1024 and
+            2/11 of all rows, in nearly equal chunks. `softcap` and `z_loss` take memory beside the
+            logits, so that a chunk has fewer rows.
 
     Returns:
         A `LinearScoredLoss`.
@@ -163,7 +164,8 @@ def scored_linear_cross_entropy(
         z_loss=as_float("z_loss", z_loss, low=0.0),
     )
     if chunk_rows is None:
-        chunk_rows = default_chunk_rows(hidden, weight, arguments.dtype)
+        bytes_each = bytes_of_logit(arguments.dtype, arguments.softcap > 0, arguments.z_loss > 0)
+        chunk_rows = default_chunk_rows(hidden, weight, arguments.dtype, bytes_each)
     else:
         chunk_rows = as_int("chunk_rows", chunk_rows, minimum=1)
     arguments = arguments._replace(chunk_rows=chunk_rows)
@@ -269,17 +271,34 @@ def _kept(
     return select_top_k(ranked, k, seed=seed, order="ascending")
 
 
-def default_chunk_rows(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
-    """Returns the rows of a chunk for products in `dtype`."""
+def bytes_of_logit(dtype: torch.dtype, softcap: bool, z_loss: bool) -> int:
+    """Returns the bytes that a logit of a chunk takes, with what lies beside it.
+
+    The derivative of the softcap and the gradient of the z-loss are as exact as the losses. 16-bit
+    logits are converted to them and back.
+    """
+    exact = max(dtype.itemsize, torch.float32.itemsize)
+    beside = softcap + z_loss
+    if beside and dtype.itemsize < exact:
+        beside += 1
+    return dtype.itemsize + beside * exact
+
+
+def default_chunk_rows(
+    hidden: Tensor, weight: Tensor, dtype: torch.dtype, bytes_each: int | None = None
+) -> int:
+    """Returns the rows of a chunk for products in `dtype`, with so many bytes a logit."""
     limit = GPU_CHUNK_BYTES if weight.is_cuda else CPU_CHUNK_BYTES
-    by_bytes = limit // max(1, weight.shape[0] * dtype.itemsize)
+    bytes_each = bytes_each or dtype.itemsize
+    by_bytes = limit // max(1, weight.shape[0] * bytes_each)
     if by_bytes >= ENOUGH_CHUNK_ROWS:
         return by_bytes  # whatever the rows: torch.compile need not trace their number
     rows = hidden.shape[0]
-    most = max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, int(rows / CHUNKS_FOR_MEMORY)))
+    share = 2 * rows * dtype.itemsize // (PARTS_OF_LOGITS * bytes_each)
+    most = max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, share))
     # Of nearly equal size: a matrix library may take other buffers for a small last one.
-    chunks = max(1, math.ceil(rows / most))
-    return max(1, math.ceil(rows / chunks))
+    chunks = max(1, -(-rows // most))
+    return max(1, -(-rows // chunks))
 
 
 def _check(

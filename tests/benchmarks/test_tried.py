@@ -100,9 +100,9 @@ def test_the_mixed_draw_has_its_share() -> None:
         found.append(frozenset(ids[:15].tolist()))
         assert (ids[15:] < 60).all()
     assert len(set(found)) == 30, "the uniform part is drawn anew in each epoch"
-    for share, few in ((0.0, 0), (1.0, 30)):
+    for share, least, most in ((0.0, 0, 0), (1.0, 30, 50)):
         ids = Mixed(share).select(table, 50, seed=11)
-        assert (ids >= 60).sum() >= few and ids.unique().numel() == 50
+        assert least <= (ids >= 60).sum() <= most and ids.unique().numel() == 50
 
 
 def test_old_losses_move_to_the_mean() -> None:
@@ -183,6 +183,10 @@ def test_choosing_in_every_batch_costs_forward_passes(
     ]
     with pytest.raises(ValueError, match="in_batch must have a share as keep, got"):
         Method("x", "full", in_batch={"keep": 10})
+    with pytest.raises(ValueError, match="in_batch must have a share as keep, got"):
+        Method("x", "full", in_batch={"keep": 1.5})
+    with pytest.raises(ValueError, match="lr_by_tilt needs the policy Adaptive, got 'full'"):
+        Method("x", "full", "full", lr_by_tilt=0.5)
 
 
 @pytest.mark.slow
