@@ -429,6 +429,38 @@ def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
     assert len(found) == 35 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
 
 
+# A row of the guide's table: the experiment, its setting, and the methods of the last column.
+COMMITTED = {
+    "CIFAR-10, ResNet-10": ("cifar10", "budget20", "default"),
+    "Fashion-MNIST 20,000": ("small", "budget3", "default"),
+    "the same, 10 epochs": ("small", "budget10", "default"),
+    "the same, 30 epochs": ("small", "budget30", "default"),
+    "memorised: 6,000": ("small", "memorised", "default"),
+    "underfit: CIFAR-10": ("small", "underfit", "default"),
+    "10 % wrong labels": ("small", "noise10", "default", "default_trim"),
+    "20 % wrong labels": ("small", "noise20", "default", "default_trim"),
+    "memorised, 10 % wrong": ("small", "memorised_noise10", "default", "default_trim"),
+    "class sizes 50 : 1": ("small", "longtail", "default", "default_equal"),
+    "the language of a word": ("words", "budget10", "default"),
+}
+
+
+def test_the_table_of_the_guide_has_the_committed_differences() -> None:
+    guide = (ROOT / "docs" / "guides" / "choosing.md").read_text().replace("−", "-")
+    table = guide[guide.index("| setting |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(COMMITTED)
+    for row, (label, (name, setting, *methods)) in zip(table, COMMITTED.items(), strict=True):
+        assert row.startswith(f"| {label}")
+        report = (RESULTS.parent / f"equal_steps_{name}" / "report.md").read_text()
+        section = report[report.index(f"\n## {setting}\n") :].split("\n## ")[1]
+        labels = read_experiment(CONFIGS[0].parent / f"{name}.toml").methods
+        found = [
+            re.search(rf"^\| {re.escape(labels[m].label)} \| \S+ \| ([^|]+) \|", section, re.M)
+            for m in methods
+        ]
+        assert re.findall(rf"{FIGURE} \(\d+\)", row) == [match and match[1] for match in found]
+
+
 def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
     found: dict[tuple[str, str], dict[int, dict]] = {}
     for line in (RESULTS / "results.jsonl").read_text().splitlines():
