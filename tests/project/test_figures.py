@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from typing import NamedTuple
 
 import pytest
@@ -115,3 +116,16 @@ def test_the_gains_of_the_readme_are_the_measured_ones() -> None:
     steps = re.search(r"^\| 10 \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
     assert steps and f"{steps[3]} epochs" in readme
     assert json.loads((small / "results.jsonl").read_text().splitlines()[0])
+
+
+def test_the_head_takes_the_memory_and_time_that_the_guide_says() -> None:
+    assert "below a\ntenth of that of" in (ROOT / "docs/guides/language_models.md").read_text()
+    rows = json.loads((RESULTS / "linear_head_cpu_2cores.json").read_text())["rows"]
+    by_shape: dict[tuple[int, ...], dict[str, dict]] = {}
+    for row in rows:
+        by_shape.setdefault(tuple(row["shape"]), {})[row["name"]] = row
+    for ways in by_shape.values():
+        ours, eager = ways["scored_linear_cross_entropy"], ways["F.linear + F.cross_entropy"]
+        assert ours["extra_bytes"] < eager["extra_bytes"] / 10
+        assert statistics.median(ours["seconds"]) <= statistics.median(eager["seconds"])
+    assert len(by_shape) == 2
