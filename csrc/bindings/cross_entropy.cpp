@@ -90,61 +90,69 @@ Tensor CrossEntropyCall::allocate_gradient() const {
   return allocate(logits, {groups, rows, classes}, dtype);
 }
 
+namespace {
+
+// The tensors that a forward pass returns, uninitialised.
+struct Scored {
+  Tensor loss, el2n, entropy, margin, correct, saved;
+
+  explicit Scored(const CrossEntropyCall& call)
+      : loss(per_row(call, call.compute_dtype)),
+        el2n(per_row(call, call.compute_dtype)),
+        entropy(per_row(call, call.compute_dtype)),
+        margin(per_row(call, call.compute_dtype)),
+        correct(per_row(call, Dtype::Bool)),
+        saved(
+            allocate(call.logits, {call.input.batch_size, kNumSavedColumns}, call.compute_dtype)) {}
+
+  CrossEntropyOutput output() const {
+    return {loss.mutable_data_ptr(),
+            el2n.mutable_data_ptr(),
+            entropy.mutable_data_ptr(),
+            margin.mutable_data_ptr(),
+            static_cast<bool*>(correct.mutable_data_ptr()),
+            saved.mutable_data_ptr()};
+  }
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> all() const {
+    return {loss, el2n, entropy, margin, correct, saved};
+  }
+
+ private:
+  static Tensor per_row(const CrossEntropyCall& call, Dtype dtype) {
+    return allocate(call.logits, {call.input.batch_size}, dtype);
+  }
+};
+
+CrossEntropyGradient checked_gradient(const CrossEntropyCall& call, const Tensor& grad_loss,
+                                      const Tensor& saved, void* grad_logits) {
+  const int64_t rows = call.input.batch_size;
+  check_vector(grad_loss, "grad_loss", rows);
+  check_same_device(grad_loss, "grad_loss", call.logits);
+  check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
+  return {grad_loss.const_data_ptr(), rows > 1 ? grad_loss.stride(0) : 1, saved.const_data_ptr(),
+          grad_logits};
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy(
     const Tensor& logits, const Tensor& target, std::optional<Tensor> weight, int64_t ignore_index,
     double label_smoothing, std::optional<Tensor> second_target, std::optional<Tensor> lam) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
-  const int64_t rows = call.input.batch_size;
-  const auto per_row = [&](Dtype dtype) { return allocate(logits, {rows}, dtype); };
-  Tensor loss = per_row(call.compute_dtype), el2n = per_row(call.compute_dtype);
-  Tensor entropy = per_row(call.compute_dtype), margin = per_row(call.compute_dtype);
-  Tensor correct = per_row(Dtype::Bool);
-  Tensor saved = allocate(logits, {rows, kNumSavedColumns}, call.compute_dtype);
-  const CrossEntropyOutput output{loss.mutable_data_ptr(),
-                                  el2n.mutable_data_ptr(),
-                                  entropy.mutable_data_ptr(),
-                                  margin.mutable_data_ptr(),
-                                  static_cast<bool*>(correct.mutable_data_ptr()),
-                                  saved.mutable_data_ptr()};
+  const Scored scored(call);
   run_on_device(
       logits, "computing the cross-entropy",
       [&] {
-        raise_if_bad(cpu::scored_cross_entropy(call.input, output, torch_threads()),
+        raise_if_bad(cpu::scored_cross_entropy(call.input, scored.output(), torch_threads()),
                      call.input.num_classes);
       },
       DYNPRUNE_ON_CUDA({
-        return cuda::launch_scored_cross_entropy(call.input, output, scope.errors(),
+        return cuda::launch_scored_cross_entropy(call.input, scored.output(), scope.errors(),
                                                  scope.stream());
       }));
-  return {loss, el2n, entropy, margin, correct, saved};
+  return scored.all();
 }
-
-namespace {
-
-// Writes the gradient to grad_logits, which may be the logits.
-void write_gradient(const CrossEntropyCall& call, const Tensor& grad_loss, const Tensor& saved,
-                    void* grad_logits) {
-  const int64_t rows = call.input.batch_size;
-  check_vector(grad_loss, "grad_loss", rows);
-  check_same_device(grad_loss, "grad_loss", call.logits);
-  check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
-  check(saved.scalar_type() == call.compute_dtype && saved.numel() == rows * kNumSavedColumns &&
-            saved.is_contiguous(),
-        "saved must be what scored_cross_entropy returned");
-  check_same_device(saved, "saved", call.logits);
-  const CrossEntropyGradient gradient{grad_loss.const_data_ptr(),
-                                      rows > 1 ? grad_loss.stride(0) : 1, saved.const_data_ptr(),
-                                      grad_logits};
-  run_on_device(
-      call.logits, "computing the gradient of the cross-entropy",
-      [&] { cpu::scored_cross_entropy_backward(call.input, gradient, torch_threads()); },
-      DYNPRUNE_ON_CUDA({
-        return cuda::launch_scored_cross_entropy_backward(call.input, gradient, scope.stream());
-      }));
-}
-
-}  // namespace
 
 Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logits,
                                      const Tensor& target, std::optional<Tensor> weight,
@@ -153,27 +161,53 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
                                      std::optional<Tensor> lam) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
+  check(saved.scalar_type() == call.compute_dtype &&
+            saved.numel() == call.input.batch_size * kNumSavedColumns && saved.is_contiguous(),
+        "saved must be what scored_cross_entropy returned");
+  check_same_device(saved, "saved", logits);
   Tensor grad_logits = call.allocate_gradient();
-  write_gradient(call, grad_loss, saved, grad_logits.mutable_data_ptr());
+  const CrossEntropyGradient gradient =
+      checked_gradient(call, grad_loss, saved, grad_logits.mutable_data_ptr());
+  run_on_device(
+      logits, "computing the gradient of the cross-entropy",
+      [&] { cpu::scored_cross_entropy_backward(call.input, gradient, torch_threads()); },
+      DYNPRUNE_ON_CUDA({
+        return cuda::launch_scored_cross_entropy_backward(call.input, gradient, scope.stream());
+      }));
   return grad_logits;
 }
 
 // Not for second targets: their logit is read again after the row's gradient is written.
-void scored_cross_entropy_backward_(const Tensor& grad_loss, const Tensor& logits,
-                                    const Tensor& target, std::optional<Tensor> weight,
-                                    int64_t ignore_index, double label_smoothing,
-                                    const Tensor& saved) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_with_gradient_(
+    const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+    std::optional<Tensor> weight, int64_t ignore_index, double label_smoothing) {
   check(logits.dim() == 2 && logits.is_contiguous(), "logits must be 2-D and contiguous");
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, std::nullopt,
                               std::nullopt);
-  write_gradient(call, grad_loss, saved, logits.mutable_data_ptr());
+  const Scored scored(call);
+  const CrossEntropyGradient gradient =
+      checked_gradient(call, grad_loss, scored.saved, logits.mutable_data_ptr());
+  run_on_device(
+      logits, "computing the cross-entropy and its gradient",
+      [&] {
+        raise_if_bad(cpu::scored_cross_entropy_with_gradient(call.input, scored.output(), gradient,
+                                                             torch_threads()),
+                     call.input.num_classes);
+      },
+      DYNPRUNE_ON_CUDA({
+        const cudaError_t error = cuda::launch_scored_cross_entropy(call.input, scored.output(),
+                                                                    scope.errors(), scope.stream());
+        if (error != cudaSuccess) return error;
+        return cuda::launch_scored_cross_entropy_backward(call.input, gradient, scope.stream());
+      }));
+  return scored.all();
 }
 
 template <class Library>
 void register_cross_entropy(Library& m) {
   m.impl("scored_cross_entropy", TORCH_BOX(&scored_cross_entropy));
   m.impl("scored_cross_entropy_backward", TORCH_BOX(&scored_cross_entropy_backward));
-  m.impl("scored_cross_entropy_backward_", TORCH_BOX(&scored_cross_entropy_backward_));
+  m.impl("scored_cross_entropy_with_gradient_", TORCH_BOX(&scored_cross_entropy_with_gradient_));
 }
 STABLE_TORCH_LIBRARY_IMPL(dynprune_cuda, CPU, m) { register_cross_entropy(m); }
 STABLE_TORCH_LIBRARY_IMPL(dynprune_cuda, CUDA, m) { register_cross_entropy(m); }

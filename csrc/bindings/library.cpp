@@ -77,11 +77,12 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "scored_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? "
       "weight, int ignore_index, float label_smoothing, Tensor saved, Tensor? second_target=None, "
       "Tensor? lam=None) -> Tensor");
-  // The same, without second targets: the gradient replaces the logits, which are contiguous. For
-  // logits that nothing else reads: it raises no version counter.
+  // Both without second targets: the gradient replaces the logits, which are contiguous. For logits
+  // that nothing else reads: no version counter is raised.
   m.def(
-      "scored_cross_entropy_backward_(Tensor grad_loss, Tensor(a!) logits, Tensor target, Tensor? "
-      "weight, int ignore_index, float label_smoothing, Tensor saved) -> ()");
+      "scored_cross_entropy_with_gradient_(Tensor grad_loss, Tensor(a!) logits, Tensor target, "
+      "Tensor? weight, int ignore_index, float label_smoothing) -> (Tensor loss, Tensor el2n, "
+      "Tensor entropy, Tensor margin, Tensor correct, Tensor saved)");
   m.def(
       "update_scores_(Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) count, Tensor sample_ids, "
       "Tensor values, float alpha, bool published_first_visit, Tensor(d!)? non_finite_count, "

@@ -10,12 +10,6 @@
 #else
 #define DYNPRUNE_CLONES
 #endif
-// Before a loop of which no iteration reads what another one writes: its arrays may be one array.
-#if defined(__clang__)
-#define DYNPRUNE_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define DYNPRUNE_INDEPENDENT _Pragma("GCC ivdep")
-#endif
 #define DYNPRUNE_INLINE inline __attribute__((always_inline))
 
 namespace dynprune {

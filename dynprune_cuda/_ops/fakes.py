@@ -244,16 +244,18 @@ def scored_cross_entropy_backward(
 
 
 @_fake
-def scored_cross_entropy_backward_(
+def scored_cross_entropy_with_gradient_(
     grad_loss: Tensor,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-    saved: Tensor,
-) -> None:
-    return None
+) -> tuple[Tensor, ...]:
+    scored: tuple[Tensor, ...] = scored_cross_entropy(
+        logits, target, weight, ignore_index, label_smoothing
+    )
+    return scored
 
 
 @_fake

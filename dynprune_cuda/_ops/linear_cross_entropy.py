@@ -95,6 +95,7 @@ def linear_cross_entropy(
     matrix = weight.to(dtype)
     offset = None if bias is None else bias.to(dtype)
     buffer = hidden.new_empty((min(chunk_rows, hidden.shape[0]), len(weight)), dtype=dtype)
+    others = ignore_index, label_smoothing
     for first in range(0, hidden.shape[0], chunk_rows):
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
@@ -105,8 +106,17 @@ def linear_cross_entropy(
             torch.addmm(offset, inputs, matrix.t(), out=logits)
         if softcap > 0:
             logits.div_(softcap).tanh_().mul_(softcap)
-        options = (target[part], class_weight, ignore_index, label_smoothing)
-        *values, correct[part], saved = ops.scored_cross_entropy(logits, *options)
+        factors, options = row_weight[part], (target[part], class_weight, *others)
+        if any(wants):
+            # What else depends on the logits, before their gradient replaces them.
+            if z_loss > 0:
+                of_log_z = torch.softmax(logits, 1, dtype=scores.dtype)
+            if softcap > 0:  # the derivative of the hyperbolic tangent
+                slope = logits.to(scores.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
+            found = ops.scored_cross_entropy_with_gradient_(factors, logits, *options)
+        else:
+            found = ops.scored_cross_entropy(logits, *options)
+        *values, correct[part], saved = found
         torch.stack(values, out=scores[:4, part])
         if z_loss > 0:
             log_z = saved[:, 0] + saved[:, 1]
@@ -114,16 +124,9 @@ def linear_cross_entropy(
             torch.mul(log_z.square(), z_loss, out=scores[4, part])
         if not any(wants):
             continue
-        # What depends on the logits, before the gradient replaces them.
-        if z_loss > 0:
-            factor = 2 * z_loss * log_z * row_weight[part]
-            of_log_z = torch.softmax(logits, 1, dtype=factor.dtype).mul_(factor[:, None])
-        if softcap > 0:  # the derivative of the hyperbolic tangent
-            slope = logits.to(saved.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
-        ops.scored_cross_entropy_backward_(row_weight[part], logits, *options, saved)
         grad = logits
         if z_loss > 0:
-            grad += of_log_z
+            grad += of_log_z.mul_((2 * z_loss * log_z * factors)[:, None])
             del of_log_z
         if softcap > 0:
             grad *= slope

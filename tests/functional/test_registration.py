@@ -42,8 +42,8 @@ NAMES = {
     "scored_binary_cross_entropy_step_",
     "scored_cross_entropy",
     "scored_cross_entropy_backward",
-    "scored_cross_entropy_backward_",
     "scored_cross_entropy_step_",
+    "scored_cross_entropy_with_gradient_",
     "soft_cross_entropy",
     "soft_cross_entropy_backward",
     "soft_cross_entropy_step_",
@@ -194,8 +194,8 @@ def samples(device):
             (grad, columns3d.detach(), target, weight, -100, 0.1, saved),
         ),
         (
-            "scored_cross_entropy_backward_",
-            (grad, logits.detach().clone(), target, weight, -100, 0.1, saved),
+            "scored_cross_entropy_with_gradient_",
+            (grad, logits.detach().clone(), target, weight, -100, 0.1),
         ),
         ("update_scores_", (*columns(), count[:5], scores[:5], 0.8, False, None, None)),
         (

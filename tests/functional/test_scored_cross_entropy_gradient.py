@@ -347,16 +347,34 @@ def test_forward_mode_is_refused_before_anything_changes():
 
 
 @every_dtype
-@pytest.mark.parametrize("classes", [1, 2, 33, 1025])
-def test_a_gradient_that_replaces_the_logits_has_the_same_bits(device, classes, dtype):
-    ops, rows = torch.ops.dynprune_cuda, 40
+@pytest.mark.parametrize("classes", [1, 2, 10, 32, 33, 1025, 2500])
+def test_a_gradient_that_replaces_the_logits(device, classes, dtype):
+    ops, rows = torch.ops.dynprune_cuda, 40  # two groups of lanes, and a part
     logits, target = (t.to(device) for t in batch(rows, classes, dtype))
     target[3] = -100
     grad = uneven(rows, dtype).to(device)
     for weight, smoothing in ((None, 0.0), (torch.rand(classes).to(grad), 0.1)):
         options = (weight, -100, smoothing)
-        saved = ops.scored_cross_entropy(logits, target, *options)[-1]
-        expected = ops.scored_cross_entropy_backward(grad, logits, target, *options, saved)
+        expected = ops.scored_cross_entropy(logits, target, *options)
         replaced = logits.clone()
-        ops.scored_cross_entropy_backward_(grad, replaced, target, *options, saved)
-        assert torch.equal(replaced, expected) and not torch.equal(replaced, logits)
+        found = ops.scored_cross_entropy_with_gradient_(grad, replaced, target, *options)
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+        exact = logits.cpu().double().clone().requires_grad_()
+        exact_weight = None if weight is None else weight.cpu().double()
+        cross_entropy(
+            exact, target.cpu(), exact_weight, label_smoothing=smoothing, reduction="none"
+        ).backward(grad.cpu().double())
+        assert_gradient(replaced, exact.grad, "smoothed_gradient" if smoothing else "gradient")
+        assert not replaced[grad == 0].any() and not replaced[3].any()
+
+
+def test_logits_are_left_alone_if_a_target_is_out_of_range():
+    logits, target = batch(20, 7, torch.float32)
+    target[17] = 7
+    given = logits.clone()
+    with pytest.raises(IndexError, match="17"):
+        torch.ops.dynprune_cuda.scored_cross_entropy_with_gradient_(
+            torch.ones(20), given, target, None, -100, 0.0
+        )
+    assert torch.equal(given, logits)

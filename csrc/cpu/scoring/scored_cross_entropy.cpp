@@ -7,11 +7,10 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// The gradient without label smoothing, but for the targets' own classes. `out` may be x.
+// The gradient without label smoothing, but for the targets' own classes.
 template <class T>
 DYNPRUNE_CLONES void scaled_softmax(const T* x, int64_t classes, compute_t<T> max,
                                     compute_t<T> log_normaliser, compute_t<T> scale, T* out) {
-  DYNPRUNE_INDEPENDENT
   for (int64_t c = 0; c < classes; c++) {
     out[c] = narrow<T>(scale * exp_nonpositive(widen(x[c]) - max - log_normaliser));
   }
@@ -45,15 +44,24 @@ void backward_in_columns(const T* x, const CrossEntropyInput& in,
 
 DataStatus scored_cross_entropy(const CrossEntropyInput& in, const CrossEntropyOutput& out,
                                 const Parallel& parallel) {
+  const CrossEntropyGradient none{};
+  return scored_cross_entropy_with_gradient(in, out, none, parallel);
+}
+
+DataStatus scored_cross_entropy_with_gradient(const CrossEntropyInput& in,
+                                              const CrossEntropyOutput& out,
+                                              const CrossEntropyGradient& g,
+                                              const Parallel& parallel) {
   const DataStatus status = check_targets(in);
   if (!status.ok) return status;
   dispatch(in.type, [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
+    const A* grad_loss = static_cast<const A*>(g.grad_loss);
     for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
-      RowBatch<T>(in, out, /*grad_logits=*/nullptr)
+      RowBatch<T>(in, out, static_cast<T*>(g.grad_logits))
           .run(
-              rows, [](int64_t) { return A{0}; },
+              rows, [&](int64_t row) { return grad_loss[row * g.grad_loss_stride]; },
               [](const int64_t*, int, const RowLanes<A>&, const A*) {});
     });
   });

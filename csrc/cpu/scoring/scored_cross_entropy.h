@@ -12,7 +12,12 @@ namespace cpu {
 // Writes nothing if a target is out of range, and tells which.
 DataStatus scored_cross_entropy(const CrossEntropyInput& input, const CrossEntropyOutput& output,
                                 const Parallel& parallel);
-// Without second targets, the gradient may replace the logits.
+// Both at once: the logits are read once, and `gradient.saved` is not. Without second targets, the
+// gradient may replace the logits: those of a group of rows are read before it is written.
+DataStatus scored_cross_entropy_with_gradient(const CrossEntropyInput& input,
+                                              const CrossEntropyOutput& output,
+                                              const CrossEntropyGradient& gradient,
+                                              const Parallel& parallel);
 void scored_cross_entropy_backward(const CrossEntropyInput& input,
                                    const CrossEntropyGradient& gradient, const Parallel& parallel);
 
