@@ -27,6 +27,10 @@ __all__ = ["Cell", "Difference", "Experiment", "Goal", "Method", "Setting", "rea
 Difference = tuple[str, str, float, float, int]
 
 
+# Settings of a method that its key leaves out where they are not used: keys stay as they were.
+ADDED_LATER = "rescore", "kept", "in_batch", "lr_by_tilt"
+
+
 @dataclass(frozen=True)
 class Setting:
     """Data, network and budget; all methods of a setting take equally many steps."""
@@ -214,12 +218,7 @@ class Experiment:
             pruner = self.methods[cell.method].make(1000, [0] * 1000, 0, "cpu", budget)
         method = asdict(self.methods[cell.method])
         del method["label"]
-        for name in (
-            "rescore",
-            "kept",
-            "in_batch",
-            "lr_by_tilt",
-        ):  # as before there were these settings
+        for name in ADDED_LATER:
             if not method[name]:
                 del method[name]
         parts = {
