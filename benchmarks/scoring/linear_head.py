@@ -71,13 +71,13 @@ def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) 
 
 def three_products(hidden: Tensor, weight: Tensor, rows: int) -> None:
     """The matrix products of a step, in chunks of so many rows that share a buffer."""
-    grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+    grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
     buffer = hidden.new_empty(rows, len(weight))
     for first in range(0, len(hidden), rows):
         part = hidden[first : first + rows]
         logits = torch.mm(part, weight.t(), out=buffer[: len(part)])
         torch.mm(logits, weight, out=grad_hidden[first : first + rows])
-        grad_weight.addmm_(logits.t(), part)
+        torch.addmm(grad_weight, logits.t(), part, beta=min(first, 1), out=grad_weight)
 
 
 def losses() -> dict[str, Loss]:

@@ -17,6 +17,9 @@ from dynprune_cuda._ops.library import ops
 
 _scale = ops.scale_gradient_.default
 
+# Of a product on the CPU: with more, some numbers of rows cost MKL 30 MiB of buffers and more.
+CPU_PRODUCT_CLASSES = 16 << 10
+
 
 class LinearArguments(NamedTuple):
     """The arguments of the operator after `bias`; R rows, C classes."""
@@ -42,13 +45,33 @@ def _results(
 ) -> tuple[Tensor, ...]:
     """Allocates what the operator returns."""
     rows, exact = hidden.shape[0], _loss_dtype(dtype)
+    # The first products fill the large ones.
+    large = hidden.new_empty if rows > 0 else hidden.new_zeros
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     gradients = (
-        hidden.new_zeros(shape if wanted else (0,), dtype=exact)
-        for shape, wanted in zip(shapes, wants, strict=True)
+        new(shape if wanted else (0,), dtype=exact)
+        for new, shape, wanted in zip((large, large, hidden.new_zeros), shapes, wants, strict=True)
     )
     scores = hidden.new_zeros((5, rows), dtype=exact)
     return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
+
+
+def _class_parts(weight: Tensor) -> list[slice]:
+    """Returns the classes that are multiplied together: all, or parts of nearly equal size."""
+    classes = len(weight)
+    parts = 1 if weight.is_cuda else -(-classes // CPU_PRODUCT_CLASSES)
+    size = -(-classes // max(1, parts))
+    return [slice(first, first + size) for first in range(0, classes, size)]
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Adds a @ b to a total in the same dtype, or in a wider one; the first one is the total."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
 
 
 @torch.library.custom_op("dynprune_cuda::linear_cross_entropy", mutates_args=())
@@ -95,15 +118,16 @@ def linear_cross_entropy(
     matrix = weight.to(dtype)
     offset = None if bias is None else bias.to(dtype)
     buffer = hidden.new_empty((min(chunk_rows, hidden.shape[0]), len(weight)), dtype=dtype)
-    others = ignore_index, label_smoothing
+    others, parts = (ignore_index, label_smoothing), _class_parts(weight)
     for first in range(0, hidden.shape[0], chunk_rows):
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
         logits = buffer[: len(inputs)]
-        if offset is None:
-            torch.mm(inputs, matrix.t(), out=logits)
-        else:
-            torch.addmm(offset, inputs, matrix.t(), out=logits)
+        for some in parts:
+            if offset is None:
+                torch.mm(inputs, matrix[some].t(), out=logits[:, some])
+            else:
+                torch.addmm(offset[some], inputs, matrix[some].t(), out=logits[:, some])
         if softcap > 0:
             logits.div_(softcap).tanh_().mul_(softcap)
         factors, options = row_weight[part], (target[part], class_weight, *others)
@@ -131,14 +155,12 @@ def linear_cross_entropy(
         if softcap > 0:
             grad *= slope
             del slope
-        if wants[0] and dtype == grad_hidden.dtype:
-            torch.mm(grad, matrix, out=grad_hidden[part])
-        elif wants[0]:
-            grad_hidden[part] = grad @ matrix
-        if wants[1] and dtype == grad_weight.dtype:
-            grad_weight.addmm_(grad.t(), inputs)
-        elif wants[1]:
-            grad_weight += grad.t() @ inputs
+        for some in parts:
+            if wants[0]:
+                start = some.start == 0
+                _add_product(grad_hidden[part], grad[:, some], matrix[some], first=start)
+            if wants[1]:
+                _add_product(grad_weight[some], grad[:, some].t(), inputs, first=first == 0)
         if wants[2]:
             grad_bias += grad.sum(0, dtype=grad_bias.dtype)
     return results  # type: ignore[return-value]
