@@ -63,12 +63,12 @@ DYNPRUNE_CLONES bool has_zeros(const A* scale) {
 // Rows that are scored together, one per lane.
 template <class A>
 struct RowGroup {
-  int count;               // kLanes at most
-  bool consecutive;        // kLanes rows that follow each other
-  const int64_t* row;      // [count]
-  const int64_t* target;   // [kLanes] first targets; some class in lanes without a row
-  const RowTarget<A>* of;  // [count], unless RowBatch::plain_
-  A* kept;                 // exponentials
+  int count;                    // kLanes at most
+  bool consecutive;             // kLanes rows that follow each other
+  const int64_t* row;           // [count]
+  const int64_t* first_target;  // [kLanes]; some class in lanes without a row
+  const RowTarget<A>* target;   // [count], or not set if RowBatch::plain_
+  A* kept;                      // exponentials
   RowLanes<A>* lanes;
   A *loss, *sum_weight;  // [kLanes]
   A* scale;              // [kLanes], what the gradients of the losses are multiplied with
@@ -114,8 +114,8 @@ class RowBatch {
   }
 
  private:
-  // Groups of short rows that are scored together. A single group would mostly wait: each result of
-  // finish_rows depends on the one before.
+  // Groups of short rows that are scored together. finish_rows is one long chain of operations that
+  // depend on each other; the processor overlaps the chains of several groups.
   static constexpr int kMostGroups = 4, kMostRows = kMostGroups * kLanes;
 
   // Adds kLanes rows at once, which is the usual case, or does nothing.
@@ -214,26 +214,26 @@ class RowBatch {
     }
     const int classes = static_cast<int>(std::min<int64_t>(classes_, kChunk));
     if (in_.in_columns()) {
-      run_widest<ScoreColumns<T>>(&x[0], in_.class_stride, group.target, group.count, classes_,
-                                  group.lanes, group.kept);
+      run_widest<ScoreColumns<T>>(&x[0], in_.class_stride, group.first_target, group.count,
+                                  classes_, group.lanes, group.kept);
       return;
     }
     if (transposed_) {
-      run_widest<ScoreShortRows<T>>(&x[0], group.target, classes, group.lanes, group.kept);
+      run_widest<ScoreShortRows<T>>(&x[0], group.first_target, classes, group.lanes, group.kept);
       return;
     }
-    for (int l = 0; l < group.count; l++) group.lanes->x_y[l] = widen(x[l][group.target[l]]);
+    for (int l = 0; l < group.count; l++) group.lanes->x_y[l] = widen(x[l][group.first_target[l]]);
     if (classes_ <= kChunk) {
-      run_widest<ScoreMediumRows<T>>(&x[0], group.target, group.count, classes,
+      run_widest<ScoreMediumRows<T>>(&x[0], group.first_target, group.count, classes,
                                      static_cast<int>(padded_), group.lanes, group.kept);
     } else {
       A* kept = grad_ != nullptr ? group.kept : nullptr;
-      group.lanes->set_stats(0, long_row_stats(x[0], classes_, group.target[0], kept));
+      group.lanes->set_stats(0, long_row_stats(x[0], classes_, group.first_target[0], kept));
     }
   }
 
-  // In several loops over the groups: nothing waits for the results of a group while the next one
-  // is begun.
+  // In several loops over the groups: a step of one group overlaps the same step of the next. No
+  // vector is loaded right after its parts are stored.
   template <class OnRows>
   void finish(const OnRows& on_rows) {
     const auto for_each_group = [&](const auto& f) {
@@ -257,7 +257,7 @@ class RowBatch {
 
   A loss_of(const Group& group, int l) const {
     const T* x = logits(group.row[l]);
-    const RowTarget<A>& y = group.of[l];
+    const RowTarget<A>& y = group.target[l];
     A sum_weight = 0, sum_distance = 0;
     if (options_.label_smoothing > 0) {
       weigh_classes(x, in_.class_stride, classes_, options_.class_weight, group.lanes->x_y[l],
@@ -276,7 +276,7 @@ class RowBatch {
     for (int l = 0; l < group.count; l++) out[l] = gradient(group.row[l]);
     if (transposed_ && !in_.in_columns()) {
       run_widest<ScaleShortRows<T>>(group.kept, static_cast<int>(classes_), group.count,
-                                    group.target, group.lanes, group.scale, &out[0]);
+                                    group.first_target, group.lanes, group.scale, &out[0]);
     } else {
       const int64_t stride = in_.gradient_class_stride();
       A factor[kLanes];
@@ -287,7 +287,7 @@ class RowBatch {
         run_widest<ScaleRows<T>>(group.kept, padded_, classes_, group.count, &factor[0], &out[0]);
       }
       for (int l = 0; l < group.count; l++) {
-        out[l][group.target[l] * stride] = narrow<T>(-group.scale[l] * r.miss[l]);
+        out[l][group.first_target[l] * stride] = narrow<T>(-group.scale[l] * r.miss[l]);
       }
     }
     // A weight of 0 stands for no gradient, also of a broken row.
@@ -301,7 +301,7 @@ class RowBatch {
     const RowLanes<A>& r = *group.lanes;
     const A scale = group.scale[l];
     const int64_t row = group.row[l];
-    const RowTarget<A>& y = group.of[l];
+    const RowTarget<A>& y = group.target[l];
     const SavedRow<A> saved{r.max[l], r.log_normaliser[l], r.miss[l], group.sum_weight[l]};
     if (scale == 0) {
       write_zeros(row);

@@ -88,6 +88,7 @@ DYNPRUNE_INLINE void finish_rows(RowLanes<A>* r, int count) {
   for (int l = 0; l < kLanes; l++) r->share[l] = r->s[l] == 0 ? r->miss[l] : r->miss[l] / r->s[l];
 }
 
+// The same by vectors of every width.
 template <class A>
 struct FinishRows {
   template <int kBytes>

@@ -80,7 +80,7 @@ const A* table_lanes(Score score, const RowLanes<A>& lanes, const A* loss, float
   return loss;
 }
 
-// The same of rows that follow each other, without weights.
+// What score_rows enters for kLanes rows that follow each other and have no weights.
 template <class A>
 DYNPRUNE_CLONES void enter_lanes(const A* value, float sign, A weight, A grad_scale, float* values,
                                  A* row_weight, A* scale) {

@@ -53,7 +53,7 @@ DYNPRUNE_INLINE void split_fours(const Vector& v, Four* four) {
 }
 
 // Four numbers of each of kLanes rows. Vector w of v[i] has row i of each four rows from
-// w kPerVector on, so that transposing moves no number to another quarter of a vector.
+// w kPerVector on. Transposing then moves no number to another quarter of a vector.
 template <int kBytes>
 struct FoursOfRows {
   using L = Lanes<float, kBytes>;
