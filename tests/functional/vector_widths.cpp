@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/scoring/binary_lanes.h"
-#include "cpu/scoring/score_rows.h"
+#include "cpu/scoring/short_rows.h"
 #include "cpu/scoring/soft_rows.h"
 
 using namespace dynprune;
@@ -84,13 +84,17 @@ struct ScoreAndScale {
   static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int classes, int padded,
                                   RowLanes<A>* lanes, A* kept, T* const* out) {
     if (classes <= kShortClasses) {
-      ScoreShortRows<T>::template run<kBytes>(x, target, kLanes, classes, lanes, kept);
-      ScaleShortRows<T>::template run<kBytes>(kept, classes, kLanes, lanes->share, out);
+      A scale[kLanes];
+      std::fill_n(scale, kLanes, A{0.375});
+      ScoreShortRows<T>::template run<kBytes>(x, target, classes, lanes, kept);
+      FinishRows<A>::template run<kBytes>(lanes, kLanes);
+      ScaleShortRows<T>::template run<kBytes>(kept, classes, kLanes, target, lanes, scale, out);
     } else {
       // As a part of a longer row: the target lies elsewhere, and the greatest so far is larger.
       RowStats<A> part;
       ScoreChunk<T>::template run<kBytes>(x[0], classes, target[0] + classes, A{3}, kept, &part);
       ScoreMediumRows<T>::template run<kBytes>(x, target, kLanes, classes, padded, lanes, kept);
+      FinishRows<A>::template run<kBytes>(lanes, kLanes);
       lanes->nll[0] = part.m, lanes->el2n[0] = part.s, lanes->entropy[0] = part.q;
       lanes->margin[0] = part.t;
       ScaleRows<T>::template run<kBytes>(kept, padded, classes, kLanes, lanes->share, out);

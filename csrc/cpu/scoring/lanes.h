@@ -75,6 +75,11 @@ struct Lanes {
     for (int l = 0; l < kLanes; l++) wide[l] = widen(x[l]);
     load(wide);
   }
+  DYNPRUNE_INLINE void load_numbers(const int64_t* x) {
+    A numbers[kLanes];
+    for (int l = 0; l < kLanes; l++) numbers[l] = static_cast<A>(x[l]);
+    load(numbers);
+  }
   // The first `count` numbers of x, as many as there are lanes at most, and `other` behind them.
   template <class T>
   DYNPRUNE_INLINE void load_some(const T* x, int count, A other) {
@@ -93,6 +98,10 @@ struct Lanes {
   // Puts x where `index` is `at`.
   DYNPRUNE_INLINE void replace(const Lanes& index, const Lanes& at, A x) {
     for (int w = 0; w < kVectors; w++) v[w] = index.v[w] == at.v[w] ? Vector{} + x : v[w];
+  }
+  // Puts the number of x there.
+  DYNPRUNE_INLINE void replace(const Lanes& index, const Lanes& at, const Lanes& x) {
+    for (int w = 0; w < kVectors; w++) v[w] = index.v[w] == at.v[w] ? x.v[w] : v[w];
   }
   DYNPRUNE_INLINE void clear_below(const Lanes& index, A first) {
     for (int w = 0; w < kVectors; w++) v[w] = index.v[w] < Vector{} + first ? Vector{} : v[w];

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Statistics and scores of rows in vector code. A row is read in chunks that stay in the first
-// cache: the chunk's maximum, then its exponentials and their sums in independent lanes. Short rows
-// are transposed, so that every lane holds a row. In every case the exponentials can be kept. The
-// gradient is then one multiplication per class.
+// cache: the chunk's maximum, then its exponentials and their sums in independent lanes. The
+// exponentials can be kept. The gradient is then one multiplication per class.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +13,7 @@
 namespace dynprune {
 namespace cpu {
 
-constexpr int kChunk = 1024;       // classes
-constexpr int kShortClasses = 32;  // at most: rows are transposed
+constexpr int kChunk = 1024;  // classes
 
 // One number per row of a group.
 template <class A>
@@ -60,15 +58,21 @@ DYNPRUNE_INLINE void finish_ordinary_lanes(RowLanes<float>* r) {
   }
 }
 
+// Whether finish_ordinary_lanes is right in a lane.
+DYNPRUNE_INLINE bool is_ordinary(float s, float x_y, float margin) {
+  constexpr float kGreatest = 1e37f;
+  return (s > 0) & (s < kGreatest) & (fabsf(x_y) < kGreatest) & (fabsf(margin) < kGreatest);
+}
+
 // The results of the first `count` lanes from their statistics.
 DYNPRUNE_INLINE void finish_lanes(RowLanes<float>* r, int count) {
   finish_ordinary_lanes(r);
-  constexpr float kGreatest = 1e37f;
-  for (int l = 0; l < count; l++) {
-    const bool ordinary = r->s[l] > 0 && r->s[l] < kGreatest && r->margin[l] < kGreatest &&
-                          r->margin[l] > -kGreatest && r->x_y[l] < kGreatest &&
-                          r->x_y[l] > -kGreatest;
-    if (!ordinary) r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
+  int32_t special = 0;  // lanes; counted in a loop that becomes vector code
+  for (int l = 0; l < kLanes; l++) special += !is_ordinary(r->s[l], r->x_y[l], r->margin[l]);
+  for (int l = 0; l < count && special > 0; l++) {
+    if (!is_ordinary(r->s[l], r->x_y[l], r->margin[l])) {
+      r->set_result(l, finish_row(r->stats(l), r->x_y[l]));
+    }
   }
 }
 DYNPRUNE_INLINE void finish_lanes(RowLanes<double>* r, int count) {
@@ -83,6 +87,15 @@ DYNPRUNE_INLINE void finish_rows(RowLanes<A>* r, int count) {
   finish_lanes(r, count);
   for (int l = 0; l < kLanes; l++) r->share[l] = r->s[l] == 0 ? r->miss[l] : r->miss[l] / r->s[l];
 }
+
+// The same by vectors of every width.
+template <class A>
+struct FinishRows {
+  template <int kBytes>
+  static DYNPRUNE_INLINE void run(RowLanes<A>* r, int count) {
+    finish_rows(r, count);
+  }
+};
 
 // ---- a row in chunks
 
@@ -220,7 +233,6 @@ struct ScoreMediumRows {
                              &stats);
       lanes->set_stats(l, stats);
     }
-    finish_rows(lanes, count);
   }
 };
 
@@ -242,182 +254,6 @@ struct ScaleRows {
         v.load(e + from);
         v.multiply(f);
         v.store(out[l] + from);
-      }
-    }
-  }
-};
-
-// ---- a row per lane: short rows, and rows whose classes are apart
-
-// Whether rows that are neighbours in memory fill all lanes.
-template <class Pointer>
-DYNPRUNE_INLINE bool are_neighbours(const Pointer* row, int count) {
-  for (int l = 1; l < count; l++) {
-    if (row[l] != row[0] + l) return false;
-  }
-  return count == kLanes;
-}
-
-// Four rows of four numbers.
-struct Block4 {
-  typedef float Four __attribute__((vector_size(16)));
-  typedef int32_t Places __attribute__((vector_size(16)));
-  Four v[4];
-
-  DYNPRUNE_INLINE void transpose() {
-    constexpr Places kLow{0, 4, 1, 5}, kHigh{2, 6, 3, 7}, kFirst{0, 1, 4, 5}, kLast{2, 3, 6, 7};
-    const Four a = __builtin_shuffle(v[0], v[1], kLow), b = __builtin_shuffle(v[2], v[3], kLow);
-    const Four c = __builtin_shuffle(v[0], v[1], kHigh), d = __builtin_shuffle(v[2], v[3], kHigh);
-    v[0] = __builtin_shuffle(a, b, kFirst), v[1] = __builtin_shuffle(a, b, kLast);
-    v[2] = __builtin_shuffle(c, d, kFirst), v[3] = __builtin_shuffle(c, d, kLast);
-  }
-};
-
-// columns: [classes][kLanes], from kLanes rows and back to `count` rows.
-template <class T>
-DYNPRUNE_INLINE void rows_to_columns(const T* const* x, int classes, compute_t<T>* columns) {
-  if constexpr (std::is_same<T, float>::value) {
-    for (int c = 0; c < classes && classes >= 4; c += 4) {
-      const int from = std::min(c, classes - 4);  // the last ones overlap
-      for (int l = 0; l < kLanes; l += 4) {
-        Block4 block;
-        for (int i = 0; i < 4; i++) memcpy(&block.v[i], x[l + i] + from, 16);
-        block.transpose();
-        for (int i = 0; i < 4; i++) memcpy(columns + (from + i) * kLanes + l, &block.v[i], 16);
-      }
-    }
-    if (classes >= 4) return;
-  }
-  for (int l = 0; l < kLanes; l++) {
-    for (int c = 0; c < classes; c++) columns[c * kLanes + l] = widen(x[l][c]);
-  }
-}
-template <class T>
-DYNPRUNE_INLINE void columns_to_rows(const compute_t<T>* columns, int classes, int count,
-                                     T* const* out) {
-  if constexpr (std::is_same<T, float>::value) {
-    for (int l = 0; l < count && count == kLanes && classes >= 4; l += 4) {
-      for (int c = 0; c < classes; c += 4) {
-        const int from = std::min(c, classes - 4);
-        Block4 block;
-        for (int i = 0; i < 4; i++) memcpy(&block.v[i], columns + (from + i) * kLanes + l, 16);
-        block.transpose();
-        for (int i = 0; i < 4; i++) memcpy(out[l + i] + from, &block.v[i], 16);
-      }
-    }
-    if (count == kLanes && classes >= 4) return;
-  }
-  for (int l = 0; l < count; l++) {
-    for (int c = 0; c < classes; c++) out[l][c] = narrow<T>(columns[c * kLanes + l]);
-  }
-}
-
-// A row per lane; target: [kLanes]; kept: [classes][kLanes] the logits, become the exponentials.
-template <class A, int kBytes>
-DYNPRUNE_INLINE void score_lanes(const int64_t* target, int count, int64_t classes, RowLanes<A>* r,
-                                 A* kept) {
-  using L = Lanes<A, kBytes>;
-  A targets[kLanes];
-  for (int l = 0; l < kLanes; l++) targets[l] = static_cast<A>(target[l]);
-  L y, number, greatest;
-  y.load(targets);
-  number.fill(0);
-  greatest.fill(Limits<A>::lowest());
-  for (int64_t c = 0; c < classes; c++) {
-    L v;
-    v.load(kept + c * kLanes);
-    v.replace(number, y, -Limits<A>::infinity());
-    v.store(kept + c * kLanes);
-    greatest.raise_to(v);
-    number.add(1);
-  }
-  greatest.store(r->m);
-  LaneSums<A, kBytes> sums;
-  sums.clear();
-  for (int64_t c = 0; c < classes; c++) {
-    L v, below;
-    v.load(kept + c * kLanes);
-    v.to_exponentials(greatest, &below);
-    v.store(kept + c * kLanes);
-    sums.add(v, below);
-  }
-  sums.s.store(r->s), sums.q.store(r->q), sums.t.store(r->t);
-  finish_rows(r, count);
-}
-
-// x: [kLanes] rows, of which those from `count` on do not matter, but can be read. target:
-// [kLanes]. kept: [classes][kLanes] the exponentials.
-template <class T>
-struct ScoreShortRows {
-  using A = compute_t<T>;
-  template <int kBytes>
-  static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int count, int classes,
-                                  RowLanes<A>* r, A* kept) {
-    rows_to_columns(x, classes, kept);
-    score_lanes<A, kBytes>(target, count, classes, r, kept);
-  }
-};
-
-// The same of rows whose classes are `stride` apart. Rows that are neighbours are read together.
-template <class T>
-struct ScoreColumns {
-  using A = compute_t<T>;
-  template <int kBytes>
-  static DYNPRUNE_INLINE void run(const T* const* x, int64_t stride, const int64_t* target,
-                                  int count, int64_t classes, RowLanes<A>* r, A* kept) {
-    if (are_neighbours(x, count)) {
-      for (int64_t c = 0; c < classes; c++) {
-        Lanes<A, kBytes> v;
-        v.load(x[0] + c * stride);
-        v.store(kept + c * kLanes);
-      }
-    } else {
-      for (int64_t c = 0; c < classes; c++) {
-        for (int l = 0; l < kLanes; l++) kept[c * kLanes + l] = widen(x[l][c * stride]);
-      }
-    }
-    score_lanes<A, kBytes>(target, count, classes, r, kept);
-  }
-};
-
-// Their gradients. factor: [kLanes], out: [count] rows.
-template <class T>
-struct ScaleShortRows {
-  using A = compute_t<T>;
-  template <int kBytes>
-  static DYNPRUNE_INLINE void run(A* kept, int classes, int count, const A* factor, T* const* out) {
-    Lanes<A, kBytes> f;
-    f.load(factor);
-    for (int c = 0; c < classes; c++) {
-      Lanes<A, kBytes> v;
-      v.load(kept + c * kLanes);
-      v.multiply(f);
-      v.store(kept + c * kLanes);
-    }
-    columns_to_rows(kept, classes, count, out);
-  }
-};
-
-// The same of rows whose classes are `stride` apart.
-template <class T>
-struct ScaleColumns {
-  using A = compute_t<T>;
-  template <int kBytes>
-  static DYNPRUNE_INLINE void run(const A* kept, int64_t classes, int count, const A* factor,
-                                  T* const* out, int64_t stride) {
-    const bool neighbours = are_neighbours(out, count);
-    Lanes<A, kBytes> f;
-    f.load(factor);
-    for (int64_t c = 0; c < classes; c++) {
-      Lanes<A, kBytes> v;
-      v.load(kept + c * kLanes);
-      v.multiply(f);
-      if (neighbours) {
-        v.store(out[0] + c * stride);
-      } else {
-        A g[kLanes];
-        v.store(g);
-        for (int l = 0; l < count; l++) out[l][c * stride] = narrow<T>(g[l]);
       }
     }
   }

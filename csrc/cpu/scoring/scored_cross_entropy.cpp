@@ -59,10 +59,11 @@ DataStatus scored_cross_entropy_with_gradient(const CrossEntropyInput& in,
     using A = compute_t<T>;
     const A* grad_loss = static_cast<const A*>(g.grad_loss);
     for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
-      RowBatch<T>(in, out, static_cast<T*>(g.grad_logits))
-          .run(
-              rows, [&](int64_t row) { return grad_loss[row * g.grad_loss_stride]; },
-              [](const int64_t*, int, const RowLanes<A>&, const A*) {});
+      RowBatch<T>(in, out, static_cast<T*>(g.grad_logits)).run(rows, [&](const RowGroup<A>& group) {
+        for (int l = 0; l < group.count && grad_loss != nullptr; l++) {
+          group.scale[l] = grad_loss[group.row[l] * g.grad_loss_stride];
+        }
+      });
     });
   });
   return DataStatus{};

@@ -9,14 +9,40 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// Lists the rows that count: their sample ids, and kNoSample for the others. `sum` becomes what the
-// sum of the weighted losses is divided by: the class weights of these rows. Stops at the first
-// target or id that is out of range.
+// Lists the rows that count: their sample ids, and kNoSample for the others. False if a target or
+// an id is out of range. For one target and one id a row. Without branches: a loop for vectors.
+template <class Index>
+DYNPRUNE_CLONES bool list_plain_rows(const Index* target, const CrossEntropyInput& in,
+                                     const ScoreUpdate& update, int64_t* row_ids, double* sum) {
+  const int64_t rows = in.batch_size, classes = in.num_classes, ignore_index = in.ignore_index;
+  const int64_t* ids = update.sample_ids;
+  const int64_t samples = update.num_samples;
+  int64_t scored = 0, wrong = 0;
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t y = target[row], id = ids[row];
+    const bool counts = y != ignore_index;
+    const bool right = is_class(y, classes) & (id >= kNoSample) & (id < samples);
+    row_ids[row] = counts ? id : kNoSample;
+    scored += counts;
+    wrong += counts & !right;
+  }
+  *sum = static_cast<double>(scored);
+  return wrong == 0;
+}
+
+// The same of all kinds of rows. `sum` becomes what the sum of the weighted losses is divided by:
+// the class weights of these rows. Stops at the first target or id that is out of range.
 template <class A>
 DataStatus list_rows(const CrossEntropyInput& in, const ScoreUpdate& update, int64_t rows_per_id,
                      int64_t* row_ids, double* sum) {
   const LossOptions<A> options(in);
   const bool weighted = in.class_weight != nullptr || in.second_target.data != nullptr;
+  const bool plain = !weighted && rows_per_id == 1;
+  if (plain && with_indices(in.target, [&](const auto* target) {
+        return list_plain_rows(target, in, update, row_ids, sum);
+      })) {
+    return DataStatus{};
+  }
   int64_t scored = 0;
   for (int64_t row = 0; row < in.batch_size; row++) {
     const TargetPair y = targets_of_row(in, row);
@@ -54,6 +80,17 @@ const A* table_lanes(Score score, const RowLanes<A>& lanes, const A* loss, float
   return loss;
 }
 
+// What score_rows enters for kLanes rows that follow each other and have no weights.
+template <class A>
+DYNPRUNE_CLONES void enter_lanes(const A* value, float sign, A weight, A grad_scale, float* values,
+                                 A* row_weight, A* scale) {
+  for (int l = 0; l < kLanes; l++) {
+    values[l] = sign * static_cast<float>(value[l]);
+    row_weight[l] = weight;
+    scale[l] = weight * grad_scale;
+  }
+}
+
 template <class T>
 void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
                 const CrossEntropyStep& step, double divisor, float* values,
@@ -62,19 +99,26 @@ void score_rows(const CrossEntropyInput& in, const CrossEntropyOutput& out,
   const A inverse = static_cast<A>(1 / divisor);
   const A grad_scale = step.grad_scale != nullptr ? *static_cast<const A*>(step.grad_scale) : A{1};
   A* row_weight = static_cast<A*>(step.row_weight);
+  const bool weighted = has_weights(step);
   for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
     std::fill(row_weight + rows.begin, row_weight + rows.end, A{0});
     RowBatch<T>(in, out, static_cast<T*>(step.grad_logits))
-        .run(
-            rows, [&](int64_t row) { return row_weight[row] * grad_scale; },
-            [&](const int64_t* row, int count, const RowLanes<A>& lanes, const A* loss) {
-              float sign;
-              const A* value = table_lanes(step.score, lanes, loss, &sign);
-              for (int l = 0; l < count; l++) {
-                values[row[l]] = sign * static_cast<float>(value[l]);
-                row_weight[row[l]] = weight_of<A>(step, row[l]) * inverse;
-              }
-            });
+        .run(rows, [&](const RowGroup<A>& group) {
+          float sign;
+          const A* value = table_lanes(step.score, *group.lanes, group.loss, &sign);
+          if (group.consecutive && !weighted) {
+            const int64_t first = group.row[0];
+            enter_lanes(value, sign, inverse, grad_scale, values + first, row_weight + first,
+                        group.scale);
+            return;
+          }
+          for (int l = 0; l < group.count; l++) {
+            const int64_t row = group.row[l];
+            values[row] = sign * static_cast<float>(value[l]);
+            row_weight[row] = weight_of<A>(step, row) * inverse;
+            group.scale[l] = row_weight[row] * grad_scale;
+          }
+        });
   });
   reduce_losses(step, in.batch_size, static_cast<const A*>(out.loss), divisor,
                 [&](int64_t row) { return targets_of_row(in, row).kind == RowKind::kScored; });

@@ -8,6 +8,10 @@
 namespace dynprune {
 namespace cpu {
 
+inline bool has_weights(const CrossEntropyStep& step) {
+  return step.sample_weight != nullptr || step.token_weight != nullptr;
+}
+
 template <class A>
 A weight_of(const CrossEntropyStep& step, int64_t row) {
   const int64_t sample = step.rows_per_id == 1 ? row : row / step.rows_per_id;
@@ -25,7 +29,7 @@ void reduce_losses(const CrossEntropyStep& step, int64_t rows, const A* row_loss
   A* loss = static_cast<A*>(step.loss);
   // The weight of a row that counts for nothing is not looked at: it may be infinite.
   const auto weighted = [&](int64_t row) -> double {
-    if (step.sample_weight == nullptr && step.token_weight == nullptr) return row_loss[row];
+    if (!has_weights(step)) return row_loss[row];
     if (!counts(row)) return 0;
     return static_cast<double>(weight_of<A>(step, row)) * row_loss[row];
   };
@@ -34,7 +38,11 @@ void reduce_losses(const CrossEntropyStep& step, int64_t rows, const A* row_loss
     return;
   }
   double sums[kLanes] = {};
-  for (int64_t row = 0; row < rows; row++) sums[row % kLanes] += weighted(row);
+  int64_t row = 0;
+  for (; row + kLanes <= rows && !has_weights(step); row += kLanes) {
+    for (int l = 0; l < kLanes; l++) sums[l] += row_loss[row + l];
+  }
+  for (; row < rows; row++) sums[row % kLanes] += weighted(row);
   double sum = 0;
   for (double lane : sums) sum += lane;
   *loss = static_cast<A>(sum / divisor);

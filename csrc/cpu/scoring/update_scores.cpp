@@ -58,6 +58,8 @@ struct RowSums {
 // Whether a sample of a task has several rows. The usual batch has none. By hash, a row overwrites
 // what was there: most samples have an entry to themselves, and only the others need a set.
 bool has_repeats(const ScoreUpdate& u, int task, int tasks) {
+  const int64_t* ids = u.sample_ids;
+  const int64_t rows = u.batch_size;
   const auto counts = [&](int64_t id) {
     return id != kNoSample && (tasks == 1 || id % tasks == task);
   };
@@ -69,8 +71,8 @@ bool has_repeats(const ScoreUpdate& u, int task, int tasks) {
   // Not initialised: only what was written is read.
   const std::unique_ptr<int32_t[]> last(new int32_t[size_t{1} << bits]);
   int64_t before = kNoSample;
-  for (int64_t row = 0; row < u.batch_size; row++) {
-    const int64_t id = u.sample_ids[row];
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t id = ids[row];
     if (!counts(id)) continue;
     if (id == before) return true;  // as tokens and pixels are
     last[entry(id)] = static_cast<int32_t>(row);
@@ -78,12 +80,12 @@ bool has_repeats(const ScoreUpdate& u, int task, int tasks) {
   }
   std::vector<int64_t> crowded;
   crowded.reserve(static_cast<size_t>(u.max_ids / 8));
-  for (int64_t row = 0; row < u.batch_size; row++) {
-    const int64_t id = u.sample_ids[row];
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t id = ids[row];
     if (!counts(id)) continue;
     const int32_t other = last[entry(id)];
     if (other == row) continue;
-    if (u.sample_ids[other] == id) return true;
+    if (ids[other] == id) return true;
     crowded.push_back(id);
   }
   if (crowded.size() < 2) return false;
@@ -109,9 +111,12 @@ void apply_samples(const ScoreUpdate& u, int task, int tasks) {
   };
   const auto is_correct = [&](int64_t row) { return u.correct != nullptr && u.correct[row]; };
   if (!has_repeats(u, task, tasks)) {
-    for_each_run([&](Range rows, int64_t id) {
-      u.apply<Count>(id, u.values[rows.begin], is_correct(rows.begin));
-    });
+    const ScoreUpdate update = u;  // in registers, since no write to the table can change it
+    for (int64_t row = 0; row < update.batch_size; row++) {
+      const int64_t id = update.sample_ids[row];
+      if (id == kNoSample || (tasks > 1 && id % tasks != task)) continue;
+      update.apply<Count>(id, update.values[row], is_correct(row));
+    }
     return;
   }
   SampleSet<SampleSlot> samples(u.max_ids);
