@@ -27,6 +27,8 @@ struct BinaryCall {
     input = {};
     input.type = scalar_type(logits, "logits");
     input.target_type = label_type(target);
+    check_memory(logits, "logits");
+    check_memory(target, "target");
     check(logits.dim() == 2, "logits must be 2-D, got ", logits.dim(), "-D");
     const int64_t rows = logits.size(0), labels = logits.size(1);
     check(labels > 0 || rows == 0, "logits must have at least one label");

@@ -37,7 +37,14 @@ IndexType index_type(const Tensor& t, const char* name) {
   }
 }
 
+void check_memory(const Tensor& t, const char* name) {
+  int64_t bytes = 0;
+  const bool known = aoti_torch_get_storage_size(t.get(), &bytes) == TORCH_SUCCESS;
+  check(known && (bytes > 0 || t.numel() == 0), name, " has no memory: its storage was freed");
+}
+
 void check_vector(const Tensor& t, const char* name, int64_t length) {
+  check_memory(t, name);
   check(t.dim() == 1 && t.size(0) == length, name, " must be 1-D with ", length, " elements, got ",
         t.dim(), "-D with ", t.numel());
 }

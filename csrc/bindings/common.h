@@ -46,7 +46,8 @@ void check(bool condition, const Parts&... parts) {
 
 ScalarType scalar_type(const Tensor& t, const char* name);  // float32, float16, bfloat16 or float64
 IndexType index_type(const Tensor& t, const char* name);    // int64, int32 or uint8
-void check_vector(const Tensor& t, const char* name, int64_t length);
+void check_memory(const Tensor& t, const char* name);       // its storage was not freed
+void check_vector(const Tensor& t, const char* name, int64_t length);  // likewise
 void check_dtype(const Tensor& t, const char* name, Dtype dtype, const char* dtype_name);
 void check_same_device(const Tensor& t, const char* name, const Tensor& reference);
 

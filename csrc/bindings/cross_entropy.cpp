@@ -18,6 +18,7 @@ CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target
                                    const std::optional<Tensor>& lam_in)
     : logits(logits_in), target(target_in) {
   const ScalarType type = scalar_type(logits, "logits");
+  check_memory(logits, "logits");
   check(logits.dim() == 2 || logits.dim() == 3, "logits must be 2-D or 3-D, got ", logits.dim(),
         "-D");
   const int64_t groups = logits.dim() == 3 ? logits.size(0) : 1;

@@ -6,6 +6,7 @@ from dynprune_cuda._ops.autograd import (
     CROSS_ENTROPY,
     SOFT_CROSS_ENTROPY,
     StepLoss,
+    apply_ordinary_step,
     scored_losses,
 )
 from dynprune_cuda._ops.binary_cross_entropy import (
@@ -29,6 +30,7 @@ __all__ = [
     "LinearArguments",
     "LinearLoss",
     "StepLoss",
+    "apply_ordinary_step",
     "checking_weights",
     "compiled",
     "is_refusal",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._ops.contract import GradientTime, SavedColumn, StepArguments, StepColumn
-from dynprune_cuda._ops.errors import marking_refusals
+from dynprune_cuda._ops.errors import REFUSALS, mark_refusal, marking_refusals
 from dynprune_cuda._ops.fakes import in_columns
 from dynprune_cuda._ops.library import ops
 
@@ -221,6 +221,41 @@ class StepLoss(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = NoSecondDerivative.apply(grad.requires_grad_())
         return grad, None, None
+
+
+class OrdinaryStepLoss(torch.autograd.Function):
+    """`StepLoss` with `loss_only`, for what most steps are: its Python code shows in small batches.
+
+    That is class indices, logits [B, C] but no float16, no `grad_scale`, outside of compiled code.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        """Calls the operator with arguments as `StepArguments`, and keeps the gradient."""
+        gradient = _NOW if ctx.needs_input_grad[0] else _NEVER
+        try:
+            loss, _, _, grad_logits = _step(logits, *arguments, gradient)
+        except REFUSALS as error:
+            mark_refusal(error)
+            raise
+        ctx.spent = ctx.columns = False
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad_logits)
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, None]:
+        """The gradient with respect to the logits."""
+        if grad_loss is None:
+            return None, None
+        grad = scaled_gradient(ctx, ctx.saved_tensors[0], grad_loss, None)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad = NoSecondDerivative.apply(grad.requires_grad_())
+        return grad, None
+
+
+# Without the Python code around it, which is for torch.func.
+apply_ordinary_step = super(torch.autograd.Function, OrdinaryStepLoss).apply
 
 
 def scaled_gradient(

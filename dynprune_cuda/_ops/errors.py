@@ -18,12 +18,17 @@ def marking_refusals(op: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return op(*arguments)
     except REFUSALS as error:
-        error.by_operator = True  # type: ignore[union-attr]
+        mark_refusal(error)
         raise
 
 
+def mark_refusal(error: BaseException) -> None:
+    """Marks an error that an operator raised before it changed anything."""
+    error.by_operator = True  # type: ignore[attr-defined]
+
+
 def is_refusal(error: BaseException) -> bool:
-    """Returns whether `marking_refusals` marked an error."""
+    """Returns whether an error is marked."""
     return getattr(error, "by_operator", False)
 
 

@@ -8,19 +8,20 @@ a step takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dynprune_cuda._checks.arguments import are_ordinary
 from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._ops import (
     REFUSALS,
     BinaryArguments,
     BinaryStepLoss,
     StepLoss,
+    apply_ordinary_step,
     is_refusal,
 )
 from dynprune_cuda._ops.contract import StepArguments
@@ -29,24 +30,31 @@ from dynprune_cuda.functional.score_updates import ScoreColumns
 
 
 def _is_ordinary(run: Run, logits: Any, target: Any, ids: Any, reduction: Any) -> bool:
-    """Returns whether the operators check the rest of a step without other arguments."""
+    """Returns whether the operators check the rest of a step without other arguments.
+
+    They refuse tensors that are sparse, nested, quantized or freed, but not those on the device
+    meta, for which they have kernels that do nothing.
+    """
     return (
-        run.is_direct
+        type(logits) is type(target) is type(ids) is Tensor
+        and run.is_direct
         and type(reduction) is str
         and reduction in REDUCTIONS
         and type(run.table.row_rule) is int
-        and are_ordinary((logits, target, ids))
+        and not (logits.is_meta or target.is_meta or ids.is_meta)
         and logits.dim() == 2
         and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _recorded(
-    step: type[StepLoss | BinaryStepLoss], logits: Tensor, arguments: Any, columns: ScoreColumns
+    step: Callable[..., Any], columns: ScoreColumns, logits: Tensor, *arguments: Any
 ) -> Tensor | None:
     """Returns the loss of a step that recorded the scores; None if the operator refused it."""
     try:
-        loss: Tensor = step.apply(logits, arguments, True)
+        loss: Tensor = step(logits, *arguments)
     except REFUSALS as error:
         if is_refusal(error):
             return None
@@ -91,30 +99,30 @@ def ordinary_cross_entropy(
     ):
         return None
     table, columns = run.table, run.table.columns()
-    arguments = StepArguments._make(
-        (
-            target,
-            ids,
-            *columns,
-            ticket,
-            table.alpha,
-            table.first_visit == "published",
-            score,
-            table.row_rule,
-            1,
-            REDUCTIONS.index(reduction),
-            None,
-            None,
-            None,
-            None,
-            ignore_index,
-            label_smoothing,
-            None,
-            None,
-            None,
-        )
+    arguments = (  # a StepArguments, but for the time that it takes to make one
+        target,
+        ids,
+        *columns,
+        ticket,
+        table.alpha,
+        table.first_visit == "published",
+        score,
+        table.row_rule,
+        1,
+        REDUCTIONS.index(reduction),
+        None,
+        None,
+        None,
+        None,
+        ignore_index,
+        label_smoothing,
+        None,
+        None,
+        None,
     )
-    return _recorded(StepLoss, logits, arguments, columns)
+    if logits.dtype is torch.float16:  # whose gradient may have to wait for a loss scaler
+        return _recorded(StepLoss.apply, columns, logits, StepArguments._make(arguments), True)
+    return _recorded(apply_ordinary_step, columns, logits, arguments)
 
 
 def ordinary_binary_cross_entropy(
@@ -152,4 +160,4 @@ def ordinary_binary_cross_entropy(
             None,
         )
     )
-    return _recorded(BinaryStepLoss, logits, arguments, columns)
+    return _recorded(BinaryStepLoss.apply, columns, logits, arguments, True)
