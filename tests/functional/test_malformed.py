@@ -16,6 +16,7 @@ from dynprune_cuda.sharded import Shard, select_uniform
 from dynprune_cuda.static_scores import ForgettingCounter
 
 LOGITS, TARGET, IDS = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+LABELS = torch.zeros(4, 3)
 
 
 def columns():
@@ -39,6 +40,10 @@ def freed_rows():
 def step(logits=LOGITS, target=TARGET, ids=IDS, table=None, **options):
     table = columns() if table is None else table
     return F.scored_cross_entropy_step_(logits, target, ids, *table, alpha=0.5, **options)
+
+
+def pruner_step(logits=LOGITS, target=TARGET, ids=IDS):
+    return Pruner(10, 0.5).cross_entropy(logits, target, ids)
 
 
 @pytest.mark.parametrize("name", ["logits", "target", "ids"])
@@ -148,6 +153,12 @@ FREED = {
     "logits": lambda: F.scored_cross_entropy(freed(4, 3), TARGET),
     "logits of a step": lambda: step(freed(4, 3)),
     "logits of a step, as a view": lambda: step(freed_rows()),
+    "logits of a pruner": lambda: pruner_step(freed(4, 3)),
+    "logits of a pruner, as a view": lambda: pruner_step(freed_rows()),
+    "target of a pruner": lambda: pruner_step(target=freed(4, dtype=torch.int64)),
+    "ids of a pruner": lambda: pruner_step(ids=freed(4, dtype=torch.int64)),
+    "logits of labels": lambda: Pruner(10, 0.5).binary_cross_entropy(freed(4, 3), LABELS, IDS),
+    "target of labels": lambda: Pruner(10, 0.5).binary_cross_entropy(LOGITS, freed(4, 3), IDS),
     "target": lambda: F.scored_cross_entropy(LOGITS, freed(4, dtype=torch.int64)),
     "target of a step": lambda: step(target=freed(4, dtype=torch.int64)),
     "sample_ids": lambda: step(ids=freed(4, dtype=torch.int64)),
@@ -184,8 +195,18 @@ FREED = {
 def test_tensors_whose_storage_was_freed_are_refused(name):
     with pytest.raises(ValueError, match="storage was freed") as caught:
         FREED[name]()
-    wanted = re.sub(" of a step(, as a view)?", "", name)
+    wanted = re.sub(" of (a step|a pruner|labels)(, as a view)?", "", name)
     assert re.search(rf"(?<!\w){wanted}(?!\w)", str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_the_operator_itself_refuses_freed_tensors(place):
+    """An ordinary step has no check in Python before the operator."""
+    tensors = [LOGITS, TARGET, IDS, *columns()]
+    tensors[place] = freed_rows() if place == 0 else freed(4, dtype=tensors[place].dtype)
+    rest = *(None,) * 5, 0.5, False, 0, 0, 1, 1, *(None,) * 4, -100, 0.0, *(None,) * 3, 1
+    with pytest.raises(RuntimeError, match="its storage was freed"):
+        torch.ops.dynprune_cuda.scored_cross_entropy_step_(*tensors, *rest)
 
 
 def several_rows(ids=IDS[None], **options):
