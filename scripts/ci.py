@@ -55,6 +55,7 @@ KERNEL_ARCHS = "80 90 100 120"
 METADATA = ("wheel",)
 # Where the kernels need nvcc's pip wheels, these come after the build: it is for the CPU then.
 INSTALLS_NVCC = () if find("13")[0] else ("build",)
+AFTER_NVCC = ("kernels",) if INSTALLS_NVCC else ()
 # In the order in which they start. The kernels need no torch, so they compile beside the set-up.
 # Of the others, what fails soonest comes first, then the longest.
 JOBS = (
@@ -66,7 +67,7 @@ JOBS = (
     Job("wheel", ("wheel",), ("tools",), after=("build",)),
     Job("docs", ("docs",), ("build",), METADATA),
     Job("fast", ("test-fast",), ("build",), METADATA),
-    Job("ptx", ("test-ptx",), ("build",)),
+    Job("ptx", ("test-ptx",), ("build",), AFTER_NVCC),
     Job("emulator", ("test-emulator",), ("build",)),
     Job("slow", ("test-slow",), ("build",), METADATA),
     Job("distributed", ("test-distributed",), ("build",)),

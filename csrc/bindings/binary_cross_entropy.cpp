@@ -41,6 +41,7 @@ struct BinaryCall {
       if (labels > 1 && t->stride(1) != 1) *t = torch::stable::contiguous(*t);
     }
     const auto checked = [&](const std::optional<Tensor>& t, const char* name, bool by_row) {
+      check_memory(*t, name);
       check_same_device(*t, name, logits);
       check(t->scalar_type() == compute_dtype, name,
             " must be float32 (float64 for float64 logits)");

@@ -63,6 +63,7 @@ Seed checked_seed(const std::optional<Tensor>& seed_tensor, int64_t seed, const 
   check_same_device(*seed_tensor, "seed", like);
   check_dtype(*seed_tensor, "seed", Dtype::Long, "int64");
   check(seed_tensor->numel() == 1, "seed must have one element");
+  check_memory(*seed_tensor, "seed");
   return {0, static_cast<const int64_t*>(seed_tensor->const_data_ptr())};
 }
 

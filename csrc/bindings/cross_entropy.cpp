@@ -56,6 +56,7 @@ CrossEntropyCall::CrossEntropyCall(const Tensor& logits_in, const Tensor& target
     input.second_target = targets(&*second_target, "second_target");
     check(lam->numel() == (lam->dim() == 0 ? 1 : rows) && lam->dim() <= 1,
           "lam must be 0-d or have one element per row");
+    check_memory(*lam, "lam");
     check_same_device(*lam, "lam", logits);
     check(lam->scalar_type() == compute_dtype, "lam must be float32 (float64 for float64 logits)");
     input.lam = lam->const_data_ptr();
@@ -162,6 +163,7 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
                                      std::optional<Tensor> lam) {
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, second_target,
                               lam);
+  check_memory(saved, "saved");
   check(saved.scalar_type() == call.compute_dtype &&
             saved.numel() == call.input.batch_size * kNumSavedColumns && saved.is_contiguous(),
         "saved must be what scored_cross_entropy returned");

@@ -73,6 +73,8 @@ void scale_gradient_(const Tensor& grad_logits, const Tensor& grad_loss,
   check(grad_logits.dim() == 2 && grad_logits.is_contiguous(),
         "grad_logits must be 2-D and contiguous");
   const int64_t rows = grad_logits.size(0), classes = grad_logits.size(1);
+  check_memory(grad_logits, "grad_logits");
+  check_memory(grad_loss, "grad_loss");
   check_same_device(grad_loss, "grad_loss", grad_logits);
   const Dtype compute = type == ScalarType::kFloat64 ? Dtype::Double : Dtype::Float;
   check(grad_loss.scalar_type() == compute, "grad_loss must have the dtype of the loss");

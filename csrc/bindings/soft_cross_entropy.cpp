@@ -25,6 +25,8 @@ struct SoftCall {
   SoftCall(const Tensor& logits_in, const Tensor& target_in, const std::optional<Tensor>& weight_in,
            double label_smoothing) {
     const ScalarType type = scalar_type(logits_in, "logits");
+    check_memory(logits_in, "logits");
+    check_memory(target_in, "target");
     check(logits_in.dim() == 2, "logits must be 2-D, got ", logits_in.dim(), "-D");
     const int64_t rows = logits_in.size(0), classes = logits_in.size(1);
     check(classes > 0 || rows == 0, "logits must have at least one class");
@@ -111,6 +113,7 @@ Tensor soft_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logits
   check_vector(grad_loss, "grad_loss", rows);
   check_same_device(grad_loss, "grad_loss", logits);
   check(grad_loss.scalar_type() == call.compute_dtype, "grad_loss must have the dtype of the loss");
+  check_memory(saved, "saved");
   check(saved.scalar_type() == call.compute_dtype && saved.numel() == rows * kNumSavedColumns &&
             saved.is_contiguous(),
         "saved must be what soft_cross_entropy returned");

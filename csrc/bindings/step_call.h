@@ -14,6 +14,7 @@ inline const void* scalar_pointer(const std::optional<Tensor>& t, const char* na
                                   const Tensor& like, Dtype dtype) {
   if (!t.has_value()) return nullptr;
   check(t->numel() == 1, name, " must have one element, got ", t->numel());
+  check_memory(*t, name);
   check_same_device(*t, name, like);
   check(t->scalar_type() == dtype, name, " must have the dtype of the loss");
   return t->const_data_ptr();

@@ -143,14 +143,13 @@ class ScoredLosses(torch.autograd.Function):
             return ctx.backward_of(ctx, grad_loss)[0], None, None
 
 
-class NoSecondDerivative(torch.autograd.Function):
-    """Returns its input; a second derivative raises RuntimeError."""
-
-    @staticmethod
-    def forward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    backward = staticmethod(_second_backward)
+def refuse_second_derivative(loss: str, instead: str = "cross_entropy") -> None:
+    """Raises an error where the graph of a gradient is wanted that was computed without one."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{loss} cannot be differentiated twice: its gradient has no derivative. Go backward "
+            f"without create_graph=True, or use torch.nn.functional.{instead}."
+        )
 
 
 class StepLoss(torch.autograd.Function):
@@ -201,6 +200,7 @@ class StepLoss(torch.autograd.Function):
         """The gradient with respect to the logits."""
         if grad_loss is None:
             return None, None, None
+        refuse_second_derivative("scored_cross_entropy")
         if ctx.options is not None:
             logits, target, weight, second_target, lam, scores = ctx.saved_tensors
             saved = scores[_NUM_COLUMNS:].view(-1, _NUM_SAVED)
@@ -218,8 +218,6 @@ class StepLoss(torch.autograd.Function):
             grad = scaled_gradient(ctx, grad, grad_loss, grad_scale)
         if ctx.columns:
             grad = grad.transpose(1, 2)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad = NoSecondDerivative.apply(grad.requires_grad_())
         return grad, None, None
 
 
@@ -248,13 +246,12 @@ class OrdinaryStepLoss(torch.autograd.Function):
         """The gradient with respect to the logits."""
         if grad_loss is None:
             return None, None
-        grad = scaled_gradient(ctx, ctx.saved_tensors[0], grad_loss, None)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad = NoSecondDerivative.apply(grad.requires_grad_())
-        return grad, None
+        if torch.is_grad_enabled():
+            refuse_second_derivative("scored_cross_entropy")
+        return scaled_gradient(ctx, ctx.saved_tensors[0], grad_loss, None), None
 
 
-# Without the Python code around it, which is for torch.func.
+# Without the Python code of Function.apply, which is for tensors of torch.func's transforms.
 apply_ordinary_step = super(torch.autograd.Function, OrdinaryStepLoss).apply
 
 

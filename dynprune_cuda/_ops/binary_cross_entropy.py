@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dynprune_cuda._ops.autograd import Formula, NoSecondDerivative, scaled_gradient
+from dynprune_cuda._ops.autograd import Formula, refuse_second_derivative, scaled_gradient
 from dynprune_cuda._ops.contract import GradientTime, Reduction, StepColumn
 from dynprune_cuda._ops.errors import checking_weights, marking_refusals
 from dynprune_cuda._ops.fakes import FAKES
@@ -187,6 +187,8 @@ class BinaryStepLoss(torch.autograd.Function):
         """The gradient with respect to the logits."""
         if grad_loss is None:
             return None, None, None
+        instead = "binary_cross_entropy_with_logits"
+        refuse_second_derivative("scored_binary_cross_entropy", instead)
         if ctx.later:
             *inputs, scores = ctx.saved_tensors
             by_row = grad_loss * scores[_ROW_WEIGHT]
@@ -195,6 +197,4 @@ class BinaryStepLoss(torch.autograd.Function):
             grad, grad_scale = ctx.saved_tensors
             again = "scored_binary_cross_entropy"
             grad = scaled_gradient(ctx, grad, grad_loss, grad_scale, again)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grad = NoSecondDerivative.apply(grad.requires_grad_())
         return grad, None, None

@@ -7,18 +7,16 @@ torch.compile it is one operator.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda._ops.autograd import NoSecondDerivative
+from dynprune_cuda._ops.autograd import refuse_second_derivative
 from dynprune_cuda._ops.library import ops
 
 _scale = ops.scale_gradient_.default
-
-# Of a product on the CPU: with more, some numbers of rows cost MKL 30 MiB of buffers and more.
-CPU_PRODUCT_CLASSES = 16 << 10
 
 
 class LinearArguments(NamedTuple):
@@ -56,12 +54,9 @@ def _results(
     return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
 
 
-def _class_parts(weight: Tensor) -> list[slice]:
-    """Returns the classes that are multiplied together: all, or parts of nearly equal size."""
-    classes = len(weight)
-    parts = 1 if weight.is_cuda else -(-classes // CPU_PRODUCT_CLASSES)
-    size = -(-classes // max(1, parts))
-    return [slice(first, first + size) for first in range(0, classes, size)]
+def _of_all_rows(message: str, first: int) -> str:
+    """Returns an error about a target of a chunk with the place of this target in all rows."""
+    return re.sub(r"(?<=target\[)\d+", lambda place: str(int(place[0]) + first), message, count=1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -118,16 +113,15 @@ def linear_cross_entropy(
     matrix = weight.to(dtype)
     offset = None if bias is None else bias.to(dtype)
     buffer = hidden.new_empty((min(chunk_rows, hidden.shape[0]), len(weight)), dtype=dtype)
-    others, parts = (ignore_index, label_smoothing), _class_parts(weight)
+    others = ignore_index, label_smoothing
     for first in range(0, hidden.shape[0], chunk_rows):
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
         logits = buffer[: len(inputs)]
-        for some in parts:
-            if offset is None:
-                torch.mm(inputs, matrix[some].t(), out=logits[:, some])
-            else:
-                torch.addmm(offset[some], inputs, matrix[some].t(), out=logits[:, some])
+        if offset is None:
+            torch.mm(inputs, matrix.t(), out=logits)
+        else:
+            torch.addmm(offset, inputs, matrix.t(), out=logits)
         if softcap > 0:
             logits.div_(softcap).tanh_().mul_(softcap)
         factors, options = row_weight[part], (target[part], class_weight, *others)
@@ -137,9 +131,13 @@ def linear_cross_entropy(
                 of_log_z = torch.softmax(logits, 1, dtype=scores.dtype)
             if softcap > 0:  # the derivative of the hyperbolic tangent
                 slope = logits.to(scores.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
-            found = ops.scored_cross_entropy_with_gradient_(factors, logits, *options)
-        else:
-            found = ops.scored_cross_entropy(logits, *options)
+        try:
+            if any(wants):
+                found = ops.scored_cross_entropy_with_gradient_(factors, logits, *options)
+            else:
+                found = ops.scored_cross_entropy(logits, *options)
+        except IndexError as error:
+            raise IndexError(_of_all_rows(str(error), first)) from None
         *values, correct[part], saved = found
         torch.stack(values, out=scores[:4, part])
         if z_loss > 0:
@@ -155,12 +153,12 @@ def linear_cross_entropy(
         if softcap > 0:
             grad *= slope
             del slope
-        for some in parts:
-            if wants[0]:
-                start = some.start == 0
-                _add_product(grad_hidden[part], grad[:, some], matrix[some], first=start)
-            if wants[1]:
-                _add_product(grad_weight[some], grad[:, some].t(), inputs, first=first == 0)
+        if wants[0] and dtype == grad_hidden.dtype:
+            torch.mm(grad, matrix, out=grad_hidden[part])
+        elif wants[0]:
+            grad_hidden[part] = grad @ matrix
+        if wants[1]:
+            _add_product(grad_weight, grad.t(), inputs, first=first == 0)
         if wants[2]:
             grad_bias += grad.sum(0, dtype=grad_bias.dtype)
     return results  # type: ignore[return-value]
@@ -222,13 +220,13 @@ class LinearLoss(torch.autograd.Function):
         """The kept gradients times the incoming one."""
         if grad_loss is None:
             return (None,) * 5
+        refuse_second_derivative("linear_cross_entropy", "linear and cross_entropy")
         if ctx.spent:
             raise RuntimeError(
                 "the gradients of linear_cross_entropy were already used by a backward pass, which "
                 "changed them in place: call it again for another one"
             )
         compiling = torch.compiler.is_compiling()
-        again = torch.is_grad_enabled() and not compiling
         found: list[Tensor | None] = []
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             if gradient is None:
@@ -239,6 +237,5 @@ class LinearLoss(torch.autograd.Function):
             else:  # in place, so that a factor of 1 costs nothing
                 _scale(gradient if gradient.dim() == 2 else gradient[None], grad_loss, None)
                 ctx.spent = True
-            gradient = gradient.to(dtype)
-            found.append(NoSecondDerivative.apply(gradient.requires_grad_()) if again else gradient)
+            found.append(gradient.to(dtype))
         return *found, None, None

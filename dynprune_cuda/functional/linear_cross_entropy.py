@@ -42,9 +42,9 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
 # Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the
 # products take longer: linear_head compares them with whole ones.
 ENOUGH_CHUNK_ROWS = 1024
-# The whole logits and their gradient are as large each, and torch's loss needs some more. A quarter
-# of the logits is less than an eighth of that. Chunks of more bytes than those above take so much.
-PARTS_OF_LOGITS = 4
+# The whole logits and their gradient are as large each: chunks of more bytes than those above take
+# an eleventh of both. Beside the buffers of the products, that stays below an eighth.
+PARTS_OF_LOGITS = 11
 
 
 class LinearScoredLoss(NamedTuple):
@@ -294,7 +294,7 @@ def default_chunk_rows(
     if by_bytes >= ENOUGH_CHUNK_ROWS:
         return by_bytes  # whatever the rows: torch.compile need not trace their number
     rows = hidden.shape[0]
-    share = rows * dtype.itemsize // (PARTS_OF_LOGITS * bytes_each)
+    share = 2 * rows * dtype.itemsize // (PARTS_OF_LOGITS * bytes_each)
     most = max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, share))
     # Of nearly equal size: a matrix library may take other buffers for a small last one.
     chunks = max(1, -(-rows // most))

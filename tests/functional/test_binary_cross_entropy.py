@@ -449,8 +449,8 @@ def test_one_backward_pass_per_step_and_no_second_derivative():
             ).loss
         ),
     ):
-        (grad,) = torch.autograd.grad(function(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+            (grad,) = torch.autograd.grad(function(), x, create_graph=True)
             grad.sum().backward()
 
 

@@ -199,14 +199,62 @@ def test_tensors_whose_storage_was_freed_are_refused(name):
     assert re.search(rf"(?<!\w){wanted}(?!\w)", str(caught.value)), str(caught.value)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, 3])
-def test_the_operator_itself_refuses_freed_tensors(place):
+OPS, NO = torch.ops.dynprune_cuda, None
+HARD, SOFT = (LOGITS, TARGET, NO, -100, 0.0), (LOGITS, LABELS, NO, 0.0)
+
+
+def raw_step(place, value):
     """An ordinary step has no check in Python before the operator."""
-    tensors = [LOGITS, TARGET, IDS, *columns()]
-    tensors[place] = freed_rows() if place == 0 else freed(4, dtype=tensors[place].dtype)
-    rest = *(None,) * 5, 0.5, False, 0, 0, 1, 1, *(None,) * 4, -100, 0.0, *(None,) * 3, 1
+    arguments = [LOGITS, TARGET, IDS, *columns(), *(NO,) * 5, 0.5, False, 0, 0, 1, 1, *(NO,) * 4]
+    arguments += [-100, 0.0, *(NO,) * 3, 1]
+    arguments[place] = value
+    OPS.scored_cross_entropy_step_(*arguments)
+
+
+FREED_IN_OPERATORS = {
+    "logits": lambda: raw_step(0, freed(4, 3)),
+    "logits, as a view": lambda: raw_step(0, freed_rows()),
+    "target": lambda: raw_step(1, freed(4, dtype=torch.int64)),
+    "sample_ids": lambda: raw_step(2, freed(4, dtype=torch.int64)),
+    "mean": lambda: raw_step(3, freed(10)),
+    "divisor": lambda: raw_step(19, freed()),
+    "grad_scale": lambda: raw_step(25, freed()),
+    "lam": lambda: OPS.scored_cross_entropy(*HARD, TARGET, freed()),
+    "saved": lambda: OPS.scored_cross_entropy_backward(torch.ones(4), *HARD, freed(4, 4)),
+    "soft logits": lambda: OPS.soft_cross_entropy(freed(4, 3), *SOFT[1:]),
+    "soft target": lambda: OPS.soft_cross_entropy(LOGITS, freed(4, 3), *SOFT[2:]),
+    "soft saved": lambda: OPS.soft_cross_entropy_backward(torch.ones(4), *SOFT, freed(4, 4)),
+    "labels": lambda: OPS.scored_binary_cross_entropy(LOGITS, freed(4, 3), NO, NO),
+    "weight": lambda: OPS.scored_binary_cross_entropy(LOGITS, LABELS, freed(4, 3), NO),
+    "pos_weight": lambda: OPS.scored_binary_cross_entropy(LOGITS, LABELS, NO, freed(3)),
+    "grad_logits": lambda: OPS.scale_gradient_(freed(4, 3), torch.ones(()), NO),
+    "grad_loss": lambda: OPS.scale_gradient_(torch.ones(4, 3), freed(), NO),
+    "seed": lambda: OPS.select_uniform(LOGITS, 9, 3, freed(dtype=torch.int64), 0, False),
+}
+
+
+@pytest.mark.parametrize("name", FREED_IN_OPERATORS)
+def test_the_operators_refuse_freed_tensors(name):
     with pytest.raises(RuntimeError, match="its storage was freed"):
-        torch.ops.dynprune_cuda.scored_cross_entropy_step_(*tensors, *rest)
+        FREED_IN_OPERATORS[name]()
+
+
+def test_a_freed_gradient_is_refused():
+    loss = pruner_step(LOGITS.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match="grad_loss has no memory"):
+        loss.backward(freed())
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_pruner_refuses_meta_tensors(place, labels):
+    """The operators have kernels for them, which do nothing."""
+    tensors = [LOGITS, LABELS if labels else TARGET, IDS]
+    tensors[place] = tensors[place].to("meta")
+    pruner = Pruner(10, 0.5)
+    with pytest.raises(ValueError, match="meta"):
+        (pruner.binary_cross_entropy if labels else pruner.cross_entropy)(*tensors)
+    assert pruner.table.count.sum() == 0
 
 
 def several_rows(ids=IDS[None], **options):

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 
+from dynprune_cuda import Pruner
 from dynprune_cuda import functional as F
 from dynprune_cuda.functional.cross_entropy import SCORES
 
@@ -317,9 +318,23 @@ def test_a_second_backward_or_derivative_is_an_error_that_says_what_to_use(devic
     with pytest.raises(RuntimeError, match="scored_cross_entropy to go backward twice"):
         loss.backward()
     loss = F.scored_cross_entropy_step_(x, target, ids, **make_columns(device), alpha=0.5).loss
-    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*create_graph=True"):
+        torch.autograd.grad(loss, x, create_graph=True)
+    loss.backward()  # the refusal changed nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_second_derivatives_are_no_silent_zeros(dtype):
+    logits, target, ids = make_batch(6, 4, dtype, "cpu")
+
+    def loss(x):
+        return Pruner(50, 0.5).cross_entropy(x, target, ids)
+
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        grad.square().sum().backward()
+        torch.autograd.functional.hessian(loss, logits)
+    factor = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(loss(logits.requires_grad_()) * factor, logits, create_graph=True)
 
 
 def test_logits_are_kept_and_nothing_is_recorded_without_grad(device):

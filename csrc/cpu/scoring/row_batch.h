@@ -66,7 +66,7 @@ struct RowGroup {
   int count;                    // kLanes at most
   bool consecutive;             // kLanes rows that follow each other
   const int64_t* row;           // [count]
-  const int64_t* first_target;  // [kLanes]; some class in lanes without a row
+  const int64_t* first_target;  // [kLanes]; anything in lanes without a row
   const RowTarget<A>* target;   // [count], or not set if RowBatch::plain_
   A* kept;                      // exponentials
   RowLanes<A>* lanes;
@@ -343,7 +343,7 @@ class RowBatch {
   int capacity_;     // rows that are finished together: one if it fills the cache by itself
   int count_ = 0;    // of them so far
   int64_t row_[kMostRows];
-  int64_t first_[kMostRows] = {};   // target; some class in lanes without a row
+  int64_t first_[kMostRows] = {};   // target; anything in lanes without a row
   RowTarget<A> target_[kMostRows];  // unless plain_
   RowLanes<A> lanes_[kMostGroups] = {};
   A loss_[kMostRows], sum_weight_[kMostRows] = {}, scale_[kMostRows] = {};

@@ -36,7 +36,7 @@ inline DataStatus check_targets(const CrossEntropyInput& in) {
   return DataStatus{};
 }
 
-// Copies the targets of kLanes rows. False if a row does not count.
+// Copies the targets of kLanes rows. False if one of them is ignored or out of range.
 template <class Index>
 DYNPRUNE_CLONES bool copy_scored_targets(const Index* target, int64_t classes, int64_t ignore_index,
                                          int64_t* to) {
