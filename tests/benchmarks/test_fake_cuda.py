@@ -42,6 +42,7 @@ CUDA = torch.device("cuda")
 SHAPE_BY_VALUES = "topk + isin + randperm"
 
 
+@torch.no_grad()  # as the engine calls the nodes
 def backward(loss: torch.Tensor) -> None:
     """loss.backward(), node by node in Python: torch's engine asks a CUDA driver first."""
     assert loss.grad_fn is not None
