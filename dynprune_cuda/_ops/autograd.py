@@ -246,8 +246,7 @@ class OrdinaryStepLoss(torch.autograd.Function):
         """The gradient with respect to the logits."""
         if grad_loss is None:
             return None, None
-        if torch.is_grad_enabled():
-            refuse_second_derivative("scored_cross_entropy")
+        refuse_second_derivative("scored_cross_entropy")
         return scaled_gradient(ctx, ctx.saved_tensors[0], grad_loss, None), None
 
 
