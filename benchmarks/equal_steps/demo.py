@@ -169,7 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     )
     report = f"{table(experiment, runs)}\n\n{verdict(difference)}\n\n{before}\n"
-    print(f"\n{report}\nFor the committed results, see docs/guides/choosing.md.")
+    print(
+        f"\n{report}\nbudget10 is 10 epochs' worth of steps, and lr01 a learning rate of 0.1. "
+        "docs/guides/choosing.md tells of all settings."
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / "demo.md", report)
     try:
