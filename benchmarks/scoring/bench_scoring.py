@@ -6,8 +6,9 @@
     python -m benchmarks.scoring.bench_scoring --device cuda --dtype bfloat16
 
 Each step computes loss, EL2N and correctness, updates mean, variance and count of its samples, and
-runs the backward pass to the logits. --forgetting adds forgetting events, on all sides. "two ops"
-is our loss and our table update one after the other. The rivals are torch's operators, eager and
+runs the backward pass to the logits. --forgetting adds forgetting events, --label-smoothing and
+--class-weights change the loss, on all sides. "two ops" is our loss and our table update one after
+the other. The rivals are torch's operators, eager and
 under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
@@ -37,12 +38,20 @@ from torch import Tensor
 from torch.nn import functional as TF
 
 from benchmarks.common import markdown
-from benchmarks.common.arguments import positive_int
+from benchmarks.common.arguments import positive_int, share
 from benchmarks.common.machine_info import machine_info
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import Call, first_line, graph_seconds, time_rounds
 from benchmarks.scoring import targets
-from benchmarks.scoring.steps import CAPTURABLE, OVERWRITES, RIVALS, TWO_OPS, Loss, losses
+from benchmarks.scoring.steps import (
+    CAPTURABLE,
+    OVERWRITES,
+    RIVALS,
+    TWO_OPS,
+    Loss,
+    LossOptions,
+    losses,
+)
 
 NUM_SAMPLES = 50_000  # or the size of the batch, if it is larger
 # The shape of the logits, and what is trained on: see KINDS.
@@ -119,7 +128,11 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
         y = (torch.rand(rows, classes, device=device) < 0.05).float()
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    by_name = losses(samples, device, not options.no_compile, kind, options.forgetting)
+    weight = torch.rand(classes, device=device) + 0.5 if options.class_weights else None
+    loss_options = LossOptions(weight, options.label_smoothing)
+    by_name = losses(
+        samples, device, not options.no_compile, kind, options.forgetting, loss_options
+    )
     by_rival = {}
     for name, loss in by_name.items():
         # Its second call would read its first gradient, and so would all others.
@@ -134,7 +147,10 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
     measured = []
     for name in (name for name in (*by_rival, "copy") if name not in refused):
         host = host_and_launches(flat[f"{name}/full"], device, not options.no_profile)
-        measured.append(result(name, x, kind, seconds, host))
+        row = result(name, x, kind, seconds, host)
+        if not loss_options.is_plain:  # the targets are for the loss without options
+            row["target"] = ""
+        measured.append(row)
     if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
         usable = {name: loss for name, loss in by_name.items() if name not in refused}
         replayed = replays(x.detach().requires_grad_(), y, ids, usable, options.rounds)
@@ -264,6 +280,8 @@ def make_parser() -> argparse.ArgumentParser:
         "BxCxHxW/pixels and BxTxV/tokens: samples of several rows",
     )
     parser.add_argument("--forgetting", action="store_true", help="count forgetting events, too")
+    parser.add_argument("--label-smoothing", type=share, default=0.0, help="of class indices")
+    parser.add_argument("--class-weights", action="store_true", help="weigh the classes")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--rounds", type=positive_int, default=60)

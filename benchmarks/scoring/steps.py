@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ __all__ = [
     "SEVERAL_ROWS",
     "TWO_OPS",
     "Loss",
+    "LossOptions",
     "losses",
 ]
 
@@ -60,13 +62,39 @@ class Table:
             self.last_correct.index_put_((ids,), correct)
 
 
+class LossOptions(NamedTuple):
+    """What changes the loss of class indices, on all sides."""
+
+    weight: Tensor | None = None  # of the classes
+    label_smoothing: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing changes."""
+        return self.weight is None and self.label_smoothing == 0
+
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Returns torch's losses of the rows."""
+        return TF.cross_entropy(logits, target, reduction="none", **self._asdict())
+
+    def mean(self, losses: Tensor, target: Tensor) -> Tensor:
+        """Returns the mean of these as torch defines it."""
+        if self.weight is None or target.is_floating_point():
+            return losses.mean()
+        return losses.sum() / self.weight[target].sum()
+
+
+PLAIN = LossOptions()
+
 # Loss, EL2N and correctness: ours returns all three, so the compiler may drop none of a rival's.
 Scored = tuple[Tensor, Tensor, Tensor]
 
 
-def eager_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
+def eager_step(
+    logits: Tensor, target: Tensor, ids: Tensor, table: Table, options: LossOptions = PLAIN
+) -> Scored:
     """Loss, scores and table update by torch's operators."""
-    loss = TF.cross_entropy(logits, target, reduction="none")
+    loss = options.losses(logits, target)
     with torch.no_grad():
         x, value = logits.detach(), loss.detach().float()
         is_soft = target.is_floating_point()
@@ -74,15 +102,17 @@ def eager_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Sco
         el2n = (torch.softmax(x.float(), 1) - probabilities).norm(dim=1)
         correct = x.argmax(1) == (target.argmax(1) if is_soft else target)
         table.enter(ids, value, correct)
-    return loss.mean(), el2n, correct
+    return options.mean(loss, target), el2n, correct
 
 
-def eager_rows_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
+def eager_rows_step(
+    logits: Tensor, target: Tensor, ids: Tensor, table: Table, options: LossOptions = PLAIN
+) -> Scored:
     """The same for several rows per sample: logits [B, C, H, W], or [B, T, V] of texts."""
     of_tokens = logits.dim() == 3
     x = logits.flatten(0, 1) if of_tokens else logits
     labels = target.flatten() if of_tokens else target
-    loss = TF.cross_entropy(x, labels, reduction="none")
+    loss = options.losses(x, labels)
     with torch.no_grad():
         x = x.detach()
         value = loss.detach().view(len(ids), -1).mean(1).float()
@@ -91,10 +121,12 @@ def eager_rows_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -
         el2n = probabilities.scatter_add_(1, labels.unsqueeze(1), at_target).norm(dim=1)
         correct = (x.argmax(1) == labels).view(len(ids), -1).all(1)
         table.enter(ids, value, correct)
-    return loss.mean(), el2n, correct
+    return options.mean(loss, labels), el2n, correct
 
 
-def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table) -> Scored:
+def eager_binary_step(
+    logits: Tensor, target: Tensor, ids: Tensor, table: Table, _: LossOptions = PLAIN
+) -> Scored:
     """The same for several labels per sample."""
     losses = TF.binary_cross_entropy_with_logits(logits, target, reduction="none")
     with torch.no_grad():
@@ -105,28 +137,38 @@ def eager_binary_step(logits: Tensor, target: Tensor, ids: Tensor, table: Table)
     return losses.mean(), el2n, correct
 
 
-def eager_step_of(kind: str) -> Callable[[Tensor, Tensor, Tensor, Table], Scored]:
+def eager_step_of(kind: str) -> Callable[..., Scored]:
     """The obvious code for one of `KINDS`."""
     if kind in SEVERAL_ROWS:
         return eager_rows_step
     return eager_binary_step if kind == "labels" else eager_step
 
 
-def our_step(pruner: Pruner, kind: str) -> Loss:
+def our_step(pruner: Pruner, kind: str, options: LossOptions = PLAIN) -> Loss:
     """The pruner's method for one of `KINDS`."""
+    if kind == "labels":
+        return pruner.binary_cross_entropy
+    given: dict[str, Any] = {} if options.is_plain else options._asdict()
     if kind == "tokens":
-        return functools.partial(pruner.cross_entropy, class_dim=-1)
-    return pruner.binary_cross_entropy if kind == "labels" else pruner.cross_entropy
+        given["class_dim"] = -1
+    return functools.partial(pruner.cross_entropy, **given) if given else pruner.cross_entropy
 
 
-def two_ops(logits: Tensor, target: Tensor, ids: Tensor, table: Table, kind: str) -> Tensor:
+def two_ops(
+    logits: Tensor,
+    target: Tensor,
+    ids: Tensor,
+    table: Table,
+    kind: str,
+    options: LossOptions = PLAIN,
+) -> Tensor:
     """The same by the package's operators for the loss and for the table."""
     if kind == "labels":
         scored = functional.scored_binary_cross_entropy(logits, target)
-    elif kind == "tokens":
-        scored = functional.scored_cross_entropy(logits, target, class_dim=-1)
     else:
-        scored = functional.scored_cross_entropy(logits, target)
+        class_dim = -1 if kind == "tokens" else 1
+        given = options._asdict()
+        scored = functional.scored_cross_entropy(logits, target, class_dim=class_dim, **given)
     if kind in SEVERAL_ROWS:
         ids = ids.repeat_interleave(target.numel() // len(ids))
     tracks = table.forgets is not None
@@ -141,7 +183,7 @@ def two_ops(logits: Tensor, target: Tensor, ids: Tensor, table: Table, kind: str
         last_correct=table.last_correct if tracks else None,
         forget_count=table.forgets,
     )
-    return scored.loss.mean()
+    return options.mean(scored.loss, target)
 
 
 def losses(
@@ -150,6 +192,7 @@ def losses(
     compiled: bool,
     kind: str = "",
     forgetting: bool = False,
+    options: LossOptions = PLAIN,
 ) -> dict[str, Loss]:
     """Our step as "ours", and those of RIVALS that are available here, by name.
 
@@ -159,30 +202,34 @@ def losses(
         compiled: Whether torch.compile takes part.
         kind: One of `KINDS`: what a row or a sample is trained on.
         forgetting: All count forgetting events, too.
+        options: Of class indices.
     """
+    if kind == "labels" and not options.is_plain:
+        raise ValueError("several labels have no class weights and no label smoothing here")
     pruner = Pruner(samples, 0.5, track_forgetting=forgetting, device=device)
     pruner.set_epoch(0)
     tables = [Table(samples, device, forgetting) for _ in range(3)]
     obvious = eager_step_of(kind)
     found: dict[str, Loss] = {
-        "ours": our_step(pruner, kind),
-        TWO_OPS: lambda x, y, i: two_ops(x, y, i, tables[0], kind),
-        "eager": lambda x, y, i: obvious(x, y, i, tables[1])[0],
+        "ours": our_step(pruner, kind, options),
+        TWO_OPS: lambda x, y, i: two_ops(x, y, i, tables[0], kind, options),
+        "eager": lambda x, y, i: obvious(x, y, i, tables[1], options)[0],
     }
     if compiled:
         step = torch.compile(obvious, dynamic=False)
-        found["torch.compile"] = lambda x, y, i: step(x, y, i, tables[2])[0]
-    found["loss alone"] = lambda x, y, _: loss_alone(x, y, kind)
-    return found | (_gpu_packages() if device.type == "cuda" and not kind else {})
+        found["torch.compile"] = lambda x, y, i: step(x, y, i, tables[2], options)[0]
+    found["loss alone"] = lambda x, y, _: loss_alone(x, y, kind, options)
+    plain = not kind and options.is_plain
+    return found | (_gpu_packages() if device.type == "cuda" and plain else {})
 
 
-def loss_alone(logits: Tensor, target: Tensor, kind: str) -> Tensor:
+def loss_alone(logits: Tensor, target: Tensor, kind: str, options: LossOptions = PLAIN) -> Tensor:
     """torch's loss, without any score."""
     if kind == "labels":
         return TF.binary_cross_entropy_with_logits(logits, target)
     if kind == "tokens":
-        return TF.cross_entropy(logits.flatten(0, 1), target.flatten())
-    return TF.cross_entropy(logits, target)
+        logits, target = logits.flatten(0, 1), target.flatten()
+    return TF.cross_entropy(logits, target, **options._asdict())
 
 
 def _gpu_packages() -> dict[str, Loss]:

@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from benchmarks.scoring import bench_scoring, targets
-from benchmarks.scoring.steps import KINDS, Table, eager_step_of, our_step, two_ops
+from benchmarks.scoring.steps import (
+    KINDS,
+    PLAIN,
+    LossOptions,
+    Table,
+    eager_step_of,
+    loss_alone,
+    losses,
+    our_step,
+    two_ops,
+)
 from dynprune_cuda import Pruner
 
 
@@ -37,6 +47,10 @@ def test_a_run_tells_which_targets_are_reached(
         if row["name"] == "eager" and row["target"]:
             assert row["target"].endswith("reached") == (row["times_ours"] >= 5)
     assert "of 3 targets reached" in capsys.readouterr().out
+    options = ["--rounds", "1", "--no-compile", "--class-weights", "--label-smoothing", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["bench_scoring.py", "--shapes", "512x10", *options])
+    bench_scoring.main()
+    assert "faster: " not in capsys.readouterr().out  # targets are of the plain loss
 
 
 def test_targets_are_the_promised_ones() -> None:
@@ -75,15 +89,19 @@ def test_our_two_operators_are_compared_with_the_compiled_step(times: float, ver
     assert told(11, "", tuple(seconds)) == told(10, "labels", tuple(seconds)) == ""
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("forgetting", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rivals_do_the_same_work(kind: str, forgetting: bool) -> None:
+def test_rivals_do_the_same_work(kind: str, forgetting: bool, weighted: bool) -> None:
     """Loss and table of the obvious code, of our two operators and of our step agree."""
     device = torch.device("cpu")
     tables = [Table(50, device, forgetting) for _ in range(2)]
     pruner = Pruner(50, 0.5, track_forgetting=forgetting)
     pruner.set_epoch(0)
-    obvious, ours = eager_step_of(kind), our_step(pruner, kind)
+    options = PLAIN
+    if weighted and kind != "labels":
+        options = LossOptions(torch.tensor([0.5, 1.0, 2.0, 1.5]), label_smoothing=0.1)
+    obvious, ours = eager_step_of(kind), our_step(pruner, kind, options)
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
         size = {"pixels": (20, 4, 3, 2), "tokens": (20, 6, 4)}.get(kind, (20, 4))
@@ -92,9 +110,10 @@ def test_rivals_do_the_same_work(kind: str, forgetting: bool) -> None:
         if kind in ("soft", "labels"):
             y = torch.rand(20, 4, generator=generator)
         ids = torch.randperm(50, generator=generator)[:20]
-        loss, _, _ = obvious(x, y, ids, tables[0])
-        torch.testing.assert_close(two_ops(x, y, ids, tables[1], kind), loss)
+        loss, _, _ = obvious(x, y, ids, tables[0], options)
+        torch.testing.assert_close(two_ops(x, y, ids, tables[1], kind, options), loss)
         torch.testing.assert_close(ours(x, y, ids), loss)
+        torch.testing.assert_close(loss_alone(x, y, kind, options), loss)
     seen = pruner.table.count > 0
     assert (pruner.table.count > 1).any()
     for table in tables:
@@ -104,3 +123,8 @@ def test_rivals_do_the_same_work(kind: str, forgetting: bool) -> None:
         assert torch.equal(table.count, pruner.table.count)
         if forgetting:
             assert torch.equal(table.forgets, pruner.table.forget_count)
+
+
+def test_labels_have_no_options_of_classes() -> None:
+    with pytest.raises(ValueError, match="no class weights"):
+        losses(50, torch.device("cpu"), False, "labels", options=LossOptions(label_smoothing=0.1))

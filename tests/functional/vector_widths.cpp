@@ -77,30 +77,64 @@ int differs(const char* what, size_t size, int number, const Results& results) {
 
 // ---- classes
 
+// How a group's rows are stored, and which options its losses have.
+enum class Form { kRows, kColumns };
+struct Options {
+  Form form;
+  bool smooth, weighted;
+};
+
+// The gradients that RowBatch plans, with numbers of any size.
+template <class A>
+GradientLanes<A> planned(const RowLanes<A>& lanes, bool smooth) {
+  GradientLanes<A> g{};
+  g.smooth = smooth;
+  for (int l = 0; l < kLanes; l++) {
+    g.factor[l] = A{0.375} * lanes.share[l];
+    g.at_target[l] = A{-0.375} * lanes.miss[l];
+    g.uniform[l] = smooth ? A{0.0625} : A{0};
+  }
+  return g;
+}
+
+// x and out: of neighbouring rows whose classes are kLanes apart, for Form::kColumns.
 template <class T>
-struct ScoreAndScale {
+struct ScoreAndWrite {
   using A = compute_t<T>;
   template <int kBytes>
   static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int classes, int padded,
-                                  RowLanes<A>* lanes, A* kept, T* const* out) {
-    if (classes <= kShortClasses) {
-      A scale[kLanes];
-      std::fill_n(scale, kLanes, A{0.375});
-      ScoreShortRows<T>::template run<kBytes>(x, target, classes, lanes, kept);
+                                  Options options, const A* class_weight, RowLanes<A>* lanes,
+                                  A* distance, A* kept, T* const* out) {
+    const A* weight = options.weighted ? class_weight : nullptr;
+    const ClassDistances<A> distances{options.smooth ? distance : nullptr, weight};
+    if (options.form == Form::kColumns) {
+      ScoreColumns<T>::template run<kBytes>(x, kLanes, target, kLanes, classes, distances, lanes,
+                                            kept);
       FinishRows<A>::template run<kBytes>(lanes, kLanes);
-      ScaleShortRows<T>::template run<kBytes>(kept, classes, kLanes, target, lanes, scale, out);
+      const GradientLanes<A> g = planned(*lanes, options.smooth);
+      WriteColumnGradients<T>::template run<kBytes>(kept, classes, kLanes, &g, weight, out, kLanes);
+    } else if (classes <= kShortClasses) {
+      ScoreShortRows<T>::template run<kBytes>(x, target, classes, distances, lanes, kept);
+      FinishRows<A>::template run<kBytes>(lanes, kLanes);
+      const GradientLanes<A> g = planned(*lanes, options.smooth);
+      WriteShortGradients<T>::template run<kBytes>(kept, classes, kLanes, target, &g, weight, out);
     } else {
       // As a part of a longer row: the target lies elsewhere, and the greatest so far is larger.
       RowStats<A> part;
       ScoreChunk<T>::template run<kBytes>(x[0], classes, target[0] + classes, A{3}, kept, &part);
       ScoreMediumRows<T>::template run<kBytes>(x, target, kLanes, classes, padded, lanes, kept);
       FinishRows<A>::template run<kBytes>(lanes, kLanes);
+      const GradientLanes<A> g = planned(*lanes, options.smooth);
       lanes->nll[0] = part.m, lanes->el2n[0] = part.s, lanes->entropy[0] = part.q;
       lanes->margin[0] = part.t;
-      ScaleRows<T>::template run<kBytes>(kept, padded, classes, kLanes, lanes->share, out);
+      WriteGradients<T>::template run<kBytes>(kept, padded, classes, kLanes, &g, weight, out);
     }
   }
 };
+
+constexpr Options kOptions[] = {{Form::kRows, false, false},   {Form::kRows, true, false},
+                                {Form::kRows, true, true},     {Form::kColumns, false, false},
+                                {Form::kColumns, true, false}, {Form::kColumns, true, true}};
 
 constexpr int kClasses[] = {1,  2,  3,  4,  5,  10,  16,   17,   31,
                             32, 33, 47, 48, 49, 100, 1000, 1023, 1024};
@@ -112,30 +146,38 @@ int differing() {
   for (const int classes : kClasses) {
     std::vector<T> logits(kLanes * classes);
     for (T& x : logits) x = logit<T>();
+    std::vector<A> weight(classes);
+    for (A& w : weight) w = draw();
     int64_t target[kLanes];
     for (int64_t& y : target) y = static_cast<int64_t>(draw() * static_cast<float>(classes));
-    bad += differs("classes", sizeof(T), classes, [&](int bytes) {
-      const int padded = static_cast<int>(round_up_to_lanes(classes));
-      std::vector<A> kept(kLanes * padded);
-      std::vector<T> gradient(kLanes * classes);
-      RowLanes<A> lanes{};
-      const T* x[kLanes];
-      T* out[kLanes];
-      for (int l = 0; l < kLanes; l++) {
-        x[l] = logits.data() + l * classes;
-        out[l] = gradient.data() + l * classes;
-        lanes.x_y[l] = widen(x[l][target[l]]);
-      }
-      run_at<ScoreAndScale<T>>(bytes, &x[0], &target[0], classes, padded, &lanes, kept.data(),
-                               &out[0]);
-      Bytes all;
-      all.append(lanes.m, sizeof(lanes) / sizeof(A));
-      for (const T& g : gradient) {
-        const A wide = widen(g);
-        all.append(&wide, 1);
-      }
-      return all;
-    });
+    for (const Options options : kOptions) {
+      bad += differs("classes", sizeof(T), classes, [&](int bytes) {
+        const int padded = static_cast<int>(round_up_to_lanes(classes));
+        std::vector<A> kept(kLanes * padded);
+        std::vector<T> gradient(kLanes * classes);
+        RowLanes<A> lanes{};
+        A distance[kLanes] = {};
+        const T* x[kLanes];
+        T* out[kLanes];
+        for (int l = 0; l < kLanes; l++) {
+          const int first = options.form == Form::kColumns ? l : l * classes;
+          x[l] = logits.data() + first;
+          out[l] = gradient.data() + first;
+          const int64_t stride = options.form == Form::kColumns ? kLanes : 1;
+          lanes.x_y[l] = widen(x[l][target[l] * stride]);
+        }
+        run_at<ScoreAndWrite<T>>(bytes, &x[0], &target[0], classes, padded, options, weight.data(),
+                                 &lanes, &distance[0], kept.data(), &out[0]);
+        Bytes all;
+        all.append(lanes.m, sizeof(lanes) / sizeof(A));
+        all.append(distance, kLanes);
+        for (const T& g : gradient) {
+          const A wide = widen(g);
+          all.append(&wide, 1);
+        }
+        return all;
+      });
+    }
   }
   return bad;
 }

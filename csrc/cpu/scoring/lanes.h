@@ -112,6 +112,15 @@ struct Lanes {
   DYNPRUNE_INLINE void multiply(const Lanes& x) {
     for (int w = 0; w < kVectors; w++) v[w] *= x.v[w];
   }
+  DYNPRUNE_INLINE void multiply(A x) {
+    for (int w = 0; w < kVectors; w++) v[w] *= x;
+  }
+  DYNPRUNE_INLINE void add(const Lanes& x) {
+    for (int w = 0; w < kVectors; w++) v[w] += x.v[w];
+  }
+  DYNPRUNE_INLINE void subtract(const Lanes& x) {
+    for (int w = 0; w < kVectors; w++) v[w] -= x.v[w];
+  }
 
   // Logits become their exponentials relative to m; `below`, how far they are from it. What is so
   // far that its exponential is 0 is raised: its product with the distance must be 0 too, not NaN.

@@ -18,33 +18,34 @@ inline int row_tasks(const CrossEntropyInput& in, const Parallel& parallel) {
   return num_tasks(parallel, in.batch_size, rows < 1 ? 1 : rows);
 }
 
-template <class T>
-DYNPRUNE_CLONES void scale_into(const compute_t<T>* e, int64_t classes, compute_t<T> factor,
-                                compute_t<T> minus, T* out) {
-  for (int64_t c = 0; c < classes; c++) out[c] = narrow<T>(e[c] * factor - minus);
+// W = sum_c w_c.
+template <class A>
+A sum_of_weights(const A* weight, int64_t classes) {
+  if (weight == nullptr) return static_cast<A>(classes);
+  double sum = 0;
+  for (int64_t c = 0; c < classes; c++) sum += weight[c];
+  return static_cast<A>(sum);
 }
 
-// sum_weight = sum_j w_j, sum_distance = sum_j w_j (x_j - x_y).
+// sum_c w_c (x_c - x_y).
 template <class T>
-DYNPRUNE_CLONES void weigh_classes(const T* x, int64_t stride, int64_t classes,
-                                   const compute_t<T>* weight, compute_t<T> x_y,
-                                   compute_t<T>* sum_weight, compute_t<T>* sum_distance) {
+DYNPRUNE_CLONES compute_t<T> sum_distances(const T* x, int64_t classes, const compute_t<T>* weight,
+                                           compute_t<T> x_y) {
   using A = compute_t<T>;
-  A weights[kLanes] = {}, distances[kLanes] = {};
+  A distances[kLanes] = {}, sum = 0;
   int64_t c = 0;
-  for (; c + kLanes <= classes && stride == 1; c += kLanes) {
+  for (; c + kLanes <= classes; c += kLanes) {
     for (int l = 0; l < kLanes; l++) {
       const A w = weight != nullptr ? weight[c + l] : A{1};
-      weights[l] += w;
       distances[l] += w * (widen(x[c + l]) - x_y);
     }
   }
   for (; c < classes; c++) {
     const A w = weight != nullptr ? weight[c] : A{1};
-    weights[c % kLanes] += w;
-    distances[c % kLanes] += w * (widen(x[c * stride]) - x_y);
+    distances[c % kLanes] += w * (widen(x[c]) - x_y);
   }
-  for (int l = 0; l < kLanes; l++) *sum_weight += weights[l], *sum_distance += distances[l];
+  for (int l = 0; l < kLanes; l++) sum += distances[l];
+  return sum;
 }
 
 // Of kLanes rows: functions of their own, since the compiler makes no vectors of a short loop in
@@ -70,8 +71,10 @@ struct RowGroup {
   const RowTarget<A>* target;   // [count], or not set if RowBatch::plain_
   A* kept;                      // exponentials
   RowLanes<A>* lanes;
-  A *loss, *sum_weight;  // [kLanes]
-  A* scale;              // [kLanes], what the gradients of the losses are multiplied with
+  A* loss;      // [kLanes]
+  A* distance;  // [kLanes] sum_c w_c (x_c - x_y), with label smoothing
+  A* scale;     // [kLanes], what the gradients of the losses are multiplied with
+  GradientLanes<A>* gradient;
 };
 
 template <class T>
@@ -83,8 +86,9 @@ class RowBatch {
   RowBatch(const CrossEntropyInput& in, const CrossEntropyOutput& out, T* grad_logits)
       : in_(in), options_(in), out_(out), grad_(grad_logits), classes_(in.num_classes) {
     padded_ = round_up_to_lanes(classes_);
-    plain_ =
-        in.class_weight == nullptr && in.label_smoothing == 0 && in.second_target.data == nullptr;
+    smooth_ = in.label_smoothing > 0;
+    plain_ = in.class_weight == nullptr && !smooth_ && in.second_target.data == nullptr;
+    sum_weight_ = smooth_ ? sum_of_weights(options_.class_weight, classes_) : A{0};
     transposed_ = classes_ <= kShortClasses || in.in_columns();
     capacity_ = classes_ <= kShortClasses           ? kMostRows
                 : transposed_ || classes_ <= kChunk ? kLanes
@@ -155,8 +159,9 @@ class RowBatch {
             kept,
             lanes_ + group,
             plain_ ? lanes_[group].nll : loss_ + first,
-            sum_weight_ + first,
-            scale_ + first};
+            distance_ + first,
+            scale_ + first,
+            gradient_ + group};
   }
 
   const T* logits(int64_t row) const {
@@ -200,7 +205,7 @@ class RowBatch {
     if (out_.saved == nullptr) return;
     for (int l = 0; l < group.count; l++) {
       static_cast<SavedRow<A>*>(out_.saved)[group.row[l]] = {r.max[l], r.log_normaliser[l],
-                                                             r.miss[l], group.sum_weight[l]};
+                                                             r.miss[l], sum_weight_};
     }
   }
 
@@ -213,16 +218,24 @@ class RowBatch {
       for (int l = 0; l < kLanes; l++) x[l] = logits(group.row[l < group.count ? l : 0]);
     }
     const int classes = static_cast<int>(std::min<int64_t>(classes_, kChunk));
+    const ClassDistances<A> distances{smooth_ ? group.distance : nullptr, options_.class_weight};
     if (in_.in_columns()) {
       run_widest<ScoreColumns<T>>(&x[0], in_.class_stride, group.first_target, group.count,
-                                  classes_, group.lanes, group.kept);
+                                  classes_, distances, group.lanes, group.kept);
       return;
     }
     if (transposed_) {
-      run_widest<ScoreShortRows<T>>(&x[0], group.first_target, classes, group.lanes, group.kept);
+      run_widest<ScoreShortRows<T>>(&x[0], group.first_target, classes, distances, group.lanes,
+                                    group.kept);
       return;
     }
-    for (int l = 0; l < group.count; l++) group.lanes->x_y[l] = widen(x[l][group.first_target[l]]);
+    for (int l = 0; l < group.count; l++) {
+      const A x_y = widen(x[l][group.first_target[l]]);
+      group.lanes->x_y[l] = x_y;
+      if (smooth_) {
+        group.distance[l] = sum_distances(x[l], classes_, options_.class_weight, x_y);
+      }
+    }
     if (classes_ <= kChunk) {
       run_widest<ScoreMediumRows<T>>(&x[0], group.first_target, group.count, classes,
                                      static_cast<int>(padded_), group.lanes, group.kept);
@@ -243,52 +256,82 @@ class RowBatch {
     for_each_group(
         [&](const Group& group) { run_widest<FinishRows<A>>(group.lanes, group.count); });
     for_each_group([&](const Group& group) {
-      for (int l = 0; l < group.count && !plain_; l++) group.loss[l] = loss_of(group, l);
+      if (!plain_) weigh_losses(group);
       write(group);
       on_rows(group);
+      if (grad_ != nullptr) plan_gradients(group);
     });
     for_each_group([&](const Group& group) {
-      if (grad_ == nullptr) return;
-      if (plain_) return write_plain_gradients(group);
-      for (int l = 0; l < group.count; l++) write_gradient(group, l);
+      if (grad_ != nullptr) write_gradients(group);
     });
     count_ = 0;
   }
 
-  A loss_of(const Group& group, int l) const {
-    const T* x = logits(group.row[l]);
-    const RowTarget<A>& y = group.target[l];
-    A sum_weight = 0, sum_distance = 0;
-    if (options_.label_smoothing > 0) {
-      weigh_classes(x, in_.class_stride, classes_, options_.class_weight, group.lanes->x_y[l],
-                    &sum_weight, &sum_distance);
-    }
-    group.sum_weight[l] = sum_weight;
-    const A x_second = y.second >= 0 ? static_cast<A>(widen(x[y.second * in_.class_stride])) : A{0};
-    return row_loss(options_, y, group.lanes->result(l), x_second, classes_, sum_weight,
-                    sum_distance);
+  // Logit of the second target of a group's row.
+  A second_logit(const Group& group, int l) const {
+    return widen(logits(group.row[l])[group.target[l].second * in_.class_stride]);
   }
 
-  // The gradient is scale (p_j - [j = y]), as write_gradient has it, without its options.
-  void write_plain_gradients(const Group& group) {
+  void weigh_losses(const Group& group) {
+    for (int l = 0; l < group.count; l++) {
+      const A x_second = group.target[l].second >= 0 ? second_logit(group, l) : A{0};
+      group.loss[l] = row_loss(options_, group.target[l], group.lanes->result(l), x_second,
+                               classes_, sum_weight_, group.distance[l]);
+    }
+  }
+
+  RowGradient<A> gradient_of(const Group& group, int l) const {
     const RowLanes<A>& r = *group.lanes;
+    const SavedRow<A> saved{r.max[l], r.log_normaliser[l], r.miss[l], sum_weight_};
+    return RowGradient<A>(options_, saved, group.target[l], classes_, group.scale[l]);
+  }
+
+  // A plain gradient is scale (p_j - [j = y]).
+  void plan_gradients(const Group& group) {
+    const RowLanes<A>& r = *group.lanes;
+    GradientLanes<A>* g = group.gradient;
+    if (plain_) {
+      for (int l = 0; l < kLanes; l++) {
+        g->factor[l] = group.scale[l] * r.share[l];
+        g->at_target[l] = -group.scale[l] * r.miss[l];
+      }
+      return;
+    }
+    g->smooth = smooth_;
+    for (int l = 0; l < group.count; l++) {
+      const RowGradient<A> slopes = gradient_of(group, l);
+      g->factor[l] = slopes.softmax_weight() * r.share[l];
+      g->at_target[l] = slopes.at_first();
+      g->uniform[l] = slopes.uniform_weight;
+    }
+  }
+
+  void write_gradients(const Group& group) {
     T* out[kLanes];
     for (int l = 0; l < group.count; l++) out[l] = gradient(group.row[l]);
+    const int64_t stride = in_.gradient_class_stride();
+    const GradientLanes<A>* g = group.gradient;
+    const A* weight = options_.class_weight;
     if (transposed_ && !in_.in_columns()) {
-      run_widest<ScaleShortRows<T>>(group.kept, static_cast<int>(classes_), group.count,
-                                    group.first_target, group.lanes, group.scale, &out[0]);
+      run_widest<WriteShortGradients<T>>(group.kept, static_cast<int>(classes_), group.count,
+                                         group.first_target, g, weight, &out[0]);
     } else {
-      const int64_t stride = in_.gradient_class_stride();
-      A factor[kLanes];
-      for (int l = 0; l < kLanes; l++) factor[l] = group.scale[l] * r.share[l];
       if (transposed_) {
-        run_widest<ScaleColumns<T>>(group.kept, classes_, group.count, &factor[0], &out[0], stride);
+        run_widest<WriteColumnGradients<T>>(group.kept, classes_, group.count, g, weight, &out[0],
+                                            stride);
       } else {
-        run_widest<ScaleRows<T>>(group.kept, padded_, classes_, group.count, &factor[0], &out[0]);
+        run_widest<WriteGradients<T>>(group.kept, padded_, classes_, group.count, g, weight,
+                                      &out[0]);
       }
       for (int l = 0; l < group.count; l++) {
-        out[l][group.first_target[l] * stride] = narrow<T>(-group.scale[l] * r.miss[l]);
+        out[l][group.first_target[l] * stride] = narrow<T>(g->at_target[l]);
       }
+    }
+    for (int l = 0; l < group.count && in_.second_target.data != nullptr; l++) {
+      const int64_t second = group.target[l].second;
+      if (second < 0) continue;
+      const A x = second_logit(group, l);
+      out[l][second * stride] = narrow<T>(gradient_of(group, l).at_second(x));
     }
     // A weight of 0 stands for no gradient, also of a broken row.
     if (!has_zeros(group.scale)) return;
@@ -297,47 +340,13 @@ class RowBatch {
     }
   }
 
-  void write_gradient(const Group& group, int l) {
-    const RowLanes<A>& r = *group.lanes;
-    const A scale = group.scale[l];
-    const int64_t row = group.row[l];
-    const RowTarget<A>& y = group.target[l];
-    const SavedRow<A> saved{r.max[l], r.log_normaliser[l], r.miss[l], group.sum_weight[l]};
-    if (scale == 0) {
-      write_zeros(row);
-      return;
-    }
-    T* out = gradient(row);
-    const int64_t stride = in_.gradient_class_stride();
-    const RowGradient<A> slopes(options_, saved, y, classes_, scale);
-    const A factor = slopes.softmax_weight() * r.share[l];
-    const bool even = slopes.uniform_weight == 0 || options_.class_weight == nullptr;
-    const A minus = even ? slopes.uniform_at(0) : A{0};
-    if (transposed_) {
-      const A* e = group.kept + l;
-      for (int64_t c = 0; c < classes_; c++) {
-        out[c * stride] = narrow<T>(e[c * kLanes] * factor - (even ? minus : slopes.uniform_at(c)));
-      }
-    } else if (even) {
-      scale_into(group.kept + l * padded_, classes_, factor, minus, out);
-    } else {
-      const A* e = group.kept + l * padded_;
-      for (int64_t c = 0; c < classes_; c++) {
-        out[c] = narrow<T>(e[c] * factor - slopes.uniform_at(c));
-      }
-    }
-    out[y.first * stride] = narrow<T>(slopes.at_first());
-    if (y.second >= 0) {
-      const A x = widen(logits(row)[y.second * in_.class_stride]);
-      out[y.second * stride] = narrow<T>(slopes.at_second(x));
-    }
-  }
-
   const CrossEntropyInput& in_;
   const LossOptions<A> options_;
   const CrossEntropyOutput& out_;
   T* grad_;
   int64_t classes_, padded_;
+  A sum_weight_;     // of the classes; 0 without label smoothing
+  bool smooth_;      // label smoothing
   bool plain_;       // no class weights, no label smoothing, no second targets
   bool transposed_;  // a lane holds a row
   int capacity_;     // rows that are finished together: one if it fills the cache by itself
@@ -346,7 +355,8 @@ class RowBatch {
   int64_t first_[kMostRows] = {};   // target; anything in lanes without a row
   RowTarget<A> target_[kMostRows];  // unless plain_
   RowLanes<A> lanes_[kMostGroups] = {};
-  A loss_[kMostRows], sum_weight_[kMostRows] = {}, scale_[kMostRows] = {};
+  A loss_[kMostRows], distance_[kMostRows] = {}, scale_[kMostRows] = {};
+  GradientLanes<A> gradient_[kMostGroups] = {};
   int64_t kept_per_group_;
   // Exponentials of each group: [classes][kLanes] if transposed_, else [kLanes][padded classes].
   std::vector<A> kept_;

@@ -34,6 +34,22 @@ struct RowLanes {
   }
 };
 
+// What makes the gradients of a group's rows of the exponentials e_c, RowGradient of each row:
+// factor e_c - uniform w_c, but at_target at the target.
+template <class A>
+struct GradientLanes {
+  A factor[kLanes], at_target[kLanes];
+  A uniform[kLanes];
+  bool smooth;  // else `uniform` is 0
+};
+
+// Where sum_c w_c (x_c - x_y) of each row is written, for label smoothing.
+template <class A>
+struct ClassDistances {
+  A* of_rows;             // [kLanes], or null
+  const A* class_weight;  // [C], or null for ones
+};
+
 // finish_row in every lane. A lane with an infinity or NaN comes out as nonsense.
 DYNPRUNE_INLINE void finish_ordinary_lanes(RowLanes<float>* r) {
   for (int l = 0; l < kLanes; l++) {
@@ -236,24 +252,42 @@ struct ScoreMediumRows {
   }
 };
 
-// Gradients of rows with more than kShortClasses classes: the exponentials times the rows' factors.
-// kept: [count][padded], factor: [count], out: [count] rows.
+// Gradients of rows with more than kShortClasses classes, without the classes at the targets.
+// kept: [count][padded] the exponentials, out: [count] rows.
 template <class T>
-struct ScaleRows {
+struct WriteGradients {
   using A = compute_t<T>;
   template <int kBytes>
   static DYNPRUNE_INLINE void run(const A* kept, int64_t padded, int64_t classes, int count,
-                                  const A* factor, T* const* out) {
-    for (int l = 0; l < count; l++) {
-      Lanes<A, kBytes> f;
-      f.fill(factor[l]);
+                                  const GradientLanes<A>* g, const A* class_weight, T* const* out) {
+    using L = Lanes<A, kBytes>;
+    const auto write = [&](int l, const auto& uniform_part) __attribute__((always_inline)) {
+      L factor;
+      factor.fill(g->factor[l]);
       const A* e = kept + l * padded;
       for (int64_t c = 0; c < classes; c += kLanes) {
         const int64_t from = std::min(c, classes - kLanes);  // the last ones overlap
-        Lanes<A, kBytes> v;
+        L v;
         v.load(e + from);
-        v.multiply(f);
+        v.multiply(factor);
+        uniform_part(from, &v);
         v.store(out[l] + from);
+      }
+    };
+    for (int l = 0; l < count; l++) {
+      L uniform;
+      uniform.fill(g->uniform[l]);
+      if (!g->smooth) {
+        write(l, [](int64_t, L*) __attribute__((always_inline)) {});
+      } else if (class_weight == nullptr) {
+        write(l, [&](int64_t, L* v) __attribute__((always_inline)) { v->subtract(uniform); });
+      } else {
+        write(l, [&](int64_t from, L* v) __attribute__((always_inline)) {
+          L u;
+          u.load(class_weight + from);
+          u.multiply(uniform);
+          v->subtract(u);
+        });
       }
     }
   }

@@ -1,44 +1,136 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/scoring/scored_cross_entropy.h"
 
+#include <algorithm>
+
 #include "cpu/scoring/row_batch.h"
 
 namespace dynprune {
 namespace cpu {
 namespace {
 
-// The gradient without label smoothing, but for the targets' own classes.
+// What label smoothing takes from class c.
+template <class A>
+DYNPRUNE_INLINE A uniform_part(A uniform, const A* class_weight, int64_t c) {
+  return class_weight != nullptr ? uniform * class_weight[c] : uniform;
+}
+
+// RowGradient of a row, but for the targets' own classes.
 template <class T>
-DYNPRUNE_CLONES void scaled_softmax(const T* x, int64_t classes, compute_t<T> max,
-                                    compute_t<T> log_normaliser, compute_t<T> scale, T* out) {
+DYNPRUNE_CLONES void others_of_row(const T* x, int64_t classes, compute_t<T> max,
+                                   compute_t<T> log_normaliser, compute_t<T> scale,
+                                   compute_t<T> uniform, const compute_t<T>* class_weight, T* out) {
   for (int64_t c = 0; c < classes; c++) {
-    out[c] = narrow<T>(scale * exp_nonpositive(widen(x[c]) - max - log_normaliser));
+    out[c] = narrow<T>(scale * exp_nonpositive(widen(x[c]) - max - log_normaliser) -
+                       uniform_part(uniform, class_weight, c));
+  }
+}
+
+// What others_of_row takes, of neighbouring rows.
+template <class A>
+struct Neighbours {
+  A max[kLanes], log_normaliser[kLanes], scale[kLanes], uniform[kLanes];
+
+  void set(int l, const RowGradient<A>& slope) {
+    max[l] = slope.saved.max, log_normaliser[l] = slope.saved.log_normaliser;
+    scale[l] = slope.softmax_weight(), uniform[l] = slope.uniform_weight;
+  }
+  void clear(int l) { max[l] = log_normaliser[l] = scale[l] = uniform[l] = 0; }
+};
+
+// The same of one class of kLanes neighbours at most.
+template <class T>
+DYNPRUNE_CLONES void others_of_class(const T* x, int count, const Neighbours<compute_t<T>>& rows,
+                                     compute_t<T> class_weight, T* out) {
+  for (int l = 0; l < count; l++) {
+    const compute_t<T> p = exp_nonpositive(widen(x[l]) - rows.max[l] - rows.log_normaliser[l]);
+    out[l] = narrow<T>(rows.scale[l] * p - rows.uniform[l] * class_weight);
   }
 }
 
 template <class T>
-void backward_row(const T* x, int64_t classes, const RowGradient<compute_t<T>>& gradient, T* out) {
-  if (gradient.uniform_weight != 0) {
-    for (int64_t c = 0; c < classes; c++) out[c] = narrow<T>(gradient.at_other(c, widen(x[c])));
-  } else {
-    scaled_softmax(x, classes, gradient.saved.max, gradient.saved.log_normaliser,
-                   gradient.softmax_weight(), out);
-  }
-  out[gradient.first] = narrow<T>(gradient.at_first());
-  if (gradient.second >= 0) {
-    out[gradient.second] = narrow<T>(gradient.at_second(widen(x[gradient.second])));
-  }
-}
+class Gradients {
+ public:
+  using A = compute_t<T>;
 
-// The classes are apart. Neighbouring rows share cache lines.
-template <class T>
-void backward_in_columns(const T* x, const CrossEntropyInput& in,
-                         const RowGradient<compute_t<T>>& gradient, T* out) {
-  const int64_t stride = in.class_stride, to = in.gradient_class_stride();
-  for (int64_t c = 0; c < in.num_classes; c++) {
-    out[c * to] = narrow<T>(gradient.at(c, widen(x[c * stride])));
+  Gradients(const CrossEntropyInput& in, const CrossEntropyGradient& g)
+      : in_(in), options_(in), g_(g) {}
+
+  void write_row(int64_t row) const {
+    const RowTarget<A> y(in_, row);
+    if (!has_gradient(y, row)) return write_zeros(row);
+    const RowGradient<A> slope = slope_of(row, y);
+    const A* weight = slope.uniform_weight != 0 ? options_.class_weight : nullptr;
+    others_of_row(logits(row), in_.num_classes, slope.saved.max, slope.saved.log_normaliser,
+                  slope.softmax_weight(), slope.uniform_weight, weight, gradient(row));
+    write_targets(row, y, slope);
   }
-}
+
+  // The rows from `row` on whose classes lie apart, as many as are neighbours. Returns their
+  // number.
+  int write_columns(int64_t row, int64_t end) const {
+    const int64_t group_end = row - row % in_.group_rows + in_.group_rows;
+    const int count = static_cast<int>(std::min({end, group_end, row + kLanes}) - row);
+    Neighbours<A> rows;
+    for (int l = 0; l < count; l++) {
+      const RowTarget<A> y(in_, row + l);
+      if (has_gradient(y, row + l)) {
+        rows.set(l, slope_of(row + l, y));
+      } else {
+        rows.clear(l);
+      }
+    }
+    for (int64_t c = 0; c < in_.num_classes; c++) {
+      others_of_class(logits(row) + c * in_.class_stride, count, rows, options_.weight_of(c),
+                      gradient(row) + c * in_.gradient_class_stride());
+    }
+    for (int l = 0; l < count; l++) {
+      const RowTarget<A> y(in_, row + l);
+      if (has_gradient(y, row + l)) {
+        write_targets(row + l, y, slope_of(row + l, y));
+      } else {
+        write_zeros(row + l);
+      }
+    }
+    return count;
+  }
+
+ private:
+  const T* logits(int64_t row) const {
+    return static_cast<const T*>(in_.logits) + in_.row_offset(row);
+  }
+  T* gradient(int64_t row) const {
+    return static_cast<T*>(g_.grad_logits) + in_.gradient_offset(row);
+  }
+  A scale(int64_t row) const {
+    return static_cast<const A*>(g_.grad_loss)[row * g_.grad_loss_stride];
+  }
+  // A backward without its forward's check must not read out of bounds either.
+  bool has_gradient(const TargetPair& y, int64_t row) const {
+    return y.kind == RowKind::kScored && scale(row) != 0;
+  }
+  RowGradient<A> slope_of(int64_t row, const RowTarget<A>& y) const {
+    return RowGradient<A>(options_, static_cast<const SavedRow<A>*>(g_.saved)[row], y,
+                          in_.num_classes, scale(row));
+  }
+  void write_targets(int64_t row, const RowTarget<A>& y, const RowGradient<A>& slope) const {
+    T* out = gradient(row);
+    const int64_t to = in_.gradient_class_stride();
+    out[y.first * to] = narrow<T>(slope.at_first());
+    if (y.second < 0) return;
+    const A x = widen(logits(row)[y.second * in_.class_stride]);
+    out[y.second * to] = narrow<T>(slope.at_second(x));
+  }
+  void write_zeros(int64_t row) const {
+    T* out = gradient(row);
+    const int64_t to = in_.gradient_class_stride();
+    for (int64_t c = 0; c < in_.num_classes; c++) out[c * to] = narrow<T>(A{0});
+  }
+
+  const CrossEntropyInput& in_;
+  const LossOptions<A> options_;
+  const CrossEntropyGradient& g_;
+};
 
 }  // namespace
 
@@ -72,29 +164,13 @@ DataStatus scored_cross_entropy_with_gradient(const CrossEntropyInput& in,
 void scored_cross_entropy_backward(const CrossEntropyInput& in, const CrossEntropyGradient& g,
                                    const Parallel& parallel) {
   dispatch(in.type, [&](auto tag) {
-    using T = decltype(tag);
-    using A = compute_t<T>;
-    const LossOptions<A> options(in);
-    const A* grad_loss = static_cast<const A*>(g.grad_loss);
-    const SavedRow<A>* saved = static_cast<const SavedRow<A>*>(g.saved);
     for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
-      for (int64_t row = rows.begin; row < rows.end; row++) {
-        const T* x = static_cast<const T*>(in.logits) + in.row_offset(row);
-        T* out = static_cast<T*>(g.grad_logits) + in.gradient_offset(row);
-        const RowTarget<A> y(in, row);
-        const A scale = grad_loss[row * g.grad_loss_stride];
-        // A backward without its forward's check must not read out of bounds either.
-        if (y.kind != RowKind::kScored || scale == 0) {
-          for (int64_t c = 0; c < in.num_classes; c++) {
-            out[c * in.gradient_class_stride()] = narrow<T>(A{0});
-          }
-          continue;
-        }
-        const RowGradient<A> gradient(options, saved[row], y, in.num_classes, scale);
+      const Gradients<decltype(tag)> gradients(in, g);
+      for (int64_t row = rows.begin; row < rows.end;) {
         if (in.in_columns()) {
-          backward_in_columns(x, in, gradient, out);
+          row += gradients.write_columns(row, rows.end);
         } else {
-          backward_row(x, in.num_classes, gradient, out);
+          gradients.write_row(row++);
         }
       }
     });

@@ -127,9 +127,10 @@ DYNPRUNE_INLINE void rows_to_columns(const T* const* x, int classes, compute_t<T
 
 // A row per lane; target: [kLanes]; kept: [classes][kLanes] the logits, become the exponentials.
 template <class A, int kBytes>
-DYNPRUNE_INLINE void score_lanes(const int64_t* target, int64_t classes, RowLanes<A>* r, A* kept) {
+DYNPRUNE_INLINE void score_lanes(const int64_t* target, int64_t classes,
+                                 const ClassDistances<A>& distances, RowLanes<A>* r, A* kept) {
   using L = Lanes<A, kBytes>;
-  L y, number, greatest, x_y;
+  L y, number, greatest, x_y, distance;
   y.load_numbers(target);
   number.fill(0);
   greatest.fill(Limits<A>::lowest());
@@ -146,14 +147,24 @@ DYNPRUNE_INLINE void score_lanes(const int64_t* target, int64_t classes, RowLane
   greatest.store(r->m), x_y.store(r->x_y);
   LaneSums<A, kBytes> sums;
   sums.clear();
+  number.fill(0), distance.fill(0);
   for (int64_t c = 0; c < classes; c++) {
     L v, below;
     v.load(kept + c * kLanes);
+    if (distances.of_rows != nullptr) {
+      L d = v;
+      d.replace(number, y, x_y);
+      d.subtract(x_y);
+      if (distances.class_weight != nullptr) d.multiply(distances.class_weight[c]);
+      distance.add(d);
+      number.add(1);
+    }
     v.to_exponentials(greatest, &below);
     v.store(kept + c * kLanes);
     sums.add(v, below);
   }
   sums.s.store(r->s), sums.q.store(r->q), sums.t.store(r->t);
+  if (distances.of_rows != nullptr) distance.store(distances.of_rows);
 }
 
 // x: [kLanes] rows, which can all be read. target: [kLanes]. kept: [classes][kLanes] the
@@ -163,9 +174,9 @@ struct ScoreShortRows {
   using A = compute_t<T>;
   template <int kBytes>
   static DYNPRUNE_INLINE void run(const T* const* x, const int64_t* target, int classes,
-                                  RowLanes<A>* r, A* kept) {
+                                  ClassDistances<A> distances, RowLanes<A>* r, A* kept) {
     rows_to_columns<T, kBytes>(x, classes, kept);
-    score_lanes<A, kBytes>(target, classes, r, kept);
+    score_lanes<A, kBytes>(target, classes, distances, r, kept);
   }
 };
 
@@ -175,7 +186,8 @@ struct ScoreColumns {
   using A = compute_t<T>;
   template <int kBytes>
   static DYNPRUNE_INLINE void run(const T* const* x, int64_t stride, const int64_t* target,
-                                  int count, int64_t classes, RowLanes<A>* r, A* kept) {
+                                  int count, int64_t classes, ClassDistances<A> distances,
+                                  RowLanes<A>* r, A* kept) {
     if (are_neighbours(x, count)) {
       for (int64_t c = 0; c < classes; c++) {
         Lanes<A, kBytes> v;
@@ -187,35 +199,56 @@ struct ScoreColumns {
         for (int l = 0; l < kLanes; l++) kept[c * kLanes + l] = widen(x[l][c * stride]);
       }
     }
-    score_lanes<A, kBytes>(target, classes, r, kept);
+    score_lanes<A, kBytes>(target, classes, distances, r, kept);
   }
 };
 
-// Their gradients, times `scale`. target, scale: [kLanes], out: [count] rows.
+// What makes gradients of the exponentials of kLanes rows.
+template <class A, int kBytes>
+struct RowSlopes {
+  Lanes<A, kBytes> factor, uniform;
+  bool smooth;
+  const A* class_weight;
+
+  DYNPRUNE_INLINE RowSlopes(const GradientLanes<A>* g, const A* weight)
+      : smooth(g->smooth), class_weight(weight) {
+    factor.load(g->factor);
+    uniform.load(g->uniform);
+  }
+  // Of class c.
+  DYNPRUNE_INLINE void apply(int64_t c, Lanes<A, kBytes>* v) const {
+    v->multiply(factor);
+    if (!smooth) return;
+    Lanes<A, kBytes> u = uniform;
+    if (class_weight != nullptr) u.multiply(class_weight[c]);
+    v->subtract(u);
+  }
+};
+
+// Their gradients. target: [kLanes], out: [count] rows.
 template <class T>
-struct ScaleShortRows {
+struct WriteShortGradients {
   using A = compute_t<T>;
   template <int kBytes>
   static DYNPRUNE_INLINE void run(const A* kept, int classes, int count, const int64_t* target,
-                                  const RowLanes<A>* r, const A* scale, T* const* out) {
+                                  const GradientLanes<A>* g, const A* class_weight, T* const* out) {
     using L = Lanes<A, kBytes>;
-    L factor, at_target, share, y;
-    factor.load(scale), share.load(r->share), at_target.load(r->miss);
-    for (int w = 0; w < L::kVectors; w++) at_target.v[w] *= -factor.v[w];
-    factor.multiply(share);
+    L at_target, y;
+    at_target.load(g->at_target);
     y.load_numbers(target);
-    const auto scaled = [&](int c, L* v) __attribute__((always_inline)) {
+    const RowSlopes<A, kBytes> slopes(g, class_weight);
+    const auto gradient = [&](int c, L* v) __attribute__((always_inline)) {
       L number;
       number.fill(static_cast<A>(c));
       v->load(kept + c * kLanes);
-      v->multiply(factor);
+      slopes.apply(c, v);
       v->replace(number, y, at_target);
     };
     if constexpr (std::is_same<T, float>::value) {
       for (int c = 0; c < classes && count == kLanes && classes >= 4; c += 4) {
         const int from = std::min(c, classes - 4);  // the last ones overlap
         FoursOfRows<kBytes> fours;
-        for (int i = 0; i < 4; i++) scaled(from + i, &fours.v[i]);
+        for (int i = 0; i < 4; i++) gradient(from + i, &fours.v[i]);
         fours.transpose();
         fours.store(out, from);
       }
@@ -224,33 +257,33 @@ struct ScaleShortRows {
     for (int c = 0; c < classes; c++) {
       A column[kLanes];
       L v;
-      scaled(c, &v);
+      gradient(c, &v);
       v.store(column);
       for (int l = 0; l < count; l++) out[l][c] = narrow<T>(column[l]);
     }
   }
 };
 
-// The same of rows whose classes are `stride` apart.
+// The same of rows whose classes are `stride` apart, without the classes at the targets.
 template <class T>
-struct ScaleColumns {
+struct WriteColumnGradients {
   using A = compute_t<T>;
   template <int kBytes>
-  static DYNPRUNE_INLINE void run(const A* kept, int64_t classes, int count, const A* factor,
-                                  T* const* out, int64_t stride) {
+  static DYNPRUNE_INLINE void run(const A* kept, int64_t classes, int count,
+                                  const GradientLanes<A>* g, const A* class_weight, T* const* out,
+                                  int64_t stride) {
     const bool neighbours = are_neighbours(out, count);
-    Lanes<A, kBytes> f;
-    f.load(factor);
+    const RowSlopes<A, kBytes> slopes(g, class_weight);
     for (int64_t c = 0; c < classes; c++) {
       Lanes<A, kBytes> v;
       v.load(kept + c * kLanes);
-      v.multiply(f);
+      slopes.apply(c, &v);
       if (neighbours) {
         v.store(out[0] + c * stride);
       } else {
-        A g[kLanes];
-        v.store(g);
-        for (int l = 0; l < count; l++) out[l][c * stride] = narrow<T>(g[l]);
+        A column[kLanes];
+        v.store(column);
+        for (int l = 0; l < count; l++) out[l][c * stride] = narrow<T>(column[l]);
       }
     }
   }
