@@ -8,8 +8,7 @@
 Each step computes loss, EL2N and correctness, updates mean, variance and count of its samples, and
 runs the backward pass to the logits. --forgetting adds forgetting events, --label-smoothing and
 --class-weights change the loss, on all sides. "two ops" is our loss and our table update one after
-the other. The rivals are torch's operators, eager and
-under torch.compile.
+the other. The rivals are torch's operators, eager and under torch.compile.
 Liger-Kernel and quack take part where they are installed; they compute loss and gradient only.
 "Liger" overwrites its logits with the gradient; "Liger on a copy" keeps them, as all others do.
 "loss alone" is F.cross_entropy, forward and backward, without any score. A shape such as
@@ -128,7 +127,9 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
         y = (torch.rand(rows, classes, device=device) < 0.05).float()
     samples = max(NUM_SAMPLES, rows)
     ids = torch.randperm(samples, device=device)[:rows]
-    weight = torch.rand(classes, device=device) + 0.5 if options.class_weights else None
+    weight = None
+    if options.class_weights:
+        weight = (torch.rand(classes, device=device) + 0.5).to(dtype)
     loss_options = LossOptions(weight, options.label_smoothing)
     by_name = losses(
         samples, device, not options.no_compile, kind, options.forgetting, loss_options
@@ -150,6 +151,8 @@ def measure(shape: str, options: argparse.Namespace) -> tuple[list[dict[str, Any
         row = result(name, x, kind, seconds, host)
         if not loss_options.is_plain:  # the targets are for the loss without options
             row["target"] = ""
+        row["label_smoothing"] = options.label_smoothing
+        row["class_weights"] = options.class_weights
         measured.append(row)
     if device.type == "cuda":  # last: a capture that fails may leave the device in disorder
         usable = {name: loss for name, loss in by_name.items() if name not in refused}
@@ -280,7 +283,9 @@ def make_parser() -> argparse.ArgumentParser:
         "BxCxHxW/pixels and BxTxV/tokens: samples of several rows",
     )
     parser.add_argument("--forgetting", action="store_true", help="count forgetting events, too")
-    parser.add_argument("--label-smoothing", type=share, default=0.0, help="of class indices")
+    parser.add_argument(
+        "--label-smoothing", type=share, default=0.0, help="of classes and probabilities"
+    )
     parser.add_argument("--class-weights", action="store_true", help="weigh the classes")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -301,6 +306,9 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     failed = []
     for shape in options.shapes:
+        if shape.endswith("/labels") and (options.class_weights or options.label_smoothing):
+            print(f"{shape}: left out, several labels have no such options", file=sys.stderr)
+            continue
         try:
             measured, refused = measure(shape, options)
         except Exception as error:  # the other shapes may be fine

@@ -63,7 +63,7 @@ class Table:
 
 
 class LossOptions(NamedTuple):
-    """What changes the loss of class indices, on all sides."""
+    """What changes the loss of classes and probabilities, on all sides."""
 
     weight: Tensor | None = None  # of the classes
     label_smoothing: float = 0.0
@@ -81,7 +81,7 @@ class LossOptions(NamedTuple):
         """Returns the mean of these as torch defines it."""
         if self.weight is None or target.is_floating_point():
             return losses.mean()
-        return losses.sum() / self.weight[target].sum()
+        return losses.sum() / self.weight[target].to(losses.dtype).sum()
 
 
 PLAIN = LossOptions()
@@ -202,7 +202,7 @@ def losses(
         compiled: Whether torch.compile takes part.
         kind: One of `KINDS`: what a row or a sample is trained on.
         forgetting: All count forgetting events, too.
-        options: Of class indices.
+        options: Of the loss.
     """
     if kind == "labels" and not options.is_plain:
         raise ValueError("several labels have no class weights and no label smoothing here")

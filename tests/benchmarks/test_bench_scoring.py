@@ -47,10 +47,24 @@ def test_a_run_tells_which_targets_are_reached(
         if row["name"] == "eager" and row["target"]:
             assert row["target"].endswith("reached") == (row["times_ours"] >= 5)
     assert "of 3 targets reached" in capsys.readouterr().out
+
+
+def test_options_of_the_loss_are_for_all_rivals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
     options = ["--rounds", "1", "--no-compile", "--class-weights", "--label-smoothing", "0.1"]
-    monkeypatch.setattr(sys, "argv", ["bench_scoring.py", "--shapes", "512x10", *options])
+    shapes = ["512x10", "8x3/soft", "8x3/labels"]
+    arguments = ["--shapes", *shapes, "--dtype", "bfloat16", *options, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench_scoring.py", *arguments])
     bench_scoring.main()
-    assert "faster: " not in capsys.readouterr().out  # targets are of the plain loss
+    rows = json.loads(out.read_text())["rows"]
+    names = {"ours", "two ops", "eager", "loss alone", "copy"}
+    for kind in ("", "soft"):
+        assert {row["name"] for row in rows if row["kind"] == kind} == names
+    assert all(row["class_weights"] and row["label_smoothing"] == 0.1 for row in rows)
+    assert not any(row["target"] for row in rows)  # these are of the plain loss
+    assert "8x3/labels: left out" in capsys.readouterr().err
 
 
 def test_targets_are_the_promised_ones() -> None:

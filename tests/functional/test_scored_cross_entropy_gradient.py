@@ -159,6 +159,30 @@ def test_rows_without_a_gradient_get_zeros_even_if_broken(device):
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 4, 4), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_weight_that_no_target_has_counts_for_nothing(device, dtype, shape, weight):
+    weights = torch.tensor([1.0, 1.0, weight], device=device)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    target = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
+    pruner = Pruner(5, 0.5, device=device)
+    ids = torch.arange(len(x), device=device)
+    exact = x.double().requires_grad_()
+    cross_entropy(exact, target).backward()
+
+    def composed(logits):
+        return F.scored_cross_entropy(logits, target, weight=weights).loss.mean()
+
+    def in_a_step(logits):
+        return pruner.cross_entropy(logits, target, ids, weight=weights)
+
+    for loss in (composed, in_a_step):
+        leaf = x.clone().requires_grad_()
+        loss(leaf).backward()
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-3, atol=1e-3)
+
+
 def test_an_empty_batch_has_an_empty_gradient(device):
     x = torch.zeros(0, 5, device=device, requires_grad=True)
     F.scored_cross_entropy(

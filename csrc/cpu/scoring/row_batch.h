@@ -20,10 +20,15 @@ inline int row_tasks(const CrossEntropyInput& in, const Parallel& parallel) {
 
 // W = sum_c w_c.
 template <class A>
-A sum_of_weights(const A* weight, int64_t classes) {
+DYNPRUNE_CLONES A sum_of_weights(const A* weight, int64_t classes) {
   if (weight == nullptr) return static_cast<A>(classes);
-  double sum = 0;
-  for (int64_t c = 0; c < classes; c++) sum += weight[c];
+  double sums[kLanes] = {}, sum = 0;
+  int64_t c = 0;
+  for (; c + kLanes <= classes; c += kLanes) {
+    for (int l = 0; l < kLanes; l++) sums[l] += weight[c + l];
+  }
+  for (; c < classes; c++) sums[c % kLanes] += weight[c];
+  for (int l = 0; l < kLanes; l++) sum += sums[l];
   return static_cast<A>(sum);
 }
 
@@ -86,7 +91,7 @@ class RowBatch {
   RowBatch(const CrossEntropyInput& in, const CrossEntropyOutput& out, T* grad_logits)
       : in_(in), options_(in), out_(out), grad_(grad_logits), classes_(in.num_classes) {
     padded_ = round_up_to_lanes(classes_);
-    smooth_ = in.label_smoothing > 0;
+    smooth_ = options_.label_smoothing > 0;
     plain_ = in.class_weight == nullptr && !smooth_ && in.second_target.data == nullptr;
     sum_weight_ = smooth_ ? sum_of_weights(options_.class_weight, classes_) : A{0};
     transposed_ = classes_ <= kShortClasses || in.in_columns();
@@ -327,16 +332,21 @@ class RowBatch {
         out[l][group.first_target[l] * stride] = narrow<T>(g->at_target[l]);
       }
     }
-    for (int l = 0; l < group.count && in_.second_target.data != nullptr; l++) {
-      const int64_t second = group.target[l].second;
-      if (second < 0) continue;
-      const A x = second_logit(group, l);
-      out[l][second * stride] = narrow<T>(gradient_of(group, l).at_second(x));
-    }
+    if (in_.second_target.data != nullptr) write_second_targets(group, &out[0]);
     // A weight of 0 stands for no gradient, also of a broken row.
     if (!has_zeros(group.scale)) return;
     for (int l = 0; l < group.count; l++) {
       if (group.scale[l] == 0) write_zeros(group.row[l]);
+    }
+  }
+
+  void write_second_targets(const Group& group, T* const* out) const {
+    const int64_t stride = in_.gradient_class_stride();
+    for (int l = 0; l < group.count; l++) {
+      const int64_t second = group.target[l].second;
+      if (second < 0) continue;
+      const A x = second_logit(group, l);
+      out[l][second * stride] = narrow<T>(gradient_of(group, l).at_second(x));
     }
   }
 

@@ -279,16 +279,16 @@ struct WriteGradients {
       uniform.fill(g->uniform[l]);
       if (!g->smooth) {
         write(l, [](int64_t, L*) __attribute__((always_inline)) {});
-      } else if (class_weight == nullptr) {
-        write(l, [&](int64_t, L* v) __attribute__((always_inline)) { v->subtract(uniform); });
-      } else {
-        write(l, [&](int64_t from, L* v) __attribute__((always_inline)) {
-          L u;
+        continue;
+      }
+      write(l, [&](int64_t from, L* v) __attribute__((always_inline)) {
+        L u = uniform;
+        if (class_weight != nullptr) {
           u.load(class_weight + from);
           u.multiply(uniform);
-          v->subtract(u);
-        });
-      }
+        }
+        v->subtract(u);
+      });
     }
   }
 };

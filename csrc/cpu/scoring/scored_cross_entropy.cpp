@@ -9,26 +9,23 @@ namespace dynprune {
 namespace cpu {
 namespace {
 
-// What label smoothing takes from class c.
-template <class A>
-DYNPRUNE_INLINE A uniform_part(A uniform, const A* class_weight, int64_t c) {
-  return class_weight != nullptr ? uniform * class_weight[c] : uniform;
-}
-
-// RowGradient of a row, but for the targets' own classes.
+// RowGradient at every class of a row as if that were no target. class_weight: of the part that
+// label smoothing takes, or null for ones.
 template <class T>
-DYNPRUNE_CLONES void others_of_row(const T* x, int64_t classes, compute_t<T> max,
-                                   compute_t<T> log_normaliser, compute_t<T> scale,
-                                   compute_t<T> uniform, const compute_t<T>* class_weight, T* out) {
+DYNPRUNE_CLONES void write_row_as_others(const T* x, int64_t classes, compute_t<T> max,
+                                         compute_t<T> log_normaliser, compute_t<T> scale,
+                                         compute_t<T> uniform, const compute_t<T>* class_weight,
+                                         T* out) {
   for (int64_t c = 0; c < classes; c++) {
-    out[c] = narrow<T>(scale * exp_nonpositive(widen(x[c]) - max - log_normaliser) -
-                       uniform_part(uniform, class_weight, c));
+    const compute_t<T> part = class_weight != nullptr ? uniform * class_weight[c] : uniform;
+    const compute_t<T> p = exp_nonpositive(widen(x[c]) - max - log_normaliser);
+    out[c] = narrow<T>(scale * p - part);
   }
 }
 
-// What others_of_row takes, of neighbouring rows.
+// What write_row_as_others takes, of neighbouring rows.
 template <class A>
-struct Neighbours {
+struct NeighbourSlopes {
   A max[kLanes], log_normaliser[kLanes], scale[kLanes], uniform[kLanes];
 
   void set(int l, const RowGradient<A>& slope) {
@@ -38,31 +35,48 @@ struct Neighbours {
   void clear(int l) { max[l] = log_normaliser[l] = scale[l] = uniform[l] = 0; }
 };
 
-// The same of one class of kLanes neighbours at most.
+// The same of up to kLanes neighbouring rows, whose classes lie apart.
 template <class T>
-DYNPRUNE_CLONES void others_of_class(const T* x, int count, const Neighbours<compute_t<T>>& rows,
-                                     compute_t<T> class_weight, T* out) {
-  for (int l = 0; l < count; l++) {
-    const compute_t<T> p = exp_nonpositive(widen(x[l]) - rows.max[l] - rows.log_normaliser[l]);
-    out[l] = narrow<T>(rows.scale[l] * p - rows.uniform[l] * class_weight);
+DYNPRUNE_CLONES void write_columns_as_others(const T* x, int64_t stride, int64_t classes, int count,
+                                             const NeighbourSlopes<compute_t<T>>& rows,
+                                             const compute_t<T>* class_weight, T* out,
+                                             int64_t out_stride) {
+  using A = compute_t<T>;
+  const auto write = [&](int64_t c, A weight, int n) __attribute__((always_inline)) {
+    const T* from = x + c * stride;
+    T* to = out + c * out_stride;
+    for (int l = 0; l < n; l++) {
+      const A p = exp_nonpositive(widen(from[l]) - rows.max[l] - rows.log_normaliser[l]);
+      to[l] = narrow<T>(rows.scale[l] * p - rows.uniform[l] * weight);
+    }
+  };
+  for (int64_t c = 0; c < classes; c++) {
+    const A weight = class_weight != nullptr ? class_weight[c] : A{1};
+    if (count == kLanes) {
+      write(c, weight, kLanes);
+    } else {
+      write(c, weight, count);
+    }
   }
 }
 
 template <class T>
-class Gradients {
+class GradientWriter {
  public:
   using A = compute_t<T>;
 
-  Gradients(const CrossEntropyInput& in, const CrossEntropyGradient& g)
-      : in_(in), options_(in), g_(g) {}
+  GradientWriter(const CrossEntropyInput& in, const CrossEntropyGradient& g)
+      : in_(in),
+        options_(in),
+        uniform_part_(options_.label_smoothing > 0 ? options_.class_weight : nullptr),
+        g_(g) {}
 
   void write_row(int64_t row) const {
     const RowTarget<A> y(in_, row);
     if (!has_gradient(y, row)) return write_zeros(row);
     const RowGradient<A> slope = slope_of(row, y);
-    const A* weight = slope.uniform_weight != 0 ? options_.class_weight : nullptr;
-    others_of_row(logits(row), in_.num_classes, slope.saved.max, slope.saved.log_normaliser,
-                  slope.softmax_weight(), slope.uniform_weight, weight, gradient(row));
+    write_row_as_others(logits(row), in_.num_classes, slope.saved.max, slope.saved.log_normaliser,
+                        slope.softmax_weight(), slope.uniform_weight, uniform_part_, gradient(row));
     write_targets(row, y, slope);
   }
 
@@ -71,7 +85,7 @@ class Gradients {
   int write_columns(int64_t row, int64_t end) const {
     const int64_t group_end = row - row % in_.group_rows + in_.group_rows;
     const int count = static_cast<int>(std::min({end, group_end, row + kLanes}) - row);
-    Neighbours<A> rows;
+    NeighbourSlopes<A> rows;
     for (int l = 0; l < count; l++) {
       const RowTarget<A> y(in_, row + l);
       if (has_gradient(y, row + l)) {
@@ -80,10 +94,8 @@ class Gradients {
         rows.clear(l);
       }
     }
-    for (int64_t c = 0; c < in_.num_classes; c++) {
-      others_of_class(logits(row) + c * in_.class_stride, count, rows, options_.weight_of(c),
-                      gradient(row) + c * in_.gradient_class_stride());
-    }
+    write_columns_as_others(logits(row), in_.class_stride, in_.num_classes, count, rows,
+                            uniform_part_, gradient(row), in_.gradient_class_stride());
     for (int l = 0; l < count; l++) {
       const RowTarget<A> y(in_, row + l);
       if (has_gradient(y, row + l)) {
@@ -129,6 +141,7 @@ class Gradients {
 
   const CrossEntropyInput& in_;
   const LossOptions<A> options_;
+  const A* uniform_part_;  // class weights of label smoothing, or null
   const CrossEntropyGradient& g_;
 };
 
@@ -165,7 +178,7 @@ void scored_cross_entropy_backward(const CrossEntropyInput& in, const CrossEntro
                                    const Parallel& parallel) {
   dispatch(in.type, [&](auto tag) {
     for_each_range(parallel, in.batch_size, row_tasks(in, parallel), [&](int, Range rows) {
-      const Gradients<decltype(tag)> gradients(in, g);
+      const GradientWriter<decltype(tag)> gradients(in, g);
       for (int64_t row = rows.begin; row < rows.end;) {
         if (in.in_columns()) {
           row += gradients.write_columns(row, rows.end);
