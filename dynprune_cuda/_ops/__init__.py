@@ -4,13 +4,16 @@
 from dynprune_cuda._ops import fakes
 from dynprune_cuda._ops.autograd import (
     CROSS_ENTROPY,
+    CROSS_ENTROPY_STEP,
     SOFT_CROSS_ENTROPY,
+    SOFT_CROSS_ENTROPY_STEP,
     StepLoss,
     apply_ordinary_step,
     scored_losses,
 )
 from dynprune_cuda._ops.binary_cross_entropy import (
     BINARY_CROSS_ENTROPY,
+    BINARY_STEP,
     BinaryArguments,
     BinaryStepLoss,
 )
@@ -22,9 +25,12 @@ fakes.register()
 
 __all__ = [
     "BINARY_CROSS_ENTROPY",
+    "BINARY_STEP",
     "CROSS_ENTROPY",
+    "CROSS_ENTROPY_STEP",
     "REFUSALS",
     "SOFT_CROSS_ENTROPY",
+    "SOFT_CROSS_ENTROPY_STEP",
     "BinaryArguments",
     "BinaryStepLoss",
     "LinearArguments",

@@ -221,33 +221,46 @@ class StepLoss(torch.autograd.Function):
         return grad, None, None
 
 
+class OrdinaryStep(NamedTuple):
+    """The operator of an ordinary step, and what its errors name."""
+
+    op: Callable[..., tuple[Tensor, ...]]
+    again: str  # our loss that can go backward twice
+    instead: str  # torch's loss
+
+
+CROSS_ENTROPY_STEP = OrdinaryStep(_step, "scored_cross_entropy", "cross_entropy")
+SOFT_CROSS_ENTROPY_STEP = CROSS_ENTROPY_STEP._replace(op=_soft_step)
+
+
 class OrdinaryStepLoss(torch.autograd.Function):
     """`StepLoss` with `loss_only`, for what most steps are: its Python code shows in small batches.
 
-    That is class indices, logits [B, C] but no float16, no `grad_scale`, outside of compiled code.
+    That is logits [B, C] but no float16, no `grad_scale`, outside of compiled code.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        """Calls the operator with arguments as `StepArguments`, and keeps the gradient."""
+    def forward(ctx: Any, logits: Tensor, step: OrdinaryStep, arguments: tuple[Any, ...]) -> Tensor:
+        """Calls the operator with arguments in its order, and keeps the gradient."""
         gradient = _NOW if ctx.needs_input_grad[0] else _NEVER
         try:
-            loss, _, _, grad_logits = _step(logits, *arguments, gradient)
+            loss, _, _, grad_logits = step.op(logits, *arguments, gradient)
         except REFUSALS as error:
             mark_refusal(error)
             raise
-        ctx.spent = ctx.columns = False
+        ctx.step, ctx.spent, ctx.columns = step, False, False
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_logits)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, None, None]:
         """The gradient with respect to the logits."""
         if grad_loss is None:
-            return None, None
-        refuse_second_derivative("scored_cross_entropy")
-        return scaled_gradient(ctx, ctx.saved_tensors[0], grad_loss, None), None
+            return None, None, None
+        _, again, instead = ctx.step
+        refuse_second_derivative(again, instead)
+        return scaled_gradient(ctx, ctx.saved_tensors[0], grad_loss, None, again), None, None
 
 
 # Without the Python code of Function.apply, which is for tensors of torch.func's transforms.

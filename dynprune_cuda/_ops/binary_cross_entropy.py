@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dynprune_cuda._ops.autograd import Formula, refuse_second_derivative, scaled_gradient
+from dynprune_cuda._ops.autograd import (
+    Formula,
+    OrdinaryStep,
+    refuse_second_derivative,
+    scaled_gradient,
+)
 from dynprune_cuda._ops.contract import GradientTime, Reduction, StepColumn
 from dynprune_cuda._ops.errors import checking_weights, marking_refusals
 from dynprune_cuda._ops.fakes import FAKES
@@ -152,6 +157,8 @@ BINARY_CROSS_ENTROPY = Formula(
     ops.scored_binary_cross_entropy.default, _save_for_backward, _backward
 )
 
+BINARY_STEP = OrdinaryStep(_step, "scored_binary_cross_entropy", "binary_cross_entropy_with_logits")
+
 
 class BinaryStepLoss(torch.autograd.Function):
     """scored_binary_cross_entropy_step_ and its gradient; see `StepLoss`.
@@ -187,14 +194,12 @@ class BinaryStepLoss(torch.autograd.Function):
         """The gradient with respect to the logits."""
         if grad_loss is None:
             return None, None, None
-        instead = "binary_cross_entropy_with_logits"
-        refuse_second_derivative("scored_binary_cross_entropy", instead)
+        refuse_second_derivative(BINARY_STEP.again, BINARY_STEP.instead)
         if ctx.later:
             *inputs, scores = ctx.saved_tensors
             by_row = grad_loss * scores[_ROW_WEIGHT]
             grad = ops.scored_binary_cross_entropy_backward(by_row, *inputs)
         else:
             grad, grad_scale = ctx.saved_tensors
-            again = "scored_binary_cross_entropy"
-            grad = scaled_gradient(ctx, grad, grad_loss, grad_scale, again)
+            grad = scaled_gradient(ctx, grad, grad_loss, grad_scale, BINARY_STEP.again)
         return grad, None, None

@@ -17,7 +17,10 @@ from torch.autograd import forward_ad
 
 from dynprune_cuda._epochs.run import Run
 from dynprune_cuda._ops import (
+    BINARY_STEP,
+    CROSS_ENTROPY_STEP,
     REFUSALS,
+    SOFT_CROSS_ENTROPY_STEP,
     BinaryArguments,
     BinaryStepLoss,
     StepLoss,
@@ -75,7 +78,7 @@ def ordinary_cross_entropy(
     ignore_index: Any,
     label_smoothing: Any,
 ) -> Tensor | None:
-    """Returns the loss of an ordinary step with class indices, which recorded the scores.
+    """Returns the loss of an ordinary step with classes or probabilities; it recorded the scores.
 
     Args:
         run: Whose table is written.
@@ -93,13 +96,16 @@ def ordinary_cross_entropy(
     """
     if (
         not _is_ordinary(run, logits, target, ids, reduction)
-        or target.is_floating_point()
+        or target.requires_grad
         or type(ignore_index) is not int
         or type(label_smoothing) is not float
     ):
         return None
+    soft = target.is_floating_point()
+    if soft and ignore_index >= 0:
+        return None
     table, columns = run.table, run.table.columns()
-    arguments = (  # a StepArguments, but for the time that it takes to make one
+    shared = (  # a StepArguments, but for the time that it takes to make one
         target,
         ids,
         *columns,
@@ -114,15 +120,17 @@ def ordinary_cross_entropy(
         None,
         None,
         None,
-        ignore_index,
-        label_smoothing,
-        None,
-        None,
-        None,
     )
+    arguments: tuple[Any, ...]
     if logits.dtype is torch.float16:  # whose gradient may have to wait for a loss scaler
+        arguments = (*shared, ignore_index, label_smoothing, None, None, None)
         return _recorded(StepLoss.apply, columns, logits, StepArguments._make(arguments), True)
-    return _recorded(apply_ordinary_step, columns, logits, arguments)
+    if soft:
+        arguments, step = (*shared, label_smoothing, None), SOFT_CROSS_ENTROPY_STEP
+    else:
+        arguments = (*shared, ignore_index, label_smoothing, None, None, None)
+        step = CROSS_ENTROPY_STEP
+    return _recorded(apply_ordinary_step, columns, logits, step, arguments)
 
 
 def ordinary_binary_cross_entropy(
@@ -142,22 +150,23 @@ def ordinary_binary_cross_entropy(
     if not _is_ordinary(run, logits, target, ids, reduction) or target.requires_grad:
         return None
     table, columns = run.table, run.table.columns()
-    arguments = BinaryArguments._make(
-        (
-            target,
-            ids,
-            *columns,
-            ticket,
-            table.alpha,
-            table.first_visit == "published",
-            score,
-            table.row_rule,
-            REDUCTIONS.index(reduction),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+    arguments = (
+        target,
+        ids,
+        *columns,
+        ticket,
+        table.alpha,
+        table.first_visit == "published",
+        score,
+        table.row_rule,
+        REDUCTIONS.index(reduction),
+        None,
+        None,
+        None,
+        None,
+        None,
     )
-    return _recorded(BinaryStepLoss.apply, columns, logits, arguments, True)
+    if logits.dtype is torch.float16:
+        given = BinaryArguments._make(arguments)
+        return _recorded(BinaryStepLoss.apply, columns, logits, given, True)
+    return _recorded(apply_ordinary_step, columns, logits, BINARY_STEP, arguments)
