@@ -85,6 +85,14 @@ def test_the_sentence_on_forgetting_is_the_measured_one() -> None:
     assert len(times) == 4 and text in one_line("docs/benchmarks/scoring.md"), text
 
 
+def test_the_sentence_on_options_is_the_measured_one() -> None:
+    rows = json.loads((RESULTS / "bench_scoring_cpu_2cores" / "options.json").read_text())["rows"]
+    times = [f"{row['times_ours']:.1f}" for row in rows if row["name"] == "eager"]
+    text = f"takes {', '.join(times[:-1])} and {times[-1]} times as long"
+    assert len(times) == 4 and text in one_line("docs/benchmarks/scoring.md"), text
+    assert all(row["class_weights"] and row["label_smoothing"] == 0.1 for row in rows)
+
+
 def missed(name: str) -> list[str]:
     """The beginnings of the table's rows of missed targets."""
     return [
