@@ -172,7 +172,7 @@ class StepLoss(torch.autograd.Function):
             gradient = _LATER if underflows else _NOW
         ctx.is_soft = arguments.target.is_floating_point()
         if ctx.is_soft:
-            found = _soft_step(logits, *arguments.without_indices(), gradient)
+            found = marking_refusals(_soft_step, logits, *arguments.without_indices(), gradient)
         else:
             found = marking_refusals(_step, logits, *arguments, gradient)
         loss, scores, correct, grad_logits = found

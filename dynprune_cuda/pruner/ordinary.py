@@ -102,7 +102,7 @@ def ordinary_cross_entropy(
     ):
         return None
     soft = target.is_floating_point()
-    if soft and ignore_index >= 0:
+    if soft and not -(1 << 63) <= ignore_index < 0:
         return None
     table, columns = run.table, run.table.columns()
     shared = (  # a StepArguments, but for the time that it takes to make one

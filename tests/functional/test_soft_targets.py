@@ -416,6 +416,42 @@ def test_what_is_refused_changes_nothing(device):
         assert not columns["count"].any()
 
 
+FEW = (torch.arange(8), torch.full((8, 5), 0.2))
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("ids", "target", "options", "error"),
+    [
+        (FEW[0], FEW[1].double(), {}, None),
+        (FEW[0], FEW[1].bfloat16(), {}, None),
+        (FEW[0].int(), FEW[1], {}, None),
+        (FEW[0], FEW[1][:, :4], {}, "in the shape of logits"),
+        (FEW[0][:7], FEW[1], {}, "8"),
+        (FEW[0] + 30, FEW[1], {}, "out of range"),
+        (FEW[0], FEW[1].clone().requires_grad_(), {}, "must not require a gradient"),
+        (FEW[0], FEW[1], {"label_smoothing": 2.0}, "label_smoothing must be"),
+        (FEW[0], FEW[1], {"ignore_index": 0}, "ignore_index must be negative"),
+        (FEW[0], FEW[1], {"ignore_index": -(2**70)}, "ignore_index must be at least"),
+    ],
+)
+def test_what_the_operator_refuses_is_checked_in_python(ids, target, options, error, dtype):
+    """An ordinary step goes to the operator first, which takes less, and names less."""
+    pruner = Pruner(32, 0.5)
+    pruner.set_epoch(0)
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    version = pruner.table.mean._version
+    if error is None:
+        loss = pruner.cross_entropy(logits, target, ids, **options)
+        expected = cross_entropy(logits.double(), target.double())
+        torch.testing.assert_close(loss.double(), expected, rtol=2e-3, atol=0)
+        assert pruner.table.count.sum() == 8
+        return
+    with pytest.raises((IndexError, ValueError), match=error):
+        pruner.cross_entropy(logits, target, ids, **options)
+    assert pruner.table.count.sum() == 0 and pruner.table.mean._version == version
+
+
 @pytest.mark.slow
 def test_it_compiles(device):
     logits, target = (t.to(device) for t in batch(8, 5))
