@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -103,13 +104,13 @@ class EpochIterator(Iterator[_Item]):
         self._asked = 0  # calls of __next__
         self._items = self._walk(self._order[position:])
 
+    @abstractmethod
     def _walk(self, order: Tensor) -> Iterator[_Item]:
         """Yields what the loader requests, one after the other."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _num_ids(self, item: _Item) -> int:
         """Returns how many ids an item stands for."""
-        raise NotImplementedError
 
     def __next__(self) -> _Item:
         """Returns the next item.
