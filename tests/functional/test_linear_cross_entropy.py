@@ -1,39 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """scored_linear_cross_entropy against a whole matrix of logits."""
 
-import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from linear_heads import CLASSES, FEATURES, ROWS, gradients, make
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynprune_cuda import functional
 from dynprune_cuda._ops import linear_cross_entropy as ops_module
 from dynprune_cuda.functional import linear_cross_entropy as module
 from dynprune_cuda.functional import scored_cross_entropy, scored_linear_cross_entropy
-
-ROWS, FEATURES, CLASSES = 37, 8, 11
-
-
-def make(
-    dtype: torch.dtype = torch.float64, rows: int = ROWS, *, bias: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    generator = torch.Generator().manual_seed(rows)
-    hidden = torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64)
-    weight = torch.randn(CLASSES, FEATURES, generator=generator, dtype=torch.float64)
-    offset = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
-    target = torch.randint(0, CLASSES, (rows,), generator=generator)
-    target[rows // 3 : rows // 3 + 2] = -100
-    leaves = [x.to(dtype).requires_grad_() for x in (hidden, weight, offset)]
-    return leaves[0], leaves[1], target, leaves[2] if bias else None
-
-
-def gradients(loss: Tensor, *leaves: Tensor | None) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, [x for x in leaves if x is not None]))
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 5, ROWS, 1000])
@@ -329,169 +308,6 @@ def test_rows_that_are_not_finite() -> None:
     assert math.isnan(found.loss.item())
     (grad,) = torch.autograd.grad(found.loss, hidden)
     assert grad[5].abs().sum() == 0 and grad[:5].isfinite().all() and grad[-1].isnan().all()
-
-
-class Work(TorchDispatchMode):
-    """Counts multiplications of matrix products, and notes the largest tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.multiplications, self.largest = 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_"):
-            first, second = args[-2:]
-            self.multiplications += first.shape[0] * first.shape[1] * second.shape[1]
-        for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
-@pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Sees into the operator, which dispatch modes take as one call."""
-    plain = ops_module.linear_cross_entropy._init_fn
-    monkeypatch.setattr(ops_module, "linear_cross_entropy", plain)
-    return Work()
-
-
-def test_three_products_and_no_whole_logits(work: Work) -> None:
-    rows, classes = 400, 300
-    hidden = torch.randn(rows, FEATURES, requires_grad=True)
-    weight = torch.randn(classes, FEATURES, requires_grad=True)
-    target = torch.arange(rows) % classes
-    with work:
-        loss = scored_linear_cross_entropy(hidden, weight, target, chunk_rows=16).loss
-        loss.backward()
-    assert work.multiplications == 3 * rows * FEATURES * classes
-    assert work.largest <= max(16 * classes, rows * FEATURES, classes * FEATURES)
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """The most bytes that torch allocated at one time, in its C++ operators too."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    allocated = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    return max(itertools.accumulate(number for _, number in sorted(allocated)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"keep_tokens": 0.5},
-        {"softcap": 30.0},
-        {"z_loss": 0.01},
-        {"softcap": 9.0, "z_loss": 1.0},
-    ],
-    ids=str,
-)
-def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, float], dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)
-    rows, classes = 1024, 2048
-    hidden = torch.randn(rows, FEATURES).to(dtype).requires_grad_()
-    weight = torch.randn(classes, FEATURES).to(dtype).requires_grad_()
-    target = torch.arange(rows) % classes
-
-    def ours() -> object:
-        found = scored_linear_cross_entropy(hidden, weight, target, **options)
-        return torch.autograd.grad(found.loss, (hidden, weight))
-
-    def eager() -> object:
-        return torch.autograd.grad(F.cross_entropy(hidden @ weight.t(), target), (hidden, weight))
-
-    of_weights, logits = FEATURES * (rows + classes), rows * classes * dtype.itemsize
-    eager_peak = peak_bytes(eager) - of_weights * dtype.itemsize
-    assert eager_peak >= 2 * logits
-    own = peak_bytes(ours) - 4 * of_weights  # float32 sums
-    assert own <= eager_peak / 8
-    assert own >= logits / 6 or dtype == torch.bfloat16 or "softcap" in options
-
-
-def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows_of(rows: int, **options: int) -> int:
-        hidden, weight = torch.empty(rows, FEATURES), torch.empty(2048, FEATURES)
-        return module.default_chunk_rows(hidden, weight, weight.dtype, **options)
-
-    assert rows_of(10) == rows_of(9999) == 4096  # 32 MiB
-    assert rows_of(9999, bytes_each=12) == 1365
-    monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)  # 2 rows
-    assert rows_of(1024) == 171  # at most 2/11, in nearly equal parts
-    assert rows_of(1024, bytes_each=12) == 61
-    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [1, 1, 2, 34, 1024]
-    with_softcap = {torch.float32: 8, torch.float64: 16, torch.bfloat16: 10}
-    assert {d: module.bytes_of_logit(d, True, False) for d in with_softcap} == with_softcap
-    assert module.bytes_of_logit(torch.bfloat16, True, True) == 14
-    assert module.bytes_of_logit(torch.bfloat16, False, False) == 2
-
-
-@pytest.mark.parametrize(("wanted", "products"), [("none", 1), ("hidden", 2), ("weight", 2)])
-def test_no_product_for_nothing(work: Work, wanted: str, products: int) -> None:
-    hidden, weight, target, _ = make(torch.float32)
-    hidden.requires_grad_(wanted == "hidden")
-    weight.requires_grad_(wanted == "weight")
-    with work:
-        scored_linear_cross_entropy(hidden, weight, target)
-    assert work.multiplications == products * ROWS * FEATURES * CLASSES
-    work.multiplications = 0
-    weight.requires_grad_()
-    with work, torch.no_grad():
-        scored_linear_cross_entropy(hidden, weight, target)
-    assert work.multiplications == ROWS * FEATURES * CLASSES
-
-
-def test_kept_tokens_are_the_worst_and_cost_less(work: Work) -> None:
-    hidden, weight, target, offset = make(torch.float32, rows=100)
-    with work:
-        found = scored_linear_cross_entropy(hidden, weight, target, bias=offset, keep_tokens=0.2)
-    assert work.multiplications == (100 + 3 * 20) * FEATURES * CLASSES
-    losses = F.cross_entropy(F.linear(hidden, weight, offset), target, reduction="none")
-    wanted = losses.topk(20).indices.sort().values
-    assert torch.equal(found.kept, wanted)
-    expected = losses[wanted].mean()
-    torch.testing.assert_close(found.loss, expected)
-    torch.testing.assert_close(
-        gradients(found.loss, hidden, weight, offset), gradients(expected, hidden, weight, offset)
-    )
-    torch.testing.assert_close(found.row_loss, losses.detach())
-
-
-def test_kept_tokens_by_excess_loss() -> None:
-    hidden, weight, target, _ = make(torch.float32)
-    reference = torch.rand(ROWS, generator=torch.Generator().manual_seed(3)) * 5
-    found = scored_linear_cross_entropy(
-        hidden, weight, target, keep_tokens=0.3, reference_loss=reference
-    )
-    excess = found.row_loss - reference
-    excess[target == -100] = -math.inf
-    assert torch.equal(found.kept, excess.topk(math.ceil(0.3 * ROWS)).indices.sort().values)
-
-
-def test_ignored_tokens_are_kept_last_and_count_for_nothing() -> None:
-    hidden, weight, target, _ = make(torch.float32, rows=10)
-    target[2:] = -100
-    found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=0.5)
-    assert {0, 1} < set(found.kept.tolist()) and len(found.kept) == 5
-    torch.testing.assert_close(found.loss, F.cross_entropy(hidden @ weight.t(), target))
-
-
-def test_ties_of_kept_tokens_are_broken_by_the_seed() -> None:
-    hidden, weight = torch.zeros(200, FEATURES), torch.zeros(CLASSES, FEATURES)
-    target = torch.zeros(200, dtype=torch.int64)
-
-    def kept(seed: int) -> list[int]:
-        found = scored_linear_cross_entropy(hidden, weight, target, keep_tokens=0.25, seed=seed)
-        return found.kept.tolist()  # type: ignore[union-attr]
-
-    assert kept(1) == kept(1) != kept(2) and len(set(kept(1))) == 50
 
 
 @pytest.mark.parametrize("grad", [True, False])
