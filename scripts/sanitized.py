@@ -37,6 +37,7 @@ TESTS = (
     "tests/functional/test_scored_cross_entropy_gradient.py",
     "tests/functional/test_scored_step.py",
     "tests/functional/test_binary_cross_entropy.py",
+    "tests/functional/test_binary_step.py",
     "tests/functional/test_soft_targets.py",
     "tests/functional/test_scoring_sizes.py",
     "tests/functional/test_update_scores.py",
