@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from paths import ROOT
 from benchmarks.equal_steps import experiment as program
 from benchmarks.equal_steps.config import Cell, Method, Setting, read_experiment
 from benchmarks.equal_steps.data import make_task
-from benchmarks.equal_steps.differences import difference_text, paired
+from benchmarks.equal_steps.differences import paired
 from benchmarks.equal_steps.goals import goals_table
 from benchmarks.equal_steps.report import write_report
 from benchmarks.equal_steps.savings import budget_for, saving, steps_saved
@@ -410,91 +409,6 @@ def test_keys_tell_what_a_run_depends_on(config: Path) -> None:
     assert {told.key(cell) for cell in told.cells} - keys == {
         told.key(cell) for cell in told.cells if cell.method == "more"
     }
-
-
-RESULTS = ROOT / "benchmarks" / "results" / "equal_steps_tried"
-FIGURE = r"[+-]\d\.\d\d ± \d\.\d\d"
-
-
-def tries_in_the_guide() -> str:
-    guide = (ROOT / "docs" / "guides" / "choosing.md").read_text().replace("−", "-")
-    return guide[guide.index("## What was tried") : guide.index("## The design experiments")]
-
-
-def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
-    report = (RESULTS / "report.md").read_text()
-    found = re.findall(rf"\| ({FIGURE} \(\d\)) \| [+-]", report)
-    rows = "\n".join(row for row in tries_in_the_guide().splitlines() if row.startswith("|"))
-    shown = re.findall(rf"\| ({FIGURE})( \(\d\))?(?= \|)", rows)
-    assert len(found) == 35 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
-
-
-# A row of the guide's table: the experiment, its setting, and the methods of the last column.
-COMMITTED = {
-    "CIFAR-10, ResNet-10": ("cifar10", "budget20", "default"),
-    "Fashion-MNIST 20,000": ("small", "budget3", "default"),
-    "the same, 10 epochs": ("small", "budget10", "default"),
-    "the same, 30 epochs": ("small", "budget30", "default"),
-    "memorised: 6,000": ("small", "memorised", "default"),
-    "underfit: CIFAR-10": ("small", "underfit", "default"),
-    "10 % wrong labels": ("small", "noise10", "default", "default_trim"),
-    "20 % wrong labels": ("small", "noise20", "default", "default_trim"),
-    "memorised, 10 % wrong": ("small", "memorised_noise10", "default", "default_trim"),
-    "class sizes 50 : 1": ("small", "longtail", "default", "default_equal"),
-    "the language of a word": ("words", "budget10", "default"),
-}
-
-
-def test_the_table_of_the_guide_has_the_committed_differences() -> None:
-    guide = (ROOT / "docs" / "guides" / "choosing.md").read_text().replace("−", "-")
-    table = guide[guide.index("| setting |") :].split("\n\n")[0].splitlines()[2:]
-    assert len(table) == len(COMMITTED)
-    for row, (label, (name, setting, *methods)) in zip(table, COMMITTED.items(), strict=True):
-        assert row.startswith(f"| {label}")
-        report = (RESULTS.parent / f"equal_steps_{name}" / "report.md").read_text()
-        section = report[report.index(f"\n## {setting}\n") :].split("\n## ")[1]
-        labels = read_experiment(CONFIGS[0].parent / f"{name}.toml").methods
-        found = [
-            re.search(rf"^\| {re.escape(labels[m].label)} \| \S+ \| ([^|]+) \|", section, re.M)
-            for m in methods
-        ]
-        assert re.findall(rf"{FIGURE} \(\d+\)", row) == [match and match[1] for match in found]
-
-
-def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
-    found: dict[tuple[str, str], dict[int, dict]] = {}
-    for line in (RESULTS / "results.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        found.setdefault((entry["setting"], entry["method"]), {})[entry["seed"]] = entry
-
-    def above_default(setting: str, method: str, first: int = 0, of: str = "test") -> str:
-        runs = {seed: run for seed, run in found[setting, method].items() if seed >= first}
-        return difference_text(paired(runs, found[setting, "default"], of))
-
-    both = "budget10", "noise10"
-    expected = [
-        *(above_default(setting, "margin") for setting in both),
-        *(above_default(setting, "margin", first=3) for setting in both),
-        *(above_default(setting, "margin", of="validation") for setting in both),
-        *(above_default(setting, "saturating") for setting in both),
-        *(above_default(setting, "saturating", of="validation") for setting in both),
-        above_default("noise10", "constant"),
-        above_default("noise10", "constant", of="validation"),
-    ]
-    text = "\n".join(row for row in tries_in_the_guide().splitlines() if not row.startswith("|"))
-    assert re.findall(rf"{FIGURE} \(\d\)", text) == expected
-    assert above_default("budget10", "constant") == "+0.00 ± 0.00 (3)"
-    for method in ("falling", "aged"):
-        for setting in ("budget10", "noise10"):
-            assert -0.35 < float(above_default(setting, method).split()[0]) < -0.15
-
-    def steps_of(wanted: str) -> set[int]:
-        by_method = ((method, runs) for (_, method), runs in found.items())
-        return {
-            run["steps"] for method, runs in by_method if method == wanted for run in runs.values()
-        }
-
-    assert steps_of("in_batch") == {1483} and steps_of("default") == {3125}  # less than half
 
 
 def test_words_are_split_and_encoded() -> None:

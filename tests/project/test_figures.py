@@ -14,8 +14,6 @@ from typing import NamedTuple
 import pytest
 from paths import ROOT
 
-from benchmarks.equal_steps.differences import difference_text, paired
-
 RESULTS = ROOT / "benchmarks" / "results"
 SCORING = ROOT / "docs" / "benchmarks" / "scoring.md"
 TRAINED_ON = {
@@ -139,39 +137,3 @@ def test_the_head_takes_the_memory_and_time_that_the_guide_says() -> None:
         assert ours["extra_bytes"] < eager["extra_bytes"] / 10
         assert statistics.median(ours["seconds"]) <= statistics.median(eager["seconds"])
     assert len(by_shape) == 2
-
-
-# The rows of the table of UCB in choosing.md: the experiment and its setting.
-UCB_SETTINGS = {
-    "CIFAR-10, 20 epochs' worth": ("cifar10", "budget20"),
-    "Fashion-MNIST, 3 epochs' worth": ("small", "budget3"),
-    "the same, 10 epochs' worth": ("small", "budget10"),
-    "the same, 30 epochs' worth": ("small", "budget30"),
-    "class sizes 50 : 1": ("small", "longtail"),
-    "10 % wrong labels": ("small", "noise10"),
-    "20 % wrong labels": ("small", "noise20"),
-    "the language of a word": ("words", "budget10"),
-    "underfit": ("small", "underfit"),
-    "memorised": ("small", "memorised"),
-    "memorised, 10 % wrong labels": ("small", "memorised_noise10"),
-    "memorised, class sizes 50 : 1": ("small", "memorised_longtail"),
-}
-
-
-def test_the_table_of_ucb_is_the_measured_one() -> None:
-    page = (ROOT / "docs" / "guides" / "choosing.md").read_text()
-    table = page[page.index("| UCB − full data |") :].split("\n\n")[0].splitlines()[2:]
-    shown = {row.split(" | ")[0].strip("| "): row for row in table}
-    assert shown.keys() == UCB_SETTINGS.keys()
-    for name, (experiment, setting) in UCB_SETTINGS.items():
-        runs: dict[str, dict[int, dict[str, float]]] = {}
-        lines = (RESULTS / f"equal_steps_{experiment}" / "results.jsonl").read_text().splitlines()
-        for run in map(json.loads, lines):
-            if run["setting"] == setting:
-                runs.setdefault(run["method"], {})[run["seed"]] = run
-        pairs = [
-            difference_text(paired(runs["ucb_05"], runs[other], "test"))
-            for other in ("full", "default")
-        ]
-        expected = " | ".join(pairs).replace("-", "−")
-        assert shown[name].endswith(f"| {expected} |"), f"{name}: {expected}"
