@@ -91,8 +91,8 @@ class Method:
         share = self.in_batch.get("keep")
         if self.in_batch and not (isinstance(share, float) and 0 < share <= 1):
             raise ValueError(f"in_batch must have a share as keep, got {self.in_batch}")
-        if self.lr_by_tilt and self.policy not in ("", "adaptive", "Adaptive"):
-            raise ValueError(f"lr_by_tilt needs the policy Adaptive, got {self.policy!r}")
+        if self.lr_by_tilt and self.policy not in ("", "adaptive", "Adaptive", "ByRoot"):
+            raise ValueError(f"lr_by_tilt needs Adaptive or ByRoot, got {self.policy!r}")
 
     def make(self, num_samples: int, labels: Any, seed: int, device: Any, budget: float) -> Pruner:
         """The pruner of a run.
@@ -229,6 +229,8 @@ class Experiment:
         }
         if isinstance(pruner.policy, policies.Adaptive):
             parts["tilt"] = [tilted.MEMORISED, tilted.LEARNED, tilted.LEARNING, tilted.UNLEARNED]
+        if "Adaptive(" in repr(pruner):  # runs of version 0.2.0 drew by the roots of the losses
+            parts["weights"] = "harder half"
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

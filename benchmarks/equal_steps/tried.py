@@ -7,18 +7,17 @@ Draws by weights are coordinated, as those of the default policy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from dynprune_cuda.functional import Ranking, Tilted, select, select_uniform
-from dynprune_cuda.functional.tilted import tilt_of
-from dynprune_cuda.policies import Policy
+from dynprune_cuda.functional import Ranking, select, select_uniform
+from dynprune_cuda.policies import Adaptive, Policy
 from dynprune_cuda.scores import ScoreTable
 
-__all__ = ["Aged", "ByMargin", "Mixed", "PowerRamp", "Saturating"]
+__all__ = ["Aged", "ByMargin", "ByRoot", "Mixed", "PowerRamp", "Saturating"]
 
 # A coordinated draw needs finite positive weights to tell samples apart.
 LEAST, GREATEST, FIRST = 2.0**-60, 2.0**60, 2.0**100
@@ -166,12 +165,38 @@ class ByMargin(Policy):
         return Ranking.by_weight(bounded(weights, table), start=table.start)
 
 
+def tilted(weights: Tensor, table: ScoreTable) -> Ranking:
+    """Returns the draw by weights [N], as far as the tilt of the default policy says.
+
+    Args:
+        weights: NaN where a sample comes first.
+        table: The scores of all samples.
+    """
+    tilt = Adaptive.tilt(table)
+    mixed = tilt * weights + (1.0 - tilt) * weights.nanmean()
+    return Ranking.by_weight(bounded(mixed, table), start=table.start)
+
+
+@dataclass(frozen=True)
+class ByRoot(Adaptive):
+    """The default policy of version 0.2.0: weights are the square roots of the mean losses.
+
+    The tilt is the default's.
+    """
+
+    trim: float = field(default=0.0, init=False)
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw by the weights, as far as the tilt says."""
+        return tilted(roots(table), table)
+
+
 @dataclass(frozen=True)
 class Saturating(Policy):
     """The default policy with weights that approach a bound where the loss is high.
 
     With x the square root of the mean loss, in units of its mean over the samples, they are x^2 /
-    (1 + x^2) instead of x. The tilt is the default's.
+    (1 + x^2). The tilt is the default's.
     """
 
     uses_scores = True
@@ -179,9 +204,5 @@ class Saturating(Policy):
 
     def ranking(self, table: ScoreTable) -> Ranking:
         """Returns the draw by the weights, as far as the tilt says."""
-        losses = table.ranking_mean()
-        tilt, mean_root = tilt_of(Tilted(losses).histogram())
-        known = losses.clamp(min=0.0)
-        weights = known / (known + mean_root.square())
-        tilted = tilt * weights + (1.0 - tilt) * weights.nanmean()
-        return Ranking.by_weight(bounded(tilted, table), start=table.start)
+        losses = table.ranking_mean().clamp(min=0.0)
+        return tilted(losses / (losses + roots(table).nanmean().square()), table)

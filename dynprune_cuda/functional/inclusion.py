@@ -100,6 +100,34 @@ def bin_means(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return means, finite, counts[_ZERO]
 
 
+def upper_half(values: Tensor, table: Tensor) -> Tensor:
+    """Tells which values are among the greater half, without waiting.
+
+    Args:
+        values: Some weights, float32 [n]. What is not positive is in the bin of zeros.
+        table: The histogram of all weights. Infinite ones do not count.
+
+    Returns:
+        float32 [n]: 1 in the greater half, and 0 in the other one. A histogram does not tell the
+        weights of one bin apart: those of the median's have the share of them that is in the half.
+    """
+    # Descending: finite weights from the greatest bin on, then zeros.
+    counts = torch.cat((table[0, :_INFINITE].flip(0), table[0, _ZERO:])).double()
+    above = counts.cumsum(0)
+    half = above[-1] / 2
+    place = (above < half).sum()
+    # `take` does not wait, as an index would.
+    share = 1.0 - (above.take(place) - half) / counts.take(place).clamp(min=1.0)
+    # By the bits, the ends are exact. A bin ends where the next one begins; zero is one by itself.
+    start = (_INFINITE - 1 - place) << _SHIFT
+    is_zero = place == _INFINITE
+    lower = torch.where(is_zero, 0, start.clamp(min=1)).to(torch.int32)
+    upper = torch.where(is_zero, 1, start + (1 << _SHIFT)).to(torch.int32)
+    bits = values.contiguous().view(torch.int32).clamp(min=0)
+    inside = torch.where(bits >= lower, share.to(torch.float32), 0.0)
+    return inside.masked_fill_(bits >= upper, 1.0)
+
+
 def _time(counts: Tensor, means: Tensor, wanted: Tensor) -> Tensor:
     """Solves for the time t at which `wanted` samples are drawn, 0-d float64."""
     number, time = counts.sum(), wanted / (counts * means).sum()

@@ -72,7 +72,8 @@ class Trimmed:
     def without(self, rows: Tensor, exempt: Tensor) -> Tensor:
         """Returns the scores as float32, with -inf for `rows` but for those that are exempt.
 
-        Others are at least LEAST, so that learned samples come before those that are left out.
+        Others are positive if they are weights, so that learned samples come before those that are
+        left out.
 
         Args:
             rows: Positions that are left out, int64.
@@ -81,7 +82,8 @@ class Trimmed:
         values = self.ranking.values.to(torch.float32)
         out = torch.zeros_like(values, dtype=torch.bool)
         out.index_fill_(0, rows, True).index_fill_(0, exempt, False)
-        return values.clamp(min=LEAST).masked_fill_(out, -math.inf)
+        least = 0.0 if isinstance(self.ranking, Tilted) else LEAST
+        return values.clamp(min=least).masked_fill_(out, -math.inf)
 
 
 def trim_seeds(rule: Trimmed, seed: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynprune_cuda._checks.arguments import check_vector
-from dynprune_cuda.functional.inclusion import bin_means, histogram
+from dynprune_cuda.functional.inclusion import bin_means, histogram, upper_half
 from dynprune_cuda.functional.ranking import Ranking, as_start
 
 # The effective share at which the tilt is 0, and from which on it is 1; and the same from above.
@@ -22,13 +22,17 @@ _STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not 
 
 @dataclass(frozen=True, eq=False)
 class Tilted:
-    """Samples drawn by the square root of their scores, as far as that pays, and else uniformly.
+    """Samples drawn from the harder half, as far as that pays, and else uniformly.
 
-    How far is read from the spread of the scores, by the effective share of the samples (Kish
-    1965). It is `(sum of r)^2 / (N * sum of r^2)`, with r the square root of the score. It is 1 for
-    equal scores and falls while the samples are learned, until few of them hold most of the loss.
-    Weights are `tilt * r + (1 - tilt) * mean of r`. The tilt is 1 for effective shares from 0.5 to
-    0.72, falls to 0 at 0.42 and at 0.8, and is a multiple of 1/64.
+    The harder half are the samples with the higher scores, and each of them is equally likely. How
+    far is read from the spread of the scores, by the effective share of the samples (Kish 1965). It
+    is `(sum of r)^2 / (N * sum of r^2)`, with r the square root of the score. It is 1 for equal
+    scores and falls while the samples are learned, until few of them hold most of the loss.
+
+    The weight of a sample is `(1 + tilt) / 2` in the harder half, and `(1 - tilt) / 2` in the other
+    one. The tilt is 1 for effective shares from 0.5 to 0.72, falls to 0 at 0.42 and at 0.8, and is
+    a multiple of 1/64. The half is read from a histogram, whose bins are at most 6 % wide. Scores
+    in the bin of the median share one weight, which lies between the two.
 
     Attributes:
         scores: [N] float32, float16 or bfloat16: losses, or others that are 0 for a sample that is
@@ -72,42 +76,33 @@ class Tilted:
             table: The histogram of all scores.
             values: Scores; -inf for those that are left out.
         """
-        tilt, mean_root = tilt_of(table)
+        tilt = tilt_of(table)
         values = values.to(torch.float32)
-        roots = values.clamp(min=0.0).sqrt_()
         # Each operation is rounded by itself, so that the weights are the same on every device.
-        weights = roots.mul_(tilt).add_((1.0 - tilt) * mean_root)
-        weights = weights.masked_fill_(values == -math.inf, 0.0)
+        weights = upper_half(values, table).mul_(tilt).add_((1.0 - tilt) / 2)
+        # Samples that weigh nothing still come before those that are left out. Coordinated draws
+        # tell finite weights apart only, and multiply them by 2^-5 to 2^34.
+        weights.clamp_(min=2.0**-60).masked_fill_(values == -math.inf, 0.0)
         first = values.isnan() | (values == math.inf)
-        if self.start:
-            # Infinite weights and zeros would be drawn by the seed alone, the same ones each time.
-            # A draw multiplies a weight by 2^-5 to 2^34, so that these bounds keep the order.
-            left_out = values == -math.inf
-            last = (weights == 0) & ~left_out
-            weights = weights.clamp_(2.0**-60, 2.0**60).masked_fill_(last, 2.0**-100)
-            weights.masked_fill_(left_out, 0.0)
-        unknown = 2.0**100 if self.start else math.inf
-        return Ranking.by_weight(weights.masked_fill_(first, unknown), start=self.start)
+        weights.masked_fill_(first, 2.0**100 if self.start else math.inf)
+        return Ranking.by_weight(weights, start=self.start)
 
 
-def effective_share(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the effective share of the samples, and the mean root of their scores, 0-d float64.
+def effective_share(table: Tensor) -> Tensor:
+    """Returns the effective share of the samples, 0-d float64.
 
     Args:
-        table: The histogram of the scores. NaN results from one without known scores.
+        table: The histogram of the scores. NaN results from one without known scores above 0.
     """
     means, counts, zeros = bin_means(table)
-    number = counts.sum() + zeros
     roots = (counts * means.sqrt()).sum()
-    return roots * roots / (number * (counts * means).sum()), roots / number
+    return roots * roots / ((counts.sum() + zeros) * (counts * means).sum())
 
 
-def tilt_of(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the tilt and the mean root, 0-d float32; 0 and 1 without known scores above 0."""
-    share, mean_root = effective_share(table)
+def tilt_of(table: Tensor) -> Tensor:
+    """Returns the tilt, 0-d float32; 0 without known scores above 0."""
+    share = effective_share(table)
     rising = (share - MEMORISED) / (LEARNED - MEMORISED)
     falling = (UNLEARNED - share) / (UNLEARNED - LEARNING)
     tilt = (torch.minimum(rising, falling).clamp(0.0, 1.0) * _STEPS).round() / _STEPS
-    known = share.isfinite()
-    tilt = torch.where(known, tilt, 0.0)
-    return tilt.to(torch.float32), torch.where(known, mean_root, 1.0).to(torch.float32)
+    return torch.where(share.isfinite(), tilt, 0.0).to(torch.float32)

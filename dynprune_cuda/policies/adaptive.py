@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws by the scores where that pays, and uniformly where it does not."""
+"""Draws from the harder half where that pays, and from all samples where it does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dynprune_cuda._checks.arguments import check_type
-from dynprune_cuda.functional.rules import Trimmed, as_share
+from dynprune_cuda.functional.rules import Trimmed, WeightedRule, as_share
 from dynprune_cuda.functional.tilted import Tilted, tilt_of
 from dynprune_cuda.policies.protocol import Policy
 from dynprune_cuda.scores.table import ScoreTable
@@ -16,13 +16,14 @@ from dynprune_cuda.scores.table import ScoreTable
 
 @dataclass(frozen=True)
 class Adaptive(Policy):
-    """Samples drawn by the square root of their mean losses, as far as their spread says it pays.
+    """Samples drawn from those with the higher mean losses, as far as that pays.
 
     Choosing by the loss costs accuracy while all samples are about equally hard, and once few of
-    them hold most of the loss. Then the draw is uniform. In between it is that of `Weighted(0.5)`.
-    `functional.Tilted` tells how, and docs/guides/choosing.md has the measurements. The tilt
-    depends on the scores of the table only: it is the same on every rank, and part of a saved
-    state. Samples that were never visited, or whose newest value was not finite, come first.
+    them hold most of the loss. Then all samples are equally likely. In between only the harder half
+    of them is drawn from, each with the same chance. `functional.Tilted` tells how, and
+    docs/guides/choosing.md has the measurements. The tilt depends on the scores of the table only:
+    it is the same on every rank, and part of a saved state. Samples that were never visited, or
+    whose newest value was not finite, come first.
 
     Successive draws are coordinated, see `Ranking.by_weight`: each one takes what those before left
     out, as far as the weights allow. Uniform draws go through nearly all samples before they take
@@ -49,20 +50,20 @@ class Adaptive(Policy):
         """Checks the parameter."""
         object.__setattr__(self, "trim", as_share("trim", self.trim))
 
-    def ranking(self, table: ScoreTable) -> Tilted | Trimmed:
+    def ranking(self, table: ScoreTable) -> WeightedRule:
         """Returns the rule by the scores."""
         tilted = Tilted(table.ranking_mean(), table.start)
         return Trimmed(tilted, self.trim) if self.trim else tilted
 
     @staticmethod
     def tilt(table: ScoreTable) -> Tensor:
-        """Returns how far a selection from a whole table follows the scores, without waiting.
+        """Returns how far a selection from a whole table keeps to the harder half, without waiting.
 
         Args:
             table: The scores of all samples.
 
         Returns:
-            0-d float32, from 0, a uniform draw, to 1, that of `Weighted(0.5)`.
+            0-d float32, from 0, a uniform draw, to 1, a draw from the harder half.
         """
         check_type("table", table, ScoreTable)
-        return tilt_of(Tilted(table.ranking_mean()).histogram())[0]
+        return tilt_of(Tilted(table.ranking_mean()).histogram())

@@ -18,6 +18,7 @@ from benchmarks.equal_steps.tried import (
     LEAST,
     Aged,
     ByMargin,
+    ByRoot,
     Mixed,
     PowerRamp,
     Saturating,
@@ -185,7 +186,7 @@ def test_choosing_in_every_batch_costs_forward_passes(
         Method("x", "full", in_batch={"keep": 10})
     with pytest.raises(ValueError, match="in_batch must have a share as keep, got"):
         Method("x", "full", in_batch={"keep": 1.5})
-    with pytest.raises(ValueError, match="lr_by_tilt needs the policy Adaptive, got 'full'"):
+    with pytest.raises(ValueError, match="lr_by_tilt needs Adaptive or ByRoot, got 'full'"):
         Method("x", "full", "full", lr_by_tilt=0.5)
 
 
@@ -199,6 +200,19 @@ def test_the_learning_rate_follows_the_tilt(
     method = Method("x", pruner={"keep": 0.5}, lr_by_tilt=-0.5)
     training.train(setting, method, make_task(setting, tmp_path, 0), 0, "cpu")
     assert peaks == [0.2] * 6 + [pytest.approx(0.15)] * 18  # the first epoch has no scores
+
+
+def test_weights_by_the_root() -> None:
+    losses = [0.01] * 30 + [1.0] * 65 + [1.5] * 5
+    table = table_of(*losses, NAN)
+    tilt = float(Adaptive.tilt(table))
+    assert 0 < tilt < 1
+    weights = [math.sqrt(loss) for loss in losses]
+    mean = sum(weights) / len(weights)
+    expected = [tilt * weight + (1 - tilt) * mean for weight in weights]
+    ranking = ByRoot().ranking(table.told(None, None, 0.25))
+    assert ranking.values.tolist() == pytest.approx([*expected, FIRST], rel=1e-5)
+    assert ranking.c == 0.25
 
 
 def test_weights_that_saturate() -> None:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default policy: follows the scores where that pays, and draws uniformly elsewhere."""
+"""The default policy: keeps to the harder half where that pays, and draws uniformly elsewhere."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from dynprune_cuda import Pruner, ScoreTable, policies
 from dynprune_cuda import functional as F
 from dynprune_cuda.functional import Tilted, Trimmed
+from dynprune_cuda.functional.inclusion import upper_half
 from dynprune_cuda.functional.tilted import effective_share, tilt_of
 
 
@@ -31,9 +33,8 @@ def test_the_effective_share_is_that_of_its_definition(device, sigma, dtype):
     known = scores[7:].double()
     known = known[known.isfinite()]  # float16 ends at 65504
     expected = known.sqrt().sum() ** 2 / (len(known) * known.sum())
-    share, mean_root = effective_share(Tilted(scores.to(device)).histogram())
+    share = effective_share(Tilted(scores.to(device)).histogram())
     assert share.item() == pytest.approx(expected.item(), rel=1e-3)
-    assert mean_root.item() == pytest.approx(known.sqrt().mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -44,25 +45,83 @@ def test_the_tilt_depends_on_the_effective_share(share, tilt):
     # A part `share` of equal scores, and zeros: the effective share is that part.
     number = round(10_000 * share)
     scores = torch.cat([torch.full((number,), 0.3), torch.zeros(10_000 - number)])
-    found, _ = tilt_of(Tilted(scores).histogram())
+    found = tilt_of(Tilted(scores).histogram())
     assert found.item() == pytest.approx(tilt, abs=1 / 64)
     assert (found * 64).item() == round(found.item() * 64)
     assert policies.Adaptive.tilt(table_of(scores)) == found
 
 
-def test_inside_the_window_it_is_weighted_sampling_by_the_root(device):
-    scores = lognormal(3000, 1.3).to(device)
-    scores[5] = math.nan
-    chosen = F.select(Tilted(scores), 3000, 900, seed=2, device=device)
-    weights = scores.nan_to_num(nan=math.inf).sqrt()
-    assert torch.equal(chosen, F.select_weighted(weights, 900, seed=2, order="ascending"))
-    assert 5 in chosen
+def harder(scores):
+    """Of each score, which part of its bin is in the harder half; written from the definition."""
+    bits = scores.float().clamp(min=0).numpy().view(np.int32)
+    bins = np.where(bits == 0, -1, bits >> 19)
+    order = np.sort(bins)[::-1]
+    edge = order[len(order) // 2] if len(order) % 2 else order[len(order) // 2 - 1]
+    above, inside = (bins > edge).sum(), (bins == edge).sum()
+    part = (len(order) / 2 - above) / inside
+    return torch.from_numpy(np.where(bins > edge, 1.0, np.where(bins == edge, part, 0.0)))
+
+
+def weights_of(rule):
+    return rule.ranking(rule.histogram(), rule.values).values
+
+
+@pytest.mark.parametrize("zeros", [0, 40, 1499, 1500, 1501, 2000])
+@pytest.mark.parametrize("number", [3000, 3001])
+def test_inside_the_window_it_draws_from_the_harder_half(device, number, zeros):
+    scores = lognormal(number, 1.3)
+    scores[torch.randperm(number)[:zeros]] = 0.0
+    part = harder(scores)
+    assert part.sum().item() == pytest.approx(number / 2)
+    rule = Tilted(scores.to(device))
+    tilt = tilt_of(rule.histogram()).item()
+    assert tilt == (1.0 if zeros < 1000 else pytest.approx(tilt))
+    expected = tilt * part + (1 - tilt) / 2
+    torch.testing.assert_close(weights_of(rule).cpu().double(), expected, rtol=1e-6, atol=1e-15)
+    if tilt == 1.0:
+        chosen = F.select(rule, number, 900, seed=2, device=device).cpu()
+        assert (part[chosen] > 0).all()
+        # The others come when nothing else is left.
+        every = F.select(rule, number, number - 10, seed=2, device=device).cpu()
+        assert (part > 0).sum() == (part[every] > 0).sum()
+
+
+def test_the_members_of_the_harder_half_are_equally_likely():
+    scores = lognormal(300, 1.3)
+    part = harder(scores)
+    counts = torch.zeros(300)
+    for seed in range(2000):
+        counts[F.select(Tilted(scores), 300, 60, seed=seed)] += 1
+    assert (counts[part == 0] == 0).all()
+    hard = counts[part == 1]
+    likely = 60 / part.sum().item()
+    deviations = (hard - 2000 * likely) / math.sqrt(2000 * likely * (1 - likely))
+    assert deviations.abs().max() < 5 and deviations.std() < 1.2
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf])
+def test_unknown_scores_come_first_and_do_not_move_the_half(device, special):
+    scores = lognormal(3000, 1.3)
+    rule = Tilted(torch.cat([scores, torch.full((900,), special)]).to(device))
+    chosen = F.select(rule, 3900, 1200, seed=2, device=device).cpu()
+    assert (chosen >= 3000).sum() == 900
+    assert (harder(scores)[chosen[chosen < 3000]] > 0).all()
+
+
+def test_the_half_holds_for_scores_of_any_size():
+    # Zero, below the least normal number, and up to the greatest one. Each value is a bin.
+    scores = torch.tensor([0.0, -1.0, 1e-45, 1e-40, 1e-38, 1.0, 1e38, 3.4e38])
+    for first in range(len(scores)):
+        for last in range(first + 1, len(scores) + 1):
+            some = scores[first:last]
+            found = upper_half(some, Tilted(some).histogram())
+            torch.testing.assert_close(found.double(), harder(some))
 
 
 @pytest.mark.parametrize("sigma", [0.3, 4.0])
 def test_outside_of_it_every_sample_is_equally_likely(sigma):
     scores = lognormal(200, sigma, seed=1)
-    assert tilt_of(Tilted(scores).histogram())[0] == 0
+    assert tilt_of(Tilted(scores).histogram()) == 0
     counts = torch.zeros(200)
     for seed in range(2000):
         counts[F.select(Tilted(scores), 200, 60, seed=seed)] += 1
@@ -73,10 +132,9 @@ def test_outside_of_it_every_sample_is_equally_likely(sigma):
 def test_in_between_weights_are_a_mixture():
     scores = torch.cat([lognormal(4000, 0.8), torch.zeros(350)])
     rule = Tilted(scores)
-    tilt, mean_root = tilt_of(rule.histogram())
+    tilt = tilt_of(rule.histogram()).item()
     assert 0 < tilt < 1
-    ranking = rule.ranking(rule.histogram(), rule.values)
-    torch.testing.assert_close(ranking.values, tilt * scores.sqrt() + (1 - tilt) * mean_root)
+    torch.testing.assert_close(weights_of(rule).double(), tilt * harder(scores) + (1 - tilt) / 2)
 
 
 @pytest.mark.parametrize("scores", [[], [math.nan] * 9, [0.0] * 9, [-1.0] * 9, [math.inf, 1.0]])
@@ -95,10 +153,20 @@ def test_what_is_trimmed_weighs_nothing_in_every_regime():
         assert not top & set(chosen.tolist())
 
 
-def test_it_rescales_by_its_weights():
+def test_learned_samples_come_before_those_that_are_trimmed():
+    scores = torch.cat([lognormal(700, 1.0), torch.zeros(300)])
+    assert tilt_of(Tilted(scores).histogram()) == 1
+    for start in (0.0, 0.25):
+        rule = Trimmed(Tilted(scores, start=start), 0.1, revisited=0.0)
+        chosen = set(F.select(rule, 1000, 850, seed=1).tolist())
+        assert not set(scores.topk(100).indices.tolist()) & chosen
+
+
+@pytest.mark.parametrize("k", [300, 480, 700])
+def test_it_rescales_by_its_weights(k):
     scores = lognormal(1000, 1.3)
-    ids, factors = F.select_rescaled(Tilted(scores), 1000, 300, seed=1)
-    expected = 0.3 / F.inclusion_probabilities(scores.sqrt(), 300)
+    ids, factors = F.select_rescaled(Tilted(scores), 1000, k, seed=1)
+    expected = k / 1000 / F.inclusion_probabilities(harder(scores).clamp(min=1e-18).float(), k)
     torch.testing.assert_close(factors, expected[ids].clamp(max=10))
 
 
