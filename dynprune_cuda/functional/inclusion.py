@@ -13,6 +13,7 @@ from dynprune_cuda._checks.arguments import as_int, check_vector
 _SHIFT = 19
 _INFINITE = 255 << 4  # the bin of infinity
 _ZERO = 256 << 4
+_LEAST_BITS = -(1 << 31)
 NUM_BINS = _ZERO + 1
 _PIECE = 1 << 22  # weights per piece: the memory that a histogram takes does not grow with them
 # Newton's method from the left converges from below. Near the solution it doubles the digits.
@@ -118,14 +119,15 @@ def upper_half(values: Tensor, table: Tensor) -> Tensor:
     place = (above < half).sum()
     # `take` does not wait, as an index would.
     share = 1.0 - (above.take(place) - half) / counts.take(place).clamp(min=1.0)
-    # By the bits, the ends are exact. A bin ends where the next one begins; zero is one by itself.
+    # Bits of positive floats are in the order of the floats, and those of negative ones below them.
+    # A bin ends where the next one begins; zero is one by itself, together with all below.
     start = (_INFINITE - 1 - place) << _SHIFT
     is_zero = place == _INFINITE
-    lower = torch.where(is_zero, 0, start.clamp(min=1)).to(torch.int32)
+    lower = torch.where(is_zero, _LEAST_BITS, start.clamp(min=1)).to(torch.int32)
     upper = torch.where(is_zero, 1, start + (1 << _SHIFT)).to(torch.int32)
-    bits = values.contiguous().view(torch.int32).clamp(min=0)
-    inside = torch.where(bits >= lower, share.to(torch.float32), 0.0)
-    return inside.masked_fill_(bits >= upper, 1.0)
+    bits = values.contiguous().view(torch.int32)
+    inside = (bits >= lower).to(torch.float32).mul_(share.to(torch.float32))
+    return torch.where(bits >= upper, 1.0, inside)
 
 
 def _time(counts: Tensor, means: Tensor, wanted: Tensor) -> Tensor:

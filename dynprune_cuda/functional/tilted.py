@@ -83,7 +83,7 @@ class Tilted:
         # Samples that weigh nothing still come before those that are left out. Coordinated draws
         # tell finite weights apart only, and multiply them by 2^-5 to 2^34.
         weights.clamp_(min=2.0**-60).masked_fill_(values == -math.inf, 0.0)
-        first = values.isnan() | (values == math.inf)
+        first = (values < math.inf).logical_not_()  # NaN, too
         weights.masked_fill_(first, 2.0**100 if self.start else math.inf)
         return Ranking.by_weight(weights, start=self.start)
 

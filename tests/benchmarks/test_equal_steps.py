@@ -366,7 +366,7 @@ def test_the_report_has_both_times_the_tilt_and_the_cost(config: Path, tmp_path:
     write_report(made, out)
     text = (out / "report.md").read_text()
     assert "4 runs took 2.0\ncore-hours in all" in text
-    assert "seeds below 3 in these settings" in " ".join(text.split())
+    assert "with seeds below 3 in these settings" in " ".join(text.split())
     table = text[text.index("| method |") :].splitlines()
     assert table[0].endswith("| Gini | tilt | wall time, s | CPU time, s |")
     assert table[2].endswith("| 0.50 |  | 3600 | 1800 |")
