@@ -77,13 +77,13 @@ NOTES = """All runs of a setting take equally many steps, unless the method's na
 The learning rate has one cycle over the run's own steps. Accuracies are those after the last step.
 Differences to `{baseline}` are paired by seed: mean ± standard error (number of seeds). The Gini
 coefficient tells how unevenly the visits are spread: 0 is evenly. The tilt tells how far `adaptive`
-keeps to the harder half, in the mean over the run: 0 is a uniform draw. Seconds are those of the training
-in the mean. Wall time depends on what else the machine did. {number} runs took {hours:.1f}
+keeps to the harder half, in the mean over the run: 0 is a uniform draw. Seconds are those of the
+training in the mean. Wall time depends on what else the machine did. {number} runs took {hours:.1f}
 core-hours in all."""
 
-FRESH = """The window of `adaptive`, and that it draws from a half, were chosen with seeds below {first}
-in these settings, by their accuracy on test and validation samples. Their gains may be too high.
-Nothing was chosen with the seeds from {first} on."""
+FRESH = """The window of `adaptive`, and that it draws from a half, were chosen with seeds below
+{first} in these settings, by their accuracy on test and validation samples. Their gains may be too
+high. Nothing was chosen with the seeds from {first} on."""
 
 
 def description(experiment: Experiment, name: str) -> str:

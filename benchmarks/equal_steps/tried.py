@@ -6,6 +6,7 @@ Draws by weights are coordinated, as those of the default policy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -17,7 +18,16 @@ from dynprune_cuda.functional import Ranking, select, select_uniform
 from dynprune_cuda.policies import Adaptive, Policy
 from dynprune_cuda.scores import ScoreTable
 
-__all__ = ["Aged", "ByMargin", "ByRoot", "Mixed", "PowerRamp", "Saturating"]
+__all__ = [
+    "Aged",
+    "ByMargin",
+    "ByRoot",
+    "HarderPart",
+    "Mixed",
+    "PowerRamp",
+    "Saturating",
+    "SoftHalf",
+]
 
 # A coordinated draw needs finite positive weights to tell samples apart.
 LEAST, GREATEST, FIRST = 2.0**-60, 2.0**60, 2.0**100
@@ -206,3 +216,50 @@ class Saturating(Policy):
         """Returns the draw by the weights, as far as the tilt says."""
         losses = table.ranking_mean().clamp(min=0.0)
         return tilted(losses / (losses + roots(table).nanmean().square()), table)
+
+
+@dataclass(frozen=True)
+class HarderPart(Policy):
+    """The default policy with another part than a half, or with a share of the easier samples.
+
+    The tilt is the default's.
+
+    Attributes:
+        part: Share of all samples that counts as hard, in (0, 1).
+        easy: Weight of the others, beside 1 for a hard one.
+    """
+
+    part: float
+    easy: float = 0.0
+
+    uses_scores = True
+    coordinated = True
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw by the weights, as far as the tilt says."""
+        losses = table.ranking_mean()
+        weights = torch.where(losses >= losses.nanquantile(1 - self.part), 1.0, self.easy)
+        return tilted(weights.masked_fill(losses.isnan(), math.nan), table)
+
+
+@dataclass(frozen=True)
+class SoftHalf(Policy):
+    """The default policy with weights that rise around the median loss, instead of a step.
+
+    With x the mean loss over its median, they are x^power / (1 + x^power). The tilt is the
+    default's.
+
+    Attributes:
+        power: How steep they rise.
+    """
+
+    power: float
+
+    uses_scores = True
+    coordinated = True
+
+    def ranking(self, table: ScoreTable) -> Ranking:
+        """Returns the draw by the weights, as far as the tilt says."""
+        losses = table.ranking_mean().clamp(min=0.0)
+        raised = (losses / losses.nanmedian()).pow(self.power)
+        return tilted(raised / (1 + raised), table)

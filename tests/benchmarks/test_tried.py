@@ -19,9 +19,11 @@ from benchmarks.equal_steps.tried import (
     Aged,
     ByMargin,
     ByRoot,
+    HarderPart,
     Mixed,
     PowerRamp,
     Saturating,
+    SoftHalf,
 )
 from dynprune_cuda import Pruner
 from dynprune_cuda.policies import Adaptive
@@ -211,6 +213,32 @@ def test_weights_by_the_root() -> None:
     mean = sum(weights) / len(weights)
     expected = [tilt * weight + (1 - tilt) * mean for weight in weights]
     ranking = ByRoot().ranking(table.told(None, None, 0.25))
+    assert ranking.values.tolist() == pytest.approx([*expected, FIRST], rel=1e-5)
+    assert ranking.c == 0.25
+
+
+def test_another_part_than_a_half() -> None:
+    losses = [0.01] * 30 + [1.0 + number / 1000 for number in range(70)]
+    table = table_of(*losses, NAN)
+    tilt = float(Adaptive.tilt(table))
+    assert 0 < tilt < 1
+    weights = [1.0 if loss > 1.049 else 0.1 for loss in losses]
+    mean = sum(weights) / len(weights)
+    expected = [tilt * weight + (1 - tilt) * mean for weight in weights]
+    ranking = HarderPart(0.2, easy=0.1).ranking(table.told(None, None, 0.25))
+    assert ranking.values.tolist() == pytest.approx([*expected, FIRST], rel=1e-5)
+    assert ranking.c == 0.25
+
+
+def test_weights_that_rise_around_the_median() -> None:
+    losses = [0.01] * 30 + [1.0] * 65 + [1.5] * 6
+    table = table_of(*losses, NAN)
+    tilt = float(Adaptive.tilt(table))
+    assert 0 < tilt < 1
+    weights = [loss**3 / (1 + loss**3) for loss in losses]  # the median is 1
+    mean = sum(weights) / len(weights)
+    expected = [tilt * weight + (1 - tilt) * mean for weight in weights]
+    ranking = SoftHalf(3.0).ranking(table.told(None, None, 0.25))
     assert ranking.values.tolist() == pytest.approx([*expected, FIRST], rel=1e-5)
     assert ranking.c == 0.25
 
