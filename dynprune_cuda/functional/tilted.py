@@ -15,7 +15,7 @@ from dynprune_cuda.functional.ranking import Ranking, as_start
 
 # The effective share at which the tilt is 0, and from which on it is 1; and the same from above.
 # Measured: docs/guides/choosing.md.
-MEMORISED, LEARNED = 0.42, 0.50
+MEMORISED, LEARNED = 0.40, 0.44
 LEARNING, UNLEARNED = 0.72, 0.80
 _STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not reach it
 
@@ -30,7 +30,7 @@ class Tilted:
     scores and falls while the samples are learned, until few of them hold most of the loss.
 
     The weight of a sample is `(1 + tilt) / 2` in the harder half, and `(1 - tilt) / 2` in the other
-    one. The tilt is 1 for effective shares from 0.5 to 0.72, falls to 0 at 0.42 and at 0.8, and is
+    one. The tilt is 1 for effective shares from 0.44 to 0.72, falls to 0 at 0.4 and at 0.8, and is
     a multiple of 1/64. The half is read from a histogram, whose bins are at most 6 % wide. Scores
     in the bin of the median share one weight, which lies between the two.
 

@@ -39,7 +39,7 @@ def test_the_effective_share_is_that_of_its_definition(device, sigma, dtype):
 
 @pytest.mark.parametrize(
     ("share", "tilt"),
-    [(0.1, 0), (0.42, 0), (0.46, 0.5), (0.5, 1), (0.72, 1), (0.76, 0.5), (0.8, 0), (0.99, 0)],
+    [(0.1, 0), (0.4, 0), (0.42, 0.5), (0.44, 1), (0.72, 1), (0.76, 0.5), (0.8, 0), (0.99, 0)],
 )
 def test_the_tilt_depends_on_the_effective_share(share, tilt):
     # A part `share` of equal scores, and zeros: the effective share is that part.
