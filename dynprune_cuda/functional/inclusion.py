@@ -125,7 +125,7 @@ def upper_half(values: Tensor, table: Tensor) -> Tensor:
     is_zero = place == _INFINITE
     lower = torch.where(is_zero, _LEAST_BITS, start.clamp(min=1)).to(torch.int32)
     upper = torch.where(is_zero, 1, start + (1 << _SHIFT)).to(torch.int32)
-    bits = values.contiguous().view(torch.int32)
+    bits = values.resolve_neg().contiguous().view(torch.int32)
     inside = (bits >= lower).to(torch.float32).mul_(share.to(torch.float32))
     return torch.where(bits >= upper, 1.0, inside)
 

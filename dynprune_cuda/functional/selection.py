@@ -261,8 +261,9 @@ def select_rescaled(
 ) -> tuple[Tensor, Tensor]:
     """Selects by weights, and tells what to multiply the losses by.
 
-    With the factors, the mean loss of the selection estimates the mean loss of all samples. Trimmed
-    samples count as 0 in that mean. The factors are (k / N) / p, where p is the sample's
+    With the factors, the mean loss of the selection estimates the mean loss of all samples. Samples
+    that are trimmed, or weigh nothing, count as 0 in that mean; so do those of the easier half with
+    `Tilted`. The factors are (k / N) / p, where p is the sample's
     `inclusion_probabilities` (Horvitz & Thompson 1952), and at most 10. A factor of 10 means: drawn
     a tenth as often as the others.
 

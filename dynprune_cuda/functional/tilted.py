@@ -24,14 +24,15 @@ _STEPS = 64  # the tilt is a multiple of 1 / 64: rounding errors of sums do not 
 class Tilted:
     """Samples drawn from the harder half, as far as that pays, and else uniformly.
 
-    The harder half are the samples with the higher scores, and each of them is equally likely. How
-    far is read from the spread of the scores, by the effective share of the samples (Kish 1965). It
-    is `(sum of r)^2 / (N * sum of r^2)`, with r the square root of the score. It is 1 for equal
-    scores and falls while the samples are learned, until few of them hold most of the loss.
+    The harder half are the samples with the higher scores, and each of them is equally likely. The
+    others come when the half is exhausted. How far is read from the spread of the scores, by the
+    effective share of the samples (Kish 1965). It is `(sum of r)^2 / (N * sum of r^2)`, with r the
+    square root of the score. It is 1 for equal scores and falls while the samples are learned,
+    until few of them hold most of the loss.
 
     The weight of a sample is `(1 + tilt) / 2` in the harder half, and `(1 - tilt) / 2` in the other
     one. The tilt is 1 for effective shares from 0.44 to 0.72, falls to 0 at 0.4 and at 0.8, and is
-    a multiple of 1/64. The half is read from a histogram, whose bins are at most 6 % wide. Scores
+    a multiple of 1/64. The half is read from a histogram, whose bins are at most 1/16 wide. Scores
     in the bin of the median share one weight, which lies between the two.
 
     Attributes:

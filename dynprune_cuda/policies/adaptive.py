@@ -19,15 +19,19 @@ class Adaptive(Policy):
     """Samples drawn from those with the higher mean losses, as far as that pays.
 
     Choosing by the loss costs accuracy while all samples are about equally hard, and once few of
-    them hold most of the loss. Then all samples are equally likely. In between only the harder half
-    of them is drawn from, each with the same chance. `functional.Tilted` tells how, and
-    docs/guides/choosing.md has the measurements. The tilt depends on the scores of the table only:
-    it is the same on every rank, and part of a saved state. Samples that were never visited, or
-    whose newest value was not finite, come first.
+    them hold most of the loss. Then all samples are equally likely. In between the harder half of
+    them is drawn from, each with the same chance, and the others if more than the half is kept.
+    `functional.Tilted` tells how, and docs/guides/choosing.md has the measurements. The tilt
+    depends on the scores of the table only: it is the same on every rank, and part of a saved
+    state. Samples that were never visited, or whose newest value was not finite, come first.
 
-    Successive draws are coordinated, see `Ranking.by_weight`: each one takes what those before left
-    out, as far as the weights allow. Uniform draws go through nearly all samples before they take
-    one again. With groups or `Covered` around it, that holds only in part.
+    The score of a sample changes only when it is visited. So a sample of the easier half comes
+    again when others fall below its score. `Covered` around this policy bounds the wait.
+
+    Successive draws are coordinated, see `Ranking.by_weight`. Uniform draws go through nearly all
+    samples before they take one again. In the harder half, all samples are drawn equally often in
+    the long run; with `keep` up to 0.3, a draw shares about half of its samples with the one
+    before. With groups or `Covered` around it, that holds only in part.
 
     The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
     0, such as negated confidences, count as 0: use `UCB` for them.

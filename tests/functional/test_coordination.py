@@ -9,6 +9,7 @@ import torch
 
 from dynprune_cuda import Pruner, functional, policies, schedules
 from dynprune_cuda.functional import Ranking, Tilted, Trimmed
+from dynprune_cuda.functional.tilted import tilt_of
 
 N, K = 6000, 1800  # more than three passes in ten selections
 
@@ -138,21 +139,28 @@ def test_ties_of_what_is_unknown_or_learned_are_not_frozen():
     # 0.3 N of the N / 2 samples that come first, 20 times: 12 visits each.
     assert visits[: N // 2].min() >= 9 and visits[: N // 2].max() <= 15
     scores = torch.zeros(N)
-    scores[: N // 4] = 1.0
-    rules = [Tilted(scores, start=t * 0.295 % 1.0) for t in range(1, 21)]
+    scores[: 3 * N // 5] = 1.0
+    rules = [Tilted(scores, start=t * 0.689 % 1.0) for t in range(1, 21)]
+    assert tilt_of(rules[0].histogram()) == 1
     chosen = torch.zeros(N)
     for rule in rules:
-        chosen[functional.select(rule, N, int(0.8 * N), seed=3)] += 1
-    assert chosen[N // 4 :].min() > 5  # no sample of loss 0 is left out for ever
+        chosen[functional.select(rule, N, int(0.7 * N), seed=3)] += 1
+    # 0.2 N of the 0.5 N that weigh next to nothing, 20 times; some of the ones do, too.
+    assert chosen[3 * N // 5 :].min() > 2  # no sample of loss 0 is left out for ever
 
 
 def test_starting_points_keep_the_order_of_extreme_weights():
-    scores = torch.tensor([math.nan, math.inf, 1e38, 1e-38, 0.0, -1.0]).repeat(300)
+    scores = torch.cat([torch.full((300,), math.nan), torch.full((300,), math.inf)])
+    scores = torch.cat([scores, torch.full((660,), 1.0), torch.full((540,), 1e-38)])
     for start in (0.1, 0.7):
         rule = Tilted(scores, start=start)
+        assert tilt_of(rule.histogram()) > 0.9
         ranking = rule.ranking(rule.histogram(), rule.values)
-        firsts = functional.select(ranking, 1800, 600, seed=1)
-        assert set((firsts % 6).tolist()) == {0, 1}
+        assert ranking.values.unique().tolist()[-1] == 2.0**100
+        for k in (600, 1100):
+            chosen = functional.select(ranking, 1800, k, seed=1)
+            assert (chosen < 600).sum() == 600
+        assert (chosen < 1260).sum() > 1000  # the others weigh at most a twentieth
 
 
 @pytest.mark.parametrize("name", ["growing", "constant"])
