@@ -29,9 +29,9 @@ class Adaptive(Policy):
     again when others fall below its score. `Covered` around this policy bounds the wait.
 
     Successive draws are coordinated, see `Ranking.by_weight`. Uniform draws go through nearly all
-    samples before they take one again. In the harder half, all samples are drawn equally often in
-    the long run; with `keep` up to 0.3, a draw shares about half of its samples with the one
-    before. With groups or `Covered` around it, that holds only in part.
+    samples before they take one again. The samples of the harder half are drawn equally often in
+    the long run. There, a draw with `keep` up to 0.3 shares about half of its samples with the one
+    before. With groups or `Covered` around it, all that holds only in part.
 
     The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
     0, such as negated confidences, count as 0: use `UCB` for them.

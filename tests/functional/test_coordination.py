@@ -126,6 +126,25 @@ def test_the_default_policy_goes_through_all_samples_where_it_does_not_choose(ke
     assert (few | many).float().mean() < 0.1  # 0.5 if they were independent
 
 
+@pytest.mark.parametrize("keep", [0.1, 0.3])
+def test_the_members_of_the_harder_half_take_turns(keep):
+    scores = (torch.randn(N, generator=torch.Generator().manual_seed(1)) * 1.3).exp()
+    hard = scores > scores.median() * 1.1  # without the bin of the median
+    visits, before, shared = torch.zeros(N), None, []
+    for t in range(1, 61):
+        chosen = torch.zeros(N, dtype=torch.bool)
+        rule = Tilted(scores, start=t * keep * 63 / 64 % 1.0)
+        assert tilt_of(rule.histogram()) == 1
+        chosen[functional.select(rule, N, int(keep * N), seed=3)] = True
+        visits += chosen
+        if before is not None:
+            shared.append(((chosen & before).sum() / chosen.sum()).item())
+        before = chosen
+    assert 0.45 < sum(shared) / len(shared) < 0.55
+    each = 60 * 2 * keep
+    assert visits[hard].min() > 0.8 * each and visits[hard].max() < 1.2 * each
+
+
 def test_ties_of_what_is_unknown_or_learned_are_not_frozen():
     pruner = Pruner(N, 0.3, seed=2)
     nothing = torch.ones(N)
