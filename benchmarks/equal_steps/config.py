@@ -229,8 +229,8 @@ class Experiment:
         }
         if isinstance(pruner.policy, policies.Adaptive):
             parts["tilt"] = [tilted.MEMORISED, tilted.LEARNED, tilted.LEARNING, tilted.UNLEARNED]
-        if "Adaptive(" in repr(pruner):  # runs of version 0.2.0 drew by the roots of the losses
-            parts["weights"] = "harder half"
+        if "Adaptive(" in repr(pruner):  # version 0.2.0 drew by the roots of the losses
+            parts["draws"] = "harder half, every second start first"
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

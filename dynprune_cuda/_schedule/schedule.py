@@ -95,8 +95,13 @@ class Schedule:
 
         It is 63/64 of the sum of k / N over the selections before, without whole ones. With all of
         it, a keep of 0.3 would come back to the same ten points for ever. Then a sample whose
-        chance is 0.37 would be drawn three or four times in ten selections for ever, too. A
-        function is not called for earlier epochs: its starting points are multiples of the golden
+        chance is 0.37 would be drawn three or four times in ten selections for ever, too.
+
+        With a constant k, every second point of a pass through all samples comes first, then those
+        between: uniform draws still take every sample once in a pass. Draws from a half of the
+        samples reach twice as far, and take every sample of the half once in half a pass.
+
+        A function is not called for earlier epochs: its starting points are multiples of the golden
         ratio, which lie apart from those before.
 
         Args:
@@ -106,7 +111,12 @@ class Schedule:
         if self.keep is None or callable(self.keep):
             return periods * GOLDEN_RATIO % 1.0
         if isinstance(self.keep, int):
-            total = periods * self.keep
+            number = max(1, round(self.num_samples / self.keep)) if self.keep else 1  # of a pass
+            before, place = divmod(periods, number)
+            second = 2 * place
+            if second >= number:
+                second = 2 * (place - (number + 1) // 2) + 1
+            total = (before * number + second) * self.keep
         else:
             earlier = range(self.warm_until, start, self.period)
             total = sum(self.kept(epoch) or 0 for epoch in earlier)

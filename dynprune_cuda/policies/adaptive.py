@@ -28,10 +28,10 @@ class Adaptive(Policy):
     The score of a sample changes only when it is visited. So a sample of the easier half comes
     again when others fall below its score. `Covered` around this policy bounds the wait.
 
-    Successive draws are coordinated, see `Ranking.by_weight`. Uniform draws go through nearly all
-    samples before they take one again. The samples of the harder half are drawn equally often in
-    the long run. There, a draw with `keep` up to 0.3 shares about half of its samples with the one
-    before. With groups or `Covered` around it, all that holds only in part.
+    Successive draws are coordinated, see `Ranking.by_weight`: each one takes what those before left
+    out, as far as the weights allow. Uniform draws go through nearly all samples before they take
+    one again, and draws from the harder half through most of it. With groups or `Covered` around
+    it, or with a `keep` that changes, that holds only in part.
 
     The scores must be losses, or others that are 0 for what is learned, such as EL2N. Values below
     0, such as negated confidences, count as 0: use `UCB` for them.

@@ -126,21 +126,33 @@ def test_the_default_policy_goes_through_all_samples_where_it_does_not_choose(ke
     assert (few | many).float().mean() < 0.1  # 0.5 if they were independent
 
 
-@pytest.mark.parametrize("keep", [0.1, 0.3])
-def test_the_members_of_the_harder_half_take_turns(keep):
+@pytest.mark.parametrize(
+    ("keep", "shared", "once"), [(0.1, 0.1, 0.7), (0.2, 0.1, 0.7), (0.3, 0.42, 0.7)]
+)
+def test_the_members_of_the_harder_half_take_turns(keep, shared, once):
     scores = (torch.randn(N, generator=torch.Generator().manual_seed(1)) * 1.3).exp()
     hard = scores > scores.median() * 1.1  # without the bin of the median
-    visits, before, shared = torch.zeros(N), None, []
-    for t in range(1, 61):
+    pruner = Pruner(N, keep, seed=4)
+    visits, drawn, before, overlaps, singles = torch.zeros(N), torch.zeros(N), None, [], []
+    for epoch in range(1 + 60):
+        pruner.set_epoch(epoch)
+        ids = pruner.epoch_order()
+        pruner.observe(ids, scores[ids])
+        if epoch == 0:
+            continue  # the warm-up
+        assert policies.Adaptive.tilt(pruner.table) == 1
         chosen = torch.zeros(N, dtype=torch.bool)
-        rule = Tilted(scores, start=t * keep * 63 / 64 % 1.0)
-        assert tilt_of(rule.histogram()) == 1
-        chosen[functional.select(rule, N, int(keep * N), seed=3)] = True
+        chosen[ids] = True
         visits += chosen
+        drawn += chosen
         if before is not None:
-            shared.append(((chosen & before).sum() / chosen.sum()).item())
+            overlaps.append(((chosen & before).sum() / chosen.sum()).item())
         before = chosen
-    assert 0.45 < sum(shared) / len(shared) < 0.55
+        if epoch % round(0.5 / keep) == 0:
+            singles.append((drawn[hard] == 1).float().mean().item())
+            drawn.zero_()
+    assert sum(overlaps) / len(overlaps) < shared  # 2 * keep if they were independent
+    assert sum(singles[1:]) / len(singles[1:]) > once  # 0.4 if they were independent
     each = 60 * 2 * keep
     assert visits[hard].min() > 0.8 * each and visits[hard].max() < 1.2 * each
 
