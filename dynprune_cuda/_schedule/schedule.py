@@ -98,7 +98,7 @@ class Schedule:
         chance is 0.37 would be drawn three or four times in ten selections for ever, too.
 
         With a constant k, every second point of a pass through all samples comes first, then those
-        between: uniform draws still take every sample once in a pass. Draws from a half of the
+        between. Uniform draws still take every sample once in a pass. Draws from a half of the
         samples reach twice as far, and take every sample of the half once in half a pass.
 
         A function is not called for earlier epochs: its starting points are multiples of the golden
