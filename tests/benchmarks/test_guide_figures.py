@@ -38,7 +38,7 @@ def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
     found = re.findall(rf"\| ({FIGURE} \(\d\)) \| [+-]", report)
     rows = "\n".join(row for row in tries_in_the_guide().splitlines() if row.startswith("|"))
     shown = re.findall(rf"\| ({FIGURE})( \(\d\))?(?= \|)", rows)
-    assert len(found) == 35 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
+    assert len(found) == 40 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
 
 
 # A row of the guide's table: the experiment, its setting, and the methods of the last column.
@@ -76,31 +76,68 @@ def test_the_table_of_the_guide_has_the_committed_differences() -> None:
 def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
     found = runs_of("tried")
 
-    def above_default(setting: str, method: str, first: int = 0, of: str = "test") -> str:
+    def above(
+        setting: str, method: str, first: int = 0, of: str = "test", other: str = "by_root"
+    ) -> str:
         runs = {seed: run for seed, run in found[setting][method].items() if seed >= first}
-        return difference_text(paired(runs, found[setting]["default"], of))
+        return difference_text(paired(runs, found[setting][other], of))
 
     both = "budget10", "noise10"
     expected = [
-        *(above_default(setting, "margin") for setting in both),
-        *(above_default(setting, "margin", first=3) for setting in both),
-        *(above_default(setting, "margin", of="validation") for setting in both),
-        *(above_default(setting, "saturating") for setting in both),
-        *(above_default(setting, "saturating", of="validation") for setting in both),
-        above_default("noise10", "constant"),
-        above_default("noise10", "constant", of="validation"),
+        *(above(setting, "default") for setting in both),
+        *(above(setting, "default", of="validation") for setting in both),
+        above("budget10", "easy_01", other="default"),
+        above("budget10", "soft_4", other="default"),
+        *(above(setting, "margin") for setting in both),
+        *(above(setting, "margin", first=3) for setting in both),
+        *(above(setting, "margin", of="validation") for setting in both),
+        *(above(setting, "saturating") for setting in both),
+        *(above(setting, "saturating", of="validation") for setting in both),
+        above("noise10", "constant"),
+        above("noise10", "constant", of="validation"),
     ]
     text = "\n".join(row for row in tries_in_the_guide().splitlines() if not row.startswith("|"))
     assert re.findall(rf"{FIGURE} \(\d\)", text) == expected
-    assert above_default("budget10", "constant") == "+0.00 ± 0.00 (3)"
+    assert above("budget10", "constant") == "+0.00 ± 0.00 (3)"
     for method in ("falling", "aged"):
-        for setting in ("budget10", "noise10"):
-            assert -0.35 < float(above_default(setting, method).split()[0]) < -0.15
+        for setting in both:
+            assert -0.35 < float(above(setting, method).split()[0]) < -0.15
 
     def steps_of(wanted: str) -> set[int]:
         return {run["steps"] for by in found.values() for run in by.get(wanted, {}).values()}
 
+    for method in ("part_65", "part_35", "easy_01", "soft_2", "soft_4"):
+        assert above("budget10", method, of="validation", other="default").startswith("-")
     assert steps_of("in_batch") == {1483} and steps_of("default") == {3125}  # less than half
+
+
+# The rows of the table of seeds that nothing was chosen with: the setting, and the option's method.
+FRESH = {
+    "Fashion-MNIST, 3 epochs' worth": ("budget3", None),
+    "the same, 10 epochs' worth": ("budget10", None),
+    "10 % wrong labels": ("noise10", "default_trim"),
+    "20 % wrong labels": ("noise20", None),
+    "class sizes 50 : 1": ("longtail", "default_equal"),
+}
+
+
+def test_the_table_of_fresh_seeds_is_the_measured_one() -> None:
+    table, found = rows_below("| setting | the default, keep 0.3 | with its"), runs_of("small")
+    assert len(table) == len(FRESH)
+    for row, (label, (setting, option)) in zip(table, FRESH.items(), strict=True):
+        assert row.startswith(f"| {label} | ")
+        expected = [
+            difference_text(
+                paired(
+                    {seed: run for seed, run in found[setting][method].items() if seed >= 10},
+                    found[setting]["full"],
+                    "test",
+                )
+            )
+            for method in ("default", option)
+            if method
+        ]
+        assert re.findall(rf"{FIGURE} \(\d+\)", row) == expected
 
 
 # The rows of the table of UCB in the guide: the experiment and its setting.
