@@ -189,9 +189,9 @@ def tilted(weights: Tensor, table: ScoreTable) -> Ranking:
 
 @dataclass(frozen=True)
 class ByRoot(Adaptive):
-    """The default policy of version 0.2.0: weights are the square roots of the mean losses.
+    """The rule of version 0.2.0: weights are the square roots of the mean losses.
 
-    The tilt is the default's.
+    The tilt is that of today's default.
     """
 
     trim: float = field(default=0.0, init=False)
@@ -203,7 +203,7 @@ class ByRoot(Adaptive):
 
 @dataclass(frozen=True)
 class Saturating(Policy):
-    """The default policy with weights that approach a bound where the loss is high.
+    """`ByRoot` with weights that approach a bound where the loss is high.
 
     With x the square root of the mean loss, in units of its mean over the samples, they are x^2 /
     (1 + x^2). The tilt is the default's.

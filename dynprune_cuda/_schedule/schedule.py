@@ -97,9 +97,10 @@ class Schedule:
         it, a keep of 0.3 would come back to the same ten points for ever. Then a sample whose
         chance is 0.37 would be drawn three or four times in ten selections for ever, too.
 
-        With a constant k, every second point of a pass through all samples comes first, then those
-        between. Uniform draws still take every sample once in a pass. Draws from a half of the
-        samples reach twice as far, and take every sample of the half once in half a pass.
+        With a constant k, about N / k selections make a pass. Every second of its points comes
+        first, then those between. Uniform draws still take nearly every sample once in a pass.
+        Draws from a half of the samples take about twice as much of the circle each, so that draws
+        from neighbouring points would share samples.
 
         A function is not called for earlier epochs: its starting points are multiples of the golden
         ratio, which lie apart from those before.

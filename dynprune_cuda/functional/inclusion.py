@@ -110,7 +110,8 @@ def upper_half(values: Tensor, table: Tensor) -> Tensor:
 
     Returns:
         float32 [n]: 1 in the greater half, and 0 in the other one. A histogram does not tell the
-        weights of one bin apart: those of the median's have the share of them that is in the half.
+        weights of one bin apart. Those in the bin of the median get the share of that bin that is
+        in the half.
     """
     # Descending: finite weights from the greatest bin on, then zeros.
     counts = torch.cat((table[0, :_INFINITE].flip(0), table[0, _ZERO:])).double()

@@ -25,15 +25,15 @@ class Tilted:
     """Samples drawn from the harder half, as far as that pays, and else uniformly.
 
     The harder half are the samples with the higher scores, and each of them is equally likely. The
-    others come when the half is exhausted. How far is read from the spread of the scores, by the
-    effective share of the samples (Kish 1965). It is `(sum of r)^2 / (N * sum of r^2)`, with r the
-    square root of the score. It is 1 for equal scores and falls while the samples are learned,
-    until few of them hold most of the loss.
+    others come when the half is exhausted. The tilt says how far: 0 is a uniform draw, and 1 the
+    half. It depends on the spread of the scores, by the effective share of the samples (Kish 1965).
+    This is `(sum of r)^2 / (N * sum of r^2)`, with r the square root of the score. It is 1 for
+    equal scores and falls while the samples are learned, until few of them hold most of the loss.
 
     The weight of a sample is `(1 + tilt) / 2` in the harder half, and `(1 - tilt) / 2` in the other
     one. The tilt is 1 for effective shares from 0.44 to 0.72, falls to 0 at 0.4 and at 0.8, and is
-    a multiple of 1/64. The half is read from a histogram, whose bins are at most 1/16 wide. Scores
-    in the bin of the median share one weight, which lies between the two.
+    a multiple of 1/64. The half is read from a histogram, whose bins are at most 1/16 of the score
+    wide. Scores in the bin of the median share one weight, which lies between the two.
 
     Attributes:
         scores: [N] float32, float16 or bfloat16: losses, or others that are 0 for a sample that is

@@ -19,8 +19,8 @@ class Adaptive(Policy):
     """Samples drawn from those with the higher mean losses, as far as that pays.
 
     Choosing by the loss costs accuracy while all samples are about equally hard, and once few of
-    them hold most of the loss. Then all samples are equally likely. In between the harder half of
-    them is drawn from, each with the same chance, and the others if more than the half is kept.
+    them hold most of the loss. Then all samples are equally likely. In between, samples of the
+    harder half are drawn, each with the same chance, and others if more than the half is kept.
     `functional.Tilted` tells how, and docs/guides/choosing.md has the measurements. The tilt
     depends on the scores of the table only: it is the same on every rank, and part of a saved
     state. Samples that were never visited, or whose newest value was not finite, come first.
@@ -37,7 +37,7 @@ class Adaptive(Policy):
     0, such as negated confidences, count as 0: use `UCB` for them.
 
     Attributes:
-        trim: As of `Weighted`.
+        trim: As of `Weighted`. The half is that of all samples, before any are left out.
 
     Raises:
         TypeError: `trim` is no number.

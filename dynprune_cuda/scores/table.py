@@ -87,7 +87,7 @@ class ScoreTable:
         sample_ids: None; in a `part` the sample id of each row, int64 [num_samples].
         history: None; where the run is, in the table of a policy with `uses_history`.
         start: 0; in the table that a run shows its policy, the starting point of a `coordinated`
-            draw. It grows by about k / N with each selection, without whole ones.
+            draw. Each selection has its own, see `Ranking.by_weight`.
         memory: None; the policy's own columns, in the table of a policy with `memory`.
     """
 
