@@ -32,6 +32,7 @@ CONFIGS = ROOT / "benchmarks" / "equal_steps" / "configs"
 COMMITTED = {  # experiment: folder of its committed results
     "small": ROOT / "benchmarks" / "results" / "equal_steps_small",
     "cifar10": ROOT / "benchmarks" / "results" / "equal_steps_cifar10",
+    "words": ROOT / "benchmarks" / "results" / "equal_steps_words",
 }
 METHOD = "default"
 

@@ -93,14 +93,14 @@ class Schedule:
     def starting_point(self, start: int) -> float:
         """Returns where the draw of a coordinated policy starts, see `Ranking.by_weight`.
 
-        It is 63/64 of the sum of k / N over the selections before, without whole ones. With all of
-        it, a keep of 0.3 would come back to the same ten points for ever. Then a sample whose
-        chance is 0.37 would be drawn three or four times in ten selections for ever, too.
+        For a sequence, it is 63/64 of the sum of k / N over the selections before, without whole
+        ones. With all of it, a keep of 0.3 would come back to the same ten points for ever. Then a
+        sample whose chance is 0.37 would be drawn three or four times in ten selections for ever.
 
-        With a constant k, about N / k selections make a pass. Every second of its points comes
-        first, then those between. Uniform draws still take nearly every sample once in a pass.
-        Draws from a half of the samples take about twice as much of the circle each, so that draws
-        from neighbouring points would share samples.
+        A constant k has the same points in another order. About N / k selections make a pass: every
+        second of its points comes first, then those between. Uniform draws still take nearly every
+        sample once in a pass. Draws from a half of the samples take about twice as much of the
+        circle each, so that draws from neighbouring points would share samples.
 
         A function is not called for earlier epochs: its starting points are multiples of the golden
         ratio, which lie apart from those before.

@@ -101,3 +101,4 @@ def test_committed_results_are_of_the_experiments_as_they_are() -> None:
     found = {name: (mean, number) for name, _, mean, _, number in demo.committed()}
     assert found["fashion, budget10"][1] >= 3 and found["fashion, budget10"][0] > 0
     assert "cifar10, budget20" in found
+    assert found["words, budget10"][0] < 0  # where the default loses is shown, too
