@@ -34,6 +34,7 @@ from benchmarks.common.machine_info import machine_info
 from benchmarks.common.memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import time_rounds
+from dynprune_cuda._ops.linear_cross_entropy import chunk_logits
 from dynprune_cuda.functional import scored_linear_cross_entropy
 from dynprune_cuda.functional.linear_cross_entropy import default_chunk_rows
 
@@ -69,13 +70,21 @@ def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) 
     return total / len(hidden)
 
 
-def three_products(hidden: Tensor, weight: Tensor, rows: int) -> None:
+def by_rows(buffer: Tensor, rows: int, classes: int) -> Tensor:
+    """Logits as torch lays them out."""
+    return buffer[: rows * classes].view(rows, classes)
+
+
+def three_products(
+    hidden: Tensor, weight: Tensor, rows: int, layout: Callable[..., Tensor]
+) -> None:
     """The matrix products of a step, in chunks of so many rows that share a buffer."""
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
-    buffer = hidden.new_empty(rows, len(weight))
+    buffer = hidden.new_empty(rows * len(weight))
     for first in range(0, len(hidden), rows):
         part = hidden[first : first + rows]
-        logits = torch.mm(part, weight.t(), out=buffer[: len(part)])
+        logits = layout(buffer, len(part), len(weight))
+        torch.mm(part, weight.t(), out=logits)
         torch.mm(logits, weight, out=grad_hidden[first : first + rows])
         torch.addmm(grad_weight, logits.t(), part, beta=min(first, 1), out=grad_weight)
 
@@ -113,8 +122,11 @@ def times(shape: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
     }
     hidden, weight = (x.detach() for x in inputs[:2])
     in_chunks = default_chunk_rows(hidden, weight, weight.dtype)
-    for name, rows in ((PRODUCTS, in_chunks), (WHOLE, len(hidden))):
-        calls[name] = functools.partial(three_products, hidden, weight, rows)
+    for name, rows, layout in (
+        (PRODUCTS, in_chunks, chunk_logits),
+        (WHOLE, len(hidden), by_rows),
+    ):
+        calls[name] = functools.partial(three_products, hidden, weight, rows, layout)
     return time_rounds(calls, torch.device("cpu"), rounds)
 
 

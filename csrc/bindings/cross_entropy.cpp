@@ -125,6 +125,11 @@ struct Scored {
   }
 };
 
+bool is_dense_in_columns(const Tensor& logits) {
+  return logits_are_in_columns(logits) && logits.stride(2) == logits.size(1) &&
+         (logits.size(0) <= 1 || logits.stride(0) == logits.size(1) * logits.size(2));
+}
+
 CrossEntropyGradient checked_gradient(const CrossEntropyCall& call, const Tensor& grad_loss,
                                       const Tensor& saved, void* grad_logits) {
   const int64_t rows = call.input.batch_size;
@@ -184,7 +189,8 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_with_gradient_(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
     std::optional<Tensor> weight, int64_t ignore_index, double label_smoothing) {
-  check(logits.dim() == 2 && logits.is_contiguous(), "logits must be 2-D and contiguous");
+  check(logits.is_contiguous() || (!logits.is_cuda() && is_dense_in_columns(logits)),
+        "logits must be contiguous; on the CPU their rows may be neighbours instead");
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, std::nullopt,
                               std::nullopt);
   const Scored scored(call);

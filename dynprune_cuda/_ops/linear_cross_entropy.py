@@ -54,6 +54,29 @@ def _results(
     return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
 
 
+def in_columns(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether the logits of a chunk are laid out by class, and not by row.
+
+    The matrix products of the CPU take less time so; linear_head compares them with whole ones.
+    """
+    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
+
+
+def chunk_logits(buffer: Tensor, rows: int, classes: int) -> Tensor:
+    """Returns [rows, classes] in a buffer, in the layout of `in_columns`."""
+    part = buffer[: rows * classes]
+    if in_columns(buffer.device, buffer.dtype):
+        return part.view(classes, rows).t()
+    return part.view(rows, classes)
+
+
+def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Along the classes, in the layout of the logits: torch.softmax would copy them."""
+    if logits.is_contiguous():
+        return torch.softmax(logits, 1, dtype=dtype)
+    return torch.softmax(logits.t(), 0, dtype=dtype).t()
+
+
 def _of_all_rows(message: str, first: int) -> str:
     """Returns an error about a target of a chunk with the place of this target in all rows."""
     return re.sub(r"(?<=target\[)\d+", lambda place: str(int(place[0]) + first), message, count=1)
@@ -112,12 +135,12 @@ def linear_cross_entropy(
     scores, correct, grad_hidden, grad_weight, grad_bias = results
     matrix = weight.to(dtype)
     offset = None if bias is None else bias.to(dtype)
-    buffer = hidden.new_empty((min(chunk_rows, hidden.shape[0]), len(weight)), dtype=dtype)
+    buffer = hidden.new_empty(min(chunk_rows, hidden.shape[0]) * len(weight), dtype=dtype)
     others = ignore_index, label_smoothing
     for first in range(0, hidden.shape[0], chunk_rows):
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
-        logits = buffer[: len(inputs)]
+        logits = chunk_logits(buffer, len(inputs), len(weight))
         if offset is None:
             torch.mm(inputs, matrix.t(), out=logits)
         else:
@@ -128,14 +151,14 @@ def linear_cross_entropy(
         if any(wants):
             # What else depends on the logits, before their gradient replaces them.
             if z_loss > 0:
-                of_log_z = torch.softmax(logits, 1, dtype=scores.dtype)
+                of_log_z = _softmax(logits, scores.dtype)
             if softcap > 0:  # the derivative of the hyperbolic tangent
                 slope = logits.to(scores.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
         try:
             if any(wants):
-                found = ops.scored_cross_entropy_with_gradient_(factors, logits, *options)
+                found = ops.scored_cross_entropy_with_gradient_(factors, logits[None], *options)
             else:
-                found = ops.scored_cross_entropy(logits, *options)
+                found = ops.scored_cross_entropy(logits[None], *options)
         except IndexError as error:
             raise IndexError(_of_all_rows(str(error), first)) from None
         *values, correct[part], saved = found

@@ -43,8 +43,10 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
 # products take longer: linear_head compares them with whole ones.
 ENOUGH_CHUNK_ROWS = 1024
 # The whole logits and their gradient are as large each: chunks of more bytes than those above take
-# an eleventh of both. Beside the buffers of the products, that stays below an eighth.
-PARTS_OF_LOGITS = 11
+# at most 0.105 of both. Beside the buffers of the products, that stays below an eighth.
+SHARE_OF_LOGITS = 0.105
+# Rows that the vectors of a CPU and the tensor cores of a GPU take at a time.
+ROWS_TOGETHER = 16
 
 
 class LinearScoredLoss(NamedTuple):
@@ -137,7 +139,7 @@ def scored_linear_cross_entropy(
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 32 MiB of logits on the CPU, and 512
             MiB on a GPU. For heads of many classes these are few. Then it is the lesser of 1024 and
-            2/11 of all rows, in nearly equal chunks. `softcap` and `z_loss` take memory beside the
+            0.21 of all rows, in nearly equal chunks. `softcap` and `z_loss` take memory beside the
             logits, so that a chunk has fewer rows.
 
     Returns:
@@ -294,11 +296,13 @@ def default_chunk_rows(
     if by_bytes >= ENOUGH_CHUNK_ROWS:
         return by_bytes  # whatever the rows: torch.compile need not trace their number
     rows = hidden.shape[0]
-    share = 2 * rows * dtype.itemsize // (PARTS_OF_LOGITS * bytes_each)
+    share = int(2 * SHARE_OF_LOGITS * rows * dtype.itemsize / bytes_each)
     most = max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, share))
     # Of nearly equal size: a matrix library may take other buffers for a small last one.
     chunks = max(1, -(-rows // most))
-    return max(1, -(-rows // chunks))
+    even = max(1, -(-rows // chunks))
+    together = -(-even // ROWS_TOGETHER) * ROWS_TOGETHER
+    return together if together <= most else even
 
 
 def _check(

@@ -110,9 +110,9 @@ def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of(10) == rows_of(9999) == 4096  # 32 MiB
     assert rows_of(9999, bytes_each=12) == 1365
     monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)  # 2 rows
-    assert rows_of(1024) == 171  # at most 2/11, in nearly equal parts
-    assert rows_of(1024, bytes_each=12) == 61
-    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [1, 1, 2, 34, 1024]
+    assert rows_of(1024) == 208  # at most 0.21, in nearly equal parts of whole sixteens
+    assert rows_of(1024, bytes_each=12) == 69
+    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [1, 1, 2, 40, 1024]
     with_softcap = {torch.float32: 8, torch.float64: 16, torch.bfloat16: 10}
     assert {d: module.bytes_of_logit(d, True, False) for d in with_softcap} == with_softcap
     assert module.bytes_of_logit(torch.bfloat16, True, True) == 14

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/scoring/binary_lanes.h"
-#include "cpu/scoring/short_rows.h"
+#include "cpu/scoring/long_columns.h"
 #include "cpu/scoring/soft_rows.h"
 
 using namespace dynprune;
@@ -78,7 +78,7 @@ int differs(const char* what, size_t size, int number, const Results& results) {
 // ---- classes
 
 // How a group's rows are stored, and which options its losses have.
-enum class Form { kRows, kColumns };
+enum class Form { kRows, kColumns, kLongColumns };
 struct Options {
   Form form;
   bool smooth, weighted;
@@ -97,7 +97,7 @@ GradientLanes<A> planned(const RowLanes<A>& lanes, bool smooth) {
   return g;
 }
 
-// x and out: of neighbouring rows whose classes are kLanes apart, for Form::kColumns.
+// x and out: of neighbouring rows whose classes are kLanes apart, but for Form::kRows.
 template <class T>
 struct ScoreAndWrite {
   using A = compute_t<T>;
@@ -113,6 +113,12 @@ struct ScoreAndWrite {
       FinishRows<A>::template run<kBytes>(lanes, kLanes);
       const GradientLanes<A> g = planned(*lanes, options.smooth);
       WriteColumnGradients<T>::template run<kBytes>(kept, classes, kLanes, &g, weight, out, kLanes);
+    } else if (options.form == Form::kLongColumns) {
+      const ColumnGroups<T> groups{x, kLanes, classes, kLanes};
+      ScoreLongColumns<T>::template run<kBytes>(groups, target, weight, distances.of_rows, lanes);
+      FinishRows<A>::template run<kBytes>(lanes, kLanes);
+      const GradientLanes<A> g = planned(*lanes, options.smooth);
+      WriteLongColumnGradients<T>::template run<kBytes>(groups, lanes, &g, weight, out, kLanes);
     } else if (classes <= kShortClasses) {
       ScoreShortRows<T>::template run<kBytes>(x, target, classes, distances, lanes, kept);
       FinishRows<A>::template run<kBytes>(lanes, kLanes);
@@ -132,9 +138,12 @@ struct ScoreAndWrite {
   }
 };
 
-constexpr Options kOptions[] = {{Form::kRows, false, false},   {Form::kRows, true, false},
-                                {Form::kRows, true, true},     {Form::kColumns, false, false},
-                                {Form::kColumns, true, false}, {Form::kColumns, true, true}};
+constexpr Options kOptions[] = {
+    {Form::kRows, false, false},        {Form::kRows, true, false},
+    {Form::kRows, true, true},          {Form::kColumns, false, false},
+    {Form::kColumns, true, false},      {Form::kColumns, true, true},
+    {Form::kLongColumns, false, false}, {Form::kLongColumns, true, false},
+    {Form::kLongColumns, true, true}};
 
 constexpr int kClasses[] = {1,  2,  3,  4,  5,  10,  16,   17,   31,
                             32, 33, 47, 48, 49, 100, 1000, 1023, 1024};
@@ -160,10 +169,10 @@ int differing() {
         const T* x[kLanes];
         T* out[kLanes];
         for (int l = 0; l < kLanes; l++) {
-          const int first = options.form == Form::kColumns ? l : l * classes;
+          const int first = options.form == Form::kRows ? l * classes : l;
           x[l] = logits.data() + first;
           out[l] = gradient.data() + first;
-          const int64_t stride = options.form == Form::kColumns ? kLanes : 1;
+          const int64_t stride = options.form == Form::kRows ? 1 : kLanes;
           lanes.x_y[l] = widen(x[l][target[l] * stride]);
         }
         run_at<ScoreAndWrite<T>>(bytes, &x[0], &target[0], classes, padded, options, weight.data(),

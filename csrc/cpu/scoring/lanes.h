@@ -106,6 +106,14 @@ struct Lanes {
   DYNPRUNE_INLINE void clear_below(const Lanes& index, A first) {
     for (int w = 0; w < kVectors; w++) v[w] = index.v[w] < Vector{} + first ? Vector{} : v[w];
   }
+  DYNPRUNE_INLINE bool equals(const Lanes& x) const {
+    IndexOf<A> others = 0;
+    for (int w = 0; w < kVectors; w++) {
+      const auto differs = v[w] != x.v[w];
+      for (int l = 0; l < kPerVector; l++) others |= differs[l];
+    }
+    return others == 0;
+  }
   DYNPRUNE_INLINE void raise_to(const Lanes& x) {
     for (int w = 0; w < kVectors; w++) v[w] = x.v[w] > v[w] ? x.v[w] : v[w];
   }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rows of a range, in groups of kLanes. Scoring keeps the exponentials, and the gradient is
-// made of these without a second look at the logits.
+// made of these without a second look at the logits; but see long_columns.h.
 #pragma once
 
 #include "cpu/parallel.h"
+#include "cpu/scoring/long_columns.h"
 #include "cpu/scoring/row_targets.h"
-#include "cpu/scoring/short_rows.h"
 
 namespace dynprune {
 namespace cpu {
@@ -94,12 +94,13 @@ class RowBatch {
     smooth_ = options_.label_smoothing > 0;
     plain_ = in.class_weight == nullptr && !smooth_ && in.second_target.data == nullptr;
     sum_weight_ = smooth_ ? sum_of_weights(options_.class_weight, classes_) : A{0};
-    transposed_ = classes_ <= kShortClasses || in.in_columns();
-    capacity_ = classes_ <= kShortClasses           ? kMostRows
-                : transposed_ || classes_ <= kChunk ? kLanes
-                                                    : 1;
+    long_columns_ = in.in_columns() && classes_ > kChunk;
+    transposed_ = !long_columns_ && (classes_ <= kShortClasses || in.in_columns());
+    capacity_ = classes_ <= kShortClasses || long_columns_ ? kMostRows
+                : transposed_ || classes_ <= kChunk        ? kLanes
+                                                           : 1;
     kept_per_group_ = transposed_ ? classes_ * kLanes : padded_ * std::min(capacity_, kLanes);
-    if (transposed_ || grad_ != nullptr || capacity_ > 1) {
+    if (!long_columns_ && (transposed_ || grad_ != nullptr || capacity_ > 1)) {
       kept_.resize(kept_per_group_ * (capacity_ > kLanes ? capacity_ / kLanes : 1));
     }
   }
@@ -250,6 +251,26 @@ class RowBatch {
     }
   }
 
+  // Pointers to the first class of all rows, in whole groups.
+  ColumnGroups<T> column_groups(const T** x) const {
+    for (int i = 0; i < round_up_to_lanes(count_); i++) x[i] = logits(row_[i < count_ ? i : 0]);
+    return {x, in_.class_stride, classes_, count_};
+  }
+  void score_long_columns() {
+    const T* x[kMostRows];
+    A* distance = smooth_ ? distance_ : nullptr;
+    run_widest<ScoreLongColumns<T>>(column_groups(x), &first_[0], options_.class_weight, distance,
+                                    &lanes_[0]);
+  }
+  void write_long_columns() {
+    const T* x[kMostRows];
+    T* out[kMostRows];
+    for (int i = 0; i < count_; i++) out[i] = gradient(row_[i]);
+    run_widest<WriteLongColumnGradients<T>>(column_groups(x), &lanes_[0], &gradient_[0],
+                                            options_.class_weight, &out[0],
+                                            in_.gradient_class_stride());
+  }
+
   // In several loops over the groups: a step of one group overlaps the same step of the next. No
   // vector is loaded right after its parts are stored.
   template <class OnRows>
@@ -257,7 +278,11 @@ class RowBatch {
     const auto for_each_group = [&](const auto& f) {
       for (int first = 0; first < count_; first += kLanes) f(group_from(first));
     };
-    for_each_group([&](const Group& group) { score(group); });
+    if (long_columns_) {
+      score_long_columns();
+    } else {
+      for_each_group([&](const Group& group) { score(group); });
+    }
     for_each_group(
         [&](const Group& group) { run_widest<FinishRows<A>>(group.lanes, group.count); });
     for_each_group([&](const Group& group) {
@@ -266,6 +291,7 @@ class RowBatch {
       on_rows(group);
       if (grad_ != nullptr) plan_gradients(group);
     });
+    if (long_columns_ && grad_ != nullptr) write_long_columns();
     for_each_group([&](const Group& group) {
       if (grad_ != nullptr) write_gradients(group);
     });
@@ -324,7 +350,7 @@ class RowBatch {
       if (transposed_) {
         run_widest<WriteColumnGradients<T>>(group.kept, classes_, group.count, g, weight, &out[0],
                                             stride);
-      } else {
+      } else if (!long_columns_) {  // whose gradients are there
         run_widest<WriteGradients<T>>(group.kept, padded_, classes_, group.count, g, weight,
                                       &out[0]);
       }
@@ -358,9 +384,10 @@ class RowBatch {
   A sum_weight_;     // of the classes; 0 without label smoothing
   bool smooth_;      // label smoothing
   bool plain_;       // no class weights, no label smoothing, no second targets
-  bool transposed_;  // a lane holds a row
-  int capacity_;     // rows that are finished together: one if it fills the cache by itself
-  int count_ = 0;    // of them so far
+  bool transposed_;  // a lane holds a row, and its exponentials are kept
+  bool long_columns_;
+  int capacity_;   // rows that are finished together: one if it fills the cache by itself
+  int count_ = 0;  // of them so far
   int64_t row_[kMostRows];
   int64_t first_[kMostRows] = {};   // target; anything in lanes without a row
   RowTarget<A> target_[kMostRows];  // unless plain_
