@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.equal_steps import tried
 from dynprune_cuda import BatchSelector, Pruner, policies
 from dynprune_cuda.functional import tilted
@@ -28,7 +30,7 @@ Difference = tuple[str, str, float, float, int]
 
 
 # Settings of a method that its key leaves out where they are not used: keys stay as they were.
-ADDED_LATER = "rescore", "kept", "in_batch", "lr_by_tilt"
+ADDED_LATER = "rescore", "kept", "in_batch", "lr_by_tilt", "shuffled_groups"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Method:
         options: Arguments of the class.
         pruner: Arguments of `Pruner`.
         groups: Whether the pruner gets the labels as groups.
+        shuffled_groups: Whether it gets them in a random order: groups of the same sizes that mean
+            nothing.
         rescore: Whether each epoch ends with a forward pass over the samples that it left out.
         steps: Steps, as a multiple of the setting's.
         kept: For policies that act by the length of the run: the share that a pruned epoch trains
@@ -79,6 +83,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     pruner: dict[str, Any] = field(default_factory=dict)
     groups: bool = False
+    shuffled_groups: bool = False
     rescore: bool = False
     steps: float = 1.0
     kept: float | None = None
@@ -109,6 +114,9 @@ class Method:
             chosen["epochs"] = self._epochs(self.kept, self.steps * budget)
         if self.groups:
             chosen["groups"] = labels
+        if self.shuffled_groups:
+            order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
+            chosen["groups"] = torch.as_tensor(labels).cpu()[order]
         return Pruner(num_samples, seed=seed, device=device, **chosen)
 
     def selector(self, seed: int, device: Any) -> BatchSelector | None:
