@@ -77,8 +77,9 @@ STABLE_TORCH_LIBRARY(dynprune_cuda, m) {
       "scored_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? "
       "weight, int ignore_index, float label_smoothing, Tensor saved, Tensor? second_target=None, "
       "Tensor? lam=None) -> Tensor");
-  // Both without second targets: the gradient replaces the logits, which are contiguous. For logits
-  // that nothing else reads: no version counter is raised.
+  // Both without second targets: the gradient replaces the logits, which are contiguous. On the CPU
+  // they may also be [B, D, C] whose memory is [B, C, D]. For logits that nothing else reads: no
+  // version counter is raised.
   m.def(
       "scored_cross_entropy_with_gradient_(Tensor grad_loss, Tensor(a!) logits, Tensor target, "
       "Tensor? weight, int ignore_index, float label_smoothing) -> (Tensor loss, Tensor el2n, "

@@ -8,6 +8,7 @@ torch.compile it is one operator.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from dynprune_cuda._ops.autograd import refuse_second_derivative
 from dynprune_cuda._ops.library import ops
 
 _scale = ops.scale_gradient_.default
+
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class LinearArguments(NamedTuple):
@@ -54,32 +57,27 @@ def _results(
     return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
 
 
-def in_columns(device: torch.device, dtype: torch.dtype) -> bool:
-    """Returns whether the logits of a chunk are laid out by class, and not by row.
-
-    The matrix products of the CPU take less time so; linear_head compares them with whole ones.
-    """
-    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
+# Matrix products into logits whose rows are neighbours take less time on the CPU: linear_head
+# measures both layouts. Fewer classes than these gain nothing.
+CLASSES_IN_COLUMNS, ROWS_IN_COLUMNS = 16_384, 16
 
 
 def chunk_logits(buffer: Tensor, rows: int, classes: int) -> Tensor:
-    """Returns [rows, classes] in a buffer, in the layout of `in_columns`."""
+    """Returns the logits of a chunk, [rows, classes], in a buffer: by class, or by row."""
     part = buffer[: rows * classes]
-    if in_columns(buffer.device, buffer.dtype):
+    if (
+        buffer.device.type == "cpu"
+        and buffer.dtype in (torch.float32, torch.float64)
+        and classes >= CLASSES_IN_COLUMNS
+        and rows >= ROWS_IN_COLUMNS
+    ):
         return part.view(classes, rows).t()
     return part.view(rows, classes)
 
 
-def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Along the classes, in the layout of the logits: torch.softmax would copy them."""
-    if logits.is_contiguous():
-        return torch.softmax(logits, 1, dtype=dtype)
-    return torch.softmax(logits.t(), 0, dtype=dtype).t()
-
-
-def _of_all_rows(message: str, first: int) -> str:
-    """Returns an error about a target of a chunk with the place of this target in all rows."""
-    return re.sub(r"(?<=target\[)\d+", lambda place: str(int(place[0]) + first), message, count=1)
+def _of_all_rows(message: str, place: Callable[[int], int]) -> str:
+    """Returns an error about a target of some rows with its place among all rows."""
+    return re.sub(r"(?<=target\[)\d+", lambda found: str(place(int(found[0]))), message, count=1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -131,6 +129,52 @@ def linear_cross_entropy(
         float32, or float64 for products in float64: the chunks' gradients of weight and bias are
         added in it.
     """
+    options = class_weight, ignore_index, label_smoothing, softcap, z_loss, chunk_rows, dtype, wants
+    if hidden.device.type == "cpu":
+        counted = torch.nonzero(target.long() != ignore_index)[:, 0]
+        if len(counted) < len(target):
+            return _of_counted_rows(counted, hidden, weight, bias, target, row_weight, *options)
+    return _in_chunks(hidden, weight, bias, target, row_weight, *options)
+
+
+def _of_counted_rows(
+    counted: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_weight: Tensor,
+    *options: Any,
+) -> Results:
+    """Returns what the operator does, without a product of ignored rows."""
+    chosen = hidden[counted], weight, bias, target[counted], row_weight[counted]
+    try:
+        scores, correct, grad_hidden, *others = _in_chunks(*chosen, *options)
+    except IndexError as error:
+        raise IndexError(_of_all_rows(str(error), lambda i: int(counted[i]))) from None
+    rows = len(target)
+    every_score = scores.new_zeros((len(scores), rows)).index_copy_(1, counted, scores)
+    every_correct = correct.new_zeros(rows).index_copy_(0, counted, correct)
+    if grad_hidden.dim() > 1:
+        grad_hidden = grad_hidden.new_zeros(hidden.shape).index_copy_(0, counted, grad_hidden)
+    return every_score, every_correct, grad_hidden, others[0], others[1]
+
+
+def _in_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    row_weight: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    wants: list[bool],
+) -> Results:
     results = _results(hidden, weight, dtype, wants)
     scores, correct, grad_hidden, grad_weight, grad_bias = results
     matrix = weight.to(dtype)
@@ -140,7 +184,10 @@ def linear_cross_entropy(
     for first in range(0, hidden.shape[0], chunk_rows):
         part = slice(first, first + chunk_rows)
         inputs = hidden[part].to(dtype)
-        logits = chunk_logits(buffer, len(inputs), len(weight))
+        if z_loss > 0:  # whose softmax would copy logits that are laid out by class
+            logits = buffer[: len(inputs) * len(weight)].view(len(inputs), len(weight))
+        else:
+            logits = chunk_logits(buffer, len(inputs), len(weight))
         if offset is None:
             torch.mm(inputs, matrix.t(), out=logits)
         else:
@@ -151,7 +198,7 @@ def linear_cross_entropy(
         if any(wants):
             # What else depends on the logits, before their gradient replaces them.
             if z_loss > 0:
-                of_log_z = _softmax(logits, scores.dtype)
+                of_log_z = torch.softmax(logits, 1, dtype=scores.dtype)
             if softcap > 0:  # the derivative of the hyperbolic tangent
                 slope = logits.to(scores.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
         try:
@@ -160,7 +207,7 @@ def linear_cross_entropy(
             else:
                 found = ops.scored_cross_entropy(logits[None], *options)
         except IndexError as error:
-            raise IndexError(_of_all_rows(str(error), first)) from None
+            raise IndexError(_of_all_rows(str(error), first.__add__)) from None
         *values, correct[part], saved = found
         torch.stack(values, out=scores[:4, part])
         if z_loss > 0:

@@ -40,8 +40,9 @@ __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 # every chunk reads and writes the whole gradient of the weight, so that chunks are larger there.
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
 # Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the
-# products take longer: linear_head compares them with whole ones.
-ENOUGH_CHUNK_ROWS = 1024
+# products take longer: linear_head compares them with whole ones. Not a power of two: columns of
+# logits that are so many bytes apart would share few places in a cache.
+ENOUGH_CHUNK_ROWS = 1008
 # The whole logits and their gradient are as large each: chunks of more bytes than those above take
 # at most 0.105 of both. Beside the buffers of the products, that stays below an eighth.
 SHARE_OF_LOGITS = 0.105
@@ -99,7 +100,7 @@ def scored_linear_cross_entropy(
     there, with three matrix products. A loss per row that is differentiable would take a fourth
     one. Under autocast the products are in its dtype, and the gradients of weight and bias are
     added in float32. Differentiable once, in reverse mode, by one backward pass per call. Nothing
-    waits for the device.
+    waits for the device. On the CPU, ignored rows take no products.
 
     With `keep_tokens`, only the rows with the greatest losses are trained on. With `reference_loss`
     it is those with the greatest excess over it (Lin et al. 2024, "Rho-1", arXiv:2404.07965). A
@@ -138,9 +139,9 @@ def scored_linear_cross_entropy(
             `keep_tokens`.
         seed: As in the selections; needs `keep_tokens`.
         chunk_rows: Rows of a chunk, or None: as many as have 32 MiB of logits on the CPU, and 512
-            MiB on a GPU. For heads of many classes these are few. Then it is the lesser of 1024 and
-            0.21 of all rows, in nearly equal chunks. `softcap` and `z_loss` take memory beside the
-            logits, so that a chunk has fewer rows.
+            MiB on a GPU. For heads of many classes these are few. Then it is the lesser of 1008 and
+            0.21 of all rows, in chunks of nearly equal size, but for the last one. `softcap` and
+            `z_loss` take memory beside the logits, so that a chunk has fewer rows.
 
     Returns:
         A `LinearScoredLoss`.
@@ -298,11 +299,12 @@ def default_chunk_rows(
     rows = hidden.shape[0]
     share = int(2 * SHARE_OF_LOGITS * rows * dtype.itemsize / bytes_each)
     most = max(1, by_bytes, min(ENOUGH_CHUNK_ROWS, share))
-    # Of nearly equal size: a matrix library may take other buffers for a small last one.
+    # Of nearly equal size: a matrix library may take other buffers for a small last one. Without a
+    # branch, on which torch.compile would compile again.
     chunks = max(1, -(-rows // most))
     even = max(1, -(-rows // chunks))
-    together = -(-even // ROWS_TOGETHER) * ROWS_TOGETHER
-    return together if together <= most else even
+    together = min(most // ROWS_TOGETHER, -(-even // ROWS_TOGETHER)) * ROWS_TOGETHER
+    return max(together, min(even, ROWS_TOGETHER - 1))
 
 
 def _check(

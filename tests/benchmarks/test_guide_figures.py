@@ -38,7 +38,7 @@ def test_the_tries_in_the_guide_are_those_of_the_report() -> None:
     found = re.findall(rf"\| ({FIGURE} \(\d\)) \| [+-]", report)
     rows = "\n".join(row for row in tries_in_the_guide().splitlines() if row.startswith("|"))
     shown = re.findall(rf"\| ({FIGURE})( \(\d\))?(?= \|)", rows)
-    assert len(found) == 40 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
+    assert len(found) == 44 and sorted(found) == sorted(a + (b or " (3)") for a, b in shown)
 
 
 # A row of the guide's table: the experiment, its setting, and the methods of the last column.
@@ -54,7 +54,7 @@ COMMITTED = {
     "memorised, 10 % wrong": ("small", "memorised_noise10", "default", "default_trim"),
     "class sizes 50 : 1": ("small", "longtail", "default", "default_equal"),
     "memorised, class sizes 50 : 1": ("small", "memorised_longtail", "default", "default_equal"),
-    "the language of a word": ("words", "budget10", "default"),
+    "the language of a word": ("words", "budget10", "default", "default_proportional"),
 }
 
 
@@ -88,6 +88,8 @@ def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
         *(above(setting, "default", of="validation") for setting in both),
         above("budget10", "easy_01", other="default"),
         above("budget10", "soft_4", other="default"),
+        above("budget10", "of_class", other="default"),
+        above("budget10", "of_group", other="default"),
         *(above(setting, "margin") for setting in both),
         *(above(setting, "margin", first=3) for setting in both),
         *(above(setting, "margin", of="validation") for setting in both),

@@ -56,6 +56,17 @@ def test_three_products_and_no_whole_logits(work: Work) -> None:
     assert work.largest <= max(16 * classes, rows * FEATURES, classes * FEATURES)
 
 
+def test_rows_that_are_ignored_take_no_products_on_the_cpu(work: Work) -> None:
+    rows, classes = 100, 300
+    hidden = torch.randn(rows, FEATURES, requires_grad=True)
+    weight = torch.randn(classes, FEATURES, requires_grad=True)
+    target = torch.arange(rows) % classes
+    target[10:70] = -100
+    with work:
+        scored_linear_cross_entropy(hidden, weight, target, chunk_rows=16).loss.backward()
+    assert work.multiplications == 3 * 40 * FEATURES * classes
+
+
 def peak_bytes(step: Callable[[], object]) -> int:
     """The most bytes that torch allocated at one time, in its C++ operators too."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -82,6 +93,7 @@ def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, float], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)
+    monkeypatch.setattr(ops_module, "CLASSES_IN_COLUMNS", 2048)
     rows, classes = 1024, 2048
     hidden = torch.randn(rows, FEATURES).to(dtype).requires_grad_()
     weight = torch.randn(classes, FEATURES).to(dtype).requires_grad_()
@@ -111,8 +123,8 @@ def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of(9999, bytes_each=12) == 1365
     monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)  # 2 rows
     assert rows_of(1024) == 208  # at most 0.21, in nearly equal parts of whole sixteens
-    assert rows_of(1024, bytes_each=12) == 69
-    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [1, 1, 2, 40, 1024]
+    assert rows_of(1024, bytes_each=12) == 64
+    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [1, 1, 2, 32, 928]
     with_softcap = {torch.float32: 8, torch.float64: 16, torch.bfloat16: 10}
     assert {d: module.bytes_of_logit(d, True, False) for d in with_softcap} == with_softcap
     assert module.bytes_of_logit(torch.bfloat16, True, True) == 14
@@ -126,19 +138,21 @@ def test_no_product_for_nothing(work: Work, wanted: str, products: int) -> None:
     weight.requires_grad_(wanted == "weight")
     with work:
         scored_linear_cross_entropy(hidden, weight, target)
-    assert work.multiplications == products * ROWS * FEATURES * CLASSES
+    counted = int((target >= 0).sum())
+    assert work.multiplications == products * counted * FEATURES * CLASSES
     work.multiplications = 0
     weight.requires_grad_()
     with work, torch.no_grad():
         scored_linear_cross_entropy(hidden, weight, target)
-    assert work.multiplications == ROWS * FEATURES * CLASSES
+    assert work.multiplications == counted * FEATURES * CLASSES
 
 
 def test_kept_tokens_are_the_worst_and_cost_less(work: Work) -> None:
     hidden, weight, target, offset = make(torch.float32, rows=100)
     with work:
         found = scored_linear_cross_entropy(hidden, weight, target, bias=offset, keep_tokens=0.2)
-    assert work.multiplications == (100 + 3 * 20) * FEATURES * CLASSES
+    counted = int((target >= 0).sum())
+    assert work.multiplications == (counted + 3 * 20) * FEATURES * CLASSES
     losses = F.cross_entropy(F.linear(hidden, weight, offset), target, reduction="none")
     wanted = losses.topk(20).indices.sort().values
     assert torch.equal(found.kept, wanted)

@@ -15,6 +15,14 @@ from dynprune_cuda.functional import linear_cross_entropy as module
 from dynprune_cuda.functional import scored_cross_entropy, scored_linear_cross_entropy
 
 
+@pytest.fixture(autouse=True, params=["by row", "by class"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the logits of a chunk."""
+    if request.param == "by class":
+        monkeypatch.setattr(ops_module, "CLASSES_IN_COLUMNS", 1)
+        monkeypatch.setattr(ops_module, "ROWS_IN_COLUMNS", 2)
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 5, ROWS, 1000])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("bias", [True, False])
@@ -39,6 +47,43 @@ def test_equals_the_whole_matrix(chunk_rows: int, reduction: str, bias: bool) ->
         torch.testing.assert_close(getattr(found, name), getattr(scored, name))
     torch.testing.assert_close(found.row_loss, scored.loss)
     assert not found.row_loss.requires_grad and not found.el2n.requires_grad
+
+
+@pytest.mark.parametrize("ignored", ["none", "every second", "most", "all", "but one"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_many_classes_and_rows_that_do_not_count(ignored: str, dtype: torch.dtype) -> None:
+    rows, classes = 70, 1100
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(rows, FEATURES, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(classes, FEATURES, generator=generator).to(dtype).requires_grad_()
+    target = torch.randint(classes, (rows,), generator=generator)
+    part = {
+        "none": slice(0, 0),
+        "every second": slice(0, rows, 2),
+        "most": slice(3, rows - 4),
+        "all": slice(0, rows),
+        "but one": slice(1, rows),
+    }
+    target[part[ignored]] = -100
+    factors = torch.linspace(-1, 2, rows)
+    factors[::3] = 0
+    found = scored_linear_cross_entropy(
+        hidden, weight, target, sample_weight=factors, reduction="sum", chunk_rows=33
+    )
+    logits = (hidden.double() @ weight.double().t()).detach().requires_grad_()
+    if dtype == torch.bfloat16:
+        logits = (hidden @ weight.t()).detach().double().requires_grad_()
+    losses = F.cross_entropy(logits, target, reduction="none")
+    (of_logits,) = torch.autograd.grad((losses * factors.double()).sum(), logits)
+    tolerance = 1e-10 if dtype == torch.float64 else 5e-2 if dtype == torch.bfloat16 else 1e-4
+    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+    torch.testing.assert_close(found.row_loss, losses.detach(), **close)
+    grad_hidden, grad_weight = gradients(found.loss, hidden, weight)
+    torch.testing.assert_close(grad_hidden, of_logits @ weight.detach().double(), **close)
+    torch.testing.assert_close(grad_weight, of_logits.t() @ hidden.detach().double(), **close)
+    no_part = (target < 0) | (factors == 0)
+    assert not grad_hidden[no_part].any()
+    assert not found.row_loss[target < 0].any() and not found.correct[target < 0].any()
 
 
 def test_factors_of_rows_and_classes() -> None:

@@ -118,7 +118,10 @@ struct ScoreAndWrite {
       ScoreLongColumns<T>::template run<kBytes>(groups, target, weight, distances.of_rows, lanes);
       FinishRows<A>::template run<kBytes>(lanes, kLanes);
       const GradientLanes<A> g = planned(*lanes, options.smooth);
-      WriteLongColumnGradients<T>::template run<kBytes>(groups, lanes, &g, weight, out, kLanes);
+      A scale[kLanes];
+      for (int l = 0; l < kLanes; l++) scale[l] = static_cast<A>(l % 3);
+      WriteLongColumnGradients<T>::template run<kBytes>(groups, lanes, &g, &scale[0], weight, out,
+                                                        kLanes);
     } else if (classes <= kShortClasses) {
       ScoreShortRows<T>::template run<kBytes>(x, target, classes, distances, lanes, kept);
       FinishRows<A>::template run<kBytes>(lanes, kLanes);

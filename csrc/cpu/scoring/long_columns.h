@@ -100,7 +100,7 @@ DYNPRUNE_INLINE void add_classes(const T* const* x, bool neighbours, int64_t str
   s.store(r->s), q.store(r->q), t.store(r->t);
 }
 
-// target: of each row. distance: of each row, or null. lanes: [groups].
+// target, distance: of each row, in whole groups; distance may be null. lanes: [groups].
 template <class T>
 struct ScoreLongColumns {
   using A = compute_t<T>;
@@ -128,15 +128,16 @@ struct ScoreLongColumns {
   }
 };
 
-// The gradients, without the classes at the targets. They may replace the logits. m: RowLanes::m of
-// each group, out: [rows], whose classes are out_stride apart.
+// The gradients, without the classes at the targets; zeros where the scale is 0. They may replace
+// the logits. lanes, gradients: [groups]. scale: of each row, in whole groups. out: [rows], whose
+// classes are out_stride apart.
 template <class T>
 struct WriteLongColumnGradients {
   using A = compute_t<T>;
   template <int kBytes>
   static DYNPRUNE_INLINE void run(ColumnGroups<T> groups, const RowLanes<A>* lanes,
-                                  const GradientLanes<A>* gradients, const A* class_weight,
-                                  T* const* out, int64_t out_stride) {
+                                  const GradientLanes<A>* gradients, const A* scale,
+                                  const A* class_weight, T* const* out, int64_t out_stride) {
     for (int64_t first = 0; first < groups.classes; first += kColumnBlock) {
       const int64_t end = std::min(first + kColumnBlock, groups.classes);
       for (int g = 0; g < groups.number(); g++) {
@@ -145,13 +146,14 @@ struct WriteLongColumnGradients {
         const int count = std::min(kLanes, groups.rows - g * kLanes);
         const bool neighbours = groups.neighbours(g), together = are_neighbours(to, count);
         const RowSlopes<A, kBytes> slopes(gradients + g, class_weight);
-        Lanes<A, kBytes> m;
-        m.load(lanes[g].m);
+        Lanes<A, kBytes> m, factor, zero;
+        m.load(lanes[g].m), factor.load(scale + g * kLanes), zero.fill(0);
         for (int64_t c = first; c < end; c++) {
           Lanes<A, kBytes> v, below;
           load_class<T, kBytes>(x, c * groups.stride, kColumnBlock * groups.stride, neighbours, &v);
           v.to_exponentials(m, &below);
           slopes.apply(c, &v);
+          v.replace(factor, zero, A{0});
           if (together) {
             v.store(to[0] + c * out_stride);
           } else {

@@ -74,7 +74,7 @@ struct RowGroup {
   const int64_t* row;           // [count]
   const int64_t* first_target;  // [kLanes]; anything in lanes without a row
   const RowTarget<A>* target;   // [count], or not set if RowBatch::plain_
-  A* kept;                      // exponentials
+  A* kept;                      // exponentials; null for long columns
   RowLanes<A>* lanes;
   A* loss;      // [kLanes]
   A* distance;  // [kLanes] sum_c w_c (x_c - x_y), with label smoothing
@@ -124,8 +124,8 @@ class RowBatch {
   }
 
  private:
-  // Groups of short rows that are scored together. finish_rows is one long chain of operations that
-  // depend on each other; the processor overlaps the chains of several groups.
+  // Groups of short rows, or of long columns, that are scored together. finish_rows is one long
+  // chain of operations that depend on each other; the processor overlaps those of several groups.
   static constexpr int kMostGroups = 4, kMostRows = kMostGroups * kLanes;
 
   // Adds kLanes rows at once, which is the usual case, or does nothing.
@@ -266,7 +266,7 @@ class RowBatch {
     const T* x[kMostRows];
     T* out[kMostRows];
     for (int i = 0; i < count_; i++) out[i] = gradient(row_[i]);
-    run_widest<WriteLongColumnGradients<T>>(column_groups(x), &lanes_[0], &gradient_[0],
+    run_widest<WriteLongColumnGradients<T>>(column_groups(x), &lanes_[0], &gradient_[0], &scale_[0],
                                             options_.class_weight, &out[0],
                                             in_.gradient_class_stride());
   }
@@ -362,7 +362,14 @@ class RowBatch {
     // A weight of 0 stands for no gradient, also of a broken row.
     if (!has_zeros(group.scale)) return;
     for (int l = 0; l < group.count; l++) {
-      if (group.scale[l] == 0) write_zeros(group.row[l]);
+      if (group.scale[l] != 0) continue;
+      if (!long_columns_) {
+        write_zeros(group.row[l]);
+        continue;
+      }
+      out[l][group.first_target[l] * stride] = narrow<T>(A{0});
+      const int64_t second = plain_ ? -1 : group.target[l].second;
+      if (second >= 0) out[l][second * stride] = narrow<T>(A{0});
     }
   }
 
