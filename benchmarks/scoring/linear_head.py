@@ -70,8 +70,9 @@ def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) 
     return total / len(hidden)
 
 
-def by_rows(buffer: Tensor, rows: int, classes: int) -> Tensor:
+def by_rows(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits as torch lays them out."""
+    rows, classes = len(hidden), len(weight)
     return buffer[: rows * classes].view(rows, classes)
 
 
@@ -83,7 +84,7 @@ def three_products(
     buffer = hidden.new_empty(rows * len(weight))
     for first in range(0, len(hidden), rows):
         part = hidden[first : first + rows]
-        logits = layout(buffer, len(part), len(weight))
+        logits = layout(buffer, part, weight)
         torch.mm(part, weight.t(), out=logits)
         torch.mm(logits, weight, out=grad_hidden[first : first + rows])
         torch.addmm(grad_weight, logits.t(), part, beta=min(first, 1), out=grad_weight)

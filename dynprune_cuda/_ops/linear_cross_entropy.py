@@ -57,18 +57,20 @@ def _results(
     return scores, hidden.new_empty((rows,), dtype=torch.bool), *gradients
 
 
-# Matrix products into logits whose rows are neighbours take less time on the CPU: linear_head
-# measures both layouts. Fewer classes than these gain nothing.
-CLASSES_IN_COLUMNS, ROWS_IN_COLUMNS = 16_384, 16
+# Matrix products into logits whose rows are neighbours take less time on the CPU, and the scores of
+# such logits more: linear_head measures both. So the products must be large.
+CLASSES_IN_COLUMNS, FEATURES_IN_COLUMNS, ROWS_IN_COLUMNS = 16_384, 768, 16
 
 
-def chunk_logits(buffer: Tensor, rows: int, classes: int) -> Tensor:
-    """Returns the logits of a chunk, [rows, classes], in a buffer: by class, or by row."""
+def chunk_logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Returns the logits of a chunk of rows, [rows, classes], in a buffer: by class, or by row."""
+    rows, classes, features = hidden.shape[0], *weight.shape
     part = buffer[: rows * classes]
     if (
         buffer.device.type == "cpu"
         and buffer.dtype in (torch.float32, torch.float64)
         and classes >= CLASSES_IN_COLUMNS
+        and features >= FEATURES_IN_COLUMNS
         and rows >= ROWS_IN_COLUMNS
     ):
         return part.view(classes, rows).t()
@@ -187,7 +189,7 @@ def _in_chunks(
         if z_loss > 0:  # whose softmax would copy logits that are laid out by class
             logits = buffer[: len(inputs) * len(weight)].view(len(inputs), len(weight))
         else:
-            logits = chunk_logits(buffer, len(inputs), len(weight))
+            logits = chunk_logits(buffer, inputs, weight)
         if offset is None:
             torch.mm(inputs, matrix.t(), out=logits)
         else:

@@ -94,6 +94,7 @@ def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
 ) -> None:
     monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)
     monkeypatch.setattr(ops_module, "CLASSES_IN_COLUMNS", 2048)
+    monkeypatch.setattr(ops_module, "FEATURES_IN_COLUMNS", FEATURES)
     rows, classes = 1024, 2048
     hidden = torch.randn(rows, FEATURES).to(dtype).requires_grad_()
     weight = torch.randn(classes, FEATURES).to(dtype).requires_grad_()

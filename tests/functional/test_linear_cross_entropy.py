@@ -20,6 +20,7 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Of the logits of a chunk."""
     if request.param == "by class":
         monkeypatch.setattr(ops_module, "CLASSES_IN_COLUMNS", 1)
+        monkeypatch.setattr(ops_module, "FEATURES_IN_COLUMNS", 1)
         monkeypatch.setattr(ops_module, "ROWS_IN_COLUMNS", 2)
 
 
