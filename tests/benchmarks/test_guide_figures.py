@@ -113,32 +113,31 @@ def test_differences_between_tries_in_the_guide_are_those_of_the_rows() -> None:
     assert steps_of("in_batch") == {1483} and steps_of("default") == {3125}  # less than half
 
 
-# The rows of the table of seeds that nothing was chosen with: the setting, and the option's method.
+# The rows of the table of seeds that nothing was chosen with: experiment, setting, method of the
+# option, and the first of these seeds.
 FRESH = {
-    "Fashion-MNIST, 3 epochs' worth": ("budget3", None),
-    "the same, 10 epochs' worth": ("budget10", None),
-    "10 % wrong labels": ("noise10", "default_trim"),
-    "20 % wrong labels": ("noise20", None),
-    "class sizes 50 : 1": ("longtail", "default_equal"),
+    "CIFAR-10, 20 epochs' worth": ("cifar10", "budget20", None, 5),
+    "Fashion-MNIST, 3 epochs' worth": ("small", "budget3", None, 10),
+    "the same, 10 epochs' worth": ("small", "budget10", None, 10),
+    "10 % wrong labels": ("small", "noise10", "default_trim", 10),
+    "20 % wrong labels": ("small", "noise20", None, 10),
+    "class sizes 50 : 1": ("small", "longtail", "default_equal", 10),
 }
 
 
 def test_the_table_of_fresh_seeds_is_the_measured_one() -> None:
-    table, found = rows_below("| setting | the default, keep 0.3 | with its"), runs_of("small")
+    table = rows_below("| setting | the default, keep 0.3 | with its")
     assert len(table) == len(FRESH)
-    for row, (label, (setting, option)) in zip(table, FRESH.items(), strict=True):
+    for row, (label, (name, setting, option, first)) in zip(table, FRESH.items(), strict=True):
         assert row.startswith(f"| {label} | ")
-        expected = [
-            difference_text(
-                paired(
-                    {seed: run for seed, run in found[setting][method].items() if seed >= 10},
-                    found[setting]["full"],
-                    "test",
-                )
-            )
+        assert read_experiment(CONFIGS / f"{name}.toml").fresh_from == first
+        found = runs_of(name)[setting]
+        fresh = [
+            {seed: run for seed, run in found[method].items() if seed >= first}
             for method in ("default", option)
             if method
         ]
+        expected = [difference_text(paired(runs, found["full"], "test")) for runs in fresh]
         assert re.findall(rf"{FIGURE} \(\d+\)", row) == expected
 
 

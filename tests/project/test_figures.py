@@ -109,8 +109,10 @@ def test_every_missed_target_is_named() -> None:
         where = [("without", row in without), ("with", row in with_events)]
         expected.append(f"{row} {' and '.join(word for word, is_so in where if is_so)} |")
     text = SCORING.read_text()
-    table = text[text.index("| forgetting events |") :].split("\n\n")[0].splitlines()[2:]
+    _, heading, rest = text.partition("| forgetting events |")
+    table = rest.split("\n\n")[0].splitlines()[2:]
     assert table == expected, "\n".join(expected)
+    assert bool(heading) == bool(expected)
 
 
 def test_the_gains_of_the_readme_are_the_measured_ones() -> None:
@@ -127,13 +129,13 @@ def test_the_gains_of_the_readme_are_the_measured_ones() -> None:
 
 
 def test_the_head_takes_the_memory_and_time_that_the_guide_says() -> None:
-    assert "below a\ntenth of that of" in (ROOT / "docs/guides/language_models.md").read_text()
+    assert "below a\nninth of that of" in (ROOT / "docs/guides/language_models.md").read_text()
     rows = json.loads((RESULTS / "linear_head_cpu_2cores.json").read_text())["rows"]
     by_shape: dict[tuple[int, ...], dict[str, dict]] = {}
     for row in rows:
         by_shape.setdefault(tuple(row["shape"]), {})[row["name"]] = row
     for ways in by_shape.values():
         ours, eager = ways["scored_linear_cross_entropy"], ways["F.linear + F.cross_entropy"]
-        assert ours["extra_bytes"] < eager["extra_bytes"] / 10
+        assert ours["extra_bytes"] < eager["extra_bytes"] / 9
         assert statistics.median(ours["seconds"]) <= statistics.median(eager["seconds"])
     assert len(by_shape) == 2

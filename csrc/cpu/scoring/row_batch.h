@@ -96,9 +96,10 @@ class RowBatch {
     sum_weight_ = smooth_ ? sum_of_weights(options_.class_weight, classes_) : A{0};
     long_columns_ = in.in_columns() && classes_ > kChunk;
     transposed_ = !long_columns_ && (classes_ <= kShortClasses || in.in_columns());
-    capacity_ = classes_ <= kShortClasses || long_columns_ ? kMostRows
-                : transposed_ || classes_ <= kChunk        ? kLanes
-                                                           : 1;
+    capacity_ = long_columns_                       ? kMostRows
+                : classes_ <= kShortClasses         ? kMostShortRows
+                : transposed_ || classes_ <= kChunk ? kLanes
+                                                    : 1;
     kept_per_group_ = transposed_ ? classes_ * kLanes : padded_ * std::min(capacity_, kLanes);
     if (!long_columns_ && (transposed_ || grad_ != nullptr || capacity_ > 1)) {
       kept_.resize(kept_per_group_ * (capacity_ > kLanes ? capacity_ / kLanes : 1));
@@ -124,9 +125,11 @@ class RowBatch {
   }
 
  private:
-  // Groups of short rows, or of long columns, that are scored together. finish_rows is one long
-  // chain of operations that depend on each other; the processor overlaps those of several groups.
-  static constexpr int kMostGroups = 4, kMostRows = kMostGroups * kLanes;
+  // Groups of short rows that are scored together. finish_rows is one long chain of operations that
+  // depend on each other; the processor overlaps the chains of several groups.
+  static constexpr int kMostShortRows = 4 * kLanes;
+  // Long columns are read in runs of so many rows.
+  static constexpr int kMostGroups = 8, kMostRows = kMostGroups * kLanes;
 
   // Adds kLanes rows at once, which is the usual case, or does nothing.
   bool add_plain_rows(int64_t row, int64_t end) {
