@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ def advise(
     keep: float,
     is_late: bool,
     rounding: float = 0.0,
+    tells_accuracy: bool = True,
 ) -> str | None:
     """Returns the first thing that speaks against choosing samples so, as one sentence, or None.
 
@@ -43,6 +45,8 @@ def advise(
         keep: The fraction of the data that a pruned epoch trains on.
         is_late: Whether a low training accuracy tells about the end of the run.
         rounding: By how much `keep` may be off, because samples are whole.
+        tells_accuracy: Whether the losses are of one class per sample. The accuracy of others is
+            not judged.
     """
     policy = _innermost(policy)
     if isinstance(policy, Full):
@@ -51,7 +55,8 @@ def advise(
     if name not in stats:
         name, learned = "share_below_ln2", SURELY_LEARNED
         meaning = f", so that the training accuracy is below about {LEARNED:.2f}"
-    correct = stats.get(name, float("nan"))  # of other scores than the loss, nothing is known
+    # Of other scores than the loss, nothing is known.
+    correct = stats.get(name, math.nan) if tells_accuracy else math.nan
     if is_late and correct < learned:
         return (
             f"{name}={correct:.3f} is below {learned:.2f}{meaning}: train on full data for fewer "

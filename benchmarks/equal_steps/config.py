@@ -75,7 +75,8 @@ class Method:
         lr_by_tilt: The learning rate is multiplied by 1 + lr_by_tilt * the tilt of `Adaptive`.
 
     Raises:
-        ValueError: `kept` is not in (0, 1], or `in_batch` has no share as `keep`.
+        ValueError: `kept` is not in (0, 1], `in_batch` has no share as `keep`, or there are two
+            kinds of groups.
     """
 
     label: str
@@ -93,6 +94,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.kept is not None and not 0 < self.kept <= 1:
             raise ValueError(f"kept must be in (0, 1], got {self.kept}")
+        if self.groups and self.shuffled_groups:
+            raise ValueError("groups and shuffled_groups exclude each other")
         share = self.in_batch.get("keep")
         if self.in_batch and not (isinstance(share, float) and 0 < share <= 1):
             raise ValueError(f"in_batch must have a share as keep, got {self.in_batch}")

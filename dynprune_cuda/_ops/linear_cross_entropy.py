@@ -8,7 +8,6 @@ torch.compile it is one operator.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +17,6 @@ from dynprune_cuda._ops.autograd import refuse_second_derivative
 from dynprune_cuda._ops.library import ops
 
 _scale = ops.scale_gradient_.default
-
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class LinearArguments(NamedTuple):
@@ -58,7 +55,7 @@ def _results(
 
 
 # Matrix products into logits whose rows are neighbours take less time on the CPU, and the scores of
-# such logits more: linear_head measures both. So the products must be large.
+# such logits more time. So the products must be large.
 CLASSES_IN_COLUMNS, FEATURES_IN_COLUMNS, ROWS_IN_COLUMNS = 16_384, 768, 16
 
 
@@ -77,9 +74,17 @@ def chunk_logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     return part.view(rows, classes)
 
 
-def _of_all_rows(message: str, place: Callable[[int], int]) -> str:
-    """Returns an error about a target of some rows with its place among all rows."""
-    return re.sub(r"(?<=target\[)\d+", lambda found: str(place(int(found[0]))), message, count=1)
+def _of_all_rows(message: str, part: int | Tensor) -> str:
+    """Returns an error about a target of a chunk with its place among all rows.
+
+    `part` is where the chunk begins, or the places of its rows.
+    """
+
+    def place(found: re.Match[str]) -> str:
+        row = int(found[0])
+        return str(part + row if isinstance(part, int) else int(part[row]))
+
+    return re.sub(r"(?<=target\[)\d+", place, message, count=1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -131,60 +136,27 @@ def linear_cross_entropy(
         float32, or float64 for products in float64: the chunks' gradients of weight and bias are
         added in it.
     """
-    options = class_weight, ignore_index, label_smoothing, softcap, z_loss, chunk_rows, dtype, wants
-    if hidden.device.type == "cpu":
-        counted = torch.nonzero(target.long() != ignore_index)[:, 0]
-        if len(counted) < len(target):
-            return _of_counted_rows(counted, hidden, weight, bias, target, row_weight, *options)
-    return _in_chunks(hidden, weight, bias, target, row_weight, *options)
-
-
-def _of_counted_rows(
-    counted: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_weight: Tensor,
-    *options: Any,
-) -> Results:
-    """Returns what the operator does, without a product of ignored rows."""
-    chosen = hidden[counted], weight, bias, target[counted], row_weight[counted]
-    try:
-        scores, correct, grad_hidden, *others = _in_chunks(*chosen, *options)
-    except IndexError as error:
-        raise IndexError(_of_all_rows(str(error), lambda i: int(counted[i]))) from None
-    rows = len(target)
-    every_score = scores.new_zeros((len(scores), rows)).index_copy_(1, counted, scores)
-    every_correct = correct.new_zeros(rows).index_copy_(0, counted, correct)
-    if grad_hidden.dim() > 1:
-        grad_hidden = grad_hidden.new_zeros(hidden.shape).index_copy_(0, counted, grad_hidden)
-    return every_score, every_correct, grad_hidden, others[0], others[1]
-
-
-def _in_chunks(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_weight: Tensor,
-    class_weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    chunk_rows: int,
-    dtype: torch.dtype,
-    wants: list[bool],
-) -> Results:
     results = _results(hidden, weight, dtype, wants)
     scores, correct, grad_hidden, grad_weight, grad_bias = results
+    counted, rows = None, hidden.shape[0]
+    if hidden.device.type == "cpu":  # where counting the rows waits for nothing
+        counted = torch.nonzero(target.long() != ignore_index)[:, 0]
+        if len(counted) == rows:
+            counted = None
+        else:
+            rows = len(counted)
+            correct.zero_()
+            grad_hidden.zero_()
+            if rows == 0:
+                grad_weight.zero_()
     matrix = weight.to(dtype)
     offset = None if bias is None else bias.to(dtype)
-    buffer = hidden.new_empty(min(chunk_rows, hidden.shape[0]) * len(weight), dtype=dtype)
+    buffer = hidden.new_empty(min(chunk_rows, rows) * len(weight), dtype=dtype)
     others = ignore_index, label_smoothing
-    for first in range(0, hidden.shape[0], chunk_rows):
-        part = slice(first, first + chunk_rows)
+    for first in range(0, rows, chunk_rows):
+        part: Any = slice(first, first + chunk_rows)
+        if counted is not None:
+            part = counted[part]
         inputs = hidden[part].to(dtype)
         if z_loss > 0:  # whose softmax would copy logits that are laid out by class
             logits = buffer[: len(inputs) * len(weight)].view(len(inputs), len(weight))
@@ -209,13 +181,14 @@ def _in_chunks(
             else:
                 found = ops.scored_cross_entropy(logits[None], *options)
         except IndexError as error:
-            raise IndexError(_of_all_rows(str(error), first.__add__)) from None
+            place = first if counted is None else part
+            raise IndexError(_of_all_rows(str(error), place)) from None
         *values, correct[part], saved = found
-        torch.stack(values, out=scores[:4, part])
+        scores[:4, part] = torch.stack(values)
         if z_loss > 0:
             log_z = saved[:, 0] + saved[:, 1]
             log_z.masked_fill_(target[part].long() == ignore_index, 0)
-            torch.mul(log_z.square(), z_loss, out=scores[4, part])
+            scores[4, part] = log_z.square() * z_loss
         if not any(wants):
             continue
         grad = logits
@@ -225,10 +198,10 @@ def _in_chunks(
         if softcap > 0:
             grad *= slope
             del slope
-        if wants[0] and dtype == grad_hidden.dtype:
+        if wants[0] and counted is None and dtype == grad_hidden.dtype:
             torch.mm(grad, matrix, out=grad_hidden[part])
         elif wants[0]:
-            grad_hidden[part] = grad @ matrix
+            grad_hidden[part] = (grad @ matrix).to(grad_hidden.dtype)
         if wants[1]:
             _add_product(grad_weight, grad.t(), inputs, first=first == 0)
         if wants[2]:

@@ -40,8 +40,8 @@ __all__ = ["LinearScoredLoss", "scored_linear_cross_entropy"]
 # every chunk reads and writes the whole gradient of the weight, so that chunks are larger there.
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 << 20, 512 << 20
 # Every chunk reads the weight twice, and reads and writes its gradient. With fewer rows the
-# products take longer: linear_head compares them with whole ones. Not a power of two: columns of
-# logits that are so many bytes apart would share few places in a cache.
+# products take longer: linear_head compares them with whole ones. Not 1024: logits of a row
+# that are 4096 bytes apart share few places in a cache.
 ENOUGH_CHUNK_ROWS = 1008
 # The whole logits and their gradient are as large each: chunks of more bytes than those above take
 # at most 0.105 of both. Beside the buffers of the products, that stays below an eighth.
@@ -303,8 +303,7 @@ def default_chunk_rows(
     # branch, on which torch.compile would compile again.
     chunks = max(1, -(-rows // most))
     even = max(1, -(-rows // chunks))
-    together = min(most // ROWS_TOGETHER, -(-even // ROWS_TOGETHER)) * ROWS_TOGETHER
-    return max(together, min(even, ROWS_TOGETHER - 1))
+    return min(most, -(-even // ROWS_TOGETHER) * ROWS_TOGETHER)
 
 
 def _check(

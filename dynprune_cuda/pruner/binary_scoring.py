@@ -70,6 +70,7 @@ class BinaryScoring(LinearScoring):
             place = self._run, self._ticket, self._score
             step = ordinary_binary_cross_entropy(*place, logits, target, ids, reduction)
             if step is not None:
+                self._tells_accuracy = False
                 if message := self._run.note(ids):
                     warnings.warn(message, RuntimeWarning, stacklevel=2)
                 return step
@@ -91,6 +92,7 @@ class BinaryScoring(LinearScoring):
             grad_scale=grad_scale,
             loss_only=True,
         )
+        self._tells_accuracy = False
         if message := self._run.commit(visits.target, visits.ids):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return loss

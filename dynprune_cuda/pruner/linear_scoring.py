@@ -151,6 +151,8 @@ class LinearScoring(Scoring):
         labels = rows.target.long()
         counts = ~ignored_rows(labels, ignore_index) & (labels >= 0) & (labels < len(weight))
         self._enter(visits, counts, functional.ScoredLoss(*scored[1:-1]))
+        if rows_per_id > 1 or cu_seqlens is not None:
+            self._tells_accuracy = False
         if message := self._run.commit(visits.target, visits.ids):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return scored.loss

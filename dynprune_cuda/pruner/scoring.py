@@ -217,6 +217,8 @@ class Scoring(RunStatus):
             sample_weight=visits.weight,
             grad_scale=grad_scale,
         )
+        if rows_per_id > 1 or cu_seqlens is not None:
+            self._tells_accuracy = False
         if message := self._run.commit(visits.target, visits.ids):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return loss if rows is None or loss.dim() == 0 else loss.view(rows.shape)

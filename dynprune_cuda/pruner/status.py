@@ -35,6 +35,9 @@ class RunStatus:
 
     lengths: Lengths
     _run: Run
+    # False once losses of several rows a sample, or of several labels, were recorded: their size
+    # tells no training accuracy.
+    _tells_accuracy = True
     _rescore_seconds: float = 0.0
 
     # ---- what it was made with, and where it is
@@ -342,9 +345,10 @@ class RunStatus:
         It compares `stats()` with what was measured: see docs/guides/choosing.md. It looks at the
         training accuracy (`share_correct` or `share_below_ln2`), then at `keep` of greedy policies,
         then at `visits_gini`. Ask at the end of a run: a low accuracy early on says nothing. If
-        `epochs` is known, a low accuracy counts from the middle of the run on. `share_below_ln2`
-        tells of cross-entropies only: if you `observe` other values, set `track_forgetting`. With
-        sharding="shard" it speaks of this process's samples.
+        `epochs` is known, a low accuracy counts from the middle of the run on. Of samples with
+        several rows or labels, such as texts or images with tags, it does not judge the accuracy.
+        `share_below_ln2` tells of cross-entropies only: if you `observe` other values, set
+        `track_forgetting`. With sharding="shard" it speaks of this process's samples.
 
         Returns:
             The same sentence for the same numbers. It names the number, its limit, what to do, and
@@ -362,6 +366,7 @@ class RunStatus:
             keep=kept / self.num_samples,
             rounding=0.5 / self.num_samples,
             is_late=is_late,
+            tells_accuracy=self._tells_accuracy,
         )
 
     def __repr__(self) -> str:

@@ -132,6 +132,38 @@ def test_a_pruner_gives_it(device, tracks):
     assert observed(device, 600, score="el2n").advice() is None
 
 
+def labels_of(pruner, device, options):
+    logits = torch.full((N, 5), -9.0, device=device, requires_grad=True)
+    pruner.binary_cross_entropy(
+        logits, torch.zeros(N, 5, device=device), torch.arange(N, device=device), **options
+    )
+
+
+def tokens_of(pruner, device, options):
+    logits = torch.zeros(N, 3, 5, device=device, requires_grad=True)
+    target = torch.zeros(N, 3, dtype=torch.int64, device=device)
+    pruner.cross_entropy(logits, target, torch.arange(N, device=device), class_dim=-1, **options)
+
+
+def packed_tokens_of(pruner, device, options):
+    hidden, weight = torch.zeros(N, 4, device=device), torch.zeros(5, 4, device=device)
+    target = torch.zeros(N, dtype=torch.int64, device=device)
+    places = {"cu_seqlens": torch.arange(0, N + 1, 2), "num_items": options.get("num_items")}
+    pruner.linear_cross_entropy(
+        hidden, weight.requires_grad_(), target, torch.arange(N // 2, device=device), **places
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"num_items": 7.0}], ids=str)
+@pytest.mark.parametrize("record", [labels_of, tokens_of, packed_tokens_of])
+@pytest.mark.parametrize("tracks", [False, True])
+def test_the_size_of_other_losses_is_no_accuracy(device, record, tracks, options):
+    """Few tags are all below ln 2, and the tokens of a text hardly ever."""
+    pruner = Pruner(N, 0.5, "weighted", device=device, track_forgetting=tracks)
+    record(pruner, device, options)
+    assert pruner.advice() is None
+
+
 def test_a_low_accuracy_counts_in_the_second_half_of_a_run(device):
     pruner = observed(device, 600, epochs=4, warmup_epochs=4)
     said = []

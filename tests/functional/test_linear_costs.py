@@ -56,6 +56,21 @@ def test_three_products_and_no_whole_logits(work: Work) -> None:
     assert work.largest <= max(16 * classes, rows * FEATURES, classes * FEATURES)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_layout_of_a_chunk(dtype: torch.dtype) -> None:
+    def by_class(rows: int, features: int, classes: int) -> bool:
+        buffer = torch.empty(rows * classes, dtype=dtype)
+        hidden, weight = torch.empty(rows, features), torch.empty(classes, features)
+        logits = ops_module.chunk_logits(buffer, hidden, weight)
+        assert logits.shape == (rows, classes) and logits.data_ptr() == buffer.data_ptr()
+        return logits.stride() == (1, rows)
+
+    assert by_class(16, 768, 16_384) == (dtype != torch.bfloat16)
+    assert not by_class(15, 768, 16_384)
+    assert not by_class(16, 767, 16_384)
+    assert not by_class(16, 768, 16_383)
+
+
 def test_rows_that_are_ignored_take_no_products_on_the_cpu(work: Work) -> None:
     rows, classes = 100, 300
     hidden = torch.randn(rows, FEATURES, requires_grad=True)
@@ -89,8 +104,9 @@ def peak_bytes(step: Callable[[], object]) -> int:
     ],
     ids=str,
 )
+@pytest.mark.parametrize("ignored", [0, 1])
 def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, float], dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, ignored: int, options: dict[str, float], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)
     monkeypatch.setattr(ops_module, "CLASSES_IN_COLUMNS", 2048)
@@ -99,6 +115,7 @@ def test_few_rows_have_larger_chunks_and_an_eighth_of_the_memory(
     hidden = torch.randn(rows, FEATURES).to(dtype).requires_grad_()
     weight = torch.randn(classes, FEATURES).to(dtype).requires_grad_()
     target = torch.arange(rows) % classes
+    target[:ignored] = -100
 
     def ours() -> object:
         found = scored_linear_cross_entropy(hidden, weight, target, **options)
@@ -124,8 +141,8 @@ def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of(9999, bytes_each=12) == 1365
     monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 16 << 10)  # 2 rows
     assert rows_of(1024) == 208  # at most 0.21, in nearly equal parts of whole sixteens
-    assert rows_of(1024, bytes_each=12) == 64
-    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [1, 1, 2, 32, 928]
+    assert rows_of(1024, bytes_each=12) == 71
+    assert [rows_of(rows) for rows in (0, 1, 9, 200, 9216)] == [2, 2, 2, 42, 928]
     with_softcap = {torch.float32: 8, torch.float64: 16, torch.bfloat16: 10}
     assert {d: module.bytes_of_logit(d, True, False) for d in with_softcap} == with_softcap
     assert module.bytes_of_logit(torch.bfloat16, True, True) == 14

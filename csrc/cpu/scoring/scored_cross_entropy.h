@@ -12,8 +12,8 @@ namespace cpu {
 // Writes nothing if a target is out of range, and tells which.
 DataStatus scored_cross_entropy(const CrossEntropyInput& input, const CrossEntropyOutput& output,
                                 const Parallel& parallel);
-// Both at once: the logits are read once, and `gradient.saved` is not. Without second targets, the
-// gradient may replace the logits: those of a group of rows are read before it is written.
+// Both at once: the logits are read once, or twice in long columns, and `gradient.saved` is not.
+// Without second targets, the gradient may replace the logits.
 DataStatus scored_cross_entropy_with_gradient(const CrossEntropyInput& input,
                                               const CrossEntropyOutput& output,
                                               const CrossEntropyGradient& gradient,
