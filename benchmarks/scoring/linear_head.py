@@ -34,7 +34,7 @@ from benchmarks.common.machine_info import machine_info
 from benchmarks.common.memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.common.result_files import write_measurements
 from benchmarks.common.timing import time_rounds
-from dynprune_cuda._ops.linear_cross_entropy import chunk_logits
+from dynprune_cuda._ops.linear_cross_entropy import chunk_logits, fits_columns
 from dynprune_cuda.functional import scored_linear_cross_entropy
 from dynprune_cuda.functional.linear_cross_entropy import default_chunk_rows
 
@@ -70,21 +70,17 @@ def compiled_chunks(hidden: Tensor, weight: Tensor, target: Tensor, part: Loss) 
     return total / len(hidden)
 
 
-def by_rows(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits as torch lays them out."""
-    rows, classes = len(hidden), len(weight)
-    return buffer[: rows * classes].view(rows, classes)
+def three_products(hidden: Tensor, weight: Tensor, rows: int) -> None:
+    """The matrix products of a step, in chunks of so many rows that share a buffer.
 
-
-def three_products(
-    hidden: Tensor, weight: Tensor, rows: int, layout: Callable[..., Tensor]
-) -> None:
-    """The matrix products of a step, in chunks of so many rows that share a buffer."""
+    Chunks are laid out as ours. The whole logits are laid out by row, as torch has them.
+    """
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
     buffer = hidden.new_empty(rows * len(weight))
     for first in range(0, len(hidden), rows):
         part = hidden[first : first + rows]
-        logits = layout(buffer, part, weight)
+        in_columns = rows < len(hidden) and fits_columns(buffer, len(part), weight)
+        logits = chunk_logits(buffer, len(part), len(weight), in_columns=in_columns)
         torch.mm(part, weight.t(), out=logits)
         torch.mm(logits, weight, out=grad_hidden[first : first + rows])
         torch.addmm(grad_weight, logits.t(), part, beta=min(first, 1), out=grad_weight)
@@ -123,11 +119,8 @@ def times(shape: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
     }
     hidden, weight = (x.detach() for x in inputs[:2])
     in_chunks = default_chunk_rows(hidden, weight, weight.dtype)
-    for name, rows, layout in (
-        (PRODUCTS, in_chunks, chunk_logits),
-        (WHOLE, len(hidden), by_rows),
-    ):
-        calls[name] = functools.partial(three_products, hidden, weight, rows, layout)
+    for name, rows in ((PRODUCTS, in_chunks), (WHOLE, len(hidden))):
+        calls[name] = functools.partial(three_products, hidden, weight, rows)
     return time_rounds(calls, torch.device("cpu"), rounds)
 
 

@@ -189,8 +189,9 @@ Tensor scored_cross_entropy_backward(const Tensor& grad_loss, const Tensor& logi
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scored_cross_entropy_with_gradient_(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
     std::optional<Tensor> weight, int64_t ignore_index, double label_smoothing) {
-  check(logits.is_contiguous() || (!logits.is_cuda() && is_dense_in_columns(logits)),
-        "logits must be contiguous; on the CPU their rows may be neighbours instead");
+  check((logits.dim() == 2 && logits.is_contiguous()) ||
+            (!logits.is_cuda() && is_dense_in_columns(logits)),
+        "logits must be 2-D and contiguous; on the CPU their rows may be neighbours instead");
   const CrossEntropyCall call(logits, target, weight, ignore_index, label_smoothing, std::nullopt,
                               std::nullopt);
   const Scored scored(call);

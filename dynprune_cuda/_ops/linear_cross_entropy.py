@@ -59,19 +59,22 @@ def _results(
 CLASSES_IN_COLUMNS, FEATURES_IN_COLUMNS, ROWS_IN_COLUMNS = 16_384, 768, 16
 
 
-def chunk_logits(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """Returns the logits of a chunk of rows, [rows, classes], in a buffer: by class, or by row."""
-    rows, classes, features = hidden.shape[0], *weight.shape
-    part = buffer[: rows * classes]
-    if (
+def fits_columns(buffer: Tensor, rows: int, weight: Tensor) -> bool:
+    """Returns whether the logits of so many rows are laid out by class, and not by row."""
+    classes, features = weight.shape
+    return (
         buffer.device.type == "cpu"
         and buffer.dtype in (torch.float32, torch.float64)
         and classes >= CLASSES_IN_COLUMNS
         and features >= FEATURES_IN_COLUMNS
         and rows >= ROWS_IN_COLUMNS
-    ):
-        return part.view(classes, rows).t()
-    return part.view(rows, classes)
+    )
+
+
+def chunk_logits(buffer: Tensor, rows: int, classes: int, *, in_columns: bool) -> Tensor:
+    """Returns the logits of a chunk of rows, [rows, classes], in a buffer: by class, or by row."""
+    part = buffer[: rows * classes]
+    return part.view(classes, rows).t() if in_columns else part.view(rows, classes)
 
 
 def _of_all_rows(message: str, part: int | Tensor) -> str:
@@ -158,10 +161,9 @@ def linear_cross_entropy(
         if counted is not None:
             part = counted[part]
         inputs = hidden[part].to(dtype)
-        if z_loss > 0:  # whose softmax would copy logits that are laid out by class
-            logits = buffer[: len(inputs) * len(weight)].view(len(inputs), len(weight))
-        else:
-            logits = chunk_logits(buffer, inputs, weight)
+        # The softmax of z_loss would copy logits that are laid out by class.
+        in_columns = z_loss == 0 and fits_columns(buffer, len(inputs), weight)
+        logits = chunk_logits(buffer, len(inputs), len(weight), in_columns=in_columns)
         if offset is None:
             torch.mm(inputs, matrix.t(), out=logits)
         else:
@@ -176,10 +178,11 @@ def linear_cross_entropy(
             if softcap > 0:  # the derivative of the hyperbolic tangent
                 slope = logits.to(scores.dtype, copy=True).div_(softcap).square_().neg_().add_(1)
         try:
+            scored = logits[None] if in_columns else logits
             if any(wants):
-                found = ops.scored_cross_entropy_with_gradient_(factors, logits[None], *options)
+                found = ops.scored_cross_entropy_with_gradient_(factors, scored, *options)
             else:
-                found = ops.scored_cross_entropy(logits[None], *options)
+                found = ops.scored_cross_entropy(scored, *options)
         except IndexError as error:
             place = first if counted is None else part
             raise IndexError(_of_all_rows(str(error), place)) from None

@@ -60,8 +60,8 @@ def test_three_products_and_no_whole_logits(work: Work) -> None:
 def test_the_layout_of_a_chunk(dtype: torch.dtype) -> None:
     def by_class(rows: int, features: int, classes: int) -> bool:
         buffer = torch.empty(rows * classes, dtype=dtype)
-        hidden, weight = torch.empty(rows, features), torch.empty(classes, features)
-        logits = ops_module.chunk_logits(buffer, hidden, weight)
+        in_columns = ops_module.fits_columns(buffer, rows, torch.empty(classes, features))
+        logits = ops_module.chunk_logits(buffer, rows, classes, in_columns=in_columns)
         assert logits.shape == (rows, classes) and logits.data_ptr() == buffer.data_ptr()
         return logits.stride() == (1, rows)
 
