@@ -67,8 +67,8 @@ test-emulator: $(BUILT) ## Run the CUDA kernels on the CPU, with race and bounds
 test-ptx: $(BUILT) ## Run a part of the CUDA kernels' tests on what nvcc makes of them, on the CPU
 	@$(BIN)/python -m pytest -q tests/emulator/ptx --nvcc
 	@$(BIN)/python -m pytest -q tests/emulator --ptx=90 --ptx-strength=2 --ptx-least=1
-	@$(BIN)/python -m pytest -q tests/emulator/test_scoring_kernels.py tests/emulator/test_wide_step.py \
-		--ptx=80 --ptx-strength=1 --ptx-least=1
+	@$(BIN)/python -m pytest -q tests/emulator/test_scoring_kernels.py tests/emulator/test_row_kernels.py \
+		tests/emulator/test_wide_step.py --ptx=80 --ptx-strength=1 --ptx-least=1
 
 test-ptx-full: $(BUILT) ## Run all tests of the CUDA kernels on what nvcc makes of them (slow)
 	@$(BIN)/python -m pytest -q tests/emulator/ptx --nvcc

@@ -30,7 +30,8 @@ struct ScoreColumns {
 
   // A non-finite value changes no average; it is counted, and the sample is marked until a finite
   // one comes.
-  DYNPRUNE_HD void update(int64_t id, float value, float alpha, FirstVisit first_visit) const {
+  DYNPRUNE_HD void update(int64_t id, float new_value, float alpha, FirstVisit first_visit) const {
+    const float value = add_rn(new_value, 0.0f);  // no -0: a sum of rows has none
     const bool finite = value - value == 0.0f;
     if (last_non_finite != nullptr) last_non_finite[id] = !finite;
     if (!finite) {

@@ -97,8 +97,8 @@ def update_scores_(
             correct is not (Toneva et al. 2019, arXiv:1812.05159). Needs `last_correct`.
         row_reduction: What of a sample's rows is its value: "mean", "sum", "max", or a float in
             (0, 1]. The float is a share: the mean of the `max(1, floor(share * n + 0.5))` greatest
-            of n values, which takes two sorts. A mean over n rows is exact but for n * 2^-60 of
-            the greatest magnitude, then rounded to float32.
+            of n values, which takes two sorts. Rows are added exactly. A sum or mean is then
+            rounded to float64 and to float32.
     """
     columns = ScoreColumns._make(
         (mean, variance, count, non_finite_count, last_non_finite, last_correct, forget_count)

@@ -66,10 +66,13 @@ def check_step(
     grad_scale: float | None = None,
     grad_loss: Tensor | None = None,
     probabilities: torch.dtype | None = None,
+    n: int = 40,
     **options: object,
 ) -> None:
-    """The step on the emulator against the step on the CPU; a target of probabilities with one."""
-    n = 40
+    """The step on the emulator against the step on the CPU; a target of probabilities with one.
+
+    n: samples of the table, of which the batch has some several times.
+    """
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     logits, target = make_logits(rows, classes, dtype), make_target(rows, classes)
     target[1::5] = options.get("ignore_index", 0)

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cross-entropy and score-update kernels on the emulator give what the CPU ops give."""
+"""The cross-entropy kernels on the emulator give what the CPU ops give."""
 
 from __future__ import annotations
 
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
-from emulator import EmulatorError
 from kernels import SCALAR_TYPES, Kernels
 from steps import TOLERANCES, check_step, make_columns, make_logits, make_target, step_bytes
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import Reduction, RowReduction, StepColumn
+from dynprune_cuda._ops.contract import Reduction, StepColumn
 
 DTYPES = list(SCALAR_TYPES)
 
@@ -299,50 +297,6 @@ def test_a_step_on_columns_reads_each_logit_once(
     assert requests <= 2 + request_bytes / row_bytes
 
 
-@pytest.mark.parametrize(("classes", "group_rows"), [(21, 1024), (150, 256)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_pixels_of_a_sample_add_few_bytes(
-    kernels_in_turn: Kernels, classes: int, group_rows: int, dtype: torch.dtype
-) -> None:
-    """Against a step that updates no sample: 9 bytes a row, which is under 2 % of 150 classes.
-
-    It is 3 to 5 % of 21 classes. Ids are of images, or of pixels, sorted and mixed.
-    """
-    rows, row_bytes = 2 * group_rows, classes * torch.empty(0, dtype=dtype).element_size()
-    options = {"group_rows": group_rows, "in_columns": True, "reduction": Reduction.SUM}
-    ids = torch.arange(2)
-    by_pixel = ids.repeat_interleave(group_rows)
-    mixed = by_pixel[torch.randperm(rows, generator=torch.Generator().manual_seed(1))]
-    for given in (ids, by_pixel, mixed):
-        options["rows_per_id"] = rows // len(given)
-        together, none = (
-            step_bytes(kernels_in_turn, rows, classes, dtype, ids=its_ids, **options)
-            for its_ids in (given, torch.full_like(given, -1))
-        )
-        more_memory, more_requests = (a - b for a, b in zip(together, none, strict=True))
-        assert 0 < more_memory <= 9 / row_bytes and 0 < more_requests <= 30 / row_bytes
-        assert classes == 21 or together[0] <= 1.02 * none[0]
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("row_reduction", ["mean", "sum", "max"])
-def test_step_with_one_id_for_several_rows(
-    kernels: Kernels, row_reduction: str, weighted: bool
-) -> None:
-    """With weights of classes, samples and rows in the same launch."""
-    options = {"row_reduction": row_reduction, "ignore_index": 1, "score": "margin"}
-    options["weighted"] = weighted
-    for rows_per_id, rows in ((3, 9), (40, 480), (40, 600), (300, 600)):
-        kernels.emulator.statistics()
-        check_step(kernels, rows, 3, torch.float32, rows_per_id=rows_per_id, **options)
-        launches = kernels.emulator.statistics()["launches"] - 1  # of the backward pass
-        assert launches == 1 or rows > 512
-
-
-def test_step_with_one_id_for_more_rows_than_one_block_finishes(kernels_in_turn: Kernels) -> None:
-    check_step(kernels_in_turn, 520, 2, torch.float32, rows_per_id=65, ignore_index=1)
-
-
 def test_step_on_rows_that_need_leave_for_their_shared_memory(kernels_in_turn: Kernels) -> None:
     check_step(kernels_in_turn, 2, 12_289, torch.float32, label_smoothing=0.1)
 
@@ -435,93 +389,3 @@ def test_a_gradient_of_1_costs_nothing(kernels_in_turn: Kernels, classes: int) -
     assert memory(grad_loss=one) - step <= 0.01
     assert memory(grad_loss=two, grad_scale=two) - step <= 0.01
     assert 1.9 <= memory(grad_loss=two) - step <= 2.1
-
-
-@pytest.mark.parametrize("rows_per_sample", [2, 32, 128])
-@pytest.mark.parametrize(
-    ("rows", "classes", "more_requests"), [(128, 4096, 1.02), (1024, 512, 1.1)], ids=str
-)
-def test_several_rows_of_a_sample_add_less_than_2_percent(
-    kernels_in_turn: Kernels, rows: int, classes: int, rows_per_sample: int, more_requests: float
-) -> None:
-    """In one launch and in several, with ids sorted and mixed."""
-    alone = step_bytes(kernels_in_turn, rows, classes, torch.bfloat16)
-    sorted_ids = torch.arange(rows) // rows_per_sample
-    mixed_ids = sorted_ids[torch.randperm(rows, generator=torch.Generator().manual_seed(1))]
-    for ids in (sorted_ids, mixed_ids):
-        together = step_bytes(kernels_in_turn, rows, classes, torch.bfloat16, ids=ids)
-        assert together[0] <= 1.02 * alone[0] and together[1] <= more_requests * alone[1]
-
-
-# ---- score updates
-
-
-def row_values(rows: int, generator: torch.Generator) -> Tensor:
-    """From 1e-30 to 1e30, of both signs, and some that are not finite."""
-    values = torch.randn(rows, generator=generator)
-    values *= 10.0 ** torch.randint(-30, 31, (rows,), generator=generator)
-    values[torch.rand(rows, generator=generator) < 0.02] = math.inf
-    return values
-
-
-@pytest.mark.parametrize("row_reduction", RowReduction)
-@pytest.mark.parametrize("count_dtype", [torch.int32, torch.int64], ids=str)
-def test_updates_equal_cpu(
-    kernels: Kernels, count_dtype: torch.dtype, row_reduction: RowReduction
-) -> None:
-    """Bit for bit: ids that occur once, often, in neighbouring rows, or never."""
-    n, published = 50, row_reduction == RowReduction.MEAN
-    emulated, expected = make_columns(n, count_dtype), make_columns(n, count_dtype)
-    for columns in (emulated, expected):
-        columns["last_correct"] = torch.arange(n) % 2 == 0
-        columns["forget_count"] = torch.zeros(n, dtype=torch.int32)
-    generator = torch.Generator().manual_seed(4)
-    for rows in (1, 31, 33, 400, 300, 0):
-        ids = torch.randint(-1, n, (rows,), generator=generator)
-        if rows == 300:  # warps of one sample, with gaps, and of two
-            ids = (torch.arange(rows) // 40).where(torch.arange(rows) % 7 > 0, -1)
-        values, correct = row_values(rows, generator), torch.rand(rows, generator=generator) < 0.9
-        kernels.update_scores_(
-            emulated, ids, values, 0.8, published, row_reduction, correct=correct
-        )
-        F.update_scores_(
-            **expected,
-            sample_ids=ids,
-            values=values,
-            correct=correct,
-            alpha=0.8,
-            first_visit="published" if published else "zero",
-            row_reduction=row_reduction.name.lower(),
-        )
-        for name, column in expected.items():
-            assert torch.equal(emulated[name].nan_to_num(9.0), column.nan_to_num(9.0)), name
-        assert not kernels.errors.any()
-
-
-def test_ids_out_of_range_are_skipped_and_recorded(kernels: Kernels) -> None:
-    columns, expected = make_columns(10), make_columns(10)
-    ids = torch.tensor([3, 10, -2, 4, 1 << 40])
-    values = torch.arange(5.0)
-    kernels.update_scores_(columns, ids, values, 0.5)
-    keep = torch.tensor([0, 3])
-    F.update_scores_(**expected, sample_ids=ids[keep], values=values[keep], alpha=0.5)
-    for name, column in expected.items():
-        assert torch.equal(columns[name].nan_to_num(9.0), column.nan_to_num(9.0)), name
-    count, example = kernels.errors[1]
-    assert count == 3 and example in (10, -2, 1 << 40)
-
-
-def test_taking_errors_clears_the_counts(kernels: Kernels) -> None:
-    records = np.array([[3, -1], [0, 7], [1 << 40, 1 << 33], [1, 5]], np.int64)
-    taken, left = kernels.take_errors(records)
-    assert taken.tolist() == [[3, -1], [0, 0], [1 << 40, 1 << 33], [1, 5]]
-    assert left[:, 0].tolist() == [0, 0, 0, 0]
-    again, _ = kernels.take_errors(left)
-    assert not again.any()
-
-
-def test_columns_shorter_than_claimed_are_reported(kernels_in_turn: Kernels) -> None:
-    columns = make_columns(10)
-    columns["variance"] = columns["variance"][:5].clone()
-    with pytest.raises(EmulatorError, match="OUT OF BOUNDS"):
-        kernels_in_turn.update_scores_(columns, torch.tensor([7]), torch.tensor([1.0]), 0.5)

@@ -122,6 +122,17 @@ def test_step_with_options_equals_cpu(
         )
 
 
+@pytest.mark.parametrize("row_reduction", ["mean", "max"])
+def test_step_that_adds_rows_within_it(kernels: Kernels, row_reduction: str) -> None:
+    check_step(
+        *(kernels, 1980, 3, torch.float32),
+        rows_per_id=33,
+        n=2,
+        row_reduction=row_reduction,
+        probabilities=torch.float32,
+    )
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_launches_of_a_step(kernels_in_turn: Kernels, reduction: str) -> None:
     """The divisor of a mean is known: losses, and their sum; three for the table."""

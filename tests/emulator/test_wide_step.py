@@ -167,23 +167,27 @@ def test_one_launch_of_few_rows_for_every_reduction(meeting: Kernels) -> None:
 
 
 @pytest.mark.parametrize("way", ["cluster", "grid"])
-def test_launches_of_many_rows(way: str) -> None:
+@pytest.mark.parametrize(("rows", "rows_per_id"), [(513, 1), (528, 33)])
+def test_launches_of_many_rows(way: str, rows: int, rows_per_id: int) -> None:
     """As of any step: the divisor, losses and their sum, three for the table. Most rows are ignored
     ones on a small device, for which the emulator has less to do."""
     meeting = on_schedule(**MEETINGS[way], shared_bytes=48 * 1024)
-    rows, classes = 513, 23_600
+    classes = 23_600
     target = torch.full((rows,), -100)
     target[::100] = make_target(rows, classes)[::100]
     scored = target >= 0
-    logits, columns = make_logits(rows, classes, torch.bfloat16), make_columns(rows)
+    logits, columns = make_logits(rows, classes, torch.bfloat16), make_columns(rows // rows_per_id)
     meeting.emulator.statistics()
     loss, scores, _, gradient = meeting.scored_cross_entropy_step_(
-        logits, target, torch.arange(rows), columns
+        logits, target, torch.arange(rows // rows_per_id), columns
     )
     assert meeting.emulator.statistics()["launches"] == 1 + 6
     torch.testing.assert_close(loss[0], scores[0, scored].mean())
     assert torch.equal(gradient.ne(0).any(dim=1), scored)
-    assert torch.equal(columns["count"].bool(), scored)
+    counted = scored.view(-1, rows_per_id).sum(dim=1)
+    assert torch.equal(columns["count"].bool(), counted > 0)
+    expected = scores[0].where(scored, 0.0).view(-1, rows_per_id).double().sum(dim=1) / counted
+    assert torch.equal(columns["mean"][counted > 0], expected[counted > 0].float())
 
 
 # ---- less shared memory

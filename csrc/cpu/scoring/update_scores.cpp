@@ -44,15 +44,12 @@ struct SeenId {
 
 struct SampleSlot {
   int64_t id = kNoSample;
-  int32_t first = 0;  // row
-  int32_t rows = 0;
+  size_t place = 0;  // among the samples in order
 };
 
-// What the rows of a sample add up to.
-struct RowSums {
-  int64_t terms = 0;
-  uint32_t greatest = 0;
-  bool correct = true;
+struct Sample {
+  int64_t id;
+  RowTotal total;
 };
 
 // Whether a sample of a task has several rows. The usual batch has none. By hash, a row overwrites
@@ -120,39 +117,21 @@ void apply_samples(const ScoreUpdate& u, int task, int tasks) {
     return;
   }
   SampleSet<SampleSlot> samples(u.max_ids);
+  std::vector<Sample> in_order;  // of their first rows
   for_each_run([&](Range rows, int64_t id) {
     SampleSlot& slot = samples[samples.find(id)];
-    if (slot.rows == 0) slot = {id, static_cast<int32_t>(rows.begin), 0};
-    slot.rows += static_cast<int32_t>(rows.end - rows.begin);
-  });
-  std::vector<RowSums> sums(samples.num_slots());
-  for_each_run([&](Range rows, int64_t id) {
-    RowSums& sample = sums[samples.find(id)];
-    uint32_t greatest = sample.greatest;
-    for (int64_t row = rows.begin; row < rows.end; row++) {
-      greatest = std::max(greatest, row_key(u.row_reduction, u.values[row]));
-      sample.correct &= is_correct(row);
+    if (slot.id == kNoSample) {
+      slot = {id, in_order.size()};
+      in_order.push_back({id, RowTotal{}});
     }
-    sample.greatest = greatest;
+    RowTotal& total = in_order[slot.place].total;
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+      total.add(u.row_reduction, u.values[row], is_correct(row));
+    }
   });
-  const auto rows_of = [&](int64_t slot) {
-    return SampleRows{u.row_reduction, sums[slot].greatest, int64_t{samples[slot].rows}};
-  };
-  for_each_run([&](Range rows, int64_t id) {
-    const int64_t slot = samples.find(id);
-    const SampleRows sample = rows_of(slot);
-    if (sample.rows == 1 || !sample.has_terms()) return;
-    int64_t terms = 0;
-    for (int64_t row = rows.begin; row < rows.end; row++) terms += sample.term(u.values[row]);
-    sums[slot].terms += terms;
-  });
-  for_each_run([&](Range rows, int64_t id) {
-    const int64_t slot = samples.find(id);
-    if (samples[slot].first != rows.begin) return;
-    const SampleRows sample = rows_of(slot);
-    const float value = sample.rows > 1 ? sample.value(sums[slot].terms) : u.values[rows.begin];
-    u.apply<Count>(id, value, sums[slot].correct);
-  });
+  for (const Sample& sample : in_order) {
+    u.apply<Count>(sample.id, sample.total.value(u.row_reduction), sample.total.wrong == 0);
+  }
 }
 
 template <class Count>

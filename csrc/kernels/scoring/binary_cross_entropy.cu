@@ -59,10 +59,9 @@ __device__ void write_row(const BinaryTask<A>& task, int64_t row, const BinarySu
   // looked at: it may be infinite.
   const A weighted = weight != 0 ? weight * divisor * result.nll : A{0};
   step.row_weight[row] = weight;
-  step.work.row_ids[row] = scored ? step.update.sample_ids[row] : kNoSample;
-  step.work.values[row] = table_value(step.score, result.nll, result);
   step.work.weighted[row] = weighted;
   if (step.reduction == Reduction::kNone) step.loss[row] = weighted;
+  write_entry(step, row, {table_value(step.score, result.nll, result), false, scored});
 }
 
 template <class T, int kTeam>

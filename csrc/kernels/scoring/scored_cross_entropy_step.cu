@@ -103,12 +103,12 @@ cudaError_t launch_planned(StepTask<A> task, const StepPlan& plan, cudaStream_t 
                            const Launch& launch) {
   task.finish_here = plan.finish_here;
   task.staged_bytes = plan.staged_bytes;
-  if (plan.divisor_first) {
+  cudaError_t error = launch_clear(task, stream);
+  if (error == cudaSuccess && plan.divisor_first) {
     task.num_mean_partials = plan.partials;
-    const cudaError_t error = launch_mean_partials(task, plan.partials, stream);
-    if (error != cudaSuccess) return error;
+    error = launch_mean_partials(task, plan.partials, stream);
   }
-  const cudaError_t error = launch(task);
+  if (error == cudaSuccess) error = launch(task);
   if (error != cudaSuccess) return error;
   return plan.finish_here ? cudaGetLastError() : launch_finish(task, plan.partials, stream);
 }

@@ -14,19 +14,21 @@ namespace {
 // Left to itself, ptxas aims at more resident blocks than the registers allow, and spills.
 constexpr int kSoftStepBlocks = 2;
 
-// Writes the scores of a row and what later phases read of it; by one thread.
+// As write_scores.
 template <class A>
-__device__ __forceinline__ void write_soft_scores(const StepTask<A>& task, int64_t row,
-                                                  const SoftScores<A>& scores, A divisor) {
+__device__ __forceinline__ TableEntry write_soft_scores(const StepTask<A>& task, int64_t row,
+                                                        const SoftScores<A>& scores, A divisor) {
   const A loss = scores.result.nll, weight = weight_of(task, row);
   // A row of weight 0 is how these targets say "ignore": its loss may be infinite or NaN.
   const A weighted = weight != 0 ? weight * loss : A{0};
   task.out.write(row, loss, scores.result, scores.sum_weight);
-  task.work.values[row] = table_value(task.score, loss, scores.result);
   task.row_weight[row] = weight / divisor;
-  task.work.row_ids[row] = task.update.sample_ids[sample_of(task, row)];
   task.work.weighted[row] = weighted;
   if (task.reduction == Reduction::kNone) task.loss[row] = weighted;
+  const TableEntry entry{table_value(task.score, loss, scores.result), scores.result.margin > 0,
+                         true};
+  write_entry(task, row, entry);
+  return entry;
 }
 
 template <class Row>
@@ -44,7 +46,9 @@ __global__ void __launch_bounds__(kThreads, kSoftStepBlocks)
     scale = gradient_scale(task, row.index, divisor);
   }
   const SoftScores<A> scores = score_soft_row(row, SoftWeights<A>(task.in), scale, out);
-  if (row.leads()) write_soft_scores(task, row.index, scores, divisor);
+  TableEntry entry{};
+  if (row.leads()) entry = write_soft_scores(task, row.index, scores, divisor);
+  add_entry(task, row.index, entry);
   finish_in_last_block(task, divisor);
 }
 
@@ -73,6 +77,8 @@ cudaError_t launch_soft_cross_entropy_step(const CrossEntropyInput& in, const So
       const cudaError_t error = DYNPRUNE_ALLOW_SHARED((soft_step_kernel<Row>));
       if (error != cudaSuccess) return error;
     }
+    const cudaError_t error = launch_clear(task, stream);
+    if (error != cudaSuccess) return error;
     DYNPRUNE_LAUNCH((soft_step_kernel<Row>), plan.blocks, kThreads,
                     static_cast<size_t>(plan.block_bytes), stream, task, target);
     if (task.finish_here) return cudaGetLastError();

@@ -32,6 +32,15 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(StepTask<A> task, int64_
 }  // namespace
 
 template <class A>
+cudaError_t launch_clear(const StepTask<A>& task, cudaStream_t stream) {
+  if (task.work.parts == nullptr) return cudaSuccess;
+  const UpdateMemory& memory = task.work.update;
+  char* const end = reinterpret_cast<char*>(memory.slots) + memory.bytes_to_clear;
+  const auto bytes = static_cast<size_t>(end - reinterpret_cast<char*>(task.work.parts));
+  return cudaMemsetAsync(task.work.parts, 0, bytes, stream);
+}
+
+template <class A>
 cudaError_t launch_mean_partials(const StepTask<A>& task, unsigned partials, cudaStream_t stream) {
   DYNPRUNE_LAUNCH((partial_sums_kernel<A>), partials, kThreads, 0, stream, task.in,
                   static_cast<const A*>(nullptr), task.work.mean_partials);
@@ -46,10 +55,19 @@ cudaError_t launch_finish(const StepTask<A>& task, unsigned partials, cudaStream
     DYNPRUNE_LAUNCH((loss_kernel<A>), 1, kThreads, 0, stream, task, int64_t{partials});
   }
   ScoreUpdate update = task.update;
-  update.sample_ids = task.work.row_ids;
-  return launch_update_scores(update, task.work.slots, task.errors, stream);
+  const UpdateMemory& memory = task.work.update;
+  if (task.work.parts != nullptr) {
+    update.batch_size = update.max_ids;
+  } else {
+    update.sample_ids = task.work.row_ids;
+    const cudaError_t error = cudaMemsetAsync(memory.slots, 0, memory.bytes_to_clear, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return launch_parts(update, task.work.parts, memory, task.errors, stream);
 }
 
+template cudaError_t launch_clear(const StepTask<float>&, cudaStream_t);
+template cudaError_t launch_clear(const StepTask<double>&, cudaStream_t);
 template cudaError_t launch_mean_partials(const StepTask<float>&, unsigned, cudaStream_t);
 template cudaError_t launch_mean_partials(const StepTask<double>&, unsigned, cudaStream_t);
 template cudaError_t launch_finish(const StepTask<float>&, unsigned, cudaStream_t);

@@ -14,6 +14,10 @@ inline unsigned num_partials(int64_t rows) {
                                                                  : kMaxPartialSums);
 }
 
+// Clears what the rows of a step are added to, before it.
+template <class A>
+cudaError_t launch_clear(const StepTask<A>& task, cudaStream_t stream);
+
 // task.work.mean_partials[block]: sums of the rows' weights in a mean. A: float or double.
 template <class A>
 cudaError_t launch_mean_partials(const StepTask<A>& task, unsigned partials, cudaStream_t stream);

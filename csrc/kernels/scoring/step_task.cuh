@@ -32,32 +32,46 @@ struct Arrivals {
   unsigned unused[kCacheLine / sizeof(unsigned) - 1];
 };
 
+// Samples of at least so many rows each add them up within the step: then no row's value is written
+// and read again. Below, the rows' totals would be as large as their values.
+constexpr int64_t kMinRowsPerPart = 32;
+
 // Per-row results that later steps read, in the workspace.
 template <class A>
 struct Workspace {
   A* weighted;       // [B] the row's term of the summed loss, 0 for a row that does not count
   A* mean_partials;  // [kMaxPartialSums] of what a mean divides by
   A* loss_partials;  // [kMaxPartialSums]
+  // [B / rows_per_id] what the rows of an element of sample_ids add up to, zero at the start. If it
+  // is null, the rows are the parts of the update:
+  RowTotal* parts;
   int64_t* row_ids;  // [B] sample ids, kNoSample for a row that does not count
   float* values;     // [B] what enters the table
-  Slot* slots;       // of the update
+  UpdateMemory update;
   // Of rows that several blocks share (step_wide.cuh).
   RowSums<A>* records;  // [2, kMaxWideBlocks]
   Arrivals* arrivals;   // [kMaxWideTeams]
   size_t bytes;         // all together
 
-  Workspace(void* memory, const CrossEntropyInput& in, int64_t max_ids) : bytes(0) {
+  // num_ids: elements of sample_ids.
+  Workspace(void* memory, const CrossEntropyInput& in, int64_t num_ids)
+      : parts(nullptr), update(nullptr, 0, 0), bytes(0) {
     const int64_t rows = in.batch_size;
+    const bool in_parts = rows > kMaxRowsPerLaunch && rows >= kMinRowsPerPart * num_ids;
     const auto take = [&](auto** array, int64_t n) {
       *array = reinterpret_cast<std::decay_t<decltype(*array)>>(static_cast<char*>(memory) + bytes);
       bytes += (static_cast<size_t>(n) * sizeof(**array) + 15) / 16 * 16;
     };
-    take(&slots, num_slots(max_ids));
-    take(&row_ids, rows);
+    if (in_parts) take(&parts, num_ids);  // cleared together with what follows
+    char* update_memory = nullptr;
+    const int64_t num_parts = in_parts ? num_ids : rows;
+    take(&update_memory, static_cast<int64_t>(UpdateMemory(nullptr, num_parts, num_ids).bytes));
+    update = UpdateMemory(update_memory, num_parts, num_ids);
+    take(&row_ids, in_parts ? 0 : rows);
     take(&weighted, rows);
     take(&mean_partials, kMaxPartialSums);
     take(&loss_partials, kMaxPartialSums);
-    take(&values, rows);
+    take(&values, in_parts ? 0 : rows);
     take(&records, may_be_wide(in) ? 2 * kMaxWideBlocks : 0);
     take(&arrivals, may_be_wide(in) ? kMaxWideTeams : 0);
   }
@@ -76,7 +90,6 @@ struct StepTask {
   int64_t rows_per_id;
   ScoreUpdate update;  // sample_ids: the caller's, values: the workspace's
   Workspace<A> work;
-  int64_t slots;
   int64_t num_mean_partials;  // 0: every block adds up the targets itself
   bool finish_here;           // by the last block, instead of by other launches
   int64_t staged_bytes;       // of shared memory per row; 0: a row is read again
@@ -104,7 +117,6 @@ StepTask<A> step_task(const CrossEntropyInput& in, const CrossEntropyOutput& out
                    step.rows_per_id,
                    update,
                    work,
-                   num_slots(update.max_ids),
                    /*num_mean_partials=*/0,
                    /*finish_here=*/false,
                    /*staged_bytes=*/0,
@@ -173,19 +185,16 @@ __device__ void finish_batch(const StepTask<A>& task, A divisor) {
   }
   ScoreUpdate update = task.update;
   update.sample_ids = task.work.row_ids;
-  Slot* slots = task.work.slots;
-  for (int64_t s = threadIdx.x; s < task.slots; s += kThreads) slots[s] = Slot{};
+  const UpdateMemory& memory = task.work.update;
+  for (int64_t s = threadIdx.x; s < memory.num_slots; s += kThreads) memory.slots[s] = Slot{};
+  if (threadIdx.x == 0) *memory.totals_taken = 0;
   __syncthreads();
   for (int64_t row = 0; row < rows; row += kThreads) {
-    claim_rows(update, row + threadIdx.x, slots, task.slots, task.errors);
+    claim_parts(update, nullptr, row + threadIdx.x, memory, task.errors);
   }
   __syncthreads();
   for (int64_t row = 0; row < rows; row += kThreads) {
-    if (update.count_type == IndexType::kInt32) {
-      apply_rows<int32_t>(update, row + threadIdx.x, slots, task.slots);
-    } else {
-      apply_rows<int64_t>(update, row + threadIdx.x, slots, task.slots);
-    }
+    apply_parts(update, nullptr, row + threadIdx.x, memory);
   }
 }
 
@@ -216,12 +225,32 @@ __device__ A gradient_scale(const StepTask<A>& task, int64_t row, A divisor) {
   return weight_of(task, row) / divisor * (task.grad_scale != nullptr ? *task.grad_scale : A{1});
 }
 
-// Writes the scores of a row and what later phases read of it; by one thread.
+// What the update will read of a row, unless rows are added up within the step; by one thread.
 template <class A>
-__device__ void write_scores(const StepTask<A>& task, int64_t row, const RowTarget<A>& y,
-                             const RowSums<A>& sums, const RowResult<A>& result, A x_second,
-                             A divisor) {
+__device__ __forceinline__ void write_entry(const StepTask<A>& task, int64_t row,
+                                            const TableEntry& entry) {
+  if (task.work.parts != nullptr) return;
+  task.work.values[row] = entry.value;
+  task.work.row_ids[row] = entry.counts ? task.update.sample_ids[sample_of(task, row)] : kNoSample;
+}
+
+// Adds rows to what those of their sample add up to, if the step does. Whole warps call, with an
+// entry in the thread that wrote it.
+template <class A>
+__device__ __forceinline__ void add_entry(const StepTask<A>& task, int64_t row,
+                                          const TableEntry& entry) {
+  if (task.work.parts == nullptr) return;
+  add_neighbouring_rows(task.work.parts, sample_of(task, row), task.update.row_reduction, entry);
+}
+
+// Writes the scores of a row and what later phases read of it; by one thread. Returns what the row
+// enters into its sample.
+template <class A>
+__device__ TableEntry write_scores(const StepTask<A>& task, int64_t row, const RowTarget<A>& y,
+                                   const RowSums<A>& sums, const RowResult<A>& result, A x_second,
+                                   A divisor) {
   const bool scored = y.kind == RowKind::kScored;
+  TableEntry entry{0, result.margin > 0, scored};
   A weight = 0, weighted = 0;
   if (scored) {
     const A loss = row_loss(LossOptions<A>(task.in), y, result, x_second, task.in.num_classes,
@@ -229,14 +258,15 @@ __device__ void write_scores(const StepTask<A>& task, int64_t row, const RowTarg
     weight = weight_of(task, row);
     weighted = weight * loss;
     task.out.write(row, loss, result, sums.weight);
-    task.work.values[row] = table_value(task.score, loss, result);
+    entry.value = table_value(task.score, loss, result);
   } else {
     task.out.write_skipped(row, y, task.errors);
   }
   task.row_weight[row] = scored ? weight / divisor : A{0};
-  task.work.row_ids[row] = scored ? task.update.sample_ids[sample_of(task, row)] : kNoSample;
   task.work.weighted[row] = weighted;
   if (task.reduction == Reduction::kNone) task.loss[row] = weighted;
+  write_entry(task, row, entry);
+  return entry;
 }
 
 // One row of the step, by all threads that share it (row_policy.cuh).
@@ -254,13 +284,15 @@ __device__ __forceinline__ void step_row(const StepTask<typename Row::A>& task,
   const A x_first = row.scored() && row.has_sums() ? row.logit(y.first) : A{0};
   row.exchange(&sums, smooth);
   RowResult<A> result{};
+  TableEntry entry{};
   if (row.has_sums()) {
     if (row.scored()) result = finish_row(sums.stats, x_first);
     if (row.exists && row.leads()) {
       const A x_second = row.scored() && y.second >= 0 ? row.logit(y.second) : A{0};
-      write_scores(task, row.index, y, sums, result, x_second, divisor);
+      entry = write_scores(task, row.index, y, sums, result, x_second, divisor);
     }
   }
+  add_entry(task, row.index, entry);
   const SavedRow<A> saved =
       row.share({result.max, result.log_normaliser, result.miss, sums.weight});
   if (!row.has_gradient) return;

@@ -13,7 +13,7 @@ namespace dynprune {
 
 namespace cuda {
 
-size_t update_scores_workspace_bytes(int64_t max_ids);
+size_t update_scores_workspace_bytes(int64_t rows);
 
 // An id out of range changes nothing and is recorded in errors ([kNumDataErrors], may be null).
 cudaError_t launch_update_scores(const ScoreUpdate& update, void* workspace, ErrorRecord* errors,

@@ -22,6 +22,7 @@ FEW_CASES = 36
 FILES = (
     "test_binary_kernels",
     "test_large_selection",
+    "test_row_kernels",
     "test_scoring_accuracy",
     "test_scoring_kernels",
     "test_selection_kernels",

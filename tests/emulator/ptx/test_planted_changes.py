@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import test_row_kernels as row_kernels
 import test_scoring_kernels as scoring
 import test_selection_kernels as selection
 import test_shard_kernels as shards
@@ -34,11 +35,11 @@ def uniform(kernels: Kernels) -> None:
 
 
 def updates(kernels: Kernels) -> None:
-    scoring.test_updates_equal_cpu(kernels, torch.int32, RowReduction.SUM)
+    row_kernels.test_updates_equal_cpu(kernels, torch.int32, RowReduction.SUM)
 
 
 def ids_out_of_range(kernels: Kernels) -> None:
-    scoring.test_ids_out_of_range_are_skipped_and_recorded(kernels)
+    row_kernels.test_ids_out_of_range_are_skipped_and_recorded(kernels)
 
 
 def cross_entropy(dtype: torch.dtype, classes: int) -> Callable[[Kernels], None]:
@@ -81,7 +82,7 @@ class Change:
 
 
 UNIFORM = r"shuffle_kernelINS0_8Identity"
-CLAIM, APPLY, TAKE = r"claim_kernel", r"apply_kernelIi", r"take_errors_kernel"
+CLAIM, APPLY, TAKE = r"claim_kernel", r"apply_kernel", r"take_errors_kernel"
 FORWARD, BACKWARD = r"forward_kernelINS0_7TeamRowIfLi8E", r"backward_kernelINS0_7TeamRowIfLi8E"
 STEP = r"[0-9]step_kernelINS0_13StagedTeamRowIdLi8E"
 DIGITS = r"digit_counts_kernel"
@@ -97,9 +98,15 @@ CHANGES = (
     Change("a jump that is left out", CLAIM, r"@%p\d+ bra[^;]*;", "", ids_out_of_range),
     Change("another comparison", UNIFORM, r"setp\.ge\.s64", "setp.gt.s64", uniform),
     Change("operands in another order", APPLY, *SWAPPED, updates, everywhere=True),
-    Change("no atomic exchange", TAKE, *LOADED_ONLY, scoring.test_taking_errors_clears_the_counts),
+    Change(
+        "no atomic exchange", TAKE, *LOADED_ONLY, row_kernels.test_taking_errors_clears_the_counts
+    ),
     Change("a missing barrier", DIGITS, r"bar\.sync\s+0;", "", digits),
     Change("missing fences", STEP, r"membar\.gl;", "", step, everywhere=True),
+    Change("missing fences of an update", APPLY, r"membar\.gl;", "", updates, everywhere=True),
+    Change(
+        "a sum of fewer lanes", APPLY, r"shfl\.sync\.bfly", "shfl.sync.up", updates, everywhere=True
+    ),
     Change("a constant", FORWARD, r"0f3FB8AA3B", "0f3FB8AB00", FLOATS, everywhere=True),
     Change("other shuffles", FORWARD, r"shfl\.sync\.bfly", "shfl.sync.up", FLOATS, everywhere=True),
     Change("a sign", BACKWARD, r"sub\.f32", "add.f32", FLOATS, everywhere=True),

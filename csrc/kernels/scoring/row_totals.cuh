@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// What rows of a sample add up to (shared/row_reduction.h), added by many threads at once. All
+// additions are of integers: no result depends on which thread comes first.
+#pragma once
+
+#include "device/block.h"
+#include "shared/row_reduction.h"
+
+namespace dynprune {
+namespace cuda {
+
+// What a row enters into its sample. Made by one thread.
+struct TableEntry {
+  float value;
+  bool correct;
+  bool counts;  // false for a row that belongs to no sample
+};
+
+__device__ __forceinline__ void add_to_digit(RowTotal* total, int digit, int64_t part) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(&total->digits[digit]),
+            static_cast<unsigned long long>(part));
+}
+
+__device__ __forceinline__ void add_amount(RowTotal* total, int digit, int64_t amount) {
+  add_to_digit(total, digit, RowTotal::low_part(amount));
+  add_to_digit(total, digit + 1, RowTotal::high_part(amount));
+}
+
+// RowTotal::add where indices into digits must be known to the compiler.
+__device__ __forceinline__ void add_in_registers(RowTotal* total, RowReduction reduction,
+                                                 const TableEntry& row) {
+  const uint32_t key = RowTotal::key_of(reduction, row.value);
+  if (key > total->greatest) total->greatest = key;
+  if (!row.correct) total->wrong = 1;
+  total->rows++;
+  if (!RowTotal::has_term(reduction, key)) return;
+  const RowTerm term(row.value);
+#pragma unroll
+  for (int i = 0; i < kNumDigits; i++) {
+    if (i == term.digit) total->digits[i] += RowTotal::low_part(term.amount);
+    if (i == term.digit + 1) total->digits[i] += RowTotal::high_part(term.amount);
+  }
+}
+
+// A row, by the thread that has it.
+__device__ __forceinline__ void add_row(RowTotal* total, RowReduction reduction,
+                                        const TableEntry& row) {
+  const uint32_t key = RowTotal::key_of(reduction, row.value);
+  atomicAdd(&total->rows, 1u);
+  if (key != 0) atomicMax(&total->greatest, key);
+  if (!row.correct) atomicOr(&total->wrong, 1u);
+  if (!RowTotal::has_term(reduction, key)) return;
+  const RowTerm term(row.value);
+  add_amount(total, term.digit, term.amount);
+}
+
+// The rows of the lanes in `members`, all of one sample. All lanes of the warp call; the first of
+// the members adds for all of them.
+__device__ __forceinline__ void add_rows_of_warp(RowTotal* total, RowReduction reduction,
+                                                 unsigned members, const TableEntry& row) {
+  const unsigned lane_bit = 1u << threadIdx.x % kWarpSize;
+  const bool is_member = (members & lane_bit) != 0, adds = (members & -members) == lane_bit;
+  uint32_t key = is_member ? RowTotal::key_of(reduction, row.value) : 0;
+  const bool has_term = is_member && RowTotal::has_term(reduction, key);
+  const bool any_wrong = __any_sync(kFullWarp, is_member && !row.correct);
+  if (__any_sync(kFullWarp, key != 0)) {
+#pragma unroll
+    for (int d = kWarpSize / 2; d > 0; d /= 2) {
+      const uint32_t other = __shfl_xor_sync(kFullWarp, key, d);
+      key = other > key ? other : key;
+    }
+    if (adds) atomicMax(&total->greatest, key);
+  }
+  if (adds) {
+    atomicAdd(&total->rows, static_cast<unsigned>(__popc(members)));
+    if (any_wrong) atomicOr(&total->wrong, 1u);
+  }
+  const RowTerm term(has_term ? row.value : 0.0f);
+  unsigned left = __ballot_sync(kFullWarp, term.amount != 0);
+  while (left != 0) {  // once for each digit that a row has: mostly once
+    const int digit = __shfl_sync(kFullWarp, term.digit, __ffs(static_cast<int>(left)) - 1);
+    const bool here = term.digit == digit;
+    long long amount = here ? term.amount : 0;  // 32 of them do not overflow
+#pragma unroll
+    for (int d = kWarpSize / 2; d > 0; d /= 2) amount += __shfl_xor_sync(kFullWarp, amount, d);
+    if (adds) add_amount(total, digit, amount);
+    left &= ~__ballot_sync(kFullWarp, here);
+  }
+}
+
+// The rows of the lanes whose entry counts, each to the total of its own sample. All lanes of the
+// warp call. For rows whose neighbours mostly are of the same sample.
+__device__ __forceinline__ void add_neighbouring_rows(RowTotal* totals, int64_t sample,
+                                                      RowReduction reduction,
+                                                      const TableEntry& entry) {
+  unsigned left = __ballot_sync(kFullWarp, entry.counts);
+  while (left != 0) {
+    const long long first =
+        __shfl_sync(kFullWarp, static_cast<long long>(sample), __ffs(static_cast<int>(left)) - 1);
+    const unsigned members = __ballot_sync(kFullWarp, entry.counts && sample == first);
+    add_rows_of_warp(&totals[first], reduction, members, entry);
+    left &= ~members;
+  }
+}
+
+// What other rows of the sample add up to.
+__device__ __forceinline__ void add_total(RowTotal* total, const RowTotal& other) {
+  for (int i = 0; i < kNumDigits; i++) {
+    if (other.digits[i] != 0) add_to_digit(total, i, other.digits[i]);
+  }
+  atomicAdd(&total->rows, other.rows);
+  if (other.greatest != 0) atomicMax(&total->greatest, other.greatest);
+  if (other.wrong != 0) atomicOr(&total->wrong, 1u);
+}
+
+// A total to which other threads have added.
+__device__ __forceinline__ RowTotal load_total(const RowTotal* total) {
+  RowTotal loaded;
+#pragma unroll
+  for (int i = 0; i < kNumDigits; i++) {
+    loaded.digits[i] = static_cast<int64_t>(
+        load_relaxed(reinterpret_cast<const unsigned long long*>(&total->digits[i])));
+  }
+  loaded.rows = load_relaxed(&total->rows);
+  loaded.greatest = load_relaxed(&total->greatest);
+  loaded.wrong = load_relaxed(&total->wrong);
+  loaded.arrived = 0;
+  return loaded;
+}
+
+}  // namespace cuda
+}  // namespace dynprune
