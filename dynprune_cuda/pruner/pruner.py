@@ -191,9 +191,15 @@ class Pruner(BinaryScoring):
             self._prepare_scoring(alpha)
         self._streams = Streams()
         self._told_of_keep = False
-        keep = self.schedule.keep
-        if isinstance(keep, int):
-            self._warn_if_greedy(keep, stacklevel=3)
+        if isinstance(keep, int) and keep == 1 < self.num_samples:
+            warnings.warn(
+                f"keep=1 is a count: one of {self.num_samples} samples; keep=1.0 keeps them all",
+                UserWarning,
+                stacklevel=2,
+            )
+        planned = self.schedule.keep
+        if isinstance(planned, int):
+            self._warn_if_greedy(planned, stacklevel=3)
 
     def _warn_if_greedy(self, kept: int, *, stacklevel: int) -> None:
         """Warns, once, if an epoch keeps too few samples for the policy."""

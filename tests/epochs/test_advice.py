@@ -182,6 +182,18 @@ def test_keep_is_that_of_the_run_or_of_the_epoch(device):
         assert (pruner.advice() is not None) == expected
 
 
+def test_one_sample_for_all_is_warned_of():
+    with pytest.warns(UserWarning, match=r"keep=1 is a count: .* keep=1.0 keeps") as caught:
+        Pruner(50, 1, "uniform")
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Pruner(1, 1, "uniform")
+        Pruner(50, 1.0, "uniform")
+        Pruner(50, 0.02, "uniform")
+        Pruner(50, [1, 50], "uniform")
+
+
 @pytest.mark.parametrize("policy", ["ucb", policies.EpsilonGreedy(0.2)])
 def test_a_greedy_rule_that_keeps_little_is_warned_of(policy):
     with pytest.warns(

@@ -94,9 +94,8 @@ def test_the_configured_score_enters_the_table(device, score):
 
 def test_small_margins_rank_high(device):
     logits = torch.tensor([[9.0, 0.0], [0.1, 0.0], [0.0, 5.0]], device=device)
-    pruner = Pruner(3, 1, "ucb", score="margin", device=device)
     ids, target = torch.arange(3, device=device), torch.zeros(3, dtype=torch.int64, device=device)
-    for keep, expected in ((1, [2]), (2, [1, 2])):
+    for keep, expected in ((0.3, [2]), (2, [1, 2])):
         pruner = Pruner(3, keep, "ucb", score="margin", device=device)
         pruner.cross_entropy(logits, target, ids)
         pruner.set_epoch(1)
@@ -130,7 +129,7 @@ def test_ignored_rows_leave_their_samples_alone(device):
 
 def test_a_broken_sample_is_looked_at_next(device):
     logits, target, ids = batch(device, size=N)
-    pruner = Pruner(N, 1, period=1, device=device)
+    pruner = Pruner(N, 1 / N, period=1, device=device)
     pruner.cross_entropy(logits, target, ids)
     logits[7] = math.nan
     pruner.cross_entropy(logits, target, ids)

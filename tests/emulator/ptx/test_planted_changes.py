@@ -103,7 +103,6 @@ CHANGES = (
     ),
     Change("a missing barrier", DIGITS, r"bar\.sync\s+0;", "", digits),
     Change("missing fences", STEP, r"membar\.gl;", "", step, everywhere=True),
-    Change("missing fences of an update", APPLY, r"membar\.gl;", "", updates, everywhere=True),
     Change(
         "a sum of fewer lanes", APPLY, r"shfl\.sync\.bfly", "shfl.sync.up", updates, everywhere=True
     ),
