@@ -14,20 +14,13 @@ from torch import Tensor
 
 from dynprune_cuda import functional
 from dynprune_cuda._checks.batches import move_without_waiting
-from dynprune_cuda._checks.saved_state import OTHER_COPY, StateReader
+from dynprune_cuda._checks.saved_state import StateReader
 from dynprune_cuda._epochs.config import Config
 from dynprune_cuda._epochs.late import about_late_warmup, about_no_scores
+from dynprune_cuda._epochs.matching import check_total, matching_state
 from dynprune_cuda._epochs.order import Share
 from dynprune_cuda._epochs.resize import resized_config, smaller_config
-from dynprune_cuda._epochs.state import (
-    ENTRIES,
-    STALE,
-    STATE_VERSION,
-    VERSIONS_BEFORE,
-    EpochState,
-    SavedState,
-    Subset,
-)
+from dynprune_cuda._epochs.state import STALE, EpochState, SavedState, Subset
 from dynprune_cuda._epochs.strays import about_strays, visits_outside
 from dynprune_cuda._schedule.schedule import Schedule
 from dynprune_cuda._schedule.seeds import derive_seed
@@ -335,49 +328,10 @@ class Run(ABC):
         return self.config.settings(self.state.seed, self.table.alpha)
 
     def _reader(self, state: Any) -> StateReader:
-        """Returns a reader of a state that has all entries, and is of a run like this one."""
-        settings = self.settings()
-        read = StateReader("state_dict", state)
-        read.sealed(VERSIONS_BEFORE, STATE_VERSION)
-        theirs, own = read.state.get("num_samples"), self.config.num_samples
-        if type(theirs) is int and 0 < theirs < own:
-            raise ValueError(
-                f"state_dict is of another run: its num_samples is {theirs}, and here it is {own}. "
-                "If these are the first samples of the same data, load it with grow=True"
-            )
-        for name, mine in settings.items():
-            if name not in ("version", "seed"):
-                read.same(name, mine)
-        read.same("row_reduction", self.config.row_reduction)  # also of a state that has one
-        policy = self.config.policy
-        more = {"weights": policy.has_factors, "memory": bool(policy.memory)}
-        read.has([*settings, "table", *ENTRIES, *(name for name in more if more[name])])
-        return read
+        return matching_state(self.config, self.settings(), state)
 
     def _check_total(self, saved: SavedState, total: int) -> None:
-        """Checks that the subset of a state, of `total` samples in all processes, fits the run."""
-        start = saved.subset_epoch
-        schedule = self.config.schedule.beginning_at(saved.first_epoch)
-        is_pruned = saved.epoch is not None and schedule.phase(saved.epoch) == "pruned"
-        # A stale selection is there between a resize and the next pruned epoch.
-        fits = (total == 0 or not is_pruned) if start == STALE else total > 0
-        if not fits:
-            raise ValueError(
-                f"state_dict['subset'] is damaged: it contradicts 'subset_epoch'; {OTHER_COPY}"
-            )
-        if saved.epoch is not None and is_pruned:
-            wanted = schedule.period_start(saved.epoch)
-            if start != wanted:
-                raise ValueError(
-                    f"state_dict is damaged, or of a run with another end: epoch {saved.epoch} is "
-                    f"pruned here and trains on the selection of epoch {wanted}, not {start}"
-                )
-        kept = schedule.kept(start) if start >= 0 else None
-        if kept is not None and kept != total:
-            raise ValueError(
-                f"state_dict is of another run: it kept {total} samples in epoch {start}, and "
-                f"here keep gives {kept}"
-            )
+        check_total(self.config.schedule, saved, total)
 
     def _adopt(self, columns: dict[str, Tensor], state: EpochState) -> None:
         """Takes over a loaded table and state, both checked."""
