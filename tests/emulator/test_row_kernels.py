@@ -10,7 +10,7 @@ import pytest
 import torch
 from emulator import EmulatorError
 from kernels import Kernels
-from steps import check_step, make_columns, step_bytes
+from steps import check_step, make_columns, make_logits, make_target, step_bytes
 from torch import Tensor
 
 from dynprune_cuda import functional as F
@@ -158,6 +158,19 @@ def test_pixels_of_a_sample_add_less_than_2_percent(
         else:
             assert more_memory <= 6.5 / row_bytes and more_requests <= 35 / row_bytes
             assert together[0] <= (1.025 if row_bytes < 84 else 1.02) * none[0]
+
+
+def test_a_block_adds_its_pixels_by_few_atomic_operations(kernels_in_turn: Kernels) -> None:
+    """At most four digits of their sum, their number, and whether one is not correct."""
+    kernels_in_turn.emulator.traffic()
+    kernels_in_turn.scored_cross_entropy_step_(
+        *(make_logits(2048, 21, torch.float32), make_target(2048, 21), torch.arange(2)),
+        make_columns(2),
+        group_rows=1024,
+        in_columns=True,
+    )
+    blocks, samples = 8, 2
+    assert blocks < kernels_in_turn.emulator.traffic()["atomics"] <= 6 * blocks + 2 * samples
 
 
 @pytest.mark.parametrize("rows_per_sample", [2, 3, 16, 17, 128])

@@ -54,27 +54,49 @@ __device__ __forceinline__ void add_row(RowTotal* total, RowReduction reduction,
   add_amount(total, term.digit, term.amount);
 }
 
+// A total to which one thread at a time adds, and one to which all threads may.
+struct OwnTotal {
+  RowTotal* total;
+  __device__ __forceinline__ void add_amount(int digit, int64_t amount) const {
+    total->digits[digit] += RowTotal::low_part(amount);
+    total->digits[digit + 1] += RowTotal::high_part(amount);
+  }
+  __device__ __forceinline__ void add_rows(unsigned rows, uint32_t greatest, bool wrong) const {
+    total->rows += rows;
+    total->greatest = greatest;
+    total->wrong = wrong ? 1 : 0;
+  }
+};
+struct SharedTotal {
+  RowTotal* total;
+  __device__ __forceinline__ void add_amount(int digit, int64_t amount) const {
+    cuda::add_amount(total, digit, amount);
+  }
+  __device__ __forceinline__ void add_rows(unsigned rows, uint32_t greatest, bool wrong) const {
+    atomicAdd(&total->rows, rows);
+    if (greatest != 0) atomicMax(&total->greatest, greatest);
+    if (wrong) atomicOr(&total->wrong, 1u);
+  }
+};
+
 // The rows of the lanes in `members`, all of one sample. All lanes of the warp call; the first of
-// the members adds for all of them.
-__device__ __forceinline__ void add_rows_of_warp(RowTotal* total, RowReduction reduction,
+// the members adds for all of them. Total: OwnTotal, all zero, or SharedTotal.
+template <class Total>
+__device__ __forceinline__ void add_rows_of_warp(const Total& total, RowReduction reduction,
                                                  unsigned members, const TableEntry& row) {
   const unsigned lane_bit = 1u << threadIdx.x % kWarpSize;
   const bool is_member = (members & lane_bit) != 0, adds = (members & -members) == lane_bit;
   uint32_t key = is_member ? RowTotal::key_of(reduction, row.value) : 0;
   const bool has_term = is_member && RowTotal::has_term(reduction, key);
-  const bool any_wrong = __any_sync(kFullWarp, is_member && !row.correct);
+  const bool wrong = __any_sync(kFullWarp, is_member && !row.correct);
   if (__any_sync(kFullWarp, key != 0)) {
 #pragma unroll
     for (int d = kWarpSize / 2; d > 0; d /= 2) {
       const uint32_t other = __shfl_xor_sync(kFullWarp, key, d);
       key = other > key ? other : key;
     }
-    if (adds) atomicMax(&total->greatest, key);
   }
-  if (adds) {
-    atomicAdd(&total->rows, static_cast<unsigned>(__popc(members)));
-    if (any_wrong) atomicOr(&total->wrong, 1u);
-  }
+  if (adds) total.add_rows(static_cast<unsigned>(__popc(members)), key, wrong);
   const RowTerm term(has_term ? row.value : 0.0f);
   unsigned left = __ballot_sync(kFullWarp, term.amount != 0);
   while (left != 0) {  // once for each digit that a row has: mostly once
@@ -83,8 +105,37 @@ __device__ __forceinline__ void add_rows_of_warp(RowTotal* total, RowReduction r
     long long amount = here ? term.amount : 0;  // 32 of them do not overflow
 #pragma unroll
     for (int d = kWarpSize / 2; d > 0; d /= 2) amount += __shfl_xor_sync(kFullWarp, amount, d);
-    if (adds) add_amount(total, digit, amount);
+    if (adds) total.add_amount(digit, amount);
     left &= ~__ballot_sync(kFullWarp, here);
+  }
+}
+
+// The rows of a block that count, all of one sample. The whole block calls, and calls again after a
+// barrier only. Its warps add up apart first: one atomic operation per digit, not one per warp.
+template <int kWarps>
+__device__ __forceinline__ void add_rows_of_block(RowTotal* total, RowReduction reduction,
+                                                  const TableEntry& entry) {
+  DYNPRUNE_SHARED(RowTotal, by_warp, [kWarps]);
+  RowTotal* own = &by_warp[threadIdx.x / kWarpSize];
+  if (threadIdx.x % kWarpSize == 0) *own = RowTotal{};
+  __syncwarp();
+  const unsigned members = __ballot_sync(kFullWarp, entry.counts);
+  if (members != 0) add_rows_of_warp(OwnTotal{own}, reduction, members, entry);
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < kNumDigits) {
+    int64_t digit = 0;
+    for (int w = 0; w < kWarps; w++) digit += by_warp[w].digits[i];
+    if (digit != 0) add_to_digit(total, i, digit);
+  } else if (i == kNumDigits) {
+    unsigned rows = 0, wrong = 0;
+    uint32_t greatest = 0;
+    for (int w = 0; w < kWarps; w++) {
+      rows += by_warp[w].rows;
+      wrong |= by_warp[w].wrong;
+      greatest = by_warp[w].greatest > greatest ? by_warp[w].greatest : greatest;
+    }
+    if (rows != 0) SharedTotal{total}.add_rows(rows, greatest, wrong != 0);
   }
 }
 
@@ -98,7 +149,7 @@ __device__ __forceinline__ void add_neighbouring_rows(RowTotal* totals, int64_t 
     const long long first =
         __shfl_sync(kFullWarp, static_cast<long long>(sample), __ffs(static_cast<int>(left)) - 1);
     const unsigned members = __ballot_sync(kFullWarp, entry.counts && sample == first);
-    add_rows_of_warp(&totals[first], reduction, members, entry);
+    add_rows_of_warp(SharedTotal{&totals[first]}, reduction, members, entry);
     left &= ~members;
   }
 }

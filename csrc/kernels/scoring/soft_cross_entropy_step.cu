@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, kSoftStepBlocks)
   const SoftScores<A> scores = score_soft_row(row, SoftWeights<A>(task.in), scale, out);
   TableEntry entry{};
   if (row.leads()) entry = write_soft_scores(task, row.index, scores, divisor);
-  add_entry(task, row.index, entry);
+  add_entries(task, row, entry);
   finish_in_last_block(task, divisor);
 }
 

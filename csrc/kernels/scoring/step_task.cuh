@@ -234,13 +234,23 @@ __device__ __forceinline__ void write_entry(const StepTask<A>& task, int64_t row
   task.work.row_ids[row] = entry.counts ? task.update.sample_ids[sample_of(task, row)] : kNoSample;
 }
 
-// Adds rows to what those of their sample add up to, if the step does. Whole warps call, with an
-// entry in the thread that wrote it.
-template <class A>
-__device__ __forceinline__ void add_entry(const StepTask<A>& task, int64_t row,
-                                          const TableEntry& entry) {
+// Adds the rows of a block to what those of their samples add up to, if the step does. Whole blocks
+// call, with an entry in the threads that wrote one, and again after a barrier only.
+template <class Row>
+__device__ __forceinline__ void add_entries(const StepTask<typename Row::A>& task, const Row& row,
+                                            const TableEntry& entry) {
   if (task.work.parts == nullptr) return;
-  add_neighbouring_rows(task.work.parts, sample_of(task, row), task.update.row_reduction, entry);
+  const int64_t first = Row::kRows == 1 ? row.index : int64_t{blockIdx.x} * Row::kRows;
+  const int64_t behind =
+      first + Row::kRows < task.in.batch_size ? first + Row::kRows : task.in.batch_size;
+  const int64_t sample = sample_of(task, first);
+  if (sample == sample_of(task, behind - 1)) {
+    add_rows_of_block<kThreads / kWarpSize>(&task.work.parts[sample], task.update.row_reduction,
+                                            entry);
+  } else {
+    add_neighbouring_rows(task.work.parts, sample_of(task, row.index), task.update.row_reduction,
+                          entry);
+  }
 }
 
 // Writes the scores of a row and what later phases read of it; by one thread. Returns what the row
@@ -292,7 +302,7 @@ __device__ __forceinline__ void step_row(const StepTask<typename Row::A>& task,
       entry = write_scores(task, row.index, y, sums, result, x_second, divisor);
     }
   }
-  add_entry(task, row.index, entry);
+  add_entries(task, row, entry);
   const SavedRow<A> saved =
       row.share({result.max, result.log_normaliser, result.miss, sums.weight});
   if (!row.has_gradient) return;

@@ -135,6 +135,7 @@ class SlicedRow {
   using Element = T;
   using A = compute_t<T>;
   using Team = TeamOf<A>;
+  static constexpr int kRows = 1;  // of a block, at a time
   static constexpr bool exists = true, has_gradient = true;
   static constexpr int kStepBlocksPerSm = 2;
 

@@ -183,7 +183,7 @@ __device__ __forceinline__ void apply_parts(const ScoreUpdate& u, Parts parts, i
     if (warp.has_sample) entry = entry_of(u, warp.part);
     if (warp.together) {
       const unsigned members = __shfl_sync(kFullWarp, warp.members, warp.leader);
-      add_rows_of_warp(total, u.row_reduction, members, entry);
+      add_rows_of_warp(SharedTotal{total}, u.row_reduction, members, entry);
     } else {
       add_row(total, u.row_reduction, entry);
     }
