@@ -16,16 +16,6 @@ struct TableEntry {
   bool counts;  // false for a row that belongs to no sample
 };
 
-__device__ __forceinline__ void add_to_digit(RowTotal* total, int digit, int64_t part) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(&total->digits[digit]),
-            static_cast<unsigned long long>(part));
-}
-
-__device__ __forceinline__ void add_amount(RowTotal* total, int digit, int64_t amount) {
-  add_to_digit(total, digit, RowTotal::low_part(amount));
-  add_to_digit(total, digit + 1, RowTotal::high_part(amount));
-}
-
 // RowTotal::add where indices into digits must be known to the compiler.
 __device__ __forceinline__ void add_in_registers(RowTotal* total, RowReduction reduction,
                                                  const TableEntry& row) {
@@ -42,45 +32,57 @@ __device__ __forceinline__ void add_in_registers(RowTotal* total, RowReduction r
   }
 }
 
-// A row, by the thread that has it.
-__device__ __forceinline__ void add_row(RowTotal* total, RowReduction reduction,
-                                        const TableEntry& row) {
-  const uint32_t key = RowTotal::key_of(reduction, row.value);
-  atomicAdd(&total->rows, 1u);
-  if (key != 0) atomicMax(&total->greatest, key);
-  if (!row.correct) atomicOr(&total->wrong, 1u);
-  if (!RowTotal::has_term(reduction, key)) return;
-  const RowTerm term(row.value);
-  add_amount(total, term.digit, term.amount);
-}
-
-// A total to which one thread at a time adds, and one to which all threads may.
+// A total to which one thread at a time adds.
 struct OwnTotal {
-  RowTotal* total;
+  RowTotal* total;  // no rows so far
+
   __device__ __forceinline__ void add_amount(int digit, int64_t amount) const {
     total->digits[digit] += RowTotal::low_part(amount);
     total->digits[digit + 1] += RowTotal::high_part(amount);
   }
   __device__ __forceinline__ void add_rows(unsigned rows, uint32_t greatest, bool wrong) const {
-    total->rows += rows;
+    total->rows = rows;
     total->greatest = greatest;
     total->wrong = wrong ? 1 : 0;
   }
 };
+
+// A total to which all threads may add at once.
 struct SharedTotal {
   RowTotal* total;
+
+  __device__ __forceinline__ void add_to_digit(int digit, int64_t part) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(&total->digits[digit]),
+              static_cast<unsigned long long>(part));
+  }
   __device__ __forceinline__ void add_amount(int digit, int64_t amount) const {
-    cuda::add_amount(total, digit, amount);
+    add_to_digit(digit, RowTotal::low_part(amount));
+    add_to_digit(digit + 1, RowTotal::high_part(amount));
   }
   __device__ __forceinline__ void add_rows(unsigned rows, uint32_t greatest, bool wrong) const {
     atomicAdd(&total->rows, rows);
     if (greatest != 0) atomicMax(&total->greatest, greatest);
     if (wrong) atomicOr(&total->wrong, 1u);
   }
+  // A row, by the thread that has it.
+  __device__ __forceinline__ void add_row(RowReduction reduction, const TableEntry& row) const {
+    const uint32_t key = RowTotal::key_of(reduction, row.value);
+    add_rows(1, key, !row.correct);
+    if (!RowTotal::has_term(reduction, key)) return;
+    const RowTerm term(row.value);
+    add_amount(term.digit, term.amount);
+  }
+  // What other rows of the sample add up to.
+  __device__ __forceinline__ void add_total(const RowTotal& other) const {
+    for (int i = 0; i < kNumDigits; i++) {
+      if (other.digits[i] != 0) add_to_digit(i, other.digits[i]);
+    }
+    add_rows(other.rows, other.greatest, other.wrong != 0);
+  }
 };
 
 // The rows of the lanes in `members`, all of one sample. All lanes of the warp call; the first of
-// the members adds for all of them. Total: OwnTotal, all zero, or SharedTotal.
+// the members adds for all of them. Total: OwnTotal or SharedTotal.
 template <class Total>
 __device__ __forceinline__ void add_rows_of_warp(const Total& total, RowReduction reduction,
                                                  unsigned members, const TableEntry& row) {
@@ -126,7 +128,7 @@ __device__ __forceinline__ void add_rows_of_block(RowTotal* total, RowReduction 
   if (i < kNumDigits) {
     int64_t digit = 0;
     for (int w = 0; w < kWarps; w++) digit += by_warp[w].digits[i];
-    if (digit != 0) add_to_digit(total, i, digit);
+    if (digit != 0) SharedTotal{total}.add_to_digit(i, digit);
   } else if (i == kNumDigits) {
     unsigned rows = 0, wrong = 0;
     uint32_t greatest = 0;
@@ -152,16 +154,6 @@ __device__ __forceinline__ void add_neighbouring_rows(RowTotal* totals, int64_t 
     add_rows_of_warp(SharedTotal{&totals[first]}, reduction, members, entry);
     left &= ~members;
   }
-}
-
-// What other rows of the sample add up to.
-__device__ __forceinline__ void add_total(RowTotal* total, const RowTotal& other) {
-  for (int i = 0; i < kNumDigits; i++) {
-    if (other.digits[i] != 0) add_to_digit(total, i, other.digits[i]);
-  }
-  atomicAdd(&total->rows, other.rows);
-  if (other.greatest != 0) atomicMax(&total->greatest, other.greatest);
-  if (other.wrong != 0) atomicOr(&total->wrong, 1u);
 }
 
 // A total to which other threads have added.

@@ -177,7 +177,7 @@ __device__ __forceinline__ void apply_parts(const ScoreUpdate& u, Parts parts, i
   }
   RowTotal* total = &memory.totals[memory.next[first]];
   if (parts != nullptr) {
-    add_total(total, parts[warp.part]);
+    SharedTotal{total}.add_total(parts[warp.part]);
   } else {
     TableEntry entry{};
     if (warp.has_sample) entry = entry_of(u, warp.part);
@@ -185,7 +185,7 @@ __device__ __forceinline__ void apply_parts(const ScoreUpdate& u, Parts parts, i
       const unsigned members = __shfl_sync(kFullWarp, warp.members, warp.leader);
       add_rows_of_warp(SharedTotal{total}, u.row_reduction, members, entry);
     } else {
-      add_row(total, u.row_reduction, entry);
+      SharedTotal{total}.add_row(u.row_reduction, entry);
     }
   }
   if (warp.members == 0) return;
