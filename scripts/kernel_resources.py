@@ -88,23 +88,29 @@ class Resources:
     registers: int
     shared_bytes: int
     spill_bytes: int  # stores and loads
+    stack_bytes: int  # of a thread: arrays that are not in registers, and spills
 
 
 def parse_ptxas(log: str) -> list[Resources]:
     """The figures that `nvcc -Xptxas=-v` printed, one entry per kernel and architecture."""
     found: list[Resources] = []
     kernel = arch = ""
-    spills = 0
+    spills = stack = 0
     for line in log.splitlines():
         if match := re.search(r"Compiling entry function '(\w+)' for '(sm_\w+)'", line):
-            kernel, arch, spills = match[1], match[2], 0
-        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            kernel, arch, spills, stack = match[1], match[2], 0, 0
+        elif match := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
             # Of a device function that was not inlined, too: it counts for the kernel above it.
-            spills += int(match[1]) + int(match[2])
+            stack += int(match[1])
+            spills += int(match[2]) + int(match[3])
         elif (match := re.search(r"Used (\d+) registers", line)) and kernel:
             shared = re.search(r"(\d+) bytes smem", line)
             found.append(
-                Resources(kernel, arch, int(match[1]), int(shared[1]) if shared else 0, spills)
+                Resources(
+                    kernel, arch, int(match[1]), int(shared[1]) if shared else 0, spills, stack
+                )
             )
             kernel = ""
     return found
@@ -341,9 +347,10 @@ def main() -> int:
                 failures.append(f"{source.name} does not compile without warnings:\n{output}")
     rows_by_name = demangle(sorted({row.kernel for row in rows}))
     failures += [
-        f"{rows_by_name[r.kernel]} spills {r.spill_bytes} bytes on {r.arch}"
+        f"{rows_by_name[r.kernel]} spills {r.spill_bytes} bytes on {r.arch}, and has a stack of "
+        f"{r.stack_bytes}"
         for r in rows
-        if r.spill_bytes
+        if r.spill_bytes or r.stack_bytes
     ]
     report = table(rows)
     if CODE_ARCHITECTURE in archs:
@@ -355,7 +362,11 @@ def main() -> int:
     report += f"\nobjects for one architecture: {size / len(archs) / 1e6:.2f} MB\n"
     TABLE.write_text(report)
     print(f"\n{report}\nwritten to {TABLE.relative_to(ROOT)}")
-    print("\n".join(failures) if failures else f"{len(rows)} kernel builds, no warning, no spill")
+    print(
+        "\n".join(failures)
+        if failures
+        else f"{len(rows)} kernel builds, no warning, no spill, no stack"
+    )
     return 1 if failures else 0
 
 

@@ -69,7 +69,7 @@ struct RowTotal {
   }
   DYNPRUNE_HD void add(const RowTotal& other) {
     for (int i = 0; i < kNumDigits; i++) digits[i] += other.digits[i];
-    if (other.greatest > greatest) greatest = other.greatest;
+    greatest = other.greatest > greatest ? other.greatest : greatest;
     wrong |= other.wrong;
     rows += other.rows;
   }

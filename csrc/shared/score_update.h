@@ -73,7 +73,7 @@ struct ScoreUpdate {
   const int64_t* sample_ids;   // [B]; kNoSample is skipped; an id may occur any number of times
   const float* values;         // [B]
   int64_t batch_size;          // B < 2^31
-  int64_t max_ids;             // at most so many different ids, B at most
+  int64_t max_ids;             // elements of sample_ids: at most so many different ids
   RowReduction row_reduction;  // of the values of an id; one visit
   float alpha;
   FirstVisit first_visit;

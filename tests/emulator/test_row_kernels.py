@@ -14,14 +14,16 @@ from steps import check_step, make_columns, make_logits, make_target, step_bytes
 from torch import Tensor
 
 from dynprune_cuda import functional as F
-from dynprune_cuda._ops.contract import Reduction, RowReduction
+from dynprune_cuda._ops.contract import Reduction, RowReduction, Score, StepColumn
 
 
 def row_values(rows: int, generator: torch.Generator) -> Tensor:
-    """From 1e-30 to 1e30, of both signs, and some that are not finite."""
+    """Of both signs, from the least float to the greatest, and some that are not finite."""
     values = torch.randn(rows, generator=generator)
     values *= 10.0 ** torch.randint(-30, 31, (rows,), generator=generator)
-    values[torch.rand(rows, generator=generator) < 0.02] = math.inf
+    kind = torch.randint(100, (rows,), generator=generator)
+    for number, value in enumerate((math.inf, -math.inf, math.nan, -0.0, 0.0, 1e-45, 3e38, -3e38)):
+        values[kind == number] = value
     return values
 
 
@@ -91,6 +93,56 @@ def test_columns_shorter_than_claimed_are_reported(kernels_in_turn: Kernels) -> 
 # ---- steps
 
 
+@pytest.mark.parametrize("row_reduction", RowReduction)
+@pytest.mark.parametrize("in_columns", [False, True])
+@pytest.mark.parametrize(
+    ("rows_per_id", "parts"), [(1, 480), (1, 600), (7, 80), (8, 80), (33, 80)], ids=str
+)
+def test_a_step_enters_what_its_rows_give(
+    kernels: Kernels, rows_per_id: int, parts: int, in_columns: bool, row_reduction: RowReduction
+) -> None:
+    """Bit for bit. Sample 1 is ignored as a whole, 3 is correct, and an id is out of range."""
+    times = [1, 2, 15, 16, 17, 18]  # as often the samples have an id
+    times.append(parts - sum(times))
+    rows, n = parts * rows_per_id, len(times)
+    generator = torch.Generator().manual_seed(rows)
+    ids = torch.arange(n).repeat_interleave(torch.tensor(times))
+    ids = ids[torch.randperm(parts, generator=generator)]
+    of_row = ids.repeat_interleave(rows_per_id)
+    logits, target = make_logits(rows, 3, torch.float32), make_target(rows, 3)
+    target[(of_row == 1) | (torch.rand(rows, generator=generator) < 0.1)] = -100
+    is_correct = (of_row == 3) & (target >= 0)
+    logits[is_correct, target[is_correct]] = 50.0
+    outside = int((ids == 6).nonzero()[0])
+    given = ids.clone()
+    given[outside] = n
+    columns, expected = make_columns(n), make_columns(n)
+    for each in (columns, expected):
+        each["last_correct"] = torch.arange(n) % 2 == 0
+        each["forget_count"] = torch.zeros(n, dtype=torch.int32)
+    _, scores, correct, _ = kernels.scored_cross_entropy_step_(
+        *(logits, target, given, columns),
+        group_rows=rows_per_id,
+        in_columns=in_columns,
+        score=Score.MARGIN,
+        row_reduction=row_reduction,
+    )
+    bad = (torch.arange(rows) // rows_per_id == outside) & (target >= 0)
+    F.update_scores_(
+        **expected,
+        sample_ids=of_row.masked_fill((target < 0) | bad, -1),
+        values=-scores[StepColumn.MARGIN],
+        correct=correct,
+        alpha=0.8,
+        row_reduction=row_reduction.name.lower(),
+    )
+    assert columns["last_correct"].tolist()[3] and not columns["count"][1]
+    for name, column in expected.items():
+        assert torch.equal(columns[name].nan_to_num(9.0), column.nan_to_num(9.0)), name
+    in_parts = rows > 512 and rows_per_id >= 8
+    assert kernels.errors[1, 0] == (bool(bad.any()) if in_parts else int(bad.sum()))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("row_reduction", ["mean", "sum", "max"])
 def test_step_with_one_id_for_several_rows(
@@ -130,6 +182,24 @@ def test_step_with_a_sample_several_times_in_parts(
 
 
 # ---- bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_more_rows_an_id_has_the_fewer_bytes(
+    kernels_in_turn: Kernels, dtype: torch.dtype
+) -> None:
+    """Also where the step begins to add up rows, at 8, and where lists end, at 16."""
+    memory = [
+        step_bytes(
+            *(kernels_in_turn, 1344, 21, dtype),
+            rows_per_id=rows_per_id,
+            group_rows=rows_per_id,
+            in_columns=True,
+            reduction=Reduction.SUM,
+        )[0]
+        for rows_per_id in (1, 2, 4, 7, 8, 16, 32, 64, 672)
+    ]
+    assert memory == sorted(memory, reverse=True)
 
 
 @pytest.mark.parametrize(("classes", "group_rows"), [(21, 1024), (150, 256)])

@@ -303,7 +303,7 @@ def test_resource_figures_are_read_from_ptxas():
     kernel = "_ZN8dynprune12_GLOBAL__N_11kIfEEvPKT_"
     rows = kernel_resources.parse_ptxas(PTXAS_LOG)
     assert rows == [
-        kernel_resources.Resources(kernel, "sm_80", 10, 1024, 0),
-        kernel_resources.Resources(kernel, "sm_90", 255, 0, 32),
+        kernel_resources.Resources(kernel, "sm_80", 10, 1024, 0, 0),
+        kernel_resources.Resources(kernel, "sm_90", 255, 0, 32, 8),
     ]
     assert kernel_resources.table(rows).splitlines()[2] == "| `k<float>` | 10 | 255 | 1024 | 32 |"

@@ -178,7 +178,9 @@ cudaError_t launch_scored_binary_cross_entropy_step(const BinaryInput& in,
     using A = compute_t<T>;
     StepTask<A> task = step_task<A>(rows_of(in), output, step, update, workspace, ticket, errors);
     task.finish_here = in.batch_size <= kMaxRowsPerLaunch;
-    const cudaError_t error = launch<T>({in, task, /*has_table=*/true}, stream);
+    // Each row has an id: rows are not added up within the step.
+    cudaError_t error = launch_clear(task, stream);
+    if (error == cudaSuccess) error = launch<T>({in, task, /*has_table=*/true}, stream);
     if (error != cudaSuccess || task.finish_here) return error;
     return launch_finish(task, num_partials(in.batch_size), stream);
   });

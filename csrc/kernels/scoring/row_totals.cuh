@@ -16,19 +16,18 @@ struct TableEntry {
   bool counts;  // false for a row that belongs to no sample
 };
 
-// RowTotal::add where indices into digits must be known to the compiler.
+// RowTotal::add without branches or computed indices, so that the total stays in registers.
 __device__ __forceinline__ void add_in_registers(RowTotal* total, RowReduction reduction,
                                                  const TableEntry& row) {
   const uint32_t key = RowTotal::key_of(reduction, row.value);
-  if (key > total->greatest) total->greatest = key;
-  if (!row.correct) total->wrong = 1;
+  total->greatest = key > total->greatest ? key : total->greatest;
+  total->wrong |= row.correct ? 0 : 1;
   total->rows++;
-  if (!RowTotal::has_term(reduction, key)) return;
-  const RowTerm term(row.value);
+  const RowTerm term(RowTotal::has_term(reduction, key) ? row.value : 0.0f);
 #pragma unroll
   for (int i = 0; i < kNumDigits; i++) {
-    if (i == term.digit) total->digits[i] += RowTotal::low_part(term.amount);
-    if (i == term.digit + 1) total->digits[i] += RowTotal::high_part(term.amount);
+    total->digits[i] += (i == term.digit ? RowTotal::low_part(term.amount) : 0) +
+                        (i == term.digit + 1 ? RowTotal::high_part(term.amount) : 0);
   }
 }
 

@@ -33,11 +33,12 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(StepTask<A> task, int64_
 
 template <class A>
 cudaError_t launch_clear(const StepTask<A>& task, cudaStream_t stream) {
-  if (task.work.parts == nullptr) return cudaSuccess;
+  if (task.finish_here) return cudaSuccess;
   const UpdateMemory& memory = task.work.update;
-  char* const end = reinterpret_cast<char*>(memory.slots) + memory.bytes_to_clear;
-  const auto bytes = static_cast<size_t>(end - reinterpret_cast<char*>(task.work.parts));
-  return cudaMemsetAsync(task.work.parts, 0, bytes, stream);
+  char* const slots = reinterpret_cast<char*>(memory.slots);
+  char* const begin = task.work.parts != nullptr ? reinterpret_cast<char*>(task.work.parts) : slots;
+  const auto bytes = static_cast<size_t>(slots - begin) + memory.bytes_to_clear;
+  return cudaMemsetAsync(begin, 0, bytes, stream);
 }
 
 template <class A>
@@ -55,15 +56,12 @@ cudaError_t launch_finish(const StepTask<A>& task, unsigned partials, cudaStream
     DYNPRUNE_LAUNCH((loss_kernel<A>), 1, kThreads, 0, stream, task, int64_t{partials});
   }
   ScoreUpdate update = task.update;
-  const UpdateMemory& memory = task.work.update;
   if (task.work.parts != nullptr) {
     update.batch_size = update.max_ids;
   } else {
     update.sample_ids = task.work.row_ids;
-    const cudaError_t error = cudaMemsetAsync(memory.slots, 0, memory.bytes_to_clear, stream);
-    if (error != cudaSuccess) return error;
   }
-  return launch_parts(update, task.work.parts, memory, task.errors, stream);
+  return launch_parts(update, task.work.parts, task.work.update, task.errors, stream);
 }
 
 template cudaError_t launch_clear(const StepTask<float>&, cudaStream_t);

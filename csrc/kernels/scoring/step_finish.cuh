@@ -14,7 +14,7 @@ inline unsigned num_partials(int64_t rows) {
                                                                  : kMaxPartialSums);
 }
 
-// Clears what the rows of a step are added to, before it.
+// Clears, before a step that its last block does not finish, what its rows are added to.
 template <class A>
 cudaError_t launch_clear(const StepTask<A>& task, cudaStream_t stream);
 

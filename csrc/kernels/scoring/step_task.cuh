@@ -32,9 +32,9 @@ struct Arrivals {
   unsigned unused[kCacheLine / sizeof(unsigned) - 1];
 };
 
-// Samples of at least so many rows each add them up within the step: then no row's value is written
-// and read again. Below, the rows' totals would be as large as their values.
-constexpr int64_t kMinRowsPerPart = 32;
+// Ids that stand for at least so many rows have them added up within the step: no row's value and
+// id are written and read again. They have 12 bytes, and a total 96.
+constexpr int64_t kMinRowsPerPart = 8;
 
 // Per-row results that later steps read, in the workspace.
 template <class A>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two launches over the parts of a batch: they claim their samples, then the last part of each
-// sample to arrive updates it.
+// Two launches over the parts of a batch: they claim their samples, then one part of each sample
+// updates it.
 #include "kernels/scoring/update_scores.h"
 
 #include "kernels/scoring/update_scores.cuh"

@@ -2,7 +2,7 @@
 // The two steps of a score update: all parts of a batch must have claimed their samples before the
 // first is applied. A part is a row, or what the rows of an element of sample_ids add up to. Whole
 // warps call. The result does not depend on which thread comes first: parts are added as integers
-// (row_totals.cuh). Where a warp has rows of one sample only, one lane acts for all of them.
+// (row_totals.cuh). Where a warp has many rows of one sample, and no others, one lane acts for all.
 #pragma once
 
 #include "device/device_errors.h"
@@ -126,7 +126,7 @@ __device__ __forceinline__ void claim_parts(const ScoreUpdate& u, Parts parts, i
   }
 }
 
-__device__ __forceinline__ TableEntry entry_of(const ScoreUpdate& u, int64_t row) {
+__device__ __forceinline__ TableEntry entry_of_row(const ScoreUpdate& u, int64_t row) {
   return {u.values[row], u.correct != nullptr && u.correct[row], true};
 }
 
@@ -134,14 +134,14 @@ __device__ __forceinline__ TableEntry entry_of(const ScoreUpdate& u, int64_t row
 __device__ __forceinline__ TableEntry entry_of_list(const ScoreUpdate& u, Parts parts,
                                                     int64_t first, const Slot& slot,
                                                     const unsigned* next) {
-  if (slot.others == 0 && parts == nullptr) return entry_of(u, first);
+  if (slot.others == 0 && parts == nullptr) return entry_of_row(u, first);
   RowTotal total{};
   int64_t part = first;
   for (unsigned left = slot.others + 1; left > 0; left--) {
     if (parts != nullptr) {
       total.add(parts[part]);
     } else {
-      add_in_registers(&total, u.row_reduction, entry_of(u, part));
+      add_in_registers(&total, u.row_reduction, entry_of_row(u, part));
     }
     part = part == first ? slot.newest : next[part];
   }
@@ -180,7 +180,7 @@ __device__ __forceinline__ void apply_parts(const ScoreUpdate& u, Parts parts, i
     SharedTotal{total}.add_total(parts[warp.part]);
   } else {
     TableEntry entry{};
-    if (warp.has_sample) entry = entry_of(u, warp.part);
+    if (warp.has_sample) entry = entry_of_row(u, warp.part);
     if (warp.together) {
       const unsigned members = __shfl_sync(kFullWarp, warp.members, warp.leader);
       add_rows_of_warp(SharedTotal{total}, u.row_reduction, members, entry);
