@@ -32,8 +32,8 @@ struct Arrivals {
   unsigned unused[kCacheLine / sizeof(unsigned) - 1];
 };
 
-// Ids that stand for at least so many rows have them added up within the step: no row's value and
-// id are written and read again. They have 12 bytes, and a total 96.
+// Ids that stand for at least so many rows have them added up within the step. Else a row's value
+// and id are written and read again, which are 12 bytes; a total has 96.
 constexpr int64_t kMinRowsPerPart = 8;
 
 // Per-row results that later steps read, in the workspace.
