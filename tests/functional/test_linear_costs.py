@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from linear_heads import CLASSES, FEATURES, ROWS, gradients, make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from dynprune_cuda._ops import linear_cross_entropy as ops_module
 from dynprune_cuda.functional import linear_cross_entropy as module
@@ -54,6 +55,22 @@ def test_three_products_and_no_whole_logits(work: Work) -> None:
         loss.backward()
     assert work.multiplications == 3 * rows * FEATURES * classes
     assert work.largest <= max(16 * classes, rows * FEATURES, classes * FEATURES)
+
+
+def test_a_loss_per_row_that_is_differentiable_takes_a_fourth_product(work: Work) -> None:
+    """Its factors come after the forward pass, so that the backward pass needs the logits again."""
+    rows, classes = 40, 300
+    hidden = torch.randn(rows, FEATURES, requires_grad=True)
+    weight = torch.randn(classes, FEATURES, requires_grad=True)
+    target = torch.arange(rows) % classes
+
+    def losses(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(hidden @ weight.t(), target, reduction="none")
+
+    with work:
+        of_rows = checkpoint(losses, hidden, weight, use_reentrant=False)
+        (of_rows * (of_rows.detach() > 1)).mean().backward()
+    assert work.multiplications == 4 * rows * FEATURES * classes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
