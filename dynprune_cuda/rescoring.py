@@ -99,6 +99,8 @@ def rescore(
 
     def cross_entropy(model: nn.Module, batch: Any) -> tuple[Tensor, ScoredLoss]:
         inputs, target, ids = (part.to(device, non_blocking=True) for part in _parts(batch))
+        if target.is_floating_point():
+            _check_probabilities(target)
         scored = functional.scored_cross_entropy(
             model(inputs),
             target,
@@ -125,6 +127,18 @@ def rescore(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return Rescored(time.perf_counter() - began, batches, samples)
+
+
+def _check_probabilities(target: Tensor) -> None:
+    """Refuses targets of several labels, whose loss is another one. Waits."""
+    class_dim = min(1, target.dim() - 1)
+    furthest = (target.sum(class_dim, dtype=torch.float32) - 1).abs().max() if len(target) else 0
+    if furthest > 0.02:  # 16-bit probabilities of many classes add up to that much
+        raise ValueError(
+            "targets must be class indices, or probabilities that sum to 1: rescore computes "
+            "cross-entropy. For several labels, or a loss of your own, pass score=, a function "
+            "that returns ids and one value per sample"
+        )
 
 
 def _parts(batch: Any) -> list[Tensor]:

@@ -25,25 +25,67 @@ def check_ids(ids: Any, *, any_shape: bool = False) -> None:
         raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
 
 
-def check_ids_and_values(ids: Any, values: Any) -> None:
+def check_ids_and_values(ids: Any, values: Any, name: str = "values") -> None:
     """Checks the types, dtypes and lengths of one batch of sample ids and their values."""
     check_ids(ids)
     if not isinstance(values, Tensor):
-        raise TypeError(f"values must be a tensor, got {type(values).__name__}")
-    check_dense("values", values)
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    check_dense(name, values)
     if values.dtype not in FLOATING:
         raise ValueError(
-            f"values must have a floating-point dtype of 16 bits or more, got {values.dtype}"
+            f"{name} must have a floating-point dtype of 16 bits or more, got {values.dtype}"
         )
     if values.dim() != 1:
+        way_out = "compute the loss with reduction='none'"
+        if values.dim() > 1:
+            way_out = (
+                f"take a mean such as {name}.flatten(1).mean(1), or flatten {name} and pass "
+                "ids.repeat_interleave(rows of a sample)"
+            )
         raise ValueError(
-            f"values must hold one value per sample in 1-D, got shape "
-            f"{tuple(values.shape)}; compute the loss with reduction='none'"
+            f"{name} must hold one value per sample in 1-D, got shape {tuple(values.shape)}; "
+            f"{way_out}"
         )
     if ids.shape != values.shape:
         raise ValueError(
-            f"ids and values must have the same length, got {len(ids)} ids and {len(values)} values"
+            f"ids and {name} must have the same length, got {len(ids)} ids and {len(values)} {name}"
         )
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Returns whether a tensor's values can be looked at without a wait, and outside of graphs."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def check_range(ids: Tensor, num_samples: int) -> None:
+    """Checks that ids are those of samples, or -1 for none, where that takes no wait.
+
+    Raises:
+        IndexError: One is not.
+    """
+    if not is_readable(ids):
+        return
+    outside = (ids < -1) | (ids >= num_samples)
+    if bool(outside.any()):
+        place = int(outside.nonzero()[0])
+        raise IndexError(
+            f"ids[{place}] = {int(ids[place])} is out of range: expected 0 <= id < {num_samples}, "
+            "or -1 for no sample; make the pruner with the length of the training set"
+        )
+
+
+def first_of_each(ids: Tensor) -> Tensor:
+    """Returns ids with -1 in place of all but one that are equal; no wait."""
+    order = ids.argsort(stable=True)
+    ordered = ids[order]
+    is_again = torch.zeros_like(ids, dtype=torch.bool)
+    is_again[order[1:]] = ordered[1:] == ordered[:-1]
+    return ids.masked_fill(is_again, -1)
 
 
 def check_correct(correct: Any, ids: Tensor) -> None:

@@ -232,7 +232,7 @@ class Run(ABC):
             if self._unscheduled > 2 * self.config.num_samples:
                 self._unscheduled = None
                 return (
-                    "more than two epochs of samples were observed and set_epoch was never "
+                    "more than two rows per sample were scored and set_epoch was never "
                     "called: nothing is being pruned or reshuffled; call "
                     "pruner.set_epoch(epoch) at the start of each epoch"
                 )

@@ -22,6 +22,7 @@ from dynprune_cuda._checks.arguments import (
     check_vector,
     refuse_transforms,
 )
+from dynprune_cuda._checks.batches import is_readable
 from dynprune_cuda._ops import CROSS_ENTROPY, SOFT_CROSS_ENTROPY, scored_losses
 from dynprune_cuda._ops.contract import Reduction, Score
 from dynprune_cuda.functional.row_reductions import sample_shares
@@ -273,6 +274,8 @@ def check_cross_entropy(
                 f"lam must be 0-d or of shape ({rows},) on {logits.device}, got shape "
                 f"{tuple(lam.shape)} on {lam.device}"
             )
+        if is_readable(lam) and not bool(((lam >= 0) & (lam <= 1)).all()):
+            raise ValueError(f"lam must be in [0, 1], got {lam.tolist()}")
         mix = lam.detach().to(compute_dtype(logits))
     else:
         lam = as_float("lam", lam, low=0.0, high=1.0)

@@ -50,14 +50,14 @@ class Rows(NamedTuple):
         wanted = self._shapes() if per_sample else f"the shape of target, {self.shape},"
         raise ValueError(f"{name} must have {wanted} got {tuple(values.shape)}")
 
-    def entries(self, ids: Tensor) -> tuple[Tensor, int]:
+    def entries(self, ids: Tensor, name: str = "sample_ids") -> tuple[Tensor, int]:
         """Returns sample ids, 1-D, and how many rows each of them has."""
-        check_dense("sample_ids", ids)
+        check_dense(name, ids)
         if ids.shape == (self.groups,) and self.per_group != 1:
             return (ids, self.per_group) if self.per_group else (ids[:0], 1)
         if ids.shape == self.shape or ids.shape == (self.groups,):
             return ids.flatten(), 1
-        raise ValueError(f"sample_ids must have {self._shapes()} got {tuple(ids.shape)}")
+        raise ValueError(f"{name} must have {self._shapes()} got {tuple(ids.shape)}")
 
     def like_entries(self, name: str, values: Tensor | None, rows_per_id: int) -> Tensor | None:
         """Returns values in the shape of the sample ids, 1-D."""
@@ -114,9 +114,7 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
     last = logits.movedim(class_dim, -1)
     shape = tuple(last.shape[:-1])
     if target.shape != shape:
-        hint = ""
-        if logits.dim() > 2 and class_dim == 1 and target.shape == logits.shape[:-1]:
-            hint = ": if the classes are the last dimension, pass class_dim=-1"
+        hint = _hint_of_shape(logits, target, class_dim, shape)
         raise ValueError(
             f"target must have shape {shape} with logits of shape {tuple(logits.shape)} and "
             f"class_dim={class_dim}, got {tuple(target.shape)}{hint}; {WAY_OUT}"
@@ -125,6 +123,19 @@ def rows_of(logits: Tensor, target: Tensor, class_dim: int) -> Rows:
         return Rows(logits, target, shape, shape[0], 1)
     number = math.prod(shape[1:])
     return Rows(last.flatten(1, -2), target.flatten(), shape, shape[0], number)
+
+
+def _hint_of_shape(logits: Tensor, target: Tensor, class_dim: int, shape: tuple[int, ...]) -> str:
+    """Returns what is probably meant, where a target's shape is not `shape`; or nothing."""
+    if logits.dim() > 2 and class_dim == 1 and target.shape == logits.shape[:-1]:
+        return ": if the classes are the last dimension, pass class_dim=-1"
+    if logits.dim() > 2 and class_dim == -1 and target.shape == logits[:, 0].shape:
+        return ": if the classes are dimension 1, pass class_dim=1"
+    if target.dim() > 1 and target.shape[1] == 1 and target[:, 0].shape == shape:
+        return ": drop a dimension with target.squeeze(1)"
+    if class_dim == -1 and logits.dim() == 3 and target.shape == (shape[0], shape[1] - 1):
+        return ": if targets are the next tokens, pass logits[:, :-1]"
+    return ""
 
 
 def _soft_rows(logits: Tensor, target: Tensor, class_dim: int) -> Rows:

@@ -20,6 +20,7 @@ from dynprune_cuda._checks.arguments import (
     check_vector,
     refuse_transforms,
 )
+from dynprune_cuda._checks.batches import is_readable
 from dynprune_cuda._ops import StepLoss
 from dynprune_cuda._ops.contract import StepArguments
 from dynprune_cuda.functional.cross_entropy import (
@@ -124,6 +125,8 @@ def as_divisor(num_items: float | Tensor, device: torch.device, compute: torch.d
             f"num_items must be 0-d on {device}, got shape {tuple(num_items.shape)} on "
             f"{num_items.device}"
         )
+    if is_readable(num_items):
+        as_float("num_items", num_items.item(), low=0.0, above_low=True)
     return num_items.detach().reshape(()).to(compute)
 
 

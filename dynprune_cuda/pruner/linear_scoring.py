@@ -84,7 +84,7 @@ class LinearScoring(Scoring):
             z_loss: Factor of the squared logarithm of the normaliser, likewise. It is in the loss,
                 and not in the scores.
             keep_tokens: Share of all rows of the batch that are trained on, in (0, 1]: those with
-                the greatest losses; ignored rows come last.
+                the greatest losses, `ceil(keep_tokens * rows)`; ignored rows come last.
             reference_loss: Losses of a reference model in the shape of `target`, or None: the
                 greatest excess over them is kept. Needs `keep_tokens`.
             seed: Breaks ties of `keep_tokens`. None: it is made of the pruner's seed, the epoch and
@@ -111,7 +111,7 @@ class LinearScoring(Scoring):
                 check_tensor(name, values, FLOATING)
                 refuse_gradient(name, values)
         if cu_seqlens is None:
-            ids, rows_per_id = rows.entries(ids)
+            ids, rows_per_id = rows.entries(ids, "ids")
             sample_weight = rows.like_entries("sample_weight", sample_weight, rows_per_id)
         number = len(rows.target)
         visits = self._visits(

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from dynprune_cuda import functional
 from dynprune_cuda._checks.arguments import FLOATING, INTEGER, WAY_OUT, check_dense, check_vector
-from dynprune_cuda._checks.batches import check_ids, check_ids_and_values, move_without_waiting
+from dynprune_cuda._checks.batches import (
+    check_ids,
+    check_ids_and_values,
+    check_range,
+    first_of_each,
+    move_without_waiting,
+)
 from dynprune_cuda.advice import BATCH_ALPHA, about_batch_values
 from dynprune_cuda.functional.cross_entropy import SCORES, as_rows
 from dynprune_cuda.functional.shapes import Rows, at_places, own_keys, per_row, places_of_rows
@@ -75,7 +81,8 @@ class Scoring(RunStatus):
             TypeError: `ids` or `losses` is no tensor.
             ValueError: A dtype or a shape is wrong, or the lengths differ.
         """
-        check_ids_and_values(ids, losses)
+        check_ids_and_values(ids, losses, "losses")
+        check_range(ids, self.num_samples)
         factors = self._run.factors(ids)
         if factors is None:
             return losses
@@ -175,7 +182,7 @@ class Scoring(RunStatus):
             if token_weight is not None:
                 token_weight = rows.flat("token_weight", token_weight)
             if cu_seqlens is None:
-                ids, rows_per_id = rows.entries(ids)
+                ids, rows_per_id = rows.entries(ids, "ids")
                 sample_weight = rows.like_entries("sample_weight", sample_weight, rows_per_id)
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
@@ -184,6 +191,13 @@ class Scoring(RunStatus):
         if target.dim() == 0:
             raise ValueError(
                 f"target must have {len(logits)} rows, as logits, got shape (); {WAY_OUT}"
+            )
+        is_flat = rows is None and cu_seqlens is None and isinstance(ids, Tensor)
+        if is_flat and ids.dim() == 1 and len(ids) != len(target) == len(logits):
+            raise ValueError(
+                f"ids must have {len(target)} elements, one per row, got {len(ids)}: repeat them "
+                "with ids.repeat_interleave, pass cu_seqlens, or keep the logits [batch, rows, "
+                "classes] with class_dim=-1"
             )
         visits = self._visits(
             ids, sample_weight, cu_seqlens, num_rows=len(target), rows_per_id=rows_per_id
@@ -271,6 +285,8 @@ class Scoring(RunStatus):
             check_ids(ids)
             check_dense("values", values)
             is_shared = len(ids) > 1
+            if self.table.row_reduction == "sum":
+                ids = first_of_each(ids)  # else an id that occurs twice gets twice the value
             values = values.detach().expand(len(ids))
         check_ids_and_values(ids, values)
         alpha = self._batch_alpha if is_shared else None
@@ -312,9 +328,10 @@ class Scoring(RunStatus):
         Args:
             model: On `device`; of DistributedDataParallel, the module inside is used.
             loader: Yields (inputs, targets, ids), three tensors on any device: targets are class
-                indices [batch], and ids are integers [batch], -1 for no sample.
+                indices [batch] or [batch, d1, ...], or probabilities, whose sums must be 1. Ids are
+                integers [batch], -1 for no sample.
             score: A function `(model, batch) -> (ids, values)` for other batches or other scores,
-                with ids and values as `observe` takes them.
+                such as of several labels, with ids and values as `observe` takes them.
             weight: Class weights [num_classes], on `device`.
             ignore_index: Target of rows that count for nothing.
             label_smoothing: In [0, 1].
@@ -358,6 +375,8 @@ class Scoring(RunStatus):
             rows_per_id: Rows of an id, which follow each other; 1 with `cu_seqlens`.
         """
         check_ids(ids)
+        if rows_per_id > 1 or cu_seqlens is not None:
+            check_range(ids, self.num_samples)  # the operators would name a row's place
         device = self.table.mean.device
         if ids.dtype != torch.int64 or ids.device != device:
             ids = move_without_waiting("ids", ids.to(torch.int64), device)

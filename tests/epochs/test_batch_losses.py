@@ -54,6 +54,15 @@ def test_a_batch_of_one_sample_is_no_whole_batch(device):
     assert float(pruner.table.mean[3]) == pytest.approx(0.2 * 4 + 0.8 * 8)
 
 
+@pytest.mark.parametrize("row_reduction", ["mean", "sum", "max", 0.5])
+def test_an_id_that_occurs_twice_gets_the_value_once(device, row_reduction):
+    pruner = Pruner(N, 0.5, alpha=1.0, row_reduction=row_reduction, device=device)
+    with pytest.warns(RuntimeWarning):
+        pruner.observe(torch.tensor([3, 0, 3, -1, 3]), torch.tensor(4.0, device=device))
+    assert pruner.table.mean[[0, 3]].tolist() == [4, 4]
+    assert pruner.table.count[[0, 3]].tolist() == [1, 1] and int(pruner.table.count.sum()) == 2
+
+
 def test_sharded_scores_take_batch_losses_with_the_alpha_of_the_pruner(device):
     for given, message in ((None, r"alpha=0.8, .*: pass Pruner\(alpha=0.1\)"), (0.1, "alpha=0.1$")):
         pruner = Pruner(N, 0.5, alpha=given, sharding="shard", warmup_epochs=4, device=device)

@@ -172,7 +172,13 @@ def test_bad_batches_change_nothing(device):
             lambda: pruner.cross_entropy(logits, target, ids, reduction="avg"),
         ),
         (ValueError, "7 ids and 8 values", lambda: pruner.observe(ids[:7], logits[:, 0])),
-        (ValueError, "reduction='none'", lambda: pruner.observe(ids, logits.mean()[None, None])),
+        (ValueError, "repeat_interleave", lambda: pruner.observe(ids, logits.mean()[None, None])),
+        (ValueError, "reduction='none'", lambda: pruner.rescale(ids, logits.mean())),
+        (
+            ValueError,
+            "^ids must have 8 .*class_dim=-1",
+            lambda: pruner.cross_entropy(logits, target, ids[:2]),
+        ),
         (
             ValueError,
             "correct must be bool",

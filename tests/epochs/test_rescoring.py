@@ -182,6 +182,19 @@ def test_ignored_rows_and_rows_without_a_sample_enter_nothing(device):
     assert int(pruner.table.count.sum()) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_several_labels_are_no_probabilities(device, dtype):
+    """Their loss is another one."""
+    model, pruner = make_model(device), make_pruner(device)
+    ids, tags = torch.tensor([3, 4]), torch.zeros(2, model(INPUTS[:2].to(device)).shape[1])
+    tags[0, :2] = 1
+    with pytest.raises(ValueError, match=r"targets must be .* pass score="):
+        pruner.rescore(model, [(INPUTS[:2], tags.to(dtype), ids)])
+    assert not pruner.table.count.any()
+    pruner.rescore(model, [(INPUTS[:2], tags.add(0.01).softmax(1).to(dtype), ids)])
+    assert pruner.table.count.nonzero().flatten().tolist() == [3, 4]
+
+
 class Drawing(TensorDataset):
     """Augments: draws from every generator."""
 

@@ -433,7 +433,12 @@ def refused():
     logits, target, ids = sequences("cpu")
     seven = torch.tensor([0, 9, 18, 27, 36, 45, 54])
     yield "class_dim=-1", {"class_dim": 1}
-    yield "sample_ids must have shape", {"ids": ids[:3]}
+    yield "^ids must have shape", {"ids": ids[:3]}
+    yield "target.squeeze", {"target": target[:, None]}
+    yield "pass class_dim=1;", {"logits": logits.movedim(-1, 1)}
+    yield r"pass logits\[:, :-1\]", {"target": target[:, 1:]}
+    yield "num_items must be in", {"num_items": torch.tensor(0)}
+    yield r"lam must be in \[0, 1\]", {"target_b": target, "lam": torch.tensor(1.5)}
     yield "observe.*rescale", {"target": target.float()}
     yield "observe.*rescale", {"target": target[0]}
     yield "observe.*rescale", {"logits": logits[0, 0], "target": target[0]}
@@ -448,6 +453,24 @@ def refused():
     yield "cu_seqlens must ascend", {"cu_seqlens": seven.flip(0)}
     yield "cu_seqlens must ascend", {"cu_seqlens": seven + 1}
     yield "cu_seqlens must have dtype", {"cu_seqlens": seven.float()}
+
+
+def test_an_id_out_of_range_is_named_by_its_place():
+    logits, target, ids = sequences("cpu")
+    pruner, ids = Pruner(8, 0.5), ids.clone()
+    ids[2] = 8
+    rows, begins = target.numel(), torch.arange(0, target.numel() + 1, target.shape[1])
+    flat = logits.flatten(0, 1), target.flatten()
+    for call in (
+        lambda: pruner.cross_entropy(logits, target, ids, class_dim=-1),
+        lambda: pruner.cross_entropy(*flat, ids, cu_seqlens=begins),
+        lambda: pruner.linear_cross_entropy(
+            torch.ones(*target.shape, 3), torch.ones(9, 3), target % 9, ids
+        ),
+    ):
+        with pytest.raises(IndexError, match=r"^ids\[2\] = 8 is out of range: .* make the pruner"):
+            call()
+    assert begins[-1] == rows and not pruner.table.count.any()
 
 
 @pytest.mark.parametrize(("message", "changed"), list(refused()))

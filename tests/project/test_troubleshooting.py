@@ -19,9 +19,10 @@ OF_OTHERS = "The virtual environment was not created successfully"
 
 
 def joined_source():
-    """All messages of the package and of the build, with the pieces of each string joined."""
+    """All messages of package, operators and build, with the pieces of each string joined."""
+    of_operators = [ROOT / "csrc" / "bindings" / "common.cpp"]
     of_build = [ROOT / "setup.py", *(ROOT / "scripts" / f"{n}.py" for n in BUILD)]
-    files = [*(ROOT / "dynprune_cuda").rglob("*.py"), *of_build]
+    files = [*(ROOT / "dynprune_cuda").rglob("*.py"), *of_operators, *of_build]
     text = "\n".join(file.read_text() for file in files)
     return re.sub(r'"\s*\n\s*f?"', "", text)
 
