@@ -272,7 +272,7 @@ def test_rescale_leaves_other_policies_alone_and_names_bad_input(device):
     pruner = Pruner(N, 0.5, "uniform", device=device)
     pruner.set_epoch(1)
     assert pruner.rescale(ids, losses) is losses
-    with pytest.raises(ValueError, match="4 ids and 3 values"):
+    with pytest.raises(ValueError, match="4 ids and 3 losses"):
         pruner.rescale(ids, losses[:3])
     with pytest.raises(TypeError, match="ids must be a tensor, got list"):
         pruner.rescale([0, 1], losses)
