@@ -245,17 +245,28 @@ def test_a_block_adds_its_pixels_by_few_atomic_operations(kernels_in_turn: Kerne
 
 @pytest.mark.parametrize("rows_per_sample", [2, 3, 16, 17, 128])
 @pytest.mark.parametrize(
-    ("rows", "classes", "more_requests"),
-    [(128, 4096, 1.01), (512, 21, 1.14), (1024, 512, 1.07), (1024, 21, 1.3)],
+    ("rows", "classes", "dtype", "more_requests"),
+    [
+        (128, 4096, torch.bfloat16, 1.01),
+        (512, 21, torch.bfloat16, 1.14),
+        (1024, 512, torch.bfloat16, 1.07),
+        (1024, 21, torch.bfloat16, 1.3),
+        (1024, 21, torch.float32, 1.3),
+    ],
     ids=str,
 )
 def test_several_rows_of_a_sample_add_nothing_to_one_each(
-    kernels_in_turn: Kernels, rows: int, classes: int, rows_per_sample: int, more_requests: float
+    kernels_in_turn: Kernels,
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    rows_per_sample: int,
+    more_requests: float,
 ) -> None:
     """In one launch and in several, with ids sorted and mixed: fewer bytes, few more requests."""
-    alone = step_bytes(kernels_in_turn, rows, classes, torch.bfloat16)
+    alone = step_bytes(kernels_in_turn, rows, classes, dtype)
     sorted_ids = torch.arange(rows) // rows_per_sample
     mixed_ids = sorted_ids[torch.randperm(rows, generator=torch.Generator().manual_seed(1))]
     for ids in (sorted_ids, mixed_ids):
-        together = step_bytes(kernels_in_turn, rows, classes, torch.bfloat16, ids=ids)
+        together = step_bytes(kernels_in_turn, rows, classes, dtype, ids=ids)
         assert together[0] <= alone[0] and together[1] <= more_requests * alone[1]
