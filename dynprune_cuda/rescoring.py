@@ -132,7 +132,7 @@ def rescore(
 def _check_probabilities(target: Tensor) -> None:
     """Refuses targets of several labels, whose loss is another one. Waits."""
     class_dim = min(1, target.dim() - 1)
-    furthest = (target.sum(class_dim, dtype=torch.float32) - 1).abs().max() if len(target) else 0
+    furthest = (target.sum(class_dim, dtype=torch.float32) - 1).abs().max() if target.numel() else 0
     if furthest > 0.02:  # 16-bit probabilities of many classes add up to that much
         raise ValueError(
             "targets must be class indices, or probabilities that sum to 1: rescore computes "

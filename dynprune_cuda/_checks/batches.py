@@ -70,6 +70,7 @@ def check_range(ids: Tensor, num_samples: int) -> None:
     """
     if not is_readable(ids):
         return
+    ids = ids.to(torch.int64)  # torch compares uint8 modulo 256
     outside = (ids < -1) | (ids >= num_samples)
     if bool(outside.any()):
         place = int(outside.nonzero()[0])
@@ -80,7 +81,8 @@ def check_range(ids: Tensor, num_samples: int) -> None:
 
 
 def first_of_each(ids: Tensor) -> Tensor:
-    """Returns ids with -1 in place of all but one that are equal; no wait."""
+    """Returns ids, int64, with -1 in place of all but one that are equal; no wait."""
+    ids = ids.to(torch.int64)  # -1 would be 255 of uint8
     order = ids.argsort(stable=True)
     ordered = ids[order]
     is_again = torch.zeros_like(ids, dtype=torch.bool)

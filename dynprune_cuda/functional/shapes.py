@@ -129,7 +129,7 @@ def _hint_of_shape(logits: Tensor, target: Tensor, class_dim: int, shape: tuple[
     """Returns what is probably meant, where a target's shape is not `shape`; or nothing."""
     if logits.dim() > 2 and class_dim == 1 and target.shape == logits.shape[:-1]:
         return ": if the classes are the last dimension, pass class_dim=-1"
-    if logits.dim() > 2 and class_dim == -1 and target.shape == logits[:, 0].shape:
+    if logits.dim() > 2 and class_dim == -1 and target.shape == logits.shape[:1] + logits.shape[2:]:
         return ": if the classes are dimension 1, pass class_dim=1"
     if target.dim() > 1 and target.shape[1] == 1 and target[:, 0].shape == shape:
         return ": drop a dimension with target.squeeze(1)"

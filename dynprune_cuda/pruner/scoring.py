@@ -80,6 +80,7 @@ class Scoring(RunStatus):
         Raises:
             TypeError: `ids` or `losses` is no tensor.
             ValueError: A dtype or a shape is wrong, or the lengths differ.
+            IndexError: An id on the CPU is out of range.
         """
         check_ids_and_values(ids, losses, "losses")
         check_range(ids, self.num_samples)

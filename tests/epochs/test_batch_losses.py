@@ -59,8 +59,9 @@ def test_an_id_that_occurs_twice_gets_the_value_once(device, row_reduction):
     pruner = Pruner(N, 0.5, alpha=1.0, row_reduction=row_reduction, device=device)
     with pytest.warns(RuntimeWarning):
         pruner.observe(torch.tensor([3, 0, 3, -1, 3]), torch.tensor(4.0, device=device))
+    pruner.observe(torch.tensor([3, 0, 3], dtype=torch.uint8), torch.tensor(4.0, device=device))
     assert pruner.table.mean[[0, 3]].tolist() == [4, 4]
-    assert pruner.table.count[[0, 3]].tolist() == [1, 1] and int(pruner.table.count.sum()) == 2
+    assert pruner.table.count[[0, 3]].tolist() == [2, 2] and int(pruner.table.count.sum()) == 4
 
 
 def test_sharded_scores_take_batch_losses_with_the_alpha_of_the_pruner(device):

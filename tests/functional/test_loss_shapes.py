@@ -455,6 +455,18 @@ def refused():
     yield "cu_seqlens must have dtype", {"cu_seqlens": seven.float()}
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+def test_ids_of_sequences_may_have_any_integer_dtype(dtype):
+    logits, target, ids = sequences("cpu")
+    ids, pruner = ids.clamp(min=0), Pruner(300, 0.5)  # more than uint8 has numbers
+    pruner.cross_entropy(logits, target, ids.to(dtype), class_dim=-1)
+    losses = torch.ones(len(ids))
+    assert pruner.rescale(ids.to(dtype), losses) is losses
+    assert pruner.table.count.nonzero().flatten().tolist() == ids.unique().tolist()
+    with pytest.raises(IndexError, match=r"ids\[1\] = 300"):
+        pruner.rescale(torch.tensor([299, 300]), losses[:2])
+
+
 def test_an_id_out_of_range_is_named_by_its_place():
     logits, target, ids = sequences("cpu")
     pruner, ids = Pruner(8, 0.5), ids.clone()
