@@ -41,7 +41,7 @@ struct RowTotal {
   uint32_t rows;               // below 2^31: no digit overflows
   uint32_t greatest;           // of the ordered_key of the rows for kMax; or kNotFiniteKey
   uint32_t wrong;              // not 0 if a row is not correct
-  uint32_t arrived;            // parts that have been added (kernels/scoring/update_scores.cuh)
+  uint32_t arrived;            // totals that have been added (kernels/scoring/update_scores.cuh)
 
   // Of an amount, for its digit and for the next.
   DYNPRUNE_HD static int64_t low_part(int64_t amount) { return amount & 0xffffffff; }

@@ -73,7 +73,7 @@ def check_range(ids: Tensor, num_samples: int) -> None:
     ids = ids.to(torch.int64)  # torch compares uint8 modulo 256
     outside = (ids < -1) | (ids >= num_samples)
     if bool(outside.any()):
-        place = int(outside.nonzero()[0])
+        place = int(outside.nonzero()[0])  # on the CPU: no wait
         raise IndexError(
             f"ids[{place}] = {int(ids[place])} is out of range: expected 0 <= id < {num_samples}, "
             "or -1 for no sample; make the pruner with the length of the training set"

@@ -226,7 +226,7 @@ def test_pixels_of_a_sample_add_less_than_2_percent(
             assert together[0] <= 1.01 * none[0] and together[1] <= 1.03 * none[1]
             assert classes > 21 or more_memory <= 0.5 / row_bytes  # rows are added within the step
         else:
-            assert more_memory <= 6.5 / row_bytes and more_requests <= 35 / row_bytes
+            assert more_memory <= 6.5 / row_bytes and more_requests <= 30 / row_bytes
             assert together[0] <= (1.025 if row_bytes < 84 else 1.02) * none[0]
 
 

@@ -39,8 +39,7 @@ struct OwnTotal {
     total->digits[digit] += RowTotal::low_part(amount);
     total->digits[digit + 1] += RowTotal::high_part(amount);
   }
-  __device__ __forceinline__ void add_rows(unsigned rows, uint32_t greatest, bool wrong) const {
-    total->rows = rows;
+  __device__ __forceinline__ void add_flags(uint32_t greatest, bool wrong) const {
     total->greatest = greatest;
     total->wrong = wrong ? 1 : 0;
   }
@@ -58,15 +57,15 @@ struct SharedTotal {
     add_to_digit(digit, RowTotal::low_part(amount));
     add_to_digit(digit + 1, RowTotal::high_part(amount));
   }
-  __device__ __forceinline__ void add_rows(unsigned rows, uint32_t greatest, bool wrong) const {
-    atomicAdd(&total->rows, rows);
+  __device__ __forceinline__ void count_rows(unsigned rows) const { atomicAdd(&total->rows, rows); }
+  __device__ __forceinline__ void add_flags(uint32_t greatest, bool wrong) const {
     if (greatest != 0) atomicMax(&total->greatest, greatest);
     if (wrong) atomicOr(&total->wrong, 1u);
   }
-  // A row, by the thread that has it.
+  // A row, by the thread that has it. Its caller counts it.
   __device__ __forceinline__ void add_row(RowReduction reduction, const TableEntry& row) const {
     const uint32_t key = RowTotal::key_of(reduction, row.value);
-    add_rows(1, key, !row.correct);
+    add_flags(key, !row.correct);
     if (!RowTotal::has_term(reduction, key)) return;
     const RowTerm term(row.value);
     add_amount(term.digit, term.amount);
@@ -76,12 +75,13 @@ struct SharedTotal {
     for (int i = 0; i < kNumDigits; i++) {
       if (other.digits[i] != 0) add_to_digit(i, other.digits[i]);
     }
-    add_rows(other.rows, other.greatest, other.wrong != 0);
+    count_rows(other.rows);
+    add_flags(other.greatest, other.wrong != 0);
   }
 };
 
 // The rows of the lanes in `members`, all of one sample. All lanes of the warp call; the first of
-// the members adds for all of them. Total: OwnTotal or SharedTotal.
+// the members adds for all of them. The caller counts them. Total: OwnTotal or SharedTotal.
 template <class Total>
 __device__ __forceinline__ void add_rows_of_warp(const Total& total, RowReduction reduction,
                                                  unsigned members, const TableEntry& row) {
@@ -97,7 +97,7 @@ __device__ __forceinline__ void add_rows_of_warp(const Total& total, RowReductio
       key = other > key ? other : key;
     }
   }
-  if (adds) total.add_rows(static_cast<unsigned>(__popc(members)), key, wrong);
+  if (adds) total.add_flags(key, wrong);
   const RowTerm term(has_term ? row.value : 0.0f);
   unsigned left = __ballot_sync(kFullWarp, term.amount != 0);
   while (left != 0) {  // once for each digit that a row has: mostly once
@@ -118,9 +118,12 @@ __device__ __forceinline__ void add_rows_of_block(RowTotal* total, RowReduction 
                                                   const TableEntry& entry) {
   DYNPRUNE_SHARED(RowTotal, by_warp, [kWarps]);
   RowTotal* own = &by_warp[threadIdx.x / kWarpSize];
-  if (threadIdx.x % kWarpSize == 0) *own = RowTotal{};
-  __syncwarp();
   const unsigned members = __ballot_sync(kFullWarp, entry.counts);
+  if (threadIdx.x % kWarpSize == 0) {
+    *own = RowTotal{};
+    own->rows = static_cast<uint32_t>(__popc(members));
+  }
+  __syncwarp();
   if (members != 0) add_rows_of_warp(OwnTotal{own}, reduction, members, entry);
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
@@ -136,7 +139,9 @@ __device__ __forceinline__ void add_rows_of_block(RowTotal* total, RowReduction 
       wrong |= by_warp[w].wrong;
       greatest = by_warp[w].greatest > greatest ? by_warp[w].greatest : greatest;
     }
-    if (rows != 0) SharedTotal{total}.add_rows(rows, greatest, wrong != 0);
+    if (rows == 0) return;
+    SharedTotal{total}.count_rows(rows);
+    SharedTotal{total}.add_flags(greatest, wrong != 0);
   }
 }
 
@@ -150,24 +155,13 @@ __device__ __forceinline__ void add_neighbouring_rows(RowTotal* totals, int64_t 
     const long long first =
         __shfl_sync(kFullWarp, static_cast<long long>(sample), __ffs(static_cast<int>(left)) - 1);
     const unsigned members = __ballot_sync(kFullWarp, entry.counts && sample == first);
-    add_rows_of_warp(SharedTotal{&totals[first]}, reduction, members, entry);
+    const SharedTotal total{&totals[first]};
+    add_rows_of_warp(total, reduction, members, entry);
+    if ((members & -members) == 1u << threadIdx.x % kWarpSize) {
+      total.count_rows(static_cast<unsigned>(__popc(members)));
+    }
     left &= ~members;
   }
-}
-
-// A total to which other threads have added.
-__device__ __forceinline__ RowTotal load_total(const RowTotal* total) {
-  RowTotal loaded;
-#pragma unroll
-  for (int i = 0; i < kNumDigits; i++) {
-    loaded.digits[i] = static_cast<int64_t>(
-        load_relaxed(reinterpret_cast<const unsigned long long*>(&total->digits[i])));
-  }
-  loaded.rows = load_relaxed(&total->rows);
-  loaded.greatest = load_relaxed(&total->greatest);
-  loaded.wrong = load_relaxed(&total->wrong);
-  loaded.arrived = 0;
-  return loaded;
 }
 
 }  // namespace cuda

@@ -189,12 +189,13 @@ __device__ __forceinline__ void apply_parts(const ScoreUpdate& u, Parts parts, i
     }
   }
   if (warp.members == 0) return;
-  // The last part of the sample to arrive enters it.
+  // The last part of the sample to arrive enters it. Rows are counted by arriving.
+  unsigned* arrived = parts != nullptr ? &total->arrived : &total->rows;
   const unsigned num_parts = static_cast<unsigned>(__popc(warp.members));
   __threadfence();
-  if (atomicAdd(&total->arrived, num_parts) + num_parts != slot.others + 1) return;
+  if (atomicAdd(arrived, num_parts) + num_parts != slot.others + 1) return;
   __threadfence();
-  const RowTotal all = load_total(total);
+  const RowTotal all = *total;
   enter(u, warp.id, {all.value(u.row_reduction), all.wrong == 0, true});
 }
 

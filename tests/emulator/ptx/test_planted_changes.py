@@ -106,6 +106,7 @@ CHANGES = (
     Change(
         "a sum of fewer lanes", APPLY, r"shfl\.sync\.bfly", "shfl.sync.up", updates, everywhere=True
     ),
+    Change("missing fences of an update", APPLY, r"membar\.gl;", "", updates, everywhere=True),
     Change("a constant", FORWARD, r"0f3FB8AA3B", "0f3FB8AB00", FLOATS, everywhere=True),
     Change("other shuffles", FORWARD, r"shfl\.sync\.bfly", "shfl.sync.up", FLOATS, everywhere=True),
     Change("a sign", BACKWARD, r"sub\.f32", "add.f32", FLOATS, everywhere=True),
